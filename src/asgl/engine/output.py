@@ -1,0 +1,128 @@
+"""From tokens to text: decodes as tokens come, finds where generation ends, and never shows what a stop may cut.
+
+    generated      t0    t1    t2     t3
+    text           "The" " cat" " sat" ".\\nQ:"          stop = "\\n"
+                                        ^ the stop starts inside t3
+    kept_tokens    3     t0 t1 t2 lie wholly before it
+    remainder      "."   what is left of t3: the stream tokenizes it anew, so that its tokens say what its text says
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+from asgl.types import FinishReason
+
+
+class Detokenizer(Protocol):
+    """Text of a growing sequence of tokens. A character is given when its last byte came, never half of one."""
+
+    def push(self, token_id: int, /) -> str: ...
+
+    def flush(self) -> str:
+        """What incomplete bytes are left, as replacement characters."""
+        ...
+
+
+class OutputText:
+    """The output of one generation. Made by the engine; `push` is called once for each sampled token, in order."""
+
+    __slots__ = ("_character_ends", "_detokenizer", "_end_tokens", "_keep_stop", "_longest", "_min_tokens", "_stop_tokens",
+                 "_stops", "_text", "count", "kept_tokens", "matched_stop", "remainder", "text")
+
+    def __init__(
+        self,
+        detokenizer: Callable[[], Detokenizer],
+        *,
+        stops: Sequence[str] = (),
+        stop_tokens: Collection[int] = (),
+        end_tokens: Collection[int] = (),
+        keep_stop: bool = False,
+        min_tokens: int = 0,
+    ) -> None:
+        self._detokenizer = detokenizer()
+        self._stops = tuple(stops)
+        self._longest = max(map(len, self._stops), default=0)
+        self._stop_tokens = frozenset(stop_tokens)
+        self._end_tokens = frozenset(end_tokens)
+        self._keep_stop = keep_stop
+        self._min_tokens = min_tokens
+        self._text = ""
+        self._character_ends: list[int] = []
+        """For each token so far, how much text was complete after it."""
+        self.text = ""
+        """What is certain: it only ever grows."""
+        self.count = 0
+        self.kept_tokens = 0
+        """How many tokens, from the first, are the stream's from now on. Final once `push` gave a reason or `finish` ran."""
+        self.remainder = ""
+        """Text after the kept tokens that is no whole token."""
+        self.matched_stop: str | int | None = None
+
+    def push(self, token_id: int) -> FinishReason | None:
+        """Takes the next token; the reason if generation ends with it."""
+        self.count += 1
+        may_end = self.count >= self._min_tokens
+        if may_end and (token_id in self._end_tokens or token_id in self._stop_tokens):
+            return self._end_at_token(token_id)
+        before = len(self._text)
+        self._text += self._detokenizer.push(token_id)
+        self._character_ends.append(len(self._text))
+        self.kept_tokens = self.count
+        if may_end and self._stops and (found := self._earliest_stop(before)) is not None:
+            self._cut(*found)
+            return "stop"
+        self.text = self._text[: len(self._text) - self._held_back()]
+        return None
+
+    def finish(self) -> None:
+        """Generation ended for another reason than a stop: what was held back is text after all."""
+        self._text += self._detokenizer.flush()
+        self.text = self._text
+
+    def _end_at_token(self, token_id: int) -> FinishReason:
+        reason: FinishReason = "stop" if token_id in self._stop_tokens else "eos"
+        self.matched_stop = token_id if reason == "stop" else None
+        if self._keep_stop and reason == "stop":
+            self._text += self._detokenizer.push(token_id)
+            self.kept_tokens = self.count
+        self.finish()
+        return reason
+
+    def _earliest_stop(self, before: int) -> tuple[int, str] | None:
+        """Where the earliest match of any stop begins; of two that begin together, the one that was given first."""
+        start = max(0, before - self._longest + 1)
+        found = [(at, order) for order, stop in enumerate(self._stops) if (at := self._text.find(stop, start)) >= 0]
+        if not found:
+            return None
+        at, order = min(found)
+        return at, self._stops[order]
+
+    def _cut(self, at: int, stop: str) -> None:
+        self.matched_stop = stop
+        end = at + len(stop) if self._keep_stop else at
+        self.kept_tokens = sum(1 for boundary in self._character_ends if boundary <= end)
+        while self.kept_tokens and self._mid_character(self.kept_tokens, end):
+            self.kept_tokens -= 1
+        whole = self._character_ends[self.kept_tokens - 1] if self.kept_tokens else 0
+        self.remainder = self._text[whole:end]
+        self.text = self._text = self._text[:end]
+
+    def _mid_character(self, kept: int, end: int) -> bool:
+        """Whether the last kept token may carry the first bytes of a character that is not kept.
+
+        Such a token completes no text: the boundary after it is that of the token before, and the next token's text starts
+        at `end` or later, so it may belong to what was cut.
+        """
+        boundary = self._character_ends[kept - 1]
+        previous = self._character_ends[kept - 2] if kept > 1 else 0
+        return boundary == previous and boundary == end and kept < len(self._character_ends)
+
+    def _held_back(self) -> int:
+        """How many last characters may be the beginning of a stop."""
+        for length in range(min(self._longest - 1, len(self._text)), 0, -1):
+            tail = self._text[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,164 @@
+"""The interface of a kernel back end: a few pure functions over tensors, and one description of a ragged batch.
+
+Conventions, for all back ends: n is the number of new tokens of the step, d the width of the model. The residual stream,
+norms, scores, softmax and logits are float32; weights, keys and values are in the back end's `kv_dtype`/weight format. What a
+function returns may be a buffer of the back end that its next call of the same function overwrites: consume it before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+WeightFormat = Literal["dense", "int8", "int4"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedTensor:
+    """A matrix of n x k in groups along k, as block formats hold it: value = scale * quant + offset.
+
+    `quants` uint8 [n, k], one value a byte: 0..15 if `bits` is 4, 0..255 if it is 8. `scale` and `offset` float32
+    [n, k / group]. Symmetric formats are shifted: Q8_0's int8 q is stored as q + 128, with offset -128 * scale.
+    """
+
+    quants: Tensor
+    scale: Tensor
+    offset: Tensor
+    bits: Literal[4, 8]
+    group: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.quants.shape[0], self.quants.shape[1])
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The dense matrix [n, k]."""
+        n, k = self.shape
+        grouped = self.quants.view(n, k // self.group, self.group).to(self.scale.dtype)
+        return (grouped * self.scale.unsqueeze(2) + self.offset.unsqueeze(2)).view(n, k).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of a step, in CSR form; see `asgl.plan` for what the fields mean. int32 tensors on the back end's device."""
+
+    input_ids: Tensor
+    """[n]"""
+    positions: Tensor
+    """[n]"""
+    slots: Tensor
+    """[n]: where the keys and values of each new token go."""
+    qo_indptr: Tensor
+    """[rows + 1]: the new tokens of each row."""
+    kv_indptr: Tensor
+    """[rows + 1]: the context of each row, its new tokens included."""
+    kv_indices: Tensor
+    """[sum of contexts]: slots."""
+    decode_rows: int
+    """The first so many rows have one new token each."""
+    max_qo: int
+    """The most new tokens of a row."""
+    max_kv: int
+    """The longest context."""
+    shared: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
+    """Spans (start, end, rows): these rows have the same slots at positions start:end. A hint; see `plan.SharedSpan`."""
+
+    @property
+    def rows(self) -> int:
+        return self.qo_indptr.shape[0] - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """How to sample each of m rows of logits. Tensors of m values unless said otherwise."""
+
+    temperature: Tensor
+    """float32; 0 is greedy."""
+    top_p: Tensor
+    """float32; 1 is off."""
+    top_k: Tensor
+    """int32; 0 is off."""
+    min_p: Tensor
+    """float32; 0 is off."""
+    uniform: Tensor
+    """float64 in [0, 1): the row's random number. Sampling inverts the distribution, tokens taken likeliest first."""
+    edits: tuple[Tensor, Tensor, Tensor] | None = None
+    """(row int64, token int64, added float32), triples without repetition: logit_bias and penalties as additions, -inf for
+    banned tokens. None: nothing to add."""
+    repetition: tuple[Tensor, Tensor, Tensor] | None = None
+    """(row int64, token int64, penalty float32): before `edits`, positive logits are divided, negative multiplied."""
+    all_greedy: bool = False
+    """All temperatures are 0."""
+    unfiltered: bool = False
+    """top_p, top_k and min_p are off in every row."""
+
+
+class Kernels(Protocol):
+    """A back end. Made once per Runtime on its device thread, and called from that thread only."""
+
+    name: str
+    device: torch.device
+    kv_dtype: torch.dtype
+    weights: WeightFormat
+
+    def pack_linear(self, weight: Tensor | QuantizedTensor) -> Any:
+        """Prepares the weight [out, in] of a linear layer; what comes back is only ever given to `linear` or `head`."""
+        ...
+
+    def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Any:
+        """Prepares the table [vocabulary, d] for `embed`."""
+        ...
+
+    def embed(self, table: Any, input_ids: Tensor) -> Tensor:
+        """float32 [n, d]: the start of the residual stream. A fresh tensor."""
+        ...
+
+    def add_rms_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        """Adds `delta` [n, d] (if any) to the float32 residual stream `hidden` [n, d] in place; returns the RMS norm of the
+        sum times `weight` (float32 [d]), in the dtype that `linear` takes (Zhang and Sennrich, arXiv 1910.07467)."""
+        ...
+
+    def linear(self, x: Tensor, weight: Any) -> Tensor:
+        """x [n, in] -> [n, out]."""
+        ...
+
+    def rope_and_store(self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """Rotates queries and keys, stores keys and values, returns the rotated queries.
+
+        qkv [n, (heads + 2 * kv_heads) * head_dim]: queries, keys, values. rope float32 [context, head_dim]: cosines of the
+        head_dim / 2 angles of a position, then their sines; halves are rotated (x1, x2 are the two halves of a head).
+        k_cache, v_cache [slots, kv_heads, head_dim] of one layer, written at `batch.slots`. Returns [n, heads, head_dim].
+        """
+        ...
+
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float) -> Tensor:
+        """Softmax(q k^T * scale) v for every new token over its row's context, causal among the row's new tokens.
+
+        q as `rope_and_store` returns it; query head h reads KV head h // (heads // kv_heads). Returns [n, heads * head_dim]
+        in the dtype that `linear` takes.
+        """
+        ...
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """gate_up [n, 2 f]: silu(gate) * up -> [n, f] (arXiv 2002.05202)."""
+        ...
+
+    def head(self, x: Tensor, weight: Any) -> Tensor:
+        """float32 logits [m, vocabulary] of the m rows x."""
+        ...
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """float32 log-probabilities [m, vocabulary]; `logits` is not changed."""
+        ...
+
+    def sample(self, logits: Tensor, how: SamplingBatch) -> Tensor:
+        """int64 [m]: a token for each row of float32 logits [m, vocabulary]. May overwrite `logits`."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits until everything that was launched is done."""
+        ...

@@ -1,0 +1,97 @@
+"""A request as the scheduler sees it: what is to be computed, and how far it is."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from asgl.plan import INT
+from asgl.sampling import SamplingSpec
+from asgl.types import FinishReason
+
+if TYPE_CHECKING:
+    from asgl.scheduling.branches import Branches
+    from asgl.scheduling.radix_cache import Node
+
+State = Literal["waiting", "running", "ended"]
+
+
+class Output(Protocol):
+    """Watches the tokens of a generation for its end."""
+
+    def push(self, token_id: int, /) -> FinishReason | None: ...
+
+
+class Request:
+    """One piece of work: to extend the cache by a prompt, and then to generate tokens, or to score branches, or neither.
+
+    `tokens` is the prompt and what was generated. `slots` are those of the tokens whose keys and values are computed, or are
+    being computed by the step in flight; `node` is the locked node of the radix cache that covers the first `covered` of
+    them, the rest is the request's own:
+
+        tokens  p p p p p p p p g g g
+        slots   s s s s s s s s s s          the last sampled token has none yet
+                |- covered -|- own -|
+    """
+
+    __slots__ = ("admitted_order", "banned", "branches", "cached_tokens", "computed", "covered", "deadline", "id",
+                 "leader", "max_tokens", "min_tokens", "namespace", "node", "output", "priority", "prompt", "retracted",
+                 "slots", "spec", "state", "tokens")
+
+    def __init__(
+        self,
+        id: int,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int = 0,
+        spec: SamplingSpec | None = None,
+        output: Output | None = None,
+        min_tokens: int = 0,
+        banned: Sequence[int] = (),
+        branches: Branches | None = None,
+        namespace: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> None:
+        self.id = id
+        self.prompt = array(INT, prompt)
+        self.max_tokens = max_tokens
+        """How many tokens to generate at most; 0: the prompt's keys and values are all that is wanted."""
+        self.spec = spec or SamplingSpec()
+        self.output = output
+        self.min_tokens = min_tokens
+        self.banned = tuple(banned)
+        """Tokens that may not be sampled before `min_tokens` are generated."""
+        self.branches = branches
+        """The tree of continuations to score, for a select."""
+        self.namespace = namespace
+        self.priority = priority
+        self.deadline = deadline
+
+        self.state: State = "waiting"
+        self.tokens = array(INT, prompt)
+        self.slots = array(INT)
+        self.computed = 0
+        """How many tokens have keys and values; more slots than that are being written by the step in flight."""
+        self.node: Node | None = None
+        self.covered = 0
+        self.cached_tokens = 0
+        self.admitted_order = -1
+        self.retracted = False
+        self.leader: Request | None = None
+        """The running request that computes a prefix this waiting one is held for."""
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.prompt)
+
+    @property
+    def need(self) -> int:
+        """The most slots that the request can ever hold at once. The last token of a generation needs none."""
+        branches = self.branches.size if self.branches is not None else 0
+        return len(self.prompt) + max(self.max_tokens - 1, 0) + branches
+
+    def __repr__(self) -> str:
+        return (f"<Request {self.id} {self.state}: {len(self.prompt)} prompt + {self.generated} generated tokens, "
+                f"{self.computed} computed, {self.covered} covered>")

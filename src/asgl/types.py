@@ -1,0 +1,77 @@
+"""Small types that every layer speaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypedDict
+
+FinishReason = Literal["stop", "eos", "length", "grammar", "stopped"]
+"""Why a generation ended: a stop string or stop token, the model's end token, `max_tokens` or the context's end, a complete
+grammar, or `Handle.stop()`."""
+
+
+class Message(TypedDict):
+    """A chat message, in the shape of the OpenAI API."""
+
+    role: str
+    content: str
+
+
+class TokenLogprob(NamedTuple):
+    """The log-probability (natural logarithm) of a token under the model itself: before temperature, penalties and masks."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+    """The likeliest tokens at this position, likeliest first; as many as were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a Runtime has loaded."""
+
+    name: str
+    architecture: str
+    parameters: int
+    context_length: int
+    vocabulary: int
+    dtype: str
+    device: str
+    kernels: str
+    weights: str
+    """How the weights of the linear layers are held: "dense", "int8" or "int4"."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """A snapshot of an engine. Slots are tokens of KV cache; times are seconds since the engine started."""
+
+    capacity: int
+    """Slots in all. `capacity == free + evictable + pinned + owned by running requests`."""
+    free: int
+    evictable: int
+    """Slots of the prefix cache that no running request needs."""
+    pinned: int
+    """Slots of the prefix cache that running requests read."""
+    running: int
+    waiting: int
+    steps: int
+    prompt_tokens: int
+    """Tokens of all prompts, counted at a request's first admission."""
+    cached_tokens: int
+    """Those of `prompt_tokens` that were in the cache, and so were not computed."""
+    generated_tokens: int
+    forced_tokens: int
+    """Generated tokens that a grammar forced, and that were not sampled."""
+    evicted_tokens: int
+    retractions: int
+    cancelled: int
+    plan_seconds: float
+    run_seconds: float
+    idle_seconds: float
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of prompt tokens that were in the cache."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
