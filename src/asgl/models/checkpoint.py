@@ -1,0 +1,42 @@
+"""What a loader gives: the config, the tokenizer, and tensors under asgl's own names.
+
+    embedding                          [vocabulary, d]
+    layers.{i}.attention_norm          [d]
+    layers.{i}.q / .k / .v             [heads * head_dim, d] / [kv_heads * head_dim, d]; rows in rotate-halves order
+    layers.{i}.q_bias / .k_bias / .v_bias   [rows], only if `config.attention_bias`
+    layers.{i}.o                       [d, heads * head_dim]
+    layers.{i}.mlp_norm                [d]
+    layers.{i}.gate / .up / .down      [f, d] / [f, d] / [d, f]
+    norm                               [d]
+    head                               [vocabulary, d], unless `config.tied_head`
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asgl.kernels.api import QuantizedTensor
+    from asgl.models.chat_template import ChatTemplate
+    from asgl.models.config import ModelConfig
+    from asgl.models.tokenizer import Tokenizer
+
+
+class Checkpoint(Protocol):
+    """An opened model. Tensors are read when asked for, and dense ones keep the dtype of the file."""
+
+    name: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    """None if the model has none."""
+
+    def tensor(self, name: str) -> Tensor | QuantizedTensor:
+        """The tensor of that name. ModelError if the file lacks it or its shape is not what the config says."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the files. Tensors given out before may no longer be used."""
+        ...
