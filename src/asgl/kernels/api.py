@@ -1,8 +1,9 @@
 """The interface of a kernel back end: a few pure functions over tensors, and one description of a ragged batch.
 
-Conventions, for all back ends: n is the number of new tokens of the step, d the width of the model. The residual stream,
-norms, scores, softmax and logits are float32; weights, keys and values are in the back end's `kv_dtype`/weight format. What a
-function returns may be a buffer of the back end that its next call of the same function overwrites: consume it before.
+Conventions, for all back ends: n is the number of new tokens of the step, d the width of the model. The residual
+stream, norms, scores, softmax and logits are float32; weights, keys and values are in the back end's
+`kv_dtype`/weight format. What a function returns may be a buffer of the back end that its next call of the same
+function overwrites: consume it before.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class QuantizedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The rows of a step, in CSR form; see `asgl.plan` for what the fields mean. int32 tensors on the back end's device."""
+    """The rows of a step, in CSR form; see `asgl.plan` for what the fields mean. int32 tensors on the back end's
+    device."""
 
     input_ids: Tensor
     """[n]"""
@@ -65,7 +67,8 @@ class Batch:
     max_kv: int
     """The longest context."""
     shared: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
-    """Spans (start, end, rows): these rows have the same slots at positions start:end. A hint; see `plan.SharedSpan`."""
+    """Spans (start, end, rows): these rows have the same slots at positions start:end. A hint; see
+    `plan.SharedSpan`."""
 
     @property
     def rows(self) -> int:
@@ -87,8 +90,8 @@ class SamplingBatch:
     uniform: Tensor
     """float64 in [0, 1): the row's random number. Sampling inverts the distribution, tokens taken likeliest first."""
     edits: tuple[Tensor, Tensor, Tensor] | None = None
-    """(row int64, token int64, added float32), triples without repetition: logit_bias and penalties as additions, -inf for
-    banned tokens. None: nothing to add."""
+    """(row int64, token int64, added float32), triples without repetition: logit_bias and penalties as additions,
+    -inf for banned tokens. None: nothing to add."""
     repetition: tuple[Tensor, Tensor, Tensor] | None = None
     """(row int64, token int64, penalty float32): before `edits`, positive logits are divided, negative multiplied."""
     all_greedy: bool = False
@@ -106,7 +109,12 @@ class Kernels(Protocol):
     weights: WeightFormat
 
     def pack_linear(self, weight: Tensor | QuantizedTensor) -> Any:
-        """Prepares the weight [out, in] of a linear layer; what comes back is only ever given to `linear` or `head`."""
+        """Prepares the weight [out, in] of a linear layer; what comes back is only ever given to `linear`."""
+        ...
+
+    def pack_head(self, weight: Tensor | QuantizedTensor) -> Any:
+        """Prepares the weight [vocabulary, d] of the output layer; what comes back is only ever given to `head`. It
+        is not put in fewer bits than it has in the file, whatever `weights` says."""
         ...
 
     def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Any:
@@ -118,8 +126,9 @@ class Kernels(Protocol):
         ...
 
     def add_rms_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-        """Adds `delta` [n, d] (if any) to the float32 residual stream `hidden` [n, d] in place; returns the RMS norm of the
-        sum times `weight` (float32 [d]), in the dtype that `linear` takes (Zhang and Sennrich, arXiv 1910.07467)."""
+        """Adds `delta` [n, d] (if any) to the float32 residual stream `hidden` [n, d] in place; returns the RMS norm
+        of the sum times `weight` (float32 [d]), in the dtype that `linear` takes (Zhang and Sennrich, arXiv
+        1910.07467)."""
         ...
 
     def linear(self, x: Tensor, weight: Any) -> Tensor:
@@ -129,17 +138,18 @@ class Kernels(Protocol):
     def rope_and_store(self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Rotates queries and keys, stores keys and values, returns the rotated queries.
 
-        qkv [n, (heads + 2 * kv_heads) * head_dim]: queries, keys, values. rope float32 [context, head_dim]: cosines of the
-        head_dim / 2 angles of a position, then their sines; halves are rotated (x1, x2 are the two halves of a head).
-        k_cache, v_cache [slots, kv_heads, head_dim] of one layer, written at `batch.slots`. Returns [n, heads, head_dim].
+        qkv [n, (heads + 2 * kv_heads) * head_dim]: queries, keys, values. rope float32 [context, head_dim]: cosines
+        of the head_dim / 2 angles of a position, then their sines; halves are rotated (x1, x2 are the two halves of a
+        head). k_cache, v_cache [slots, kv_heads, head_dim] of one layer, written at `batch.slots`. Returns [n, heads,
+        head_dim].
         """
         ...
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float) -> Tensor:
         """Softmax(q k^T * scale) v for every new token over its row's context, causal among the row's new tokens.
 
-        q as `rope_and_store` returns it; query head h reads KV head h // (heads // kv_heads). Returns [n, heads * head_dim]
-        in the dtype that `linear` takes.
+        q as `rope_and_store` returns it; query head h reads KV head h // (heads // kv_heads). Returns [n, heads *
+        head_dim] in the dtype that `linear` takes.
         """
         ...
 
@@ -156,7 +166,13 @@ class Kernels(Protocol):
         ...
 
     def sample(self, logits: Tensor, how: SamplingBatch) -> Tensor:
-        """int64 [m]: a token for each row of float32 logits [m, vocabulary]. May overwrite `logits`."""
+        """int64 [m]: a token for each row of float32 logits [m, vocabulary]. May overwrite `logits`.
+
+        In this order: `repetition`, `edits`, temperature; tokens are ranked likeliest first, of equals the lower id;
+        `top_k` keeps the first k, `top_p` the fewest of those that hold the share top_p of *their* probability (at
+        least one), `min_p` those with at least min_p times the probability of the likeliest; of what is left the first
+        token whose cumulative share passes `uniform` is taken. Greedy rows take the first of the ranking.
+        """
         ...
 
     def synchronize(self) -> None:

@@ -1,0 +1,184 @@
+"""The oracle: every kernel in plain torch, for any device. Clarity first, yet no Python loop over tokens.
+
+With dtype float32 all is computed as written. With bfloat16 or float16, weights, keys, values and the inputs of
+linear layers are in that dtype; the residual stream, norms, attention, logits and sampling are float32, as is the
+weight of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from asgl.errors import ConfigError
+from asgl.kernels import ranking
+from asgl.kernels.api import Batch, QuantizedTensor, SamplingBatch, WeightFormat
+from asgl.kernels.ragged import Tile, tiles
+
+_GROUP = 32
+"""Weights of each row in a group when dense weights are put in int8 or int4."""
+
+
+def quantize(weight: Tensor, bits: int, group: int = _GROUP) -> QuantizedTensor:
+    """Rounds a dense matrix [n, k] to 4 or 8 bits, in groups of `group` along k, from each group's least to its
+    greatest.
+
+    ConfigError if k is no multiple of `group`.
+    """
+    n, k = weight.shape
+    if k % group:
+        raise ConfigError(f"a matrix of {n} x {k} cannot be held in int{bits}: {k} is no multiple of {group}; "
+                          "use weights='dense'")
+    grouped = weight.float().view(n, k // group, group)
+    low, high = grouped.aminmax(dim=2)
+    scale = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
+    quants = ((grouped - low.unsqueeze(2)) / scale.unsqueeze(2)).round_().clamp_(0, 2**bits - 1).to(torch.uint8)
+    return QuantizedTensor(quants.view(n, k), scale, low, 4 if bits == 4 else 8, group)
+
+
+def _prepacked_linear_works() -> bool:
+    """Whether oneDNN's prepacked bfloat16 product is there and right. The operators are private to torch, hence the
+    test."""
+    try:
+        weight = torch.linspace(-1, 1, 32 * 64).view(32, 64).bfloat16()
+        x = torch.linspace(-1, 1, 3 * 64).view(3, 64).bfloat16()
+        found = _prepacked_linear(x, torch.ops.mkldnn._reorder_linear_weight(weight, 1))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return torch.allclose(found, F.linear(x, weight), rtol=0.02, atol=0.02)
+
+
+def _prepacked_linear(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+class ReferenceKernels:
+    """`asgl.kernels.api.Kernels` in plain torch.
+
+    `dtype` is float32, bfloat16 or float16: of weights, keys and values. `weights` int8 or int4 rounds the linear
+    layers to that format (matrices that come with as few bits are taken as they are) and then holds them dense: the
+    numbers of the format, not its speed. ConfigError for what is not supported.
+    """
+
+    name = "reference"
+
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        weights: WeightFormat = "dense",
+        deterministic: bool = False,
+    ) -> None:
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ConfigError(f"the reference kernels compute in float32, bfloat16 or float16, not in {dtype}")
+        if deterministic:
+            raise ConfigError("the reference kernels have no deterministic mode; use deterministic=False")
+        self.device = torch.device(device)
+        self.kv_dtype = dtype
+        self.weights: WeightFormat = weights
+        self._prepack = self.device.type == "cpu" and dtype == torch.bfloat16 and _prepacked_linear_works()
+        self._linear: Callable[[Tensor, Tensor], Tensor] = _prepacked_linear if self._prepack else F.linear
+        self._tiled: tuple[Batch, list[Tile]] | None = None
+        """The tiles of the batch of the last call: all layers of a step ask for the same."""
+
+    def pack_linear(self, weight: Tensor | QuantizedTensor) -> Any:
+        if self.weights != "dense":
+            bits = 4 if self.weights == "int4" else 8
+            if not isinstance(weight, QuantizedTensor) or weight.bits > bits:
+                weight = quantize(self._dense(weight, torch.float32), bits)
+        dense = self._dense(weight, self.kv_dtype)
+        return torch.ops.mkldnn._reorder_linear_weight(dense, 1) if self._prepack else dense
+
+    def pack_head(self, weight: Tensor | QuantizedTensor) -> Any:
+        return self._dense(weight, torch.float32)
+
+    def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Any:
+        return self._dense(weight, self.kv_dtype)
+
+    def _dense(self, weight: Tensor | QuantizedTensor, dtype: torch.dtype) -> Tensor:
+        """A tensor of our own: what a checkpoint gave is gone when the checkpoint is closed."""
+        if isinstance(weight, QuantizedTensor):
+            return weight.dequantize(dtype).to(self.device)
+        return torch.empty(weight.shape, dtype=dtype, device=self.device).copy_(weight)
+
+    def embed(self, table: Any, input_ids: Tensor) -> Tensor:
+        return F.embedding(input_ids, table).to(torch.float32, copy=True)
+
+    def add_rms_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        if delta is not None:
+            hidden += delta
+        scale = torch.rsqrt(hidden.square().mean(dim=1, keepdim=True) + eps)
+        return (hidden * scale * weight).to(self.kv_dtype)
+
+    def linear(self, x: Tensor, weight: Any) -> Tensor:
+        return self._linear(x, weight)
+
+    def rope_and_store(self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        _, kv_heads, head_dim = k_cache.shape
+        heads = qkv.shape[1] // head_dim - 2 * kv_heads
+        q, k, v = qkv.view(-1, heads + 2 * kv_heads, head_dim).split((heads, kv_heads, kv_heads), dim=1)
+        cos, sin = rope[batch.positions].unsqueeze(1).chunk(2, dim=2)
+        k_cache[batch.slots] = _rotate(k, cos, sin).to(k_cache.dtype)
+        v_cache[batch.slots] = v.to(v_cache.dtype)
+        return _rotate(q, cos, sin)
+
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float) -> Tensor:
+        if self._tiled is None or self._tiled[0] is not batch:
+            self._tiled = (batch, tiles(batch, q.shape[1]))
+        n, heads, head_dim = q.shape
+        out = q.new_empty(n, heads, head_dim)
+        for tile in self._tiled[1]:
+            out[tile.flat] = _attend(q, k_cache, v_cache, tile, scale)
+        return out.view(n, heads * head_dim).to(self.kv_dtype)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=1)
+        return (F.silu(gate.float()) * up.float()).to(self.kv_dtype)
+
+    def head(self, x: Tensor, weight: Any) -> Tensor:
+        return F.linear(x.float(), weight)
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        return torch.log_softmax(logits, dim=1)
+
+    def sample(self, logits: Tensor, how: SamplingBatch) -> Tensor:
+        return ranking.sample(logits, how)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the two halves of each head of x [n, heads, head_dim] against each other, in float32."""
+    first, second = x.float().chunk(2, dim=2)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=2)
+
+
+def _attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, tile: Tile, scale: float) -> Tensor:
+    """The outputs [real queries, heads, head_dim] of the queries of a tile."""
+    _, heads, head_dim = q.shape
+    kv_heads = k_cache.shape[1]
+    rows, queries = tile.queries.shape
+    shared = heads // kv_heads
+    # [rows, queries, kv_heads, shared, head_dim] -> [rows * kv_heads, queries * shared, head_dim]
+    grouped = q[tile.queries].view(rows, queries, kv_heads, shared, head_dim).transpose(1, 2)
+    grouped = grouped.reshape(rows * kv_heads, queries * shared, head_dim)
+    scores = torch.bmm(grouped, _gather(k_cache, tile.slots).transpose(1, 2)).mul_(scale)
+    hidden = torch.arange(tile.slots.shape[1], device=q.device) > tile.last.unsqueeze(2)
+    scores.view(rows, kv_heads, queries, shared, -1).masked_fill_(hidden[:, None, :, None, :], -torch.inf)
+    mixed = torch.bmm(torch.softmax(scores, dim=2), _gather(v_cache, tile.slots))
+    mixed = mixed.view(rows, kv_heads, queries, shared, head_dim).transpose(1, 2)
+    return mixed.reshape(rows * queries, heads, head_dim)[tile.real]
+
+
+def _gather(cache: Tensor, slots: Tensor) -> Tensor:
+    """float32 [rows * kv_heads, context, head_dim] of the slots [rows, context]."""
+    rows, context = slots.shape
+    _, kv_heads, head_dim = cache.shape
+    taken = cache.index_select(0, slots.view(-1)).view(rows, context, kv_heads, head_dim).transpose(1, 2)
+    return taken.to(torch.float32, memory_format=torch.contiguous_format).reshape(rows * kv_heads, context, head_dim)

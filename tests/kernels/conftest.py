@@ -1,0 +1,44 @@
+"""The back ends that the contract tests run against: to add one is one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from asgl.kernels.api import Kernels
+from asgl.kernels.reference import ReferenceKernels
+
+
+@dataclass(frozen=True)
+class Backend:
+    """`product` and `attention` are tolerances, relative and absolute, for values of size about 1."""
+
+    name: str
+    make: Callable[[], Kernels]
+    product: float
+    attention: float
+
+
+BACKENDS = [
+    Backend("reference-float32", lambda: ReferenceKernels("cpu", torch.float32), 1e-5, 1e-5),
+    Backend("reference-bfloat16", lambda: ReferenceKernels("cpu", torch.bfloat16), 1e-2, 1e-2),
+]
+
+
+@pytest.fixture(scope="session", params=BACKENDS, ids=lambda backend: backend.name)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return request.param
+
+
+_made: dict[str, Kernels] = {}
+
+
+@pytest.fixture
+def kernels(backend: Backend) -> Kernels:
+    """Made once: some back ends compile."""
+    if backend.name not in _made:
+        _made[backend.name] = backend.make()
+    return _made[backend.name]

@@ -1,0 +1,406 @@
+"""What every back end must do, against float64 oracles written as plainly as the definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from asgl.kernels.api import Batch, Kernels, QuantizedTensor, SamplingBatch
+
+POOL = 1500
+SHAPES = [(3, 3, 64), (9, 3, 64), (8, 1, 128), (4, 2, 32)]  # heads, kv_heads, head_dim
+
+# rows as (prefix, new tokens); rows with one new token come first
+BATCHES = {
+    "first token": [(0, 1)],
+    "second token": [(1, 1)],
+    "empty prefix": [(0, 7)],
+    "decode": [(5, 1), (63, 1), (64, 1), (200, 1)],
+    "extend": [(64, 64), (1, 130), (31, 2)],
+    "mixed": [(17, 1), (300, 1), (0, 5), (33, 129), (127, 3)],
+    "many": [(7 * i % 23, 1) for i in range(40)] + [(3, 2)] * 5,
+}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_batch(kernels: Kernels, rows: list[tuple[int, int]], seed: int = 0) -> Batch:
+    """Scattered slots, the last of the pool among them; positions follow the context."""
+    order = torch.randperm(POOL, generator=generator(seed)).tolist()
+    order.remove(POOL - 1)
+    order.insert(0, POOL - 1)
+    contexts: list[list[int]] = []
+    for prefix, new in rows:
+        contexts.append(order[: prefix + new][::-1])
+        order = order[prefix + new :]
+    return batch_of(kernels, contexts, [new for _, new in rows])
+
+
+def batch_of(kernels: Kernels, contexts: list[list[int]], new: list[int], shared: tuple = ()) -> Batch:
+    def ints(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=kernels.device)
+
+    qo, kv = [0], [0]
+    for context, count in zip(contexts, new, strict=True):
+        qo.append(qo[-1] + count)
+        kv.append(kv[-1] + len(context))
+    return Batch(
+        input_ids=ints([7] * qo[-1]),
+        positions=ints([len(c) - n + i for c, n in zip(contexts, new, strict=True) for i in range(n)]),
+        slots=ints([slot for c, n in zip(contexts, new, strict=True) for slot in c[len(c) - n :]]),
+        qo_indptr=ints(qo),
+        kv_indptr=ints(kv),
+        kv_indices=ints([slot for context in contexts for slot in context]),
+        decode_rows=next((i for i, n in enumerate(new) if n > 1), len(new)),
+        max_qo=max(new),
+        max_kv=max(map(len, contexts)),
+        shared=shared,
+    )
+
+
+def caches(kernels: Kernels, batch: Batch, kv_heads: int, head_dim: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Random where the batch reads what was there before; NaN in all other slots."""
+    made = []
+    before = torch.ones(POOL, dtype=torch.bool)
+    before[batch.kv_indices.cpu().long()] = False
+    before[batch.slots.cpu().long()] = True
+    for which in range(2):
+        cache = torch.randn(POOL, kv_heads, head_dim, generator=generator(seed + which))
+        cache[before] = torch.nan
+        made.append(cache.to(kernels.kv_dtype).to(kernels.device))
+    return made[0], made[1]
+
+
+def rope_table(kernels: Kernels, context: int, head_dim: int) -> Tensor:
+    angles = torch.outer(torch.arange(context).double(), 10_000 ** (-torch.arange(0, head_dim, 2).double() / head_dim))
+    return torch.cat((angles.cos(), angles.sin()), dim=1).float().to(kernels.device)
+
+
+def activation(kernels: Kernels, x: Tensor) -> Tensor:
+    """x in the dtype that `linear` takes."""
+    d = x.shape[1]
+    one = torch.ones(d, device=kernels.device)
+    return x.to(kernels.device).to(kernels.add_rms_norm(torch.ones(1, d, device=kernels.device), None, one, 1e-5).dtype)
+
+
+def random_qkv(kernels: Kernels, n: int, shape: tuple[int, int, int], seed: int = 3) -> Tensor:
+    heads, kv_heads, head_dim = shape
+    eye = kernels.pack_linear(torch.eye(32))
+    dtype = kernels.linear(activation(kernels, torch.ones(1, 32)), eye).dtype
+    width = (heads + 2 * kv_heads) * head_dim
+    return torch.randn(n, width, generator=generator(seed)).to(dtype).to(kernels.device)
+
+
+def attention_oracle(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float) -> Tensor:
+    q, k_cache, v_cache = (t.detach().cpu().double() for t in (q, k_cache, v_cache))
+    qo, kv, indices = batch.qo_indptr.tolist(), batch.kv_indptr.tolist(), batch.kv_indices.cpu().long()
+    n, heads, head_dim = q.shape
+    out = torch.full((n, heads, head_dim), torch.nan, dtype=torch.float64)
+    for row in range(batch.rows):
+        new = qo[row + 1] - qo[row]
+        for i in range(new):
+            context = indices[kv[row] : kv[row + 1] - (new - 1 - i)]
+            for h in range(heads):
+                kv_head = h // (heads // k_cache.shape[1])
+                weights = torch.softmax(k_cache[context, kv_head] @ q[qo[row] + i, h] * scale, dim=0)
+                out[qo[row] + i, h] = weights @ v_cache[context, kv_head]
+    return out.view(n, heads * head_dim)
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(found.detach().cpu().double(), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", BATCHES)
+def test_attention(backend, kernels: Kernels, name: str, shape: tuple[int, int, int]) -> None:
+    _, kv_heads, head_dim = shape
+    batch = make_batch(kernels, BATCHES[name])
+    k_cache, v_cache = caches(kernels, batch, kv_heads, head_dim)
+    qkv = random_qkv(kernels, len(batch.input_ids), shape)
+    q = kernels.rope_and_store(qkv, batch, rope_table(kernels, 512, head_dim), k_cache, v_cache).clone()
+    out = kernels.attention(q, k_cache, v_cache, batch, head_dim**-0.5)
+    assert out.dtype == activation(kernels, torch.ones(1, 8)).dtype
+    close(out, attention_oracle(q, k_cache, v_cache, batch, head_dim**-0.5), backend.attention)
+
+
+def test_attention_is_exact_where_one_score_dominates(backend, kernels: Kernels) -> None:
+    """Scores of several hundred must neither overflow nor lose the greatest."""
+    batch = make_batch(kernels, [(150, 1), (70, 9)])
+    k_cache, v_cache = caches(kernels, batch, 1, 64)
+    q = kernels.rope_and_store(
+        random_qkv(kernels, 10, (2, 1, 64)), batch, rope_table(kernels, 512, 64), k_cache, v_cache
+    ).clone()
+    q *= 60
+    out = kernels.attention(q, k_cache, v_cache, batch, 1.0)
+    # products of this size carry their own rounding into the exponent
+    close(out, attention_oracle(q, k_cache, v_cache, batch, 1.0), max(backend.attention, 5e-3))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rope_and_store(backend, kernels: Kernels, shape: tuple[int, int, int]) -> None:
+    heads, kv_heads, head_dim = shape
+    batch = make_batch(kernels, BATCHES["mixed"])
+    k_cache, v_cache = caches(kernels, batch, kv_heads, head_dim)
+    k_before, v_before = k_cache.clone(), v_cache.clone()
+    n = len(batch.input_ids)
+    qkv = random_qkv(kernels, n, shape)
+    q = kernels.rope_and_store(qkv, batch, rope_table(kernels, 512, head_dim), k_cache, v_cache)
+    assert q.shape == (n, heads, head_dim)
+
+    parts = qkv.cpu().double().view(n, heads + 2 * kv_heads, head_dim)
+    frequencies = 10_000 ** (-torch.arange(0, head_dim, 2).double() / head_dim)
+    turn = torch.polar(torch.ones(1, dtype=torch.float64), batch.positions.cpu().double()[:, None] * frequencies)
+    turned = torch.complex(parts[..., : head_dim // 2], parts[..., head_dim // 2 :]) * turn[:, None, :]
+    rotated = torch.cat((turned.real, turned.imag), dim=2)
+    slots = batch.slots.long()
+    close(q, rotated[:, :heads], backend.product)
+    close(k_cache[slots], rotated[:, heads : heads + kv_heads], backend.product)
+    close(v_cache[slots], parts[:, heads + kv_heads :], backend.product)
+    others = torch.ones(POOL, dtype=torch.bool)
+    others[slots.cpu()] = False
+    for cache, before in ((k_cache, k_before), (v_cache, v_before)):
+        assert torch.equal(cache.cpu()[others].nan_to_num(123.0), before.cpu()[others].nan_to_num(123.0))
+
+
+def test_rows_read_what_other_rows_write(backend, kernels: Kernels) -> None:
+    """A tree of branches: each row's context holds the new slots of the row above it."""
+    prefix, first, second, third = list(range(900, 940)), [3, 1400, 77], [POOL - 1, 0], [512]
+    contexts = [prefix + first + second + third, prefix + first, prefix + first + second, [*prefix, 44]]
+    new = [1, 3, 2, 1]
+    order = [0, 3, 1, 2]  # rows with one new token come first, so a child may stand before its parent
+    batch = batch_of(kernels, [contexts[i] for i in order], [new[i] for i in order])
+    k_cache, v_cache = caches(kernels, batch, 3, 64)
+    q = kernels.rope_and_store(
+        random_qkv(kernels, 7, (9, 3, 64)), batch, rope_table(kernels, 512, 64), k_cache, v_cache
+    ).clone()
+    out = kernels.attention(q, k_cache, v_cache, batch, 0.125)
+    close(out, attention_oracle(q, k_cache, v_cache, batch, 0.125), backend.attention)
+
+
+@pytest.mark.parametrize("tail", [[(30, 1)] * 6, [(1, 1), (40, 1), (2, 17), (0, 90)], [(0, 2)] * 33], ids=str)
+def test_shared_spans(backend, kernels: Kernels, tail: list[tuple[int, int]]) -> None:
+    """The hint changes nothing but the cost; spans may nest, and leave rows out."""
+    slots = torch.randperm(POOL, generator=generator(5)).tolist()
+    prefix, branch, rest = slots[:200], slots[200:263], iter(slots[263:])
+    rows = [(0, 1), *tail]
+    contexts: list[list[int]] = []
+    for row, (own, new) in enumerate(rows):
+        head = [] if row == 0 else prefix + branch if row % 2 else prefix
+        contexts.append(head + [next(rest) for _ in range(own + new)])
+    below = tuple(range(1, len(rows)))
+    odd = tuple(row for row in below if row % 2)
+    shared = ((0, 200, below), (200, 263, odd)) if len(odd) > 1 else ((0, 200, below),)
+    new = [n for _, n in rows]
+    outs = []
+    for spans in (shared, ()):
+        batch = batch_of(kernels, contexts, new, spans)
+        k_cache, v_cache = caches(kernels, batch, 3, 64)
+        qkv = random_qkv(kernels, sum(new), (9, 3, 64))
+        q = kernels.rope_and_store(qkv, batch, rope_table(kernels, 512, 64), k_cache, v_cache).clone()
+        outs.append(kernels.attention(q, k_cache, v_cache, batch, 0.125).clone())
+        close(outs[-1], attention_oracle(q, k_cache, v_cache, batch, 0.125), backend.attention)
+    close(outs[0], outs[1].cpu().double(), backend.attention)
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 16, 64, 131])
+@pytest.mark.parametrize(("out", "k"), [(96, 64), (960, 576)])
+def test_linear_and_head(backend, kernels: Kernels, m: int, out: int, k: int) -> None:
+    x = activation(kernels, torch.randn(m, k, generator=generator(1)))
+    weight = torch.randn(out, k, generator=generator(2)) / math.sqrt(k)
+    expected = x.cpu().double() @ weight.double().T
+    close(kernels.linear(x, kernels.pack_linear(weight)), expected, backend.product)
+    logits = kernels.head(x, kernels.pack_head(weight))
+    assert logits.dtype == torch.float32
+    close(logits, expected, backend.product)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_weights(backend, kernels: Kernels, bits: int) -> None:
+    n, k, group = 192, 128, 32
+    quants = torch.randint(0, 2**bits, (n, k), generator=generator(1), dtype=torch.uint8)
+    scale = torch.rand(n, k // group, generator=generator(2)) * 0.1 / 2**bits + 0.01 / 2**bits
+    offset = -scale * 2 ** (bits - 1) + 0.01
+    weight = QuantizedTensor(quants, scale, offset, 4 if bits == 4 else 8, group)
+    dense = torch.empty(n, k, dtype=torch.float64)
+    for j in range(k):
+        dense[:, j] = quants[:, j].double() * scale[:, j // group].double() + offset[:, j // group].double()
+    x = activation(kernels, torch.randn(9, k, generator=generator(3)))
+    expected = x.cpu().double() @ dense.T
+    close(kernels.linear(x, kernels.pack_linear(weight)), expected, backend.product)
+    close(kernels.head(x, kernels.pack_head(weight)), expected, backend.product)
+    ids = torch.tensor([0, n - 1, 5, 5], dtype=torch.int32, device=kernels.device)
+    close(kernels.embed(kernels.pack_embedding(weight), ids), dense[ids.cpu().long()], backend.product)
+
+
+def test_packed_weights_are_copies(kernels: Kernels) -> None:
+    weight = torch.randn(64, 64, generator=generator(1))
+    packed = kernels.pack_linear(weight), kernels.pack_head(weight), kernels.pack_embedding(weight)
+    x = activation(kernels, torch.ones(1, 64))
+    ids = torch.tensor([3], dtype=torch.int32, device=kernels.device)
+
+    def results() -> list[Tensor]:
+        found = kernels.linear(x, packed[0]), kernels.head(x, packed[1]), kernels.embed(packed[2], ids)
+        return [tensor.clone() for tensor in found]
+
+    before = results()
+    weight.fill_(torch.nan)
+    for old, new in zip(before, results(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_embed_gives_a_fresh_float32_tensor(backend, kernels: Kernels) -> None:
+    table = torch.randn(50, 64, generator=generator(1))
+    packed = kernels.pack_embedding(table)
+    ids = torch.tensor([49, 0, 7, 7], dtype=torch.int32, device=kernels.device)
+    first = kernels.embed(packed, ids)
+    assert first.dtype == torch.float32
+    first.fill_(torch.nan)
+    close(kernels.embed(packed, ids), table[ids.cpu().long()], backend.product)
+
+
+@pytest.mark.parametrize("n", [1, 3, 70])
+@pytest.mark.parametrize("with_delta", [False, True])
+def test_add_rms_norm(backend, kernels: Kernels, n: int, with_delta: bool) -> None:
+    d = 576
+    hidden = 5 * torch.randn(n, d, generator=generator(1)).to(kernels.device)
+    weight = torch.rand(d, generator=generator(2)).to(kernels.device)
+    pack = kernels.pack_linear(torch.randn(d, 64, generator=generator(3)) / 8)
+    x = activation(kernels, torch.randn(n, 64, generator=generator(4)))
+    delta = kernels.linear(x, pack) if with_delta else None
+    total = hidden.cpu().double() + (delta.cpu().double() if delta is not None else 0)
+    expected = total / torch.sqrt((total**2).mean(dim=1, keepdim=True) + 1e-5) * weight.cpu().double()
+    normed = kernels.add_rms_norm(hidden, delta, weight, 1e-5)
+    close(normed, expected, backend.product)
+    close(hidden, total, 1e-6)  # the residual stream itself is float32 everywhere
+
+
+def test_silu_and_mul(backend, kernels: Kernels) -> None:
+    pack = kernels.pack_linear(torch.randn(192, 64, generator=generator(1)) / 8)
+    for n in (1, 5, 33):
+        gate_up = kernels.linear(activation(kernels, 4 * torch.randn(n, 64, generator=generator(2))), pack).clone()
+        gate, up = gate_up.cpu().double().chunk(2, dim=1)
+        close(kernels.silu_and_mul(gate_up), gate / (1 + torch.exp(-gate)) * up, backend.product)
+
+
+def test_log_softmax_leaves_the_logits(kernels: Kernels) -> None:
+    logits = 20 * torch.randn(3, 500, generator=generator(1)).to(kernels.device)
+    before = logits.clone()
+    close(kernels.log_softmax(logits), torch.log_softmax(before.cpu().double(), dim=1), 1e-5)
+    assert torch.equal(logits, before)
+
+
+# Sampling
+
+
+def how_to_sample(kernels: Kernels, m: int, **fields: object) -> SamplingBatch:
+    def column(name: str, default: float, dtype: torch.dtype) -> Tensor:
+        value = fields.get(name, default)
+        values = value if isinstance(value, list) else [value] * m
+        return torch.tensor(values, dtype=dtype, device=kernels.device)
+
+    return SamplingBatch(
+        temperature=column("temperature", 1.0, torch.float32),
+        top_p=column("top_p", 1.0, torch.float32),
+        top_k=column("top_k", 0, torch.int32),
+        min_p=column("min_p", 0.0, torch.float32),
+        uniform=column("uniform", 0.5, torch.float64),
+        edits=fields.get("edits"),  # type: ignore[arg-type]
+        repetition=fields.get("repetition"),  # type: ignore[arg-type]
+        all_greedy=bool((column("temperature", 1.0, torch.float32) == 0).all()),
+        unfiltered=not {"top_p", "top_k", "min_p"} & fields.keys(),
+    )
+
+
+def interval(
+    logits: Tensor, token: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> tuple[float, float]:
+    """The uniform numbers that draw `token`, by the definition; (2, 2) if none does."""
+    scaled = [value / temperature for value in logits.double().tolist()]
+    highest = max(scaled)
+    weights = [math.exp(value - highest) for value in scaled]
+    ranking = sorted((t for t in range(len(weights)) if weights[t] > 0), key=lambda t: (-weights[t], t))
+    if top_k:
+        ranking = ranking[:top_k]
+    total, kept, mass = sum(weights[t] for t in ranking), [], 0.0
+    for t in ranking:
+        if (top_p < 1 and mass >= top_p * total) or weights[t] < min_p:
+            break
+        kept.append(t)
+        mass += weights[t]
+    if token not in kept:
+        return 2.0, 2.0
+    below = sum(weights[t] for t in kept[: kept.index(token)])
+    return below / mass, (below + weights[token]) / mass
+
+
+@pytest.mark.parametrize("vocabulary", [40, 300, 5000])
+@pytest.mark.parametrize("filters", [
+    {}, {"temperature": 0.3}, {"temperature": 8.0}, {"top_k": 1}, {"top_k": 7}, {"top_k": 2000}, {"top_p": 0.6},
+    {"top_p": 1e-6}, {"min_p": 0.05}, {"min_p": 1.0}, {"top_k": 20, "top_p": 0.7, "min_p": 0.01, "temperature": 1.7},
+    {"top_p": 0.99, "temperature": 8.0}, {"min_p": 1e-4, "temperature": 8.0},
+], ids=str)
+def test_sample_follows_its_definition(kernels: Kernels, vocabulary: int, filters: dict[str, float]) -> None:
+    uniforms = [0.0, 0.1, 0.35, 0.5, 0.77, 0.9, 0.99, 0.99999, 1 - 2**-53]
+    logits = 3 * torch.randn(len(uniforms), vocabulary, generator=generator(vocabulary))
+    how = how_to_sample(kernels, len(uniforms), uniform=uniforms, **filters)
+    tokens = kernels.sample(logits.clone().to(kernels.device), how).tolist()
+    for row, (token, uniform) in enumerate(zip(tokens, uniforms, strict=True)):
+        low, high = interval(logits[row], token, filters.get("temperature", 1.0), int(filters.get("top_k", 0)),
+                             filters.get("top_p", 1.0), filters.get("min_p", 0.0))
+        assert low - 2e-5 <= uniform <= high + 2e-5
+
+
+def test_rows_mix_all_ways_to_sample(kernels: Kernels) -> None:
+    m, vocabulary = 6, 3000
+    logits = 3 * torch.randn(m, vocabulary, generator=generator(8))
+    fields: dict[str, list[float]] = {
+        "temperature": [0.0, 1.0, 0.7, 9.0, 0.0, 2.0],
+        "top_k": [0, 0, 4, 0, 3, 1500],
+        "top_p": [1.0, 1.0, 0.9, 0.95, 0.1, 1.0],
+        "min_p": [0.0, 0.0, 0.0, 0.0, 0.5, 1e-3],
+        "uniform": [0.9, 0.2, 0.6, 0.97, 0.3, 0.8],
+    }
+    together = kernels.sample(logits.clone().to(kernels.device), how_to_sample(kernels, m, **fields)).tolist()
+    assert together[0] == int(logits[0].argmax())
+    assert together[4] == int(logits[4].argmax())
+    for row in range(m):
+        alone = how_to_sample(kernels, 1, **{name: [values[row]] for name, values in fields.items()})
+        assert kernels.sample(logits[row : row + 1].clone().to(kernels.device), alone).tolist() == [together[row]]
+
+
+def test_equal_tokens_are_ranked_by_id(kernels: Kernels) -> None:
+    for vocabulary in (8, 4000):
+        logits = torch.zeros(2, vocabulary, device=kernels.device)
+        how = how_to_sample(kernels, 2, uniform=[0.5, 0.5], temperature=[0.0, 1.0])
+        assert kernels.sample(logits.clone(), how).tolist() == [0, vocabulary // 2]
+
+
+def test_edits_and_repetition(kernels: Kernels) -> None:
+    def triple(*values: tuple[int, int, float]) -> tuple[Tensor, Tensor, Tensor]:
+        rows, tokens, numbers = zip(*values, strict=True)
+        return (torch.tensor(rows, device=kernels.device), torch.tensor(tokens, device=kernels.device),
+                torch.tensor(numbers, dtype=torch.float32, device=kernels.device))
+
+    logits = torch.tensor([[3.0, 2.0, -1.0], [-1.0, -1.5, -8.0], [1.0, 5.0, 4.0]], device=kernels.device)
+    repetition = triple((0, 0, 2.0), (1, 0, 2.0))  # 3 -> 1.5, -1 -> -2
+    repeated = how_to_sample(kernels, 3, temperature=0.0, repetition=repetition)
+    assert kernels.sample(logits.clone(), repeated).tolist() == [1, 1, 1]
+    edits = triple((0, 1, -torch.inf), (2, 2, 1.5), (1, 2, 6.4))
+    both = how_to_sample(kernels, 3, temperature=0.0, repetition=repetition, edits=edits)
+    assert kernels.sample(logits.clone(), both).tolist() == [0, 1, 2]
+    for uniform in (0.0, 0.4, 0.9999999):
+        edits = triple((0, 0, -torch.inf), (1, 1, -torch.inf), (2, 1, -torch.inf))
+        tokens = kernels.sample(logits.clone(), how_to_sample(kernels, 3, uniform=uniform, edits=edits)).tolist()
+        assert all(token != banned for token, banned in zip(tokens, (0, 1, 1), strict=True))
+
+
+def test_temperatures_at_the_ends_of_float32(kernels: Kernels) -> None:
+    logits = torch.tensor([[90.0, 80.0, -90.0]] * 3, device=kernels.device)
+    how = how_to_sample(kernels, 3, temperature=[1e-38, 1e-6, 1e30], uniform=[0.99, 0.99, 0.5])
+    assert kernels.sample(logits, how).tolist() == [0, 0, 1]
