@@ -33,7 +33,8 @@ class SharedSpan(NamedTuple):
     rows: tuple[int, ...]
 
 
-class SampleRow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SampleRow:
     """Sample one token from the logits of the flattened token `index`."""
 
     index: int
@@ -49,7 +50,8 @@ class SampleRow(NamedTuple):
     """How many tokens of `history` are prompt."""
 
 
-class ScoreRow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
     """Report the log-probabilities of `targets` as the token after the flattened token `index`."""
 
     index: int

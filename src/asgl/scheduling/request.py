@@ -35,9 +35,9 @@ class Request:
                 |- covered -|- own -|
     """
 
-    __slots__ = ("admitted_order", "banned", "branches", "cached_tokens", "computed", "covered", "deadline", "id",
-                 "leader", "max_tokens", "min_tokens", "namespace", "node", "output", "priority", "prompt", "retracted",
-                 "slots", "spec", "state", "tokens")
+    __slots__ = ("admissions", "arrival", "banned", "branches", "cached_tokens", "computed", "covered", "deadline", "id",
+                 "leader", "matched", "max_tokens", "min_tokens", "namespace", "node", "output", "priority", "prompt",
+                 "retracted", "slots", "spec", "state", "tokens", "watched_at")
 
     def __init__(
         self,
@@ -77,14 +77,31 @@ class Request:
         self.node: Node | None = None
         self.covered = 0
         self.cached_tokens = 0
-        self.admitted_order = -1
+        """How many tokens of the prompt were in the cache at the first admission, and so were not computed."""
+        self.admissions = 0
         self.retracted = False
+        """It was retracted once; from then on its whole need is reserved, so that it never is again."""
+        self.arrival = 0
+        """Its place in the order of submission."""
+        self.matched = 0
+        """While it waits: how many of its tokens are in the cache. Kept by the cache."""
+        self.watched_at: Node | None = None
         self.leader: Request | None = None
         """The running request that computes a prefix this waiting one is held for."""
 
     @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.prompt)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens whose keys and values are not computed yet."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether the last token of the sequence must be computed even if it is in the cache."""
+        return self.max_tokens > 0 or self.branches is not None
 
     @property
     def need(self) -> int:

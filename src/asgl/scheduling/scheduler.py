@@ -1,0 +1,441 @@
+"""The scheduler: which tokens each step computes. Pure: no tensors, no event loop, no clock; a plan is data.
+
+Three calls make a step. `plan` orders and admits waiting requests and lays out the rows; the runner computes them;
+`commit` takes what was sampled, ends what is finished, and gives computed prefixes to the radix cache. In between the plan
+is *in flight*: a request that is cancelled then keeps its slots until the commit, for the step still writes them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import NamedTuple
+
+from asgl.errors import CapacityError, InternalError, RequestError
+from asgl.plan import SampledToken, StepPlan, StepResult
+from asgl.scheduling.plan_builder import Row, build_plan
+from asgl.scheduling.policy import WaitingQueue, policy_named
+from asgl.scheduling.radix_cache import Node, RadixCache
+from asgl.scheduling.request import Request
+from asgl.scheduling.sharing import SHARE_THRESHOLD, Leaders
+from asgl.scheduling.slots import SlotPool
+from asgl.types import FinishReason
+
+_RESERVE_START, _RESERVE_LEAST, _RESERVE_DECAY = 0.7, 0.1, 0.995
+
+
+class Update(NamedTuple):
+    """News of a request: a token was sampled, or it ended, or both."""
+
+    request: Request
+    token: SampledToken | None = None
+    reason: FinishReason | None = None
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the scheduler counts, since its start."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    retractions: int = 0
+
+
+class Scheduler:
+    """Continuous batching over a radix cache of `capacity` slots.
+
+    max_running: rows of generation at once. max_batch_tokens: new tokens a step computes at most; longer prompts are computed
+    in chunks. policy: "lpm" or "fcfs". share_threshold: a waiting request is held back if a running one is about to compute
+    at least so many more tokens of its prompt than the cache has.
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        max_running: int = 64,
+        max_batch_tokens: int = 512,
+        policy: str = "lpm",
+        share_threshold: int = SHARE_THRESHOLD,
+    ) -> None:
+        self.max_running = min(max_running, max_batch_tokens)
+        self.max_batch_tokens = max_batch_tokens
+        self.pool = SlotPool(capacity)
+        self.cache: RadixCache[Request] = RadixCache(on_match_change=self._on_match_change)
+        self.running: list[Request] = []
+        self.counters = Counters()
+        self._queue = WaitingQueue(policy_named(policy))
+        self._leaders = Leaders(share_threshold)
+        self._arrivals = 0
+        self._reserve_share = _RESERVE_START
+        """The share of the tokens it may still generate that is reserved for a request that was never retracted."""
+        self._flight: list[Row] | None = None
+        self._leaving: list[Request] = []
+        self._updates: list[Update] = []
+
+    @property
+    def capacity(self) -> int:
+        return self.pool.capacity
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue) + self._leaders.held
+
+    @property
+    def available(self) -> int:
+        """Slots that are free or can be made free."""
+        return self.pool.free + self.cache.evictable
+
+    # --- coming and going -------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Queues the request. CapacityError if it could never run, RequestError if its prompt is empty."""
+        if not request.prompt:
+            raise RequestError("the prompt has no tokens, and the model has no token to begin with", request_id=request.id)
+        if request.need > self.capacity:
+            raise CapacityError(
+                f"the request needs {request.need} slots of KV cache ({len(request.prompt)} for its prompt), and the cache "
+                f"has {self.capacity}: shorten the prompt, lower max_tokens, or raise kv_cache_tokens",
+                needed=request.need, capacity=self.capacity, request_id=request.id,
+            )
+        self._arrivals += 1
+        request.arrival = self._arrivals
+        self._wait(request)
+
+    def cancel(self, request: Request) -> None:
+        """Ends the request now. What it has computed stays cached. A request that has ended is left alone."""
+        if request.state == "ended":
+            return
+        was_running = request.state == "running"
+        request.state = "ended"
+        if not was_running:
+            self._queue.remove(request)
+            self._leaders.release(request)
+            self.cache.unwatch(request)
+        else:
+            self.running.remove(request)
+            self._retire_leader(request)
+            if self._flight is not None:
+                self._leaving.append(request)
+            else:
+                self._release(request)
+
+    def take_updates(self) -> list[Update]:
+        """What happened since the last call."""
+        updates, self._updates = self._updates, []
+        return updates
+
+    # --- the step ---------------------------------------------------------------------------------------------------
+
+    def plan(self) -> StepPlan | None:
+        """The next step; None if there is nothing to compute. Call `commit` or `abandon` before the next `plan`."""
+        if self._flight is not None:
+            raise InternalError("a step was planned while another is in flight")
+        budget = self.max_batch_tokens
+        rows: list[Row] = []
+        self._make_room_for_decodes()
+        for request in self.running:
+            if request.remaining == 1:
+                rows.append(self._row(request, 1))
+                budget -= 1
+        for request in self.running:
+            if request.remaining > 1 or request.branches is not None:
+                budget -= self._extend(request, budget, rows)
+        self._admit(budget, rows)
+        if not rows:
+            if len(self.running) > 1:
+                self._retract(self._victim())
+                return self.plan()
+            return None
+        plan, self._flight = build_plan(self.counters.steps, rows)
+        self.counters.steps += 1
+        return plan
+
+    def commit(self, result: StepResult) -> None:
+        """Takes the result of the step in flight."""
+        flight = self._end_flight()
+        samples, scores = iter(result.samples), iter(result.scores)
+        for row in flight:
+            request, count = row.request, len(row.tokens)
+            if row.edge is None:
+                request.computed += count
+            if row.edge is not None or (request.branches is not None and not request.remaining):
+                self._record_scores(row, scores)
+            elif request.max_tokens > 0 and not request.remaining:
+                self._append(request, next(samples))
+            if request.state == "running" and row.edge is None and self._leaders.is_leader(request):
+                self._share_progress(request)
+        for request in {row.request: None for row in flight}:
+            if request.state == "running" and self._is_complete(request):
+                self._end(request)
+        self._release_leaving()
+        self._reserve_share = max(_RESERVE_LEAST, self._reserve_share * _RESERVE_DECAY)
+
+    def abandon(self) -> None:
+        """The step in flight failed: what it was to write is not used, and its requests can be planned again."""
+        for row in self._end_flight():
+            if row.edge is None:
+                unwritten = row.request.slots[row.request.computed :]
+                del row.request.slots[row.request.computed :]
+            else:
+                unwritten = row.edge.slots[row.edge_offset :]
+                del row.edge.slots[row.edge_offset :]
+            self.pool.give(unwritten)
+        self._release_leaving()
+
+    # --- laying out rows --------------------------------------------------------------------------------------------
+
+    def _row(self, request: Request, count: int) -> Row:
+        """The next `count` tokens of the request's sequence."""
+        start = request.computed
+        request.slots.extend(self._allocate(count))
+        return Row(request, request.tokens[start : start + count], start, request.slots)
+
+    def _extend(self, request: Request, budget: int, rows: list[Row]) -> int:
+        """Lays out what fits of the request's sequence, and of its branches; returns how many tokens that is."""
+        used = 0
+        if request.remaining > 1:
+            used = min(request.remaining, budget, self.available)
+            if used > 0:
+                rows.append(self._row(request, used))
+        if request.branches is not None and len(request.slots) == len(request.tokens):
+            for edge, offset in request.branches.pending():
+                count = min(len(edge.tokens) - offset, budget - used, self.available)
+                if count <= 0:
+                    break
+                edge.slots.extend(self._allocate(count))
+                context = request.slots[:]
+                for above in edge.path():
+                    context.extend(above.slots)
+                rows.append(Row(request, edge.tokens[offset : offset + count],
+                                len(request.tokens) + edge.start + offset, context, edge, offset))
+                used += count
+                if offset + count < len(edge.tokens):
+                    break  # an edge below this one needs all of it
+        return used
+
+    def _allocate(self, count: int) -> array[int]:
+        if count > self.pool.free:
+            self.pool.give(self.cache.evict(count - self.pool.free))
+        return self.pool.take(count)
+
+    # --- admission --------------------------------------------------------------------------------------------------
+
+    def _admit(self, budget: int, rows: list[Row]) -> None:
+        outstanding = sum(map(self._outstanding, self.running))
+        while budget > 0 and len(self.running) < self.max_running and (request := self._queue.pop()) is not None:
+            if self._leaders.hold(request):
+                continue
+            limit = len(request.tokens) - 1 if request.wants_logits else len(request.tokens)
+            node, slots = self.cache.match(request.tokens, request.namespace, limit)
+            self.cache.lock(node)  # before the check: locking shrinks what is evictable
+            request.slots, request.computed = slots, len(slots)
+            wanted = self._outstanding(request)
+            if wanted + outstanding > self.available:
+                self.cache.unlock(node)
+                del request.slots[:]
+                request.computed = 0
+                self._queue.push(request)
+                return
+            self._start(request, node)
+            if not request.remaining and request.branches is None:
+                self._end(request)  # all of a prefetch was cached
+                continue
+            outstanding += wanted
+            if request.remaining == 1:
+                rows.append(self._row(request, 1))
+                budget -= 1
+            budget -= self._extend(request, budget, rows)
+
+    def _start(self, request: Request, node: Node) -> None:
+        self.cache.unwatch(request)
+        request.node, request.covered = node, len(request.slots)
+        request.state = "running"
+        request.admissions += 1
+        if request.admissions == 1:
+            request.cached_tokens = request.covered
+            self.counters.cached_tokens += request.covered
+            self.counters.prompt_tokens += len(request.prompt)
+        self.running.append(request)
+        if request.remaining > 1:
+            self._leaders.add(request)
+
+    def _outstanding(self, request: Request) -> int:
+        """Slots that the request is expected to take beyond those it has.
+
+        A request that was retracted counts in full, others with a share of what they may generate: the share falls while all
+        goes well and rises with each retraction. Requests that count in full always fit together, so that only the others
+        are ever retracted, and none of them twice.
+        """
+        more = request.max_tokens - request.generated - 1
+        if more > 0 and not request.retracted:
+            more = ceil(more * self._reserve_share)
+        branches = request.branches
+        return (len(request.tokens) - len(request.slots) + max(more, 0)
+                + (branches.missing if branches is not None else 0))
+
+    def _wait(self, request: Request) -> None:
+        request.state = "waiting"
+        self.cache.watch(request)
+        self._queue.push(request)
+
+    def _on_match_change(self, request: Request) -> None:
+        if request in self._queue:
+            self._queue.push(request)
+
+    # --- retraction -------------------------------------------------------------------------------------------------
+
+    def _make_room_for_decodes(self) -> None:
+        while sum(request.remaining == 1 for request in self.running) > self.available:
+            self._retract(self._victim())
+
+    def _victim(self) -> Request:
+        """Who must give way: the one admitted last, of those that were never retracted if there is one."""
+        return next((request for request in reversed(self.running) if not request.retracted), self.running[-1])
+
+    def _retract(self, request: Request) -> None:
+        """Puts a running request back in the queue. Its tokens stay, its keys and values become evictable."""
+        self.counters.retractions += 1
+        self._reserve_share = min(1.0, self._reserve_share + 0.2)
+        self.running.remove(request)
+        self._retire_leader(request)
+        self._release(request)
+        request.retracted = True
+        self._wait(request)
+
+    # --- progress and ends ------------------------------------------------------------------------------------------
+
+    def _end_flight(self) -> list[Row]:
+        if self._flight is None:
+            raise InternalError("no step is in flight")
+        flight, self._flight = self._flight, None
+        return flight
+
+    def _append(self, request: Request, token: SampledToken) -> None:
+        if request.state != "running":
+            return  # cancelled while the step ran
+        request.tokens.append(token.token_id)
+        self.counters.generated_tokens += 1
+        reason = request.output.push(token.token_id) if request.output is not None else None
+        if reason is None and request.generated >= request.max_tokens:
+            reason = "length"
+        if reason is None:
+            self._updates.append(Update(request, token))
+        else:
+            self._end(request, token, reason)
+
+    def _record_scores(self, row: Row, scores: Iterator[tuple[float, ...]]) -> None:
+        branches = row.request.branches
+        assert branches is not None
+        if row.edge is None:
+            branches.record(0, next(scores))
+            return
+        for offset in range(len(row.tokens)):
+            branches.record(row.edge.nodes[row.edge_offset + offset], next(scores))
+
+    def _is_complete(self, request: Request) -> bool:
+        """Whether a request that generates nothing has all that it wants."""
+        if request.max_tokens > 0 or request.remaining:
+            return False
+        return request.branches is None or not request.branches.pending()
+
+    def _end(self, request: Request, token: SampledToken | None = None, reason: FinishReason | None = None) -> None:
+        request.state = "ended"
+        self.running.remove(request)
+        self._retire_leader(request)
+        self._release(request)
+        self._updates.append(Update(request, token, reason, ended=True))
+
+    def _share_progress(self, request: Request) -> None:
+        """Caches what a leader has computed so far, and lets those go who waited for it."""
+        self._cache_computed(request)
+        if request.remaining <= 1:
+            self._retire_leader(request)
+        else:
+            for follower in self._leaders.reached(request):
+                self._queue.push(follower)
+
+    def _retire_leader(self, request: Request) -> None:
+        for follower in self._leaders.retire(request):
+            self._queue.push(follower)
+
+    def _cache_computed(self, request: Request) -> None:
+        """Gives the cache the computed part of the request's sequence, and moves the request's lock to its end."""
+        tokens, slots = request.tokens[: request.computed], request.slots[: request.computed]
+        node, existing, tree_slots = self.cache.insert(tokens, slots, request.namespace)
+        self.cache.lock(node)
+        if request.node is not None:
+            self.cache.unlock(request.node)
+        duplicates = slots[request.covered : existing]
+        request.slots[: request.computed] = tree_slots
+        request.node, request.covered = node, request.computed
+        self.pool.give(duplicates)
+
+    def _release(self, request: Request) -> None:
+        """Caches what the request has computed, and lets go of its slots and locks."""
+        self._cache_computed(request)
+        self.pool.give(request.slots[request.computed :])
+        self._release_branches(request)
+        assert request.node is not None
+        self.cache.unlock(request.node)
+        del request.slots[:]
+        request.computed = request.covered = 0
+        request.node = None
+
+    def _release_branches(self, request: Request) -> None:
+        """Caches the scored branches of a select that ran to its end: its stream goes on with one of them."""
+        branches = request.branches
+        if branches is None:
+            return
+        if branches.pending() or request.remaining:
+            self.pool.give(branches.reset())
+            return
+        for edge in branches.edges:
+            tokens, slots = request.tokens[:], request.slots[:]
+            for above in edge.path():
+                tokens.extend(above.tokens)
+                slots.extend(above.slots)
+            _, existing, tree_slots = self.cache.insert(tokens, slots, request.namespace)
+            start = len(request.tokens) + edge.start
+            self.pool.give(slots[start:existing])
+            edge.slots = tree_slots[start:]
+
+    def _release_leaving(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        for request in leaving:
+            self._release(request)
+
+    # --- checks -----------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises InternalError if an invariant is broken. O(capacity)."""
+        self.cache.check()
+        owned: list[int] = []
+        locks: dict[Node, int] = {}
+        for request in [*self.running, *self._leaving]:
+            owned.extend(request.slots[request.covered :])
+            if request.branches is not None:
+                for edge in request.branches.edges:
+                    owned.extend(edge.slots)
+            if request.node is not None:
+                for node in request.node.path():
+                    locks[node] = locks.get(node, 0) + 1
+        tree = [slot for node in self.cache.nodes() for slot in node.slots]
+        everywhere = [*self.pool.snapshot(), *tree, *owned]
+        if sorted(everywhere) != list(range(self.capacity)):
+            raise InternalError(f"{self.pool.free} free, {len(tree)} cached and {len(owned)} owned slots are not each of "
+                                f"{self.capacity} once")
+        for node in self.cache.nodes():
+            if node.locks != locks.get(node, 0):
+                raise InternalError(f"{node!r} should have {locks.get(node, 0)} locks")
+        for request in self.running:
+            if request.node is not None and request.node.depth != request.covered:
+                raise InternalError(f"{request!r} has locked {request.node!r}")
+            if self._flight is None and len(request.slots) != request.computed:
+                raise InternalError(f"{request!r} has {len(request.slots)} slots with no step in flight")
+        self._leaders.check(self.running)

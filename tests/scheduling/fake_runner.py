@@ -1,0 +1,126 @@
+"""A runner without tensors that knows what every slot must hold.
+
+The "keys and values" of a token are a hash of the sequence up to it, as real ones depend on all tokens before. A step first
+stores them for all rows, then checks that each row reads exactly its own prefix, and samples a token from the hash of the
+whole sequence: so the output of a request is a function of its prompt alone, however it was batched, cached, chunked, forked
+or retracted, or else a slot was mixed up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from asgl.plan import SampledToken, StepPlan, StepResult
+
+VOCABULARY = 50
+
+
+def extend_hash(state: int, token: int) -> int:
+    return (state * 1_000_003 + token + 1) % (2**61 - 1)
+
+
+def sequence_hash(tokens: Sequence[int]) -> int:
+    state = 7
+    for token in tokens:
+        state = extend_hash(state, token)
+    return state
+
+
+def next_token(state: int) -> int:
+    return (state * 2_654_435_761 >> 11) % VOCABULARY
+
+
+def log_probability(state: int, token: int) -> float:
+    return -(1 + (state ^ token * 7919) % 1000) / 100
+
+
+def expected_output(prompt: Sequence[int], count: int) -> list[int]:
+    state, output = sequence_hash(prompt), list[int]()
+    for _ in range(count):
+        output.append(next_token(state))
+        state = extend_hash(state, output[-1])
+    return output
+
+
+def expected_scores(prompt: Sequence[int], option: Sequence[int]) -> list[float]:
+    state, scores = sequence_hash(prompt), list[float]()
+    for token in option:
+        scores.append(log_probability(state, token))
+        state = extend_hash(state, token)
+    return scores
+
+
+class FakeRunner:
+    """Runs plans; `before_step(plan)` is called first, and may raise to fail the step."""
+
+    def __init__(self, capacity: int, before_step: Callable[[StepPlan], None] | None = None) -> None:
+        self.capacity = capacity
+        self.memory = [0] * capacity
+        self.before_step = before_step
+        self.steps: list[StepPlan] = []
+        self.computed_tokens = 0
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self.steps.append(plan)
+        if self.before_step is not None:
+            self.before_step(plan)
+        assert plan.tokens > 0
+        assert len(set(plan.slots)) == plan.tokens, "two new tokens share a slot"
+        states = self._store(plan)
+        self.computed_tokens += plan.tokens
+        self._check_shared(plan)
+        return StepResult(
+            samples=tuple(SampledToken(next_token(states[sample.index])) for sample in plan.samples),
+            scores=tuple(
+                tuple(log_probability(states[score.index], target) for target in score.targets) for score in plan.scores
+            ),
+            seconds=0.001 * plan.tokens,
+        )
+
+    def _store(self, plan: StepPlan) -> list[int]:
+        """Stores the hashes of all new tokens. A row may read what another row of the step writes, so this takes rounds."""
+        states = [0] * plan.tokens
+        written: set[int] = set()
+        new_slots = set(plan.slots)
+        open_rows = list(range(plan.rows))
+        while open_rows:
+            progress = False
+            for row in list(open_rows):
+                first, last = plan.qo_indptr[row], plan.qo_indptr[row + 1]
+                context = plan.kv_indices[plan.kv_indptr[row] : plan.kv_indptr[row + 1]]
+                count = last - first
+                assert list(context[-count:]) == list(plan.slots[first:last])
+                before = context[:-count]
+                if any(slot in new_slots and slot not in written for slot in before):
+                    continue
+                assert plan.positions[first] == len(before)
+                state = self.memory[before[-1]] if before else 7
+                self._check_prefix(before, state)
+                for token in range(first, last):
+                    assert plan.positions[token] == len(before) + token - first
+                    state = extend_hash(state, plan.input_ids[token])
+                    self.memory[plan.slots[token]] = states[token] = state
+                    written.add(plan.slots[token])
+                open_rows.remove(row)
+                progress = True
+            assert progress, "rows wait for each other"
+        return states
+
+    def _check_prefix(self, slots: Sequence[int], state: int) -> None:
+        """The slots must hold a chain of hashes: each token's hash is the one before it extended by a token."""
+        previous = 7
+        for slot in slots:
+            assert any(extend_hash(previous, token) == self.memory[slot] for token in range(VOCABULARY)), "a foreign slot"
+            previous = self.memory[slot]
+        assert previous == state
+
+    def _check_shared(self, plan: StepPlan) -> None:
+        covered: dict[int, int] = {}
+        for start, end, rows in plan.shared:
+            assert len(rows) > 1
+            assert start < end
+            spans = [plan.kv_indices[plan.kv_indptr[r] + start : plan.kv_indptr[r] + end] for r in rows]
+            assert all(len(span) == end - start and span == spans[0] for span in spans)
+            for row in rows:
+                assert covered.get(row, 0) <= start, "the spans of a row overlap"
+                covered[row] = end

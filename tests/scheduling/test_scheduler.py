@@ -1,0 +1,356 @@
+"""The scheduler with a runner that knows what every slot must hold, under random submissions, cancels and failures."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+
+import pytest
+from fake_runner import VOCABULARY, FakeRunner, expected_output, expected_scores
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from asgl.errors import CapacityError, InternalError, RequestError
+from asgl.plan import StepResult
+from asgl.scheduling.branches import Branches
+from asgl.scheduling.request import Request
+from asgl.scheduling.scheduler import Scheduler
+
+TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=24)
+
+
+class Harness:
+    """A scheduler and its runner; collects what each request generated, and checks the books after every call."""
+
+    def __init__(self, capacity: int, **options) -> None:
+        self.scheduler = Scheduler(capacity=capacity, **options)
+        self.runner = FakeRunner(capacity)
+        self.outputs: dict[int, list[int]] = {}
+        self.ended: dict[int, str | None] = {}
+        self.requests: dict[int, Request] = {}
+        self.plan = None
+
+    def submit(self, prompt, **options) -> Request:
+        request = Request(len(self.requests), prompt, **options)
+        self.scheduler.submit(request)
+        self.requests[request.id] = request
+        self.outputs[request.id] = []
+        return request
+
+    def begin(self) -> bool:
+        self.plan = self.scheduler.plan()
+        self.take()
+        return self.plan is not None
+
+    def finish(self) -> None:
+        self.scheduler.commit(self.runner.run(self.plan))
+        self.plan = None
+        self.take()
+
+    def abandon(self) -> None:
+        self.scheduler.abandon()
+        self.plan = None
+
+    def step(self) -> bool:
+        planned = self.begin()
+        if planned:
+            self.finish()
+        return planned
+
+    def take(self) -> None:
+        self.scheduler.check()
+        for update in self.scheduler.take_updates():
+            assert update.request.id not in self.ended, "a request ended twice"
+            if update.token is not None:
+                self.outputs[update.request.id].append(update.token.token_id)
+            if update.ended:
+                self.ended[update.request.id] = update.reason
+
+    def run(self, limit: int = 10_000) -> None:
+        for _ in range(limit):
+            if not self.step():
+                return
+        raise AssertionError("the scheduler does not come to an end")
+
+    def verify_ended(self) -> None:
+        for number in self.ended:
+            request = self.requests[number]
+            if request.max_tokens:
+                assert self.outputs[number] == expected_output(request.prompt, request.max_tokens)
+            if request.branches is not None:
+                expected = [expected_scores(request.prompt, option) for option in request.options]
+                assert request.branches.results() == expected
+
+    def verify_idle(self) -> None:
+        scheduler = self.scheduler
+        scheduler.check()
+        assert not scheduler.running
+        assert not scheduler.waiting
+        assert scheduler.pool.free + scheduler.cache.evictable == scheduler.capacity
+        assert scheduler.cache.pinned == 0
+
+
+class ScoreRequest(Request):
+    """Remembers the options, for the oracle."""
+
+    __slots__ = ("options",)
+
+    def __init__(self, id, prompt, options, **more):
+        super().__init__(id, prompt, branches=Branches(options), **more)
+        self.options = options
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        capacity=st.integers(30, 120), max_batch_tokens=st.integers(4, 40), max_running=st.integers(1, 6),
+        policy=st.sampled_from(["lpm", "fcfs"]), share_threshold=st.integers(1, 8),
+    )
+    def start(self, capacity, **options):
+        self.harness = Harness(capacity, **options)
+
+    @rule(prompt=TOKENS, max_tokens=st.integers(0, 12), namespace=st.sampled_from([None, "salt"]),
+          priority=st.integers(0, 1))
+    def submit(self, prompt, max_tokens, namespace, priority):
+        with suppress(CapacityError):
+            self.harness.submit(prompt, max_tokens=max_tokens, namespace=namespace, priority=priority)
+
+    @rule(prompt=TOKENS, tail=TOKENS, forks=st.integers(2, 5), max_tokens=st.integers(1, 8))
+    def fork(self, prompt, tail, forks, max_tokens):
+        for branch in range(forks):
+            self.submit([*prompt, branch % 3, *tail], max_tokens, None, 0)
+
+    @rule(prompt=TOKENS, options=st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=5))
+    def score(self, prompt, options):
+        harness = self.harness
+        request = ScoreRequest(len(harness.requests), prompt, options)
+        with suppress(CapacityError):
+            harness.scheduler.submit(request)
+            harness.requests[request.id] = request
+
+    @precondition(lambda self: self.harness.plan is None)
+    @rule()
+    def begin(self):
+        self.harness.begin()
+
+    @precondition(lambda self: self.harness.plan is not None)
+    @rule()
+    def finish(self):
+        self.harness.finish()
+
+    @precondition(lambda self: self.harness.plan is None)
+    @rule(steps=st.integers(1, 6))
+    def steps(self, steps):
+        for _ in range(steps):
+            self.harness.step()
+
+    @precondition(lambda self: self.harness.plan is not None)
+    @rule()
+    def fail(self):
+        self.harness.abandon()
+
+    @rule(data=st.data())
+    def cancel(self, data):
+        alive = [request for request in self.harness.requests.values() if request.state != "ended"]
+        if alive:
+            self.harness.scheduler.cancel(data.draw(st.sampled_from(alive)))
+
+    @invariant()
+    def balanced(self):
+        if hasattr(self, "harness"):
+            self.harness.scheduler.check()
+
+    def teardown(self):
+        if hasattr(self, "harness"):
+            if self.harness.plan is not None:
+                self.harness.finish()
+            self.harness.run()
+            self.harness.verify_ended()
+            self.harness.verify_idle()
+            assert all(request.state == "ended" for request in self.harness.requests.values())
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randrange(VOCABULARY) for _ in range(count)]
+
+
+def test_a_request_alone():
+    harness = Harness(100)
+    harness.submit([1, 2, 3], max_tokens=5)
+    harness.run()
+    assert harness.ended == {0: "length"}
+    assert harness.outputs[0] == expected_output([1, 2, 3], 5)
+    assert len(harness.runner.steps) == 5
+    harness.verify_idle()
+
+
+def test_forks_submitted_together_compute_the_prefix_once():
+    harness = Harness(4000, max_batch_tokens=256)
+    prefix = tokens(1000)
+    for branch in range(16):
+        harness.submit([*prefix, branch], max_tokens=4)
+    harness.run()
+    harness.verify_ended()
+    assert harness.runner.computed_tokens == 1000 + 16 + 16 * 3
+    assert harness.scheduler.counters.cached_tokens == 15 * 1000
+    harness.verify_idle()
+
+
+def test_a_deep_tree_of_forks_computes_each_token_once():
+    harness = Harness(10_000, max_batch_tokens=256)
+    root = tokens(200)
+    middles = [[*root, branch, *tokens(50, branch + 1)] for branch in range(3)]
+    for middle in middles:
+        for leaf in range(4):
+            harness.submit([*middle, leaf], max_tokens=1)
+    harness.run()
+    assert harness.runner.computed_tokens == 200 + 3 * 51 + 12
+
+
+def test_shared_prefixes_are_named_to_the_runner():
+    harness = Harness(4000)
+    prefix = tokens(100)
+    for branch in range(4):
+        harness.submit([*prefix, branch], max_tokens=4)
+    harness.run()
+    decode = harness.runner.steps[-2]  # in the last one the leader is done
+    assert decode.shared == ((0, 100, (0, 1, 2, 3)),)
+
+
+def test_a_follower_takes_over_when_its_leader_is_cancelled():
+    harness = Harness(1000, max_batch_tokens=128)
+    prefix = tokens(100)
+    leader = harness.submit([*prefix, 1], max_tokens=2)
+    follower = harness.submit([*prefix, 2], max_tokens=2)
+    harness.begin()
+    assert follower.leader is leader
+    harness.scheduler.cancel(leader)
+    assert follower.leader is None
+    harness.finish()
+    harness.run()
+    assert follower.cached_tokens == 100
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_lpm_admits_what_is_cached_first_and_fcfs_does_not():
+    orders = {}
+    for policy in ("lpm", "fcfs"):
+        harness = Harness(400, max_running=1, policy=policy)
+        cached = tokens(40, 1)
+        harness.submit(cached, max_tokens=1)
+        harness.run()
+        stranger = harness.submit(tokens(40, 2), max_tokens=1)
+        relative = harness.submit([*cached, 1], max_tokens=1)
+        harness.run()
+        orders[policy] = [number for number in harness.ended if number in (stranger.id, relative.id)]
+    assert orders == {"lpm": [2, 1], "fcfs": [1, 2]}
+
+
+def test_long_prompts_are_computed_beside_running_decodes():
+    harness = Harness(1000, max_batch_tokens=32)
+    harness.submit([1, 2, 3], max_tokens=20)
+    harness.step()
+    harness.submit(tokens(300), max_tokens=1)
+    harness.run()
+    mixed = [plan for plan in harness.runner.steps if plan.decode_rows and plan.rows > plan.decode_rows]
+    assert len(mixed) >= 9
+    assert all(plan.tokens <= 32 for plan in harness.runner.steps)
+    harness.verify_ended()
+
+
+def test_a_cache_too_small_for_all_retracts_and_ends_them_all():
+    harness = Harness(64)
+    generator = random.Random(0)
+    for _ in range(50):
+        harness.submit([generator.randrange(4) for _ in range(generator.randint(1, 30))],
+                       max_tokens=generator.randint(1, 30))
+    harness.run()
+    assert len(harness.ended) == 50
+    assert harness.scheduler.counters.retractions > 0
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_no_request_is_retracted_twice():
+    harness = Harness(100)
+    generator = random.Random(1)
+    for _ in range(100):
+        harness.submit([generator.randrange(50) for _ in range(10)], max_tokens=60)
+    harness.run()
+    assert 0 < harness.scheduler.counters.retractions <= 100
+    assert all(request.admissions <= 2 for request in harness.requests.values())
+    harness.verify_ended()
+
+
+def test_a_prefetch_caches_its_prompt_and_a_second_one_computes_nothing():
+    harness = Harness(100)
+    prompt = tokens(30)
+    harness.submit(prompt)
+    harness.run()
+    computed = harness.runner.computed_tokens
+    harness.submit(prompt)
+    harness.run()
+    assert harness.runner.computed_tokens == computed == 30
+    assert set(harness.ended) == {0, 1}
+    generation = harness.submit(prompt, max_tokens=1)
+    harness.run()
+    assert generation.cached_tokens == 29
+    assert harness.runner.computed_tokens == 31
+
+
+@pytest.mark.parametrize("budget", [4, 512])
+def test_options_are_scored_with_common_prefixes_once(budget):
+    harness = Harness(200, max_batch_tokens=budget)
+    prompt, options = tokens(20), [[1, 2, 3], [1, 2, 4], [1, 2], [9], [1, 2, 3], [], [1, 2, 3, 5, 6]]
+    request = ScoreRequest(0, prompt, options)
+    harness.requests[0] = request
+    harness.scheduler.submit(request)
+    harness.run()
+    harness.verify_ended()
+    assert harness.runner.computed_tokens == 20 + 4  # 1, 2, 3, 5: those that have a token after them
+    follow = harness.submit([*prompt, 1, 2, 3, 5, 7], max_tokens=1)
+    harness.run()
+    assert follow.cached_tokens == 24
+    harness.verify_idle()
+
+
+def test_a_request_that_can_never_fit_is_refused():
+    scheduler = Scheduler(capacity=10)
+    with pytest.raises(CapacityError, match="needs 11 slots") as caught:
+        scheduler.submit(Request(0, [1] * 8, max_tokens=4))
+    assert (caught.value.needed, caught.value.capacity) == (11, 10)
+    scheduler.submit(Request(1, [1] * 8, max_tokens=3))
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(RequestError, match="no tokens"):
+        Scheduler(capacity=10).submit(Request(0, []))
+
+
+def test_planning_twice_is_a_bug():
+    scheduler = Scheduler(capacity=10)
+    scheduler.submit(Request(0, [1], max_tokens=1))
+    assert scheduler.plan() is not None
+    with pytest.raises(InternalError):
+        scheduler.plan()
+    scheduler.abandon()
+    with pytest.raises(InternalError):
+        scheduler.commit(StepResult())
+
+
+def test_cancel_is_idempotent_and_keeps_what_was_computed():
+    harness = Harness(100, max_batch_tokens=16)
+    request = harness.submit(tokens(40), max_tokens=4)
+    harness.begin()
+    harness.scheduler.cancel(request)
+    harness.scheduler.cancel(request)
+    harness.finish()
+    assert harness.scheduler.cache.evictable == 16
+    assert not harness.step()
+    harness.verify_idle()
