@@ -1,0 +1,97 @@
+"""The memory of keys and values: for each layer an array of slots, one slot per token."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from asgl.errors import ConfigError
+from asgl.models.config import ModelConfig
+
+_SHARE = 4
+"""By default a pool takes at most a quarter of the memory,"""
+_MOST = 4 * 2**30
+"""and on CPUs no more than so many bytes."""
+
+
+class KVPool:
+    """Keys and values of `capacity` tokens. All memory is taken and touched here, so that no step pays for it.
+
+    `layers` holds a pair (keys, values) for each layer, [capacity + 1, kv_heads, head_dim]: the last slot is scratch
+    space, for rows that only pad a batch. ConfigError if the capacity is below 1 or does not fit the device.
+    """
+
+    def __init__(self, config: ModelConfig, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+        if capacity < 1:
+            raise ConfigError(f"a KV cache needs room for 1 token at least, not {capacity}")
+        self.capacity = capacity
+        self.bytes = (capacity + 1) * slot_bytes(config, dtype)
+        room = available_memory(device)
+        if self.bytes > room:
+            raise ConfigError(
+                f"a KV cache for {capacity} tokens takes {self.bytes / 2**30:.1f} GiB, and {device} has "
+                f"{room / 2**30:.1f} GiB; choose a capacity of at most {room // slot_bytes(config, dtype) - 1} tokens"
+            )
+        shape = (config.layers, 2, capacity + 1, config.kv_heads, config.head_dim)
+        # fill_ writes every page, which zeros() need not do
+        memory = torch.empty(shape, dtype=dtype, device=device).fill_(0.0)
+        self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in memory]
+
+
+def slot_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one token."""
+    return config.layers * 2 * config.kv_heads * config.head_dim * dtype.itemsize
+
+
+def default_capacity(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> int:
+    """How many tokens the pool holds unless told: a quarter of the memory, on CPUs 4 GiB at most.
+
+    ConfigError if that is not even one token.
+    """
+    room = available_memory(device)
+    room = room * 3 // _SHARE if device.type == "cuda" else min(room // _SHARE, _MOST)
+    capacity = room // slot_bytes(config, dtype) - 1
+    if capacity < 1:
+        raise ConfigError(f"{device} has no memory for a KV cache of {config.layers} layers: {room} bytes")
+    return capacity
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that this process may use: free memory of a GPU; of the host what the system and control groups allow."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _group_limits(membership: Path, mount: Path) -> list[int]:
+    """The memory limits of the control groups of this process and of those above them (versions 1 and 2)."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []  # no Linux
+    limits: list[int] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = mount, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = mount / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                limits.extend(_limit(folder / name))
+    return limits
+
+
+def _limit(file: Path) -> list[int]:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return []  # the root group has no such file, and a container may not see the groups above its own
+    return [int(text)] if text.isdecimal() else []  # "max" is no limit

@@ -1,0 +1,137 @@
+"""From logits to tokens: what requests ask for, as tensors for the sampling kernel, and log-probabilities.
+
+Randomness is counter-based: the number that draws a token is a hash of the request's seed and of how many tokens it
+drew before. No generator has a state, so that a request's draws do not depend on the batch it rides in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asgl.kernels.api import Kernels, SamplingBatch
+from asgl.plan import SampledToken, SampleRow, ScoreRow
+
+_GAMMA = 0x9E3779B97F4A7C15
+_Edits = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]
+
+
+def uniforms(seeds: Sequence[int], draws: Sequence[int]) -> NDArray[np.float64]:
+    """For each pair of a seed and a count of draws below 2**64 a number in [0, 1), of 53 random bits.
+
+    The SplitMix64 sequence (Steele, Lea and Flood, OOPSLA 2014) that starts at the seed's own hash, at place draw +
+    1. The seed is hashed first, lest seeds that are a multiple of the sequence's increment apart give shifted
+    sequences.
+    """
+    place = (np.array(draws, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GAMMA)
+    mixed = _mix(_mix(np.array(seeds, dtype=np.uint64)) + place)
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: a bijection of 64-bit numbers, each bit of which depends on all bits of the argument."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def sampling_batch(samples: Sequence[SampleRow], vocabulary: int, device: torch.device) -> SamplingBatch:
+    """The tensors of the sampling kernel. Banned and biased tokens outside the vocabulary are left out."""
+    specs = [sample.spec for sample in samples]
+
+    def column(values: list[float] | list[int] | NDArray[np.float64], dtype: torch.dtype) -> Tensor:
+        return torch.as_tensor(values, dtype=dtype).to(device)
+
+    edits: list[_Edits] = []
+    repetitions: list[_Edits] = []
+    for sample in samples:
+        edits.append(_additions(sample, vocabulary))
+        repetitions.append(_repetitions(sample))
+    return SamplingBatch(
+        temperature=column([spec.temperature for spec in specs], torch.float32),
+        top_p=column([spec.top_p for spec in specs], torch.float32),
+        top_k=column([min(spec.top_k, vocabulary) for spec in specs], torch.int32),
+        min_p=column([spec.min_p for spec in specs], torch.float32),
+        uniform=column(uniforms([spec.seed for spec in specs], [sample.draw for sample in samples]), torch.float64),
+        edits=_triples(edits, device),
+        repetition=_triples(repetitions, device),
+        all_greedy=all(spec.temperature == 0.0 for spec in specs),
+        unfiltered=all(spec.top_p == 1.0 and spec.top_k == 0 and spec.min_p == 0.0 for spec in specs),
+    )
+
+
+_NOTHING: _Edits = (np.empty(0, dtype=np.int64), np.empty(0))
+
+
+def _additions(sample: SampleRow, vocabulary: int) -> _Edits:
+    """What is added to the logits of which tokens, each token once: penalties, logit_bias, and -inf for banned
+    tokens."""
+    spec = sample.spec
+    penalised = sample.history is not None and (spec.frequency_penalty != 0.0 or spec.presence_penalty != 0.0)
+    if not (penalised or spec.logit_bias or sample.banned):
+        return _NOTHING
+    tokens = [np.fromiter(chain((token for token, _ in spec.logit_bias), sample.banned), dtype=np.int64)]
+    biases = [bias for _, bias in spec.logit_bias] + [-np.inf] * len(sample.banned)
+    added: list[NDArray[np.floating[Any]]] = [np.array(biases, dtype=np.float64)]
+    if penalised and sample.history is not None:
+        output, counts = np.unique(np.array(sample.history[sample.prompt_length :], dtype=np.int64), return_counts=True)
+        tokens.append(output)
+        added.append(-(counts * spec.frequency_penalty + spec.presence_penalty))
+    all_tokens, all_added = np.concatenate(tokens), np.concatenate(added)
+    inside = (all_tokens >= 0) & (all_tokens < vocabulary)
+    unique, place = np.unique(all_tokens[inside], return_inverse=True)
+    total = np.zeros(len(unique))
+    np.add.at(total, place, all_added[inside])
+    return unique, total
+
+
+def _repetitions(sample: SampleRow) -> _Edits:
+    penalty = sample.spec.repetition_penalty
+    if penalty == 1.0 or sample.history is None:
+        return _NOTHING
+    tokens = np.unique(np.array(sample.history, dtype=np.int64))
+    return tokens, np.full(len(tokens), penalty)
+
+
+def _triples(edits: list[_Edits], device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
+    if not any(len(tokens) for tokens, _ in edits):
+        return None
+    rows = np.repeat(np.arange(len(edits)), [len(tokens) for tokens, _ in edits])
+    tokens, values = (np.concatenate(parts) for parts in zip(*edits, strict=True))
+    return (torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device),
+            torch.from_numpy(values).to(device, torch.float32))
+
+
+def sample(kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow]) -> tuple[SampledToken, ...]:
+    """A token for each row of float32 logits [m, vocabulary], which may be overwritten.
+
+    Log-probabilities are those of the logits as given, and are computed only for the rows that ask for them.
+    """
+    asking = [row for row, wanted in enumerate(samples) if wanted.spec.logprobs is not None]
+    logprobs = kernels.log_softmax(logits if len(asking) == len(samples) else logits[asking]) if asking else None
+    tokens = kernels.sample(logits, sampling_batch(samples, logits.shape[1], logits.device)).tolist()
+    results = [SampledToken(token) for token in tokens]
+    if logprobs is not None:
+        own = logprobs.gather(1, torch.tensor([[tokens[row]] for row in asking], device=logprobs.device)).tolist()
+        most = min(max(samples[row].spec.logprobs or 0 for row in asking), logprobs.shape[1])
+        values, ids = (part.tolist() for part in logprobs.topk(most, dim=1))
+        for i, row in enumerate(asking):
+            count = samples[row].spec.logprobs or 0
+            top = tuple(zip(ids[i][:count], values[i][:count], strict=True))
+            results[row] = SampledToken(tokens[row], own[i][0], top)
+    return tuple(results)
+
+
+def score(kernels: Kernels, logits: Tensor, scores: Sequence[ScoreRow]) -> list[tuple[float, ...]]:
+    """The log-probabilities of each row's targets; `logits` float32 [m, vocabulary], a row for each of `scores`."""
+    counts = [len(row.targets) for row in scores]
+    rows = torch.repeat_interleave(torch.tensor(counts)).to(logits.device)
+    targets = torch.tensor([target for row in scores for target in row.targets], dtype=torch.int64).to(logits.device)
+    found = iter(kernels.log_softmax(logits)[rows, targets].tolist())
+    return [tuple(next(found) for _ in range(count)) for count in counts]

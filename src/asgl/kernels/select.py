@@ -1,0 +1,98 @@
+"""Chooses and makes the kernel back end of a Runtime. What is asked for by name and cannot be had raises."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any, Literal, get_args
+
+import torch
+
+from asgl.errors import ConfigError
+from asgl.kernels.api import Kernels, WeightFormat
+from asgl.kernels.reference import ReferenceKernels
+
+KernelName = Literal["auto", "reference", "cpu", "triton"]
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+_LAZY = {
+    "cpu": ("asgl.kernels.cpu.kernels", "CpuKernels", "numba"),
+    "triton": ("asgl.kernels.triton.kernels", "TritonKernels", "triton"),
+}
+"""Back ends that are imported when chosen: module, class, and the package that they need."""
+
+
+def make_kernels(
+    name: KernelName = "auto",
+    device: str = "auto",
+    dtype: DTypeName = "auto",
+    weights: WeightFormat | Literal["auto"] = "auto",
+    deterministic: bool = False,
+) -> Kernels:
+    """Makes a back end, on the calling thread, which must be the device thread.
+
+    auto: the first GPU if torch sees one, else the CPU; on it the device's own back end if it is installed, else the
+    reference; bfloat16 if the device multiplies it in hardware, else float32 (on GPUs float16); dense weights.
+    ConfigError for an unknown or unavailable choice: what is wrong and what to do.
+    """
+    _known("kernels", name, get_args(KernelName))
+    _known("dtype", dtype, get_args(DTypeName))
+    _known("weights", weights, ("auto", *get_args(WeightFormat)))
+    where = _device(device)
+    if name == "auto":
+        own = "triton" if where.type == "cuda" else "cpu"
+        name = own if _missing(own) is None else "reference"
+    arguments: dict[str, Any] = {
+        "device": where,
+        "dtype": _default_dtype(where) if dtype == "auto" else getattr(torch, dtype),
+        "weights": "dense" if weights == "auto" else weights,
+        "deterministic": deterministic,
+    }
+    if name == "reference":
+        return ReferenceKernels(**arguments)
+    if (name == "cpu") != (where.type == "cpu"):
+        raise ConfigError(f"kernels={name!r} cannot run on device {str(where)!r}; leave one of them at 'auto'")
+    if (problem := _missing(name)) is not None:
+        raise ConfigError(f"kernels={name!r} cannot be used: {problem}; or use kernels='reference'")
+    module, kind, _ = _LAZY[name]
+    return getattr(importlib.import_module(module), kind)(**arguments)
+
+
+def _known(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{what} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device must be 'auto', 'cpu' or 'cuda' (or 'cuda:0', ...), not {device!r}") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be 'auto', 'cpu' or 'cuda' (or 'cuda:0', ...), not {device!r}")
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise ConfigError(f"there is no device {device!r}: torch {torch.__version__} sees {count} GPUs; use 'cpu'")
+        return chosen if ":" in device else torch.device("cuda", torch.cuda.current_device())
+    return chosen
+
+
+def _missing(name: str) -> str | None:
+    """Why a lazily imported back end cannot be imported, and what to do; None if it can."""
+    module, _, needs = _LAZY[name]
+    if importlib.util.find_spec(needs) is None:
+        return f"it needs the package {needs}, which is not installed: pip install {needs}"
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    return None if found is not None else "this installation of asgl does not have it"
+
+
+def _default_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
