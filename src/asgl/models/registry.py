@@ -1,0 +1,85 @@
+"""From what a user names to an opened checkpoint, and from a checkpoint's architecture to the class that computes it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asgl.errors import ModelError
+from asgl.models.config import ModelConfig
+from asgl.models.pull import REGISTERED, Progress, pull
+
+if TYPE_CHECKING:
+    from asgl.models.checkpoint import Checkpoint
+
+ARCHITECTURES = {"llama": "asgl.models.llama:Llama"}
+"""The class of each architecture, as "module:name": imported when a model of that architecture is opened."""
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
+
+
+def open_checkpoint(model: str | os.PathLike[str], *, progress: Progress | None = None) -> Checkpoint:
+    """Opens a model: a registered name, a .gguf file, a directory in Hugging Face's layout, or a repo id of its hub.
+
+    A registered name wins over a file or directory of that name ("./name" is the file). What has to be fetched is fetched
+    into the cache, with news of it to `progress`. ModelError if there is no such model, it cannot be fetched, or is damaged.
+    """
+    if isinstance(model, str) and model in REGISTERED:
+        from asgl.models.gguf_checkpoint import GgufCheckpoint
+
+        return GgufCheckpoint(pull(model, progress=progress), name=model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _directory(path, None)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"{path}: a model is a .gguf file or a directory with config.json and *.safetensors")
+        from asgl.models.gguf_checkpoint import GgufCheckpoint
+
+        return GgufCheckpoint(path)
+    if isinstance(model, str) and _REPOSITORY.fullmatch(model) and path.suffix != ".gguf":
+        return _directory(_snapshot(model), model)
+    raise _no_such_model(os.fspath(model))
+
+
+def model_class(config: ModelConfig) -> Any:
+    """The class that computes models of that architecture. ModelError, with the known ones, if there is none."""
+    target = ARCHITECTURES.get(config.architecture)
+    if target is None:
+        raise ModelError(f"models of the architecture {config.architecture!r} are not known; known are "
+                         f"{', '.join(sorted(ARCHITECTURES))}")
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _directory(path: Path, name: str | None) -> Checkpoint:
+    from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint
+
+    if not (path / "config.json").exists() and (files := sorted(path.glob("*.gguf"))):
+        raise ModelError(f"{path}: the directory has GGUF files; name one, such as {files[0]}")
+    return SafetensorsCheckpoint(path, name)
+
+
+def _snapshot(repository: str) -> Path:
+    """The local copy of a repository of the Hugging Face hub; the hub's library shows its own progress."""
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES))
+    except Exception as error:  # of many kinds: of the hub, of HTTP, of files
+        raise ModelError(f"{repository!r} is no file, directory or registered name here, and cannot be fetched from the Hugging "
+                         f"Face hub: {error}. Check the name and the network, or give a directory that has its files; "
+                         f"registered names are {', '.join(sorted(REGISTERED))}") from error
+
+
+def _no_such_model(model: str) -> ModelError:
+    names = ", ".join(sorted(REGISTERED))
+    near = difflib.get_close_matches(model, REGISTERED, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ModelError(f"there is no model {model!r}: not a registered name ({names}), not a .gguf file, not a directory, not a "
+                      f"Hugging Face repo id (org/name).{hint}")
