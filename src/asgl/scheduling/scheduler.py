@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from asgl.errors import CapacityError, InternalError, RequestError
 from asgl.plan import SampledToken, StepPlan, StepResult
@@ -27,12 +27,13 @@ _RESERVE_START, _RESERVE_LEAST, _RESERVE_DECAY = 0.7, 0.1, 0.995
 
 
 class Update(NamedTuple):
-    """News of a request: a token was sampled, or it ended, or both."""
+    """News of a request: a token was sampled, or it ended, or both; or it was admitted or retracted."""
 
     request: Request
     token: SampledToken | None = None
     reason: FinishReason | None = None
     ended: bool = False
+    event: Literal["admitted", "retracted"] | None = None
 
 
 @dataclass(slots=True)
@@ -262,6 +263,7 @@ class Scheduler:
             self.counters.cached_tokens += request.covered
             self.counters.prompt_tokens += len(request.prompt)
         self.running.append(request)
+        self._updates.append(Update(request, event="admitted"))
         if request.remaining > 1:
             self._leaders.add(request)
 
@@ -306,6 +308,7 @@ class Scheduler:
         self._retire_leader(request)
         self._release(request)
         request.retracted = True
+        self._updates.append(Update(request, event="retracted"))
         self._wait(request)
 
     # --- progress and ends ------------------------------------------------------------------------------------------

@@ -59,6 +59,10 @@ class FakeRunner:
         self.before_step = before_step
         self.steps: list[StepPlan] = []
         self.computed_tokens = 0
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
 
     def run(self, plan: StepPlan) -> StepResult:
         self.steps.append(plan)

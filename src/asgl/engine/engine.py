@@ -1,0 +1,399 @@
+"""The engine: three beats a step. Plan (scheduler), run (the device thread), commit (scheduler), and deliver the news.
+
+Everything here runs on the event loop; only `runner.run` runs elsewhere. `submit`-like calls are synchronous: they queue the
+request and wake the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import anyio.to_thread
+
+from asgl.engine.device import DeviceThread
+from asgl.engine.output import Detokenizer, OutputText
+from asgl.engine.ticket import Listener, Ticket
+from asgl.errors import (
+    AsglError,
+    ConfigError,
+    ContextLengthError,
+    EngineClosedError,
+    EngineCrashedError,
+    EngineError,
+    RequestError,
+)
+from asgl.plan import StepPlan, StepResult
+from asgl.sampling import SamplingParams, SamplingSpec
+from asgl.scheduling.branches import Branches
+from asgl.scheduling.request import Request
+from asgl.scheduling.scheduler import Scheduler, Update
+from asgl.trace import RequestEvent, StepEvent, Tracers
+from asgl.types import EngineStatistics, FinishReason
+
+T = TypeVar("T")
+
+_SETTLING_TURNS = 3
+"""Turns of the event loop that programs get after requests have ended, so that what they submit next is in the next step."""
+
+
+class Runner(Protocol):
+    """What computes plans; see `asgl.execution.runner`."""
+
+    def run(self, plan: StepPlan, /) -> StepResult: ...
+
+    def close(self) -> None: ...
+
+
+class Engine:
+    """Serves requests until it is closed. Belongs to the event loop in which `start` was called.
+
+    detokenizer: makes a detokenizer for a new generation. context_length: of the model, in tokens. clock: seconds, for the times
+    in tickets and statistics.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        device: DeviceThread,
+        *,
+        detokenizer: Callable[[], Detokenizer],
+        vocabulary: int,
+        context_length: int,
+        tracers: Tracers | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.scheduler = scheduler
+        self.vocabulary = vocabulary
+        self.context_length = context_length
+        self.tracers = tracers if tracers is not None else Tracers()
+        self._runner = runner
+        self._device = device
+        self._detokenizer = detokenizer
+        self._clock = clock
+        self._tickets: dict[int, Ticket] = {}
+        self._next_id = 0
+        self._cancelled = 0
+        self._plan_seconds = self._run_seconds = self._idle_seconds = 0.0
+        self._wake = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._end: EngineError | None = None
+        """Why the engine serves no more."""
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def check_sampling(self, params: SamplingParams) -> None:
+        """ConfigError if the parameters name a token that the model does not have."""
+        for token in (*(params.stop_token_ids or ()), *(params.logit_bias or ())):
+            if token >= self.vocabulary:
+                raise ConfigError(f"there is no token {token}: the model's vocabulary has {self.vocabulary} tokens")
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        logprobs: int | None = None,
+        end_tokens: Sequence[int] = (),
+        namespace: str | None = None,
+        priority: int = 0,
+        listener: Listener,
+    ) -> Ticket:
+        """Generates tokens after `prompt`. `params` must be complete: see `SamplingParams.over`.
+
+        `end_tokens` end the generation with reason "eos". `max_tokens` is cut to what the model's context leaves. What is wrong
+        with the request settles the ticket before this returns.
+        """
+        stop_tokens = params.stop_token_ids or ()
+        output = OutputText(
+            self._detokenizer,
+            stops=params.stop or (),
+            stop_tokens=stop_tokens,
+            end_tokens=end_tokens,
+            keep_stop=bool(params.keep_stop),
+            min_tokens=params.min_tokens or 0,
+        )
+        room = self.context_length - len(prompt)
+        request = Request(
+            self._new_id(),
+            prompt,
+            max_tokens=min(_complete(params.max_tokens), max(room, 0)),
+            spec=_spec(params, seed, logprobs),
+            output=output,
+            min_tokens=params.min_tokens or 0,
+            banned=(*end_tokens, *stop_tokens),
+            namespace=namespace,
+            priority=priority,
+        )
+        ticket = Ticket(request, listener, output, self._clock())
+        if room < 1:
+            return self._refuse(ticket, self._too_long(request, "leave no room to generate"))
+        if request.max_tokens == 0:
+            self._emit_request("submitted", ticket)
+            self._settle(ticket, reason="length")
+            return ticket
+        return self._submit(ticket)
+
+    def score(
+        self,
+        prompt: Sequence[int],
+        options: Sequence[Sequence[int]],
+        *,
+        namespace: str | None = None,
+        priority: int = 0,
+        listener: Listener,
+    ) -> Ticket:
+        """Scores each option as a continuation of `prompt`: `ticket.option_logprobs`, in the order of the options."""
+        request = Request(self._new_id(), prompt, branches=Branches(options), namespace=namespace, priority=priority)
+        ticket = Ticket(request, listener, None, self._clock())
+        if len(prompt) + max(map(len, options), default=0) > self.context_length:
+            return self._refuse(ticket, self._too_long(request, "and the longest option are too long"))
+        return self._submit(ticket)
+
+    def extend(
+        self, prompt: Sequence[int], *, namespace: str | None = None, priority: int = 0, listener: Listener
+    ) -> Ticket:
+        """Computes the keys and values of `prompt`, so that they are in the cache."""
+        request = Request(self._new_id(), prompt, namespace=namespace, priority=priority)
+        ticket = Ticket(request, listener, None, self._clock())
+        if len(prompt) > self.context_length:
+            return self._refuse(ticket, self._too_long(request, "are too many"))
+        return self._submit(ticket)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Settles the ticket without telling its listener. The request leaves the batch before the next step. Idempotent."""
+        if ticket.settled:
+            return
+        self._cancelled += 1
+        self.scheduler.cancel(ticket.request)
+        del self._tickets[ticket.request_id]
+        ticket.settled = True
+        ticket.finished_at = self._clock()
+        self._emit_request("cancelled", ticket)
+        self._wake.set()
+
+    def stop(self, ticket: Ticket) -> None:
+        """Ends a generation now, with what it has: finish reason "stopped". Nothing happens if it has ended."""
+        if not ticket.settled:
+            self.scheduler.cancel(ticket.request)
+            self._settle(ticket, reason="stopped")
+            self._wake.set()
+
+    def flush_cache(self) -> int:
+        """Evicts all that no running request reads; how many tokens that was."""
+        slots = self.scheduler.cache.clear()
+        self.scheduler.pool.give(slots)
+        return len(slots)
+
+    def _new_id(self) -> int:
+        self._check_loop()
+        self._next_id += 1
+        return self._next_id
+
+    def _check_loop(self) -> None:
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self._loop:
+            raise EngineError("a Runtime can only be used in the event loop in which it was opened")
+
+    def _submit(self, ticket: Ticket) -> Ticket:
+        request = ticket.request
+        if self._end is not None:
+            return self._refuse(ticket, self._end)
+        try:
+            self.scheduler.submit(request)
+        except RequestError as error:
+            return self._refuse(ticket, error)
+        self._tickets[request.id] = ticket
+        self._emit_request("submitted", ticket)
+        self._wake.set()
+        return ticket
+
+    def _refuse(self, ticket: Ticket, error: AsglError) -> Ticket:
+        self._settle(ticket, error=error)
+        return ticket
+
+    def _too_long(self, request: Request, what: str) -> ContextLengthError:
+        return ContextLengthError(
+            f"the prompt's {len(request.prompt)} tokens {what}: the model's context has {self.context_length}. "
+            "Shorten the prompt",
+            tokens=len(request.prompt), limit=self.context_length, request_id=request.id,
+        )
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._serve(), name="asgl-engine")
+
+    async def close(self) -> None:
+        """Ends every request with EngineClosedError, waits for the step in flight, and frees the runner. Idempotent."""
+        self._finish(EngineClosedError("the Runtime was closed"))
+        if self._task is not None:
+            await asyncio.wait([self._task])
+            self._task = None
+            await self._device.run(self._runner.close)
+
+    async def _serve(self) -> None:
+        """Plans, runs and commits until the engine has ended."""
+        try:
+            while self._end is None:
+                began = self._clock()
+                plan = self.scheduler.plan()
+                settled = self._deliver()
+                planned = self._clock()
+                self._plan_seconds += planned - began
+                if plan is not None:
+                    settled |= await self._step(plan, planned - began)
+                elif not settled:
+                    await self._wake.wait()
+                    self._wake.clear()
+                    self._idle_seconds += self._clock() - planned
+                for _ in range(_SETTLING_TURNS if settled else 0):
+                    await asyncio.sleep(0)
+        except BaseException as error:
+            crash = EngineCrashedError(f"the engine has stopped, because a step failed: {error!r}")
+            crash.__cause__ = error
+            self._finish(crash)
+            if not isinstance(error, Exception):
+                raise
+
+    async def _step(self, plan: StepPlan, plan_seconds: float) -> bool:
+        """Runs the plan and commits it; whether any ticket was settled. Whatever fails, the scheduler's books stay right."""
+        try:
+            result = await self._device.run(self._runner.run, plan)
+        except BaseException:
+            self.scheduler.abandon()
+            raise
+        began = self._clock()
+        self.scheduler.commit(result)
+        settled = self._deliver()
+        self._run_seconds += result.seconds
+        self._plan_seconds += self._clock() - began
+        if self.tracers:
+            self._emit_step(plan, result, plan_seconds)
+        return settled
+
+    def _deliver(self) -> bool:
+        """Hands the scheduler's news to the tickets; whether any was settled."""
+        settled = False
+        for update in self.scheduler.take_updates():
+            settled |= update.ended
+            self._deliver_one(update)
+        return settled
+
+    def _deliver_one(self, update: Update) -> None:
+        ticket = self._tickets.get(update.request.id)
+        if ticket is None:
+            return  # cancelled by the listener of another request, just now
+        if update.event is not None:
+            self._emit_request(update.event, ticket)
+            return
+        if update.token is not None:
+            if ticket.first_token_at is None:
+                ticket.first_token_at = self._clock()
+            ticket.tokens.append(update.token)
+        if not update.ended:
+            self._tell(ticket.listener.on_progress, ticket)
+            return
+        if update.request.branches is not None:
+            ticket.option_logprobs = update.request.branches.results()
+        self._settle(ticket, reason=update.reason)
+
+    def _settle(self, ticket: Ticket, *, reason: FinishReason | None = None, error: BaseException | None = None) -> None:
+        self._tickets.pop(ticket.request_id, None)
+        if ticket.output is not None and reason in ("length", "stopped"):
+            ticket.output.finish()
+        if error is not None:
+            self._emit_request("failed", ticket, repr(error))
+        else:
+            self._emit_request("finished", ticket, reason or "")
+        self._tell(lambda t: t.settle(self._clock(), reason=reason, error=error), ticket)
+
+    def _tell(self, callback: Callable[[Ticket], None], ticket: Ticket) -> None:
+        """A listener that raises is a bug above; it must not end the engine and every other request with it."""
+        try:
+            callback(ticket)
+        except Exception as error:
+            assert self._loop is not None
+            message = f"a listener of request {ticket.request_id} raised"
+            self._loop.call_exception_handler({"message": message, "exception": error})
+
+    def _finish(self, why: EngineError) -> None:
+        """Serves no more: everything that waits ends with `why`."""
+        if self._end is not None:
+            return
+        self._end = why
+        for ticket in list(self._tickets.values()):
+            self.scheduler.cancel(ticket.request)
+            self._settle(ticket, error=why)
+        self._wake.set()
+
+    async def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Runs slow work that touches no tensor beside the event loop."""
+        return await anyio.to_thread.run_sync(function, *args)
+
+    # --- what it tells ----------------------------------------------------------------------------------------------
+
+    def statistics(self) -> EngineStatistics:
+        scheduler, counters = self.scheduler, self.scheduler.counters
+        return EngineStatistics(
+            capacity=scheduler.capacity,
+            free=scheduler.pool.free,
+            evictable=scheduler.cache.evictable,
+            pinned=scheduler.cache.pinned,
+            running=len(scheduler.running),
+            waiting=scheduler.waiting,
+            steps=counters.steps,
+            prompt_tokens=counters.prompt_tokens,
+            cached_tokens=counters.cached_tokens,
+            generated_tokens=counters.generated_tokens,
+            forced_tokens=0,
+            evicted_tokens=scheduler.cache.evicted,
+            retractions=counters.retractions,
+            cancelled=self._cancelled,
+            plan_seconds=self._plan_seconds,
+            run_seconds=self._run_seconds,
+            idle_seconds=self._idle_seconds,
+        )
+
+    def _emit_request(self, kind: Any, ticket: Ticket, reason: str = "") -> None:
+        if self.tracers:
+            self.tracers.emit(RequestEvent(
+                kind, ticket.request_id, ticket.prompt_tokens, ticket.cached_tokens, ticket.request.generated, reason
+            ))
+
+    def _emit_step(self, plan: StepPlan, result: StepResult, plan_seconds: float) -> None:
+        scheduler = self.scheduler
+        self.tracers.emit(StepEvent(
+            plan.number, plan.decode_rows, plan.rows - plan.decode_rows, plan.tokens, len(scheduler.running),
+            scheduler.waiting, scheduler.pool.free, scheduler.cache.evictable, plan_seconds, result.seconds,
+        ))
+
+
+def _complete(value: T | None) -> T:
+    if value is None:
+        raise ConfigError("the engine takes complete sampling parameters: merge them over the library's defaults")
+    return value
+
+
+def _spec(params: SamplingParams, seed: int, logprobs: int | None) -> SamplingSpec:
+    return SamplingSpec(
+        temperature=_complete(params.temperature),
+        top_p=_complete(params.top_p),
+        top_k=_complete(params.top_k),
+        min_p=_complete(params.min_p),
+        frequency_penalty=_complete(params.frequency_penalty),
+        presence_penalty=_complete(params.presence_penalty),
+        repetition_penalty=_complete(params.repetition_penalty),
+        logit_bias=tuple((params.logit_bias or {}).items()),
+        seed=seed,
+        logprobs=logprobs,
+    )

@@ -1,0 +1,371 @@
+"""The engine's loop with a runner that knows what every slot must hold: tickets, cancellation, crashes, close."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+
+import pytest
+from fake_runner import FakeRunner, expected_output, expected_scores
+
+from asgl.engine.device import DeviceThread
+from asgl.engine.engine import Engine
+from asgl.engine.ticket import Ticket
+from asgl.errors import (
+    CapacityError,
+    ConfigError,
+    ContextLengthError,
+    EngineClosedError,
+    EngineCrashedError,
+    EngineError,
+    RequestError,
+)
+from asgl.plan import StepPlan
+from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
+from asgl.scheduling.scheduler import Scheduler
+from asgl.trace import RequestEvent, StepEvent, Tracers
+
+
+class Letters:
+    """A detokenizer: token t is the letter with that number."""
+
+    def push(self, token_id: int) -> str:
+        return chr(ord("a") + token_id % 26)
+
+    def flush(self) -> str:
+        return ""
+
+
+class Waiter:
+    """A listener that can be awaited."""
+
+    def __init__(self) -> None:
+        self.settled = asyncio.Event()
+        self.times = 0
+        self.progress: list[int] = []
+        self.then = None
+
+    def on_progress(self, ticket: Ticket) -> None:
+        self.progress.append(len(ticket.tokens))
+        if self.then is not None:
+            self.then(ticket)
+
+    def on_settled(self, ticket: Ticket) -> None:
+        self.times += 1
+        self.settled.set()
+
+
+class Gate:
+    """Holds the device thread in each step until it is let go, so that a test can act while a step is in flight."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.let_go = threading.Semaphore(0)
+        self.open = False
+
+    def __call__(self, plan: StepPlan) -> None:
+        if not self.open:
+            self.entered.release()
+            assert self.let_go.acquire(timeout=20)
+
+    async def step_begins(self) -> None:
+        assert await asyncio.to_thread(self.entered.acquire, timeout=20)
+
+    def leave_open(self) -> None:
+        self.open = True
+        self.let_go.release()
+
+
+@asynccontextmanager
+async def opened(capacity=500, before_step=None, context_length=200, tracers=(), **options):
+    device = DeviceThread()
+    runner = FakeRunner(capacity, before_step)
+    engine = Engine(runner, Scheduler(capacity=capacity, **options), device, detokenizer=Letters, vocabulary=50,
+                    context_length=context_length, tracers=Tracers(tracers))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+        await device.close()
+        engine.scheduler.check()
+        assert engine.scheduler.available == capacity
+        assert not engine.scheduler.running
+        assert not engine.scheduler.waiting
+        assert runner.closed
+        assert not [thread for thread in threading.enumerate() if thread.name == "asgl-device"]
+
+
+def params(**fields) -> SamplingParams:
+    return SamplingParams(**fields).over(LIBRARY_DEFAULTS)
+
+
+def generate(engine: Engine, prompt, waiter: Waiter | None = None, **fields) -> Ticket:
+    return engine.generate(prompt, params(**fields), seed=0, listener=waiter or Waiter())
+
+
+async def settled(*tickets: Ticket) -> None:
+    async with asyncio.timeout(20):
+        for ticket in tickets:
+            await ticket.listener.settled.wait()
+
+
+def token_ids(ticket: Ticket) -> list[int]:
+    return [token.token_id for token in ticket.tokens]
+
+
+async def test_a_generation_is_told_token_by_token_and_settled_once():
+    async with opened() as engine:
+        ticket = generate(engine, [1, 2, 3], max_tokens=5)
+        await settled(ticket)
+        assert token_ids(ticket) == expected_output([1, 2, 3], 5)
+        assert ticket.listener.progress == [1, 2, 3, 4]
+        assert (ticket.finish_reason, ticket.error, ticket.listener.times) == ("length", None, 1)
+        assert len(ticket.text) == 5
+        assert ticket.submitted_at <= ticket.first_token_at <= ticket.finished_at
+
+
+async def test_a_stop_string_ends_the_generation():
+    expected = "".join(Letters().push(token) for token in expected_output([1, 2, 3], 30))
+    async with opened() as engine:
+        ticket = generate(engine, [1, 2, 3], max_tokens=30, stop=[expected[7:9]])
+        await settled(ticket)
+        assert ticket.finish_reason == "stop"
+        assert ticket.matched_stop == expected[7:9]
+        assert ticket.text == expected[: expected.index(expected[7:9])]
+
+
+async def test_scores_and_prefetch():
+    async with opened() as engine:
+        prompt, options = [1, 2, 3], [[4, 5], [4], [6, 7, 8]]
+        prefetch = engine.extend(prompt, listener=Waiter())
+        await settled(prefetch)
+        assert prefetch.error is None
+        score = engine.score(prompt, options, listener=Waiter())
+        await settled(score)
+        assert score.option_logprobs == [expected_scores(prompt, option) for option in options]
+        assert score.cached_tokens == 2
+
+
+async def test_bad_requests_settle_before_submit_returns():
+    async with opened(capacity=60, context_length=100) as engine:
+        cases = [
+            (generate(engine, [1] * 100, max_tokens=1), ContextLengthError),
+            (generate(engine, [1] * 50, max_tokens=20), CapacityError),
+            (generate(engine, [], max_tokens=1), RequestError),
+            (engine.extend([1] * 101, listener=Waiter()), ContextLengthError),
+            (engine.score([1] * 99, [[1, 2]], listener=Waiter()), ContextLengthError),
+        ]
+        for ticket, kind in cases:
+            assert ticket.settled
+            assert type(ticket.error) is kind
+            assert ticket.error.request_id == ticket.request_id
+            assert ticket.listener.times == 1
+        with pytest.raises(ConfigError, match="no token 50"):
+            engine.check_sampling(SamplingParams(logit_bias={50: 1.0}))
+        engine.check_sampling(SamplingParams(logit_bias={49: 1.0}, stop_token_ids=[3]))
+
+
+async def test_max_tokens_is_cut_to_the_context_and_may_be_zero():
+    async with opened(context_length=10) as engine:
+        ticket = generate(engine, [1] * 7, max_tokens=50)
+        nothing = generate(engine, [1], max_tokens=0)
+        assert nothing.settled
+        await settled(ticket)
+        assert (len(ticket.tokens), ticket.finish_reason) == (3, "length")
+        assert (nothing.tokens, nothing.finish_reason) == ([], "length")
+
+
+async def test_cancel_while_queued_running_and_in_flight():
+    gate = Gate()
+    async with opened(before_step=gate, max_running=1) as engine:
+        running = generate(engine, [1, 2, 3], max_tokens=50)
+        queued = generate(engine, [4, 5], max_tokens=5)
+        await gate.step_begins()
+        engine.cancel(queued)
+        engine.cancel(running)
+        engine.cancel(running)
+        assert running.settled
+        assert queued.settled
+        later = generate(engine, [1, 2, 3], max_tokens=2)
+        gate.leave_open()
+        await settled(later)
+        assert token_ids(later) == expected_output([1, 2, 3], 2)
+        assert later.cached_tokens == 2
+        assert running.listener.times == queued.listener.times == 0
+        assert engine.statistics().cancelled == 2
+
+
+async def test_stop_keeps_what_was_generated():
+    async with opened() as engine:
+        waiter = Waiter()
+        waiter.then = lambda ticket: engine.stop(ticket) if len(ticket.tokens) == 3 else None
+        ticket = generate(engine, [1, 2, 3], waiter, max_tokens=50)
+        await settled(ticket)
+        assert ticket.finish_reason == "stopped"
+        assert token_ids(ticket) == expected_output([1, 2, 3], 3)
+        assert len(ticket.text) == 3
+        engine.stop(ticket)
+        assert waiter.times == 1
+
+
+async def test_a_listener_may_cancel_another_request_and_submit_new_ones():
+    async with opened() as engine:
+        more: list[Ticket] = []
+        other = generate(engine, [9, 9], max_tokens=100)
+        waiter = Waiter()
+
+        def act(ticket: Ticket) -> None:
+            engine.cancel(other)
+            if not more:
+                more.append(generate(engine, [5, 6], max_tokens=2))
+
+        waiter.then = act
+        ticket = generate(engine, [1, 2, 3], waiter, max_tokens=4)
+        await settled(ticket, *more)
+        await settled(*more)
+        assert other.settled
+        assert token_ids(more[0]) == expected_output([5, 6], 2)
+
+
+async def test_a_listener_that_raises_is_reported_and_the_others_go_on():
+    reports = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reports.append(context["exception"]))
+    async with opened() as engine:
+        waiter = Waiter()
+        waiter.then = lambda ticket: 1 / 0
+        ticket, other = generate(engine, [1], waiter, max_tokens=3), generate(engine, [2], max_tokens=3)
+        await settled(ticket, other)
+        assert token_ids(other) == expected_output([2], 3)
+        assert [type(report) for report in reports] == [ZeroDivisionError] * 2
+
+
+@pytest.mark.parametrize("step", range(6))
+async def test_a_step_that_raises_reaches_every_waiter_with_its_cause(step):
+    def fail(plan: StepPlan) -> None:
+        if plan.number == step:
+            raise RuntimeError("device lost")
+
+    async with opened(before_step=fail, max_running=2, max_batch_tokens=4) as engine:
+        tickets = [generate(engine, [number, 1, 2, 3, 4], max_tokens=20) for number in range(4)]
+        await settled(*tickets)
+        for ticket in tickets:
+            assert type(ticket.error) is EngineCrashedError
+            assert "device lost" in str(ticket.error)
+            assert type(ticket.error.__cause__) is RuntimeError
+            assert ticket.listener.times == 1
+        late = generate(engine, [1], max_tokens=1)
+        assert type(late.error) is EngineCrashedError
+
+
+@pytest.mark.parametrize("step", range(12))
+async def test_cancelling_all_at_step_k_leaves_the_books_balanced(step):
+    tickets: list[Ticket] = []
+    gate = Gate()
+    async with opened(before_step=gate, capacity=64, max_batch_tokens=8) as engine:
+        tickets += [generate(engine, [1, 2, 3, 4, 5, 6, 7, number], max_tokens=4) for number in range(3)]
+        tickets.append(engine.score([1, 2, 3, 4, 9], [[1, 2], [1, 3, 4]], listener=Waiter()))
+        for _ in range(step):
+            await gate.step_begins()
+            gate.let_go.release()
+            if all(ticket.settled for ticket in tickets):
+                break
+        for ticket in tickets:
+            engine.cancel(ticket)
+        gate.leave_open()
+        last = generate(engine, [1, 2, 3], max_tokens=3)
+        await settled(last)
+        assert token_ids(last) == expected_output([1, 2, 3], 3)
+
+
+async def test_fifty_requests_in_a_cache_of_sixty_four_slots():
+    async with opened(capacity=64) as engine:
+        tickets = [generate(engine, [number, 2, 3, 4], max_tokens=20 + number % 10) for number in range(50)]
+        await settled(*tickets)
+        for number, ticket in enumerate(tickets):
+            assert token_ids(ticket) == expected_output([number, 2, 3, 4], 20 + number % 10)
+
+
+async def test_close_while_busy_settles_everything():
+    gate = Gate()
+    async with opened(before_step=gate, max_running=2) as engine:
+        tickets = [generate(engine, [number], max_tokens=100) for number in range(5)]
+        await gate.step_begins()
+        closing = asyncio.ensure_future(engine.close())
+        await asyncio.sleep(0)
+        assert all(type(ticket.error) is EngineClosedError for ticket in tickets)
+        gate.leave_open()
+        await closing
+        await engine.close()
+        assert type(generate(engine, [1], max_tokens=1).error) is EngineClosedError
+
+
+async def test_use_from_another_loop_raises():
+    async with opened() as engine:
+
+        async def elsewhere() -> None:
+            generate(engine, [1], max_tokens=1)
+
+        with pytest.raises(EngineError, match="event loop in which it was opened"):
+            await asyncio.to_thread(asyncio.run, elsewhere())
+
+
+async def test_the_loop_goes_on_while_a_step_runs():
+    gate = Gate()
+    async with opened(before_step=gate) as engine:
+        ticket = generate(engine, [1], max_tokens=1)
+        await gate.step_begins()
+        turns = 0
+        while turns < 100:
+            await asyncio.sleep(0)
+            turns += 1
+        gate.leave_open()
+        await settled(ticket)
+
+
+async def test_tracers_hear_of_requests_and_steps_and_one_that_raises_is_removed():
+    class Recorder:
+        def __init__(self) -> None:
+            self.events = []
+
+        def event(self, event) -> None:
+            self.events.append(event)
+
+    class Broken:
+        def event(self, event) -> None:
+            raise ValueError("no")
+
+    recorder = Recorder()
+    with pytest.warns(RuntimeWarning, match="a tracer was removed because it raised"):
+        async with opened(tracers=[recorder, Broken()]) as engine:
+            await settled(generate(engine, [1, 2], max_tokens=2))
+    kinds = [event.kind for event in recorder.events if isinstance(event, RequestEvent)]
+    assert kinds == ["submitted", "admitted", "finished"]
+    steps = [event for event in recorder.events if isinstance(event, StepEvent)]
+    assert [(step.tokens, step.decode_rows) for step in steps] == [(2, 0), (1, 1)]
+
+
+async def test_statistics_balance():
+    async with opened(capacity=100) as engine:
+        await settled(generate(engine, [1, 2, 3], max_tokens=4))
+        await settled(generate(engine, [1, 2, 3], max_tokens=4))
+        seen = engine.statistics()
+        assert seen.free + seen.evictable + seen.pinned == seen.capacity == 100
+        assert (seen.prompt_tokens, seen.cached_tokens, seen.generated_tokens) == (6, 2, 8)
+        assert seen.hit_rate == pytest.approx(1 / 3)
+        assert engine.flush_cache() == 6
+        assert engine.statistics().free == 100
+
+
+async def test_cancelling_the_engines_task_lets_the_step_return_first():
+    gate = Gate()
+    async with opened(before_step=gate) as engine:
+        ticket = generate(engine, [1], max_tokens=5)
+        await gate.step_begins()
+        engine._task.cancel()
+        await asyncio.sleep(0)
+        assert not ticket.settled
+        gate.leave_open()
+        await settled(ticket)
+        assert type(ticket.error) is EngineCrashedError

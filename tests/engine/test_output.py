@@ -1,0 +1,117 @@
+"""Where a generation ends, whatever tokens its text comes in."""
+
+from __future__ import annotations
+
+import codecs
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asgl.engine.output import OutputText
+
+
+class Pieces:
+    """A detokenizer over a list of byte strings: token t is piece t."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(self._pieces[token_id])
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+def run(pieces: list[bytes], **options):
+    """Pushes the pieces until the output ends; the output, the reason, and the text after each push."""
+    output = OutputText(lambda: Pieces(pieces), **options)
+    seen: list[str] = []
+    for token in range(len(pieces)):
+        reason = output.push(token)
+        seen.append(output.text)
+        if reason is not None:
+            return output, reason, seen
+    output.finish()
+    return output, None, seen
+
+
+def cut(text: str, sizes: list[int]) -> list[bytes]:
+    data, pieces = text.encode(), []
+    for size in sizes:
+        if data:
+            pieces.append(data[:size])
+            data = data[size:]
+    return [*pieces, data] if data else pieces
+
+
+TEXT = st.text(alphabet="ab\n é漢😀", max_size=30)
+SIZES = st.lists(st.integers(1, 4), max_size=60)
+STOPS = st.lists(st.text(alphabet="ab\n é漢", min_size=1, max_size=3), max_size=3)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(TEXT, SIZES, STOPS, st.booleans())
+def test_the_earliest_stop_wins_however_the_text_is_cut_to_tokens(text, sizes, stops, keep_stop):
+    pieces = cut(text, sizes)
+    output, reason, seen = run(pieces, stops=stops, keep_stop=keep_stop)
+    # the engine looks after every token, so of all matches the one that is complete first counts, of those the earliest
+    shown, expected = "", text
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for piece in pieces:
+        shown += decoder.decode(piece)
+        matches = [(shown.find(stop), order) for order, stop in enumerate(stops) if stop in shown]
+        if matches:
+            at, order = min(matches)
+            expected = text[: at + len(stops[order])] if keep_stop else text[:at]
+            assert output.matched_stop == stops[order]
+            break
+    assert output.text == expected
+    assert (reason == "stop") == any(stop in text for stop in stops)
+    for earlier, later in zip(seen, [*seen[1:], output.text], strict=True):
+        assert later.startswith(earlier)
+    kept = b"".join(pieces[: output.kept_tokens]).decode("utf-8", "replace")
+    assert kept + output.remainder == output.text
+
+
+@pytest.mark.parametrize(("pieces", "stops", "text", "kept", "remainder"), [
+    ([b"The", b" cat", b".\nQ:"], ["\n"], "The cat.", 2, "."),
+    ([b"ab", b"cd"], ["bc"], "a", 0, "a"),
+    ([b"ab", b"cd"], ["cd"], "ab", 1, ""),
+    ([b"\xe6", b"\xbc", b"\xa2", b"x"], ["x"], "漢", 3, ""),
+    ([b"a", b"\xe6", b"\xbc\xa2x"], ["漢"], "a", 1, ""),
+    ([b"stop"], ["stop"], "", 0, ""),
+])
+def test_where_a_stop_cuts(pieces, stops, text, kept, remainder):
+    output, reason, _ = run(pieces, stops=stops)
+    assert (output.text, output.kept_tokens, output.remainder, reason) == (text, kept, remainder, "stop")
+
+
+def test_what_may_begin_a_stop_is_held_back_and_given_when_it_was_none():
+    _, _, seen = run([b"a", b"b", b"c", b"x"], stops=["abcd"])
+    assert seen == ["", "", "", "abcx"]
+    output, _, seen = run([b"x", b"a", b"b"], stops=["abcd"])
+    assert seen == ["x", "x", "x"]
+    assert output.text == "xab"
+
+
+def test_half_a_character_is_never_shown_and_ends_as_a_replacement():
+    output, _, seen = run([b"a", b"\xe6\xbc"])
+    assert seen == ["a", "a"]
+    assert output.text == "a\ufffd"
+
+
+def test_end_tokens_and_stop_tokens():
+    output, reason, _ = run([b"a", b"b", b"c"], end_tokens=[1])
+    assert (output.text, output.kept_tokens, reason, output.matched_stop) == ("a", 1, "eos", None)
+    output, reason, _ = run([b"a", b"b", b"c"], stop_tokens=[1])
+    assert (output.text, output.kept_tokens, reason, output.matched_stop) == ("a", 1, "stop", 1)
+    output, reason, _ = run([b"a", b"b", b"c"], stop_tokens=[1], keep_stop=True)
+    assert (output.text, output.kept_tokens, reason) == ("ab", 2, "stop")
+
+
+def test_before_min_tokens_nothing_stops():
+    output, reason, _ = run([b"x", b"x", b"x", b"x"], stops=["x"], min_tokens=3)
+    assert (reason, output.matched_stop, output.count) == ("stop", "x", 3)
