@@ -1,7 +1,7 @@
 """Tiny random models for tests: two layers, seeded, made on the spot, as a Hugging Face directory or a GGUF file.
 
-Both forms of one seed are the same model: same weights (float32), same tokenizer, same chat template. The vocabulary of 288
-is the 256 bytes (ids 0-255, so that ASCII text encodes to its codes), a few merges, and control tokens.
+Both forms of one seed are the same model: same weights (float32), same tokenizer, same chat template. The vocabulary of
+288 is the 256 bytes (ids 0-255, so that ASCII text encodes to its codes), a few merges, and control tokens.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from safetensors.torch import save_file
 
 from asgl.models.tokenizer import BYTE_ALPHABET
 
-MERGES = ["t h", "th e", "i n", "Ġ the", "e r", "Ġ a", "o n", "r e", "a n", "an d", "Ġ and", "o r", "Ġ o", "Ġo r", "i s",
+MERGES = ["t h", "th e", "i n", "Ġ the", "e r", "Ġ a", "o n", "r e", "a n", "an d", "Ġ and", "o r", "Ġ o", "Ġo r", "i "
+                                                                                                                   "s",
           "e n", "a t", "l l", "s t", "o u", "y ou", "Ġ you"]
 BOS, IM_START, IM_END, EOS = "<|bos|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CONFIG: Mapping[str, Any] = {
@@ -92,8 +94,8 @@ def tiny_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Te
 def tiny_config(**overrides: Any) -> dict[str, Any]:
     """The content of config.json; overrides are its keys."""
     tokens, _ = vocabulary()
-    return {**CONFIG, "vocab_size": len(tokens), "bos_token_id": tokens.index(BOS), "eos_token_id": tokens.index(IM_END),
-            **overrides}
+    return {**CONFIG, "vocab_size": len(tokens), "bos_token_id": tokens.index(BOS),
+            "eos_token_id": tokens.index(IM_END), **overrides}
 
 
 def tiny_directory(path: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, chat_template: str | None = CHATML,
@@ -104,7 +106,8 @@ def tiny_directory(path: Path, *, seed: int = 0, dtype: torch.dtype = torch.floa
     weights = {name: weight.to(dtype) for name, weight in tiny_weights(config, seed).items()}
     (path / "config.json").write_text(json.dumps(config))
     (path / "tokenizer.json").write_text(json.dumps(tokenizer_definition()))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": IM_END, "add_bos_token": add_bos}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": IM_END,
+                "add_bos_token": add_bos}
     if chat_template is not None:
         settings["chat_template"] = chat_template
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -120,8 +123,8 @@ def tiny_directory(path: Path, *, seed: int = 0, dtype: torch.dtype = torch.floa
     return path
 
 
-def tiny_gguf(path: Path, *, seed: int = 0, quantize: str = "F32", chat_template: str | None = CHATML, add_bos: bool = False,
-              metadata: Mapping[str, Any] | None = None, **overrides: Any) -> Path:
+def tiny_gguf(path: Path, *, seed: int = 0, quantize: str = "F32", chat_template: str | None = CHATML,
+              add_bos: bool = False, metadata: Mapping[str, Any] | None = None, **overrides: Any) -> Path:
     """Writes the same model as a GGUF file: matrices in the type `quantize` (F32, F16, BF16, Q8_0, Q4_0 or Q4_1).
 
     `metadata` replaces single keys of the file's (None: leaves them out).
@@ -134,8 +137,9 @@ def tiny_gguf(path: Path, *, seed: int = 0, quantize: str = "F32", chat_template
         "llama.block_count": config["num_hidden_layers"], "llama.context_length": config["max_position_embeddings"],
         "llama.embedding_length": config["hidden_size"], "llama.feed_forward_length": config["intermediate_size"],
         "llama.attention.head_count": config["num_attention_heads"],
-        "llama.attention.head_count_kv": config["num_key_value_heads"], "llama.attention.key_length": config["head_dim"],
-        "llama.attention.value_length": config["head_dim"], "llama.rope.dimension_count": config["head_dim"],
+        "llama.attention.head_count_kv": config["num_key_value_heads"],
+        "llama.attention.key_length": config["head_dim"], "llama.attention.value_length": config["head_dim"],
+        "llama.rope.dimension_count": config["head_dim"],
         "llama.rope.freq_base": float(config["rope_theta"]),
         "llama.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens,

@@ -1,14 +1,14 @@
 """A model's chat template, taken apart: what it writes before and after the content of each role's messages.
 
-Programs write a message piece by piece, with generation in between, so a template that turns a whole conversation into text
-is of no use. It is rendered with sentinels for contents, and cut at them:
+Programs write a message piece by piece, with generation in between, so a template that turns a whole conversation into
+text is of no use. It is rendered with sentinels for contents, and cut at them:
 
     [user, assistant, user]     "<s>[U]" S0 "[/U]\\n[A]" S1 "[/A]\\n[U]" S2 "[/U]\\n"
                                          content    |  content
                                    suffix of user --+-- prefix of assistant
 
-and what was found is put together again for several conversations, which must give what the template gives. A template for
-which it does not (it changes contents, or treats a message differently by its place) is refused, role by role.
+and what was found is put together again for several conversations, which must give what the template gives. A template
+for which it does not (it changes contents, or treats a message differently by its place) is refused, role by role.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class RoleParts(NamedTuple):
 class ChatTemplate:
     """The template with the Jinja text `source`; `bos` and `eos` are the texts it knows as bos_token and eos_token.
 
-    Nothing is compiled before it is needed. Every method raises ModelError for a template that does not compile, does not
-    render (`role_parts`: or cannot be split).
+    Nothing is compiled before it is needed. Every method raises ModelError for a template that does not compile, does
+    not render (`role_parts`: or cannot be split).
     """
 
     def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
@@ -66,7 +66,8 @@ class ChatTemplate:
 
     @property
     def default_system(self) -> str | None:
-        """The whole text that the template puts before a first message that is no system message; None if there is none."""
+        """The whole text that the template puts before a first message that is no system message; None if there is
+        none."""
         return self._turns.default_system
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, bos: str) -> str:
@@ -146,7 +147,8 @@ class ChatTemplate:
             if role == "system":
                 conversations = [[role, *roles] for roles in conversations]
             else:
-                conversations = [["user", "assistant", role], ["user", "assistant", role, "assistant", "user", "assistant"]]
+                begun = ["user", "assistant", role]
+                conversations = [begun, [*begun, "assistant", "user", "assistant"]]
         for roles in conversations:
             contents = [_SENTINEL.format(order) for order in range(len(roles))]
             built = turns.head + ("" if roles[0] == "system" else turns.default_system or "")
@@ -184,16 +186,16 @@ class _Turns(NamedTuple):
 
 
 def segments(text: str, special_tokens: Mapping[str, int]) -> list[int | str]:
-    """Cuts text of a template (never of a user) at the texts of control tokens: ints are control tokens, strs plain text.
+    """Cuts text of a template (never of a user) at the texts of control tokens: ints are control tokens, strs plain
+    text.
 
-    Of two control texts at one place the longer wins. Plain text is to be joined with the content next to it before it is
-    tokenized.
+    Of two control texts at one place the longer wins. Plain text is to be joined with the content next to it before it
+    is tokenized.
     """
     if not special_tokens:
         return [text] if text else []
     control = "|".join(re.escape(token) for token in sorted(special_tokens, key=len, reverse=True) if token)
-    return [special_tokens[piece] if piece in special_tokens else piece
-            for piece in re.split(f"({control})", text) if piece]
+    return [special_tokens.get(piece, piece) for piece in re.split(f"({control})", text) if piece]
 
 
 def _conversation(roles: Sequence[str], contents: Sequence[str]) -> list[Message]:
@@ -201,4 +203,5 @@ def _conversation(roles: Sequence[str], contents: Sequence[str]) -> list[Message
 
 
 def _unsplittable(why: str) -> ModelError:
-    return ModelError(f"the model's chat template cannot be split into roles: {why}; write the prompt as plain text instead")
+    return ModelError(f"the model's chat template cannot be split into roles: {why}; write the prompt as plain text "
+                      "instead")

@@ -1,7 +1,7 @@
 """Reads GGUF files (versions 2 and 3, little-endian): metadata at once, tensors when asked for.
 
-A file is not trusted: every count is compared with the bytes that remain before anything is allocated or looped over, so
-that a damaged or hostile file ends in a ModelError, after a time that the file's true size bounds.
+A file is not trusted: every count is compared with the bytes that remain before anything is allocated or looped over,
+so that a damaged or hostile file ends in a ModelError, after a time that the file's true size bounds.
 
     "GGUF" | version u32 | tensors u64 | pairs u64
     pairs:    key string | type u32 | value                              string: length u64 | bytes
@@ -30,7 +30,8 @@ from asgl.errors import ModelError
 from asgl.kernels.api import QuantizedTensor
 
 MAX_ITEMS = 1 << 23
-"""Metadata values of a file, elements of arrays included. The largest vocabularies have about 2**20 tokens and merges."""
+"""Metadata values of a file, elements of arrays included. The largest vocabularies have about 2**20 tokens and
+merges."""
 MAX_NESTING = 4
 MAX_DIMS = 4
 MAX_ALIGNMENT = 1 << 16
@@ -77,7 +78,8 @@ class TensorInfo:
 
 
 class GgufFile:
-    """An open GGUF file. `metadata` maps keys to ints, floats, bools, strings and lists of them; `tensors` names to infos.
+    """An open GGUF file. `metadata` maps keys to ints, floats, bools, strings and lists of them; `tensors` names to
+    infos.
 
     ModelError if the file cannot be opened, is damaged, or is of a version that is not known.
     """
@@ -112,8 +114,8 @@ class GgufFile:
         block = TYPES.get(info.type)
         if block is None:
             known = ", ".join(sorted(kind.name for kind in TYPES.values()))
-            raise ModelError(f"{self.path}: tensor {name!r} at offset {info.offset} has type {info.type}, which cannot be "
-                             f"read; convert the file to one of {known}")
+            raise ModelError(f"{self.path}: tensor {name!r} at offset {info.offset} has type {info.type}, which cannot "
+                             f"be read; convert the file to one of {known}")
         if self._data.closed:
             raise ModelError(f"{self.path}: tensor {name!r} was asked for after the file was closed")
         elements = math.prod(info.shape)
@@ -220,8 +222,8 @@ class _Header:
             raise self._error(f"tensor {name!r} of shape {list(shape)} is empty", at)
         block = TYPES.get(kind)
         if block is not None and shape[-1] % block.elements:
-            raise self._error(f"tensor {name!r} has rows of {shape[-1]} elements, not a multiple of the {block.elements} "
-                              f"of a {block.name} block", at)
+            raise self._error(f"tensor {name!r} has rows of {shape[-1]} elements, not a multiple of the "
+                              f"{block.elements} of a {block.name} block", at)
         size = elements // block.elements * block.bytes if block is not None else 0
         if offset + size > self._end:
             raise self._error(f"tensor {name!r} of shape {list(shape)} would end at byte {offset + size} of a file of "
@@ -287,15 +289,16 @@ class _Header:
 
     def _take(self, count: int) -> bytes:
         if count > self._end - self._at:
-            raise self._error(f"{count} bytes are needed, {self._end - self._at} are left: the file is cut short or damaged, "
-                              "fetch it again")
+            raise self._error(f"{count} bytes are needed, {self._end - self._at} are left: the file is cut short or "
+                              "damaged, fetch it again")
         taken = self._data[self._at:self._at + count]
         self._at += count
         return taken
 
     def _fits(self, count: int, each: int, what: str) -> None:
         if count > (self._end - self._at) // each:
-            raise self._error(f"the file claims {count} {what}, more than its {self._end - self._at} remaining bytes can hold")
+            raise self._error(f"the file claims {count} {what}, more than its {self._end - self._at} remaining bytes "
+                              "can hold")
 
     def _count(self, items: int) -> None:
         self._items += items

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,8 +42,8 @@ class GgufCheckpoint:
             self._check_names()
             self.tokenizer = tokenizer_gguf(self._file.path, metadata)
             if self.tokenizer.vocabulary != self.config.vocabulary:
-                raise ModelError(f"{self._file.path}: the tokenizer has {self.tokenizer.vocabulary} tokens, the embedding "
-                                 f"{self.config.vocabulary} rows")
+                raise ModelError(f"{self._file.path}: the tokenizer has {self.tokenizer.vocabulary} tokens, the "
+                                 f"embedding {self.config.vocabulary} rows")
             self.chat_template = self._template(metadata)
         except BaseException:
             self._file.close()
@@ -71,11 +70,12 @@ class GgufCheckpoint:
         path, there = self._file.path, self._file.tensors
         needed = {_stored_name(name): shape for name, shape in self._shapes.items()}
         if missing := needed.keys() - there.keys():
-            raise ModelError(f"{path}: {len(missing)} tensors are missing, among them {min(missing)!r}; the file is not a "
-                             "whole model")
+            raise ModelError(f"{path}: {len(missing)} tensors are missing, among them {min(missing)!r}; the file is "
+                             "not a whole model")
         if unknown := there.keys() - needed.keys() - {_ROPE_FACTORS}:
             raise ModelError(f"{path}: {len(unknown)} tensors are of no use to a model of the architecture "
-                             f"{self.config.architecture!r}, among them {min(unknown)!r}; it is a variant that is not known")
+                             f"{self.config.architecture!r}, among them {min(unknown)!r}; it is a variant that is not "
+                             "known")
         for name, shape in needed.items():
             if there[name].shape != shape:
                 raise ModelError(f"{path}: tensor {name!r} at offset {there[name].offset} has shape "
@@ -85,9 +85,9 @@ class GgufCheckpoint:
         source = metadata.get("tokenizer.chat_template")
         if not isinstance(source, str):
             return None
-        texts = [self.tokenizer.decode([id]) if isinstance(id := metadata.get(f"tokenizer.ggml.{kind}_token_id"), int) else ""
-                 for kind in ("bos", "eos")]
-        return ChatTemplate(source, bos=texts[0], eos=texts[1])
+        ids = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos")]
+        bos, eos = ["" if id is None else self.tokenizer.decode([id]) for id in ids]
+        return ChatTemplate(source, bos=bos, eos=eos)
 
 
 def _stored_name(name: str) -> str:
@@ -109,7 +109,8 @@ def _config(file: GgufFile) -> ModelConfig:
     def get(key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
         value = metadata.get(f"{architecture}.{key}", default)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise ModelError(f"{path}: the metadata key {architecture}.{key} is {value!r:.50}, where a number is needed")
+            raise ModelError(f"{path}: the metadata key {architecture}.{key} is {value!r:.50}, where a number is "
+                             "needed")
         return value
 
     embedding = file.tensors.get("token_embd.weight")
@@ -121,8 +122,8 @@ def _config(file: GgufFile) -> ModelConfig:
     head_dim = get("attention.key_length", int, hidden // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if get(key, int, head_dim) != head_dim:
-            raise ModelError(f"{path}: {architecture}.{key} differs from the {head_dim} dimensions of a head, which is not "
-                             "known how to compute")
+            raise ModelError(f"{path}: {architecture}.{key} differs from the {head_dim} dimensions of a head, which is "
+                             "not known how to compute")
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if scaling != "none":
         raise ModelError(f"{path}: rope scaling of the kind {scaling!r} is not known")
@@ -131,8 +132,8 @@ def _config(file: GgufFile) -> ModelConfig:
         intermediate_size=get("feed_forward_length", int), heads=heads,
         kv_heads=get("attention.head_count_kv", int, heads), head_dim=head_dim, vocabulary=embedding.shape[0],
         context_length=get("context_length", int), rope_theta=float(get("rope.freq_base", (int, float), 10000.0)),
-        norm_eps=float(get("attention.layer_norm_rms_epsilon", (int, float))), tied_head="output.weight" not in file.tensors,
-        attention_bias="blk.0.attn_q.bias" in file.tensors,
+        norm_eps=float(get("attention.layer_norm_rms_epsilon", (int, float))),
+        tied_head="output.weight" not in file.tensors, attention_bias="blk.0.attn_q.bias" in file.tensors,
     )
     check_config(path, config)
     if _ROPE_FACTORS in file.tensors:
@@ -141,7 +142,8 @@ def _config(file: GgufFile) -> ModelConfig:
 
 
 def _rope_scaling(file: GgufFile, config: ModelConfig) -> RopeScaling:
-    """GGUF keeps the factors that Llama 3.1's rope scaling comes to, not its parameters: take the released ones, and compare."""
+    """GGUF keeps the factors that Llama 3.1's rope scaling comes to, not its parameters: take the released ones, and
+    compare."""
     stored = file.tensor(_ROPE_FACTORS)
     if isinstance(stored, QuantizedTensor) or tuple(stored.shape) != (config.head_dim // 2,):
         raise ModelError(f"{file.path}: tensor {_ROPE_FACTORS!r} is not one factor for each of a head's "
@@ -153,8 +155,8 @@ def _rope_scaling(file: GgufFile, config: ModelConfig) -> RopeScaling:
     smooth = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
     expected = 1 / ((1 - smooth) / scaling.factor + smooth)
     if not np.allclose(factors, expected, rtol=1e-3):
-        raise ModelError(f"{file.path}: the rope factors in {_ROPE_FACTORS!r} are not those of Llama 3.1's scaling, and no other "
-                         "is known")
+        raise ModelError(f"{file.path}: the rope factors in {_ROPE_FACTORS!r} are not those of Llama 3.1's scaling, "
+                         "and no other is known")
     return scaling
 
 

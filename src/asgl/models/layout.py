@@ -42,7 +42,8 @@ def check_config(path: Path, config: ModelConfig) -> ModelConfig:
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 1 << 31:
             raise ModelError(f"{path}: {name} is {value!r}, not a positive number")
     if config.heads % config.kv_heads:
-        raise ModelError(f"{path}: {config.heads} attention heads cannot share {config.kv_heads} key and value heads evenly")
+        raise ModelError(f"{path}: {config.heads} attention heads cannot share {config.kv_heads} key and value heads "
+                         "evenly")
     if config.head_dim % 2:
         raise ModelError(f"{path}: a head of {config.head_dim} dimensions has no two halves to rotate")
     if config.layers > 10_000:

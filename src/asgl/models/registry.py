@@ -1,4 +1,5 @@
-"""From what a user names to an opened checkpoint, and from a checkpoint's architecture to the class that computes it."""
+"""From what a user names to an opened checkpoint, and from a checkpoint's architecture to the class that computes
+it."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja
 def open_checkpoint(model: str | os.PathLike[str], *, progress: Progress | None = None) -> Checkpoint:
     """Opens a model: a registered name, a .gguf file, a directory in Hugging Face's layout, or a repo id of its hub.
 
-    A registered name wins over a file or directory of that name ("./name" is the file). What has to be fetched is fetched
-    into the cache, with news of it to `progress`. ModelError if there is no such model, it cannot be fetched, or is damaged.
+    A registered name wins over a file or directory of that name ("./name" is the file). What has to be fetched is
+    fetched into the cache, with news of it to `progress`. ModelError if there is no such model, it cannot be fetched,
+    or is damaged.
     """
     if isinstance(model, str) and model in REGISTERED:
         from asgl.models.gguf_checkpoint import GgufCheckpoint
@@ -72,14 +74,14 @@ def _snapshot(repository: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES))
     except Exception as error:  # of many kinds: of the hub, of HTTP, of files
-        raise ModelError(f"{repository!r} is no file, directory or registered name here, and cannot be fetched from the Hugging "
-                         f"Face hub: {error}. Check the name and the network, or give a directory that has its files; "
-                         f"registered names are {', '.join(sorted(REGISTERED))}") from error
+        raise ModelError(f"{repository!r} is no file, directory or registered name here, and cannot be fetched from "
+                         f"the Hugging Face hub: {error}. Check the name and the network, or give a directory that has "
+                         f"its files; registered names are {', '.join(sorted(REGISTERED))}") from error
 
 
 def _no_such_model(model: str) -> ModelError:
     names = ", ".join(sorted(REGISTERED))
     near = difflib.get_close_matches(model, REGISTERED, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ModelError(f"there is no model {model!r}: not a registered name ({names}), not a .gguf file, not a directory, not a "
-                      f"Hugging Face repo id (org/name).{hint}")
+    return ModelError(f"there is no model {model!r}: not a registered name ({names}), not a .gguf file, not a "
+                      f"directory, not a Hugging Face repo id (org/name).{hint}")

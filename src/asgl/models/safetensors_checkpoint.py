@@ -59,7 +59,8 @@ class SafetensorsCheckpoint:
             raise ModelError(f"{path}: tensor {stored!r} cannot be read: {error}") from error
         check_tensor(path, stored, tensor, shape)
         if tensor.dtype not in _DTYPES:
-            raise ModelError(f"{path}: tensor {stored!r} is of {tensor.dtype}; only float32, float16 and bfloat16 can be read")
+            raise ModelError(f"{path}: tensor {stored!r} is of {tensor.dtype}; only float32, float16 and bfloat16 can "
+                             "be read")
         return tensor
 
     def close(self) -> None:
@@ -70,7 +71,7 @@ class SafetensorsCheckpoint:
         index = self._directory / "model.safetensors.index.json"
         if index.exists():
             named: Any = _json(index).get("weight_map")
-            if not isinstance(named, dict) or not all(isinstance(file, str) and file == Path(file).name for file in named.values()):
+            if not isinstance(named, dict) or any(file != Path(str(file)).name for file in named.values()):
                 raise ModelError(f"{index}: weight_map does not map tensors to files of the same directory")
             where = {str(tensor): self._directory / file for tensor, file in named.items()}
             there = {name for path in sorted(set(where.values())) for name in self._open(path)}
@@ -79,8 +80,8 @@ class SafetensorsCheckpoint:
             return where
         files = sorted(self._directory.glob("*.safetensors"))
         if not files:
-            raise ModelError(f"{self._directory}: there is no *.safetensors file; other formats (pytorch_model.bin) are not "
-                             "read, convert them")
+            raise ModelError(f"{self._directory}: there is no *.safetensors file; other formats (pytorch_model.bin) "
+                             "are not read, convert them")
         return {name: path for path in files for name in self._open(path)}
 
     def _open(self, path: Path) -> list[str]:
@@ -97,8 +98,9 @@ class SafetensorsCheckpoint:
             raise ModelError(f"{self._directory}: {len(missing)} tensors are missing, among them {min(missing)!r}")
         ignorable = {_TOP["head"]} | {name for name in self._where if name.endswith("rotary_emb.inv_freq")}
         if unknown := self._where.keys() - needed - ignorable:
-            raise ModelError(f"{self._where[min(unknown)]}: {len(unknown)} tensors are of no use to a model of the architecture "
-                             f"{self.config.architecture!r}, among them {min(unknown)!r}; it is a variant that is not known")
+            raise ModelError(f"{self._where[min(unknown)]}: {len(unknown)} tensors are of no use to a model of the "
+                             f"architecture {self.config.architecture!r}, among them {min(unknown)!r}; it is a variant "
+                             "that is not known")
 
     def _tokenizer(self, settings: Mapping[str, Any], end_tokens: set[int]) -> Tokenizer:
         path, vocabulary = self._directory / "tokenizer.json", self.config.vocabulary
@@ -106,15 +108,15 @@ class SafetensorsCheckpoint:
         if path.exists():
             eos = _text(settings.get("eos_token"))
             return tokenizer_json(path, vocabulary=vocabulary, bos=_text(settings.get("bos_token")) or None,
-                                  adds_bos=adds_bos if isinstance(adds_bos, bool) else None, end_texts=[eos] if eos else [],
-                                  end_tokens=end_tokens)
+                                  adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
+                                  end_texts=[eos] if eos else [], end_tokens=end_tokens)
         path = self._directory / "tokenizer.model"
         if path.exists():
             from asgl.models.tokenizer_sentencepiece import tokenizer_model
 
             added = settings.get("added_tokens_decoder")
-            control = {int(id): str(token["content"]) for id, token in (added if isinstance(added, dict) else {}).items()
-                       if token.get("special")}
+            tokens: dict[str, Any] = added if isinstance(added, dict) else {}
+            control = {int(id): str(token["content"]) for id, token in tokens.items() if token.get("special")}
             return tokenizer_model(path, vocabulary=vocabulary, control=control, adds_bos=adds_bos is not False,
                                    end_tokens=end_tokens)
         raise ModelError(f"{self._directory}: there is no tokenizer.json and no tokenizer.model")

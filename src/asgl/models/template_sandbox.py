@@ -1,8 +1,10 @@
-"""Renders Jinja templates that come with a model, and so from strangers: in a sandbox, with a bound on work and on memory.
+"""Renders Jinja templates that come with a model, and so from strangers: in a sandbox, with a bound on work and on
+memory.
 
-Jinja's own sandbox keeps a template away from Python's objects, but lets it loop for years or build a string of a terabyte.
-Here every loop turn, every call, and every value that is built or written is charged to one budget, so that the bound does
-not depend on the speed of the machine. The charges are put into the template's syntax tree, where it cannot reach them.
+Jinja's own sandbox keeps a template away from Python's objects, but lets it loop for years or build a string of a
+terabyte. Here every loop turn, every call, and every value that is built or written is charged to one budget, so that
+the bound does not depend on the speed of the machine. The charges are put into the template's syntax tree, where it
+cannot reach them.
 """
 
 from __future__ import annotations
@@ -16,23 +18,27 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from asgl.errors import ModelError
 
 MAX_TEMPLATE = 1 << 18
 """Characters of a template."""
 MAX_WORK = 1 << 24
-"""Units of a rendering, besides those for what is given to it: characters, elements, and `TURN` for each turn or call."""
+"""Units of a rendering, besides those for what is given to it: characters, elements, and `TURN` for each turn or
+call."""
 TURN = 16
 _MAX_DEPTH = 64
 
-_FILTERS = ("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items", "join",
-            "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round",
-            "safe", "select", "selectattr", "sort", "string", "sum", "title", "tojson", "trim", "unique", "upper")
+_FILTERS = (
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items", "join",
+    "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe",
+    "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper",
+)
 _TEXT_METHODS = frozenset({
-    "capitalize", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdigit", "islower", "isspace", "isupper",
-    "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rpartition", "rsplit", "rstrip",
-    "split", "splitlines", "startswith", "strip", "title", "upper",
+    "capitalize", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdigit", "islower", "isspace",
+    "isupper", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rpartition",
+    "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper",
 })
 """The others can make a long text of a short one: "".ljust(10**12)."""
 
@@ -58,10 +64,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=self.charge,
                          extensions=[loopcontrols, _Generation])
         self.left = 0
-        filters: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _FILTERS}
-        self.filters = {name: self._charged(filter) for name, filter in filters.items()}
-        self.filters["tojson"] = self._charged(_to_json)
-        self.globals = {name: self.globals[name] for name in ("range", "dict", "namespace")}
+        filters: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _FILTERS} | {"tojson": _to_json}
+        self.filters = {name: self._charged(name, filter) for name, filter in filters.items()}
+        self.globals: Any = {name: self.globals[name] for name in ("range", "dict", "namespace")}
         self.globals["raise_exception"] = _raise
 
     def turn(self) -> str:
@@ -88,16 +93,16 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise TemplateError("a number is too large")
         return self.charge(value)
 
-    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        self._spend(TURN)
-        owner = getattr(function, "__self__", None)
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        __self._spend(TURN)
+        owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
-            if function.__name__ not in _TEXT_METHODS:
-                raise TemplateError(f"the text method {function.__name__!r} is not allowed")
-            self.charge(owner)
-            if function.__name__ == "replace":
-                self._replaces(owner, *args)
-        return super().call(context, function, *args, **kwargs)
+            if __obj.__name__ not in _TEXT_METHODS:
+                raise TemplateError(f"the text method {__obj.__name__!r} is not allowed")
+            __self.charge(owner)
+            if __obj.__name__ == "replace":
+                __self._replaces(owner, *args)
+        return super().call(__context, __obj, *args, **kwargs)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -105,23 +110,22 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             loop.body.insert(0, nodes.ExprStmt(_own_call("turn", [], loop.lineno), lineno=loop.lineno))
         return _Charges().visit(tree)
 
-    def _charged(self, filter: Callable[..., Any]) -> Callable[..., Any]:
+    def _charged(self, name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
         """The filter, charging what it is given and what it makes. Jinja's marks on it (`pass_context`) are kept."""
 
         def charged(*args: Any, **kwargs: Any) -> Any:
             self._spend(TURN)
-            values = [arg for arg in args if isinstance(arg, str | list | tuple | dict)]
+            values: list[Any] = [arg for arg in args if isinstance(arg, str | list | tuple | dict)]
             self.charge(values)
-            if filter is self_filters["replace"]:
-                self._replaces(*values)
-            if filter is self_filters["join"] and len(values) > 1:
+            if name == "replace":
+                self._replaces(*map(str, values))
+            if name == "join" and len(values) > 1:
                 self._spend(len(values[0]) * len(values[1]))
             result = filter(*args, **kwargs)
             if hasattr(result, "__next__"):
                 result = list(result)
             return self.charge(result)
 
-        self_filters = jinja2.defaults.DEFAULT_FILTERS
         charged.__dict__.update(getattr(filter, "__dict__", {}))
         return charged
 
@@ -148,7 +152,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise TemplateError("it takes too much work, or makes too much text")
 
 
-class _Charges(jinja2.visitor.NodeTransformer):
+class _Charges(NodeTransformer):
     """Puts the charges around what builds values: list, tuple and dict literals, and `~`."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -206,8 +210,8 @@ def compile_template(source: str) -> Callable[[Mapping[str, Any]], str]:
         sandbox.left = MAX_WORK + 16 * sandbox._size(variables, 0)
         try:
             return template.render(variables)
-        except (jinja2.TemplateError, TemplateError, RecursionError, ArithmeticError, LookupError, TypeError, ValueError,
-                AttributeError) as error:
+        except (jinja2.TemplateError, TemplateError, RecursionError, ArithmeticError, LookupError, TypeError,
+                ValueError, AttributeError) as error:
             raise ModelError(f"the chat template cannot be rendered: {error}") from error
 
     return render

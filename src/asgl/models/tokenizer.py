@@ -1,7 +1,7 @@
 """Text to tokens and back. The text of a program is data: no text whatever is encoded to a control token.
 
-Three sources make a `Tokenizer`: `tokenizer_json` (Hugging Face), `tokenizer_gguf` and `tokenizer_sentencepiece`. They differ
-in the back end that splits text; ids to bytes is one table for all of them.
+Three sources make a `Tokenizer`: `tokenizer_json` (Hugging Face), `tokenizer_gguf` and `tokenizer_sentencepiece`. They
+differ in the back end that splits text; ids to bytes is one table for all of them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ END_OF_GENERATION = frozenset({
     "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<|return|>", "<|call|>",
     "<end_of_turn>", "<eos>", "</s>", "<EOT>", "<|EOT|>", "<|end▁of▁sentence|>", "<|eot|>", "<|endofturn|>",
 })
-"""Texts of control tokens that end a generation in one model family or another, whatever the file declares as its one."""
+"""Texts of control tokens that end a generation in one model family or another, whatever the file declares as its
+one."""
 
 
 class Tokenizer:
     """A vocabulary, and how text is split into it. Immutable; `encode` may be called from several threads at once.
 
-    `pieces` are the bytes of every token, b"" where an id is no token; `control` the texts of control tokens by id. Their
-    bytes in `pieces` are ignored.
+    `pieces` are the bytes of every token, b"" where an id is no token; `control` the texts of control tokens by id.
+    Their bytes in `pieces` are ignored.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class Tokenizer:
         self.end_tokens: tuple[int, ...] = tuple(sorted(named.union(end_tokens)))
         """All tokens that end a generation: of a text, of a turn, of a message."""
         self.space_prefix = space_prefix
-        """What the model was trained to find before the first text of a prompt: " " for many SentencePiece models, else "".
-        `encode` never adds it."""
+        """What the model was trained to find before the first text of a prompt: " " for many SentencePiece models, else
+        "". `encode` never adds it."""
 
     def encode(self, text: str) -> list[int]:
         """The tokens of the text as data: never a control token. Bytes that the vocabulary lacks are left out."""
@@ -67,7 +68,8 @@ class Tokenizer:
         return [token for token in tokens if token not in self._control]  # "unknown", in most vocabularies
 
     def decode(self, ids: Iterable[int], *, control: bool = True) -> str:
-        """The text of the tokens; control tokens are shown, or left out if not `control`. Invalid bytes become U+FFFD."""
+        """The text of the tokens; control tokens are shown, or left out if not `control`. Invalid bytes become
+        U+FFFD."""
         table = self._shown if control else self._bytes
         return b"".join([table[token] for token in ids]).decode("utf-8", "replace")
 

@@ -1,8 +1,9 @@
 """Tokenizers from the metadata of a GGUF file.
 
-`tokenizer.ggml.model` says the kind ("gpt2" is byte-level BPE, "llama" SentencePiece), `tokenizer.ggml.pre` how byte-level
-BPE cuts a text into words before it merges. The cutting is not in the file: it is known by name only, and a name that is
-not known must be refused, for a wrong one gives wrong tokens silently. Names and expressions are those of llama.cpp.
+`tokenizer.ggml.model` says the kind ("gpt2" is byte-level BPE, "llama" SentencePiece), `tokenizer.ggml.pre` how
+byte-level BPE cuts a text into words before it merges. The cutting is not in the file: it is known by name only, and a
+name that is not known must be refused, for a wrong one gives wrong tokens silently. Names and expressions are those of
+llama.cpp.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def tokenizer_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
         raise ModelError(f"{path}: the pre-tokenizer {pre!r} (tokenizer.ggml.pre) is not known; known are "
                          f"{', '.join(sorted(_WORDS))}")
     definition = _byte_level_bpe(pre, tokens, types, _list(path, metadata, "merges", str, None))
-    control = {id: text for id, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (CONTROL, UNKNOWN)}
+    control = {id: tokens[id] for id, kind in enumerate(types) if kind in (CONTROL, UNKNOWN)}
     pieces = [text.encode() if kind == _USER_DEFINED else byte_level_piece(text)
               for text, kind in zip(tokens, types, strict=True)]
     return Tokenizer(
@@ -73,14 +74,16 @@ def tokenizer_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _byte_level_bpe(pre: str, tokens: list[str], types: list[int], merges: list[str]) -> dict[str, Any]:
-    """The definition in the shape of a `tokenizer.json`, without control tokens. User-defined tokens are found in text."""
+    """The definition in the shape of a `tokenizer.json`, without control tokens. User-defined tokens are found in
+    text."""
     control = {text for text, kind in zip(tokens, types, strict=True) if kind in (CONTROL, UNKNOWN)}
     added = [
         {"id": id, "content": text, "special": False, "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False}
         for id, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind == _USER_DEFINED
     ]
-    cuts = [{"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False} for words in _WORDS[pre]]
+    cuts = [{"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
+            for words in _WORDS[pre]]
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     vocab = {text: id for id, text in enumerate(tokens) if text not in control}
     return {
@@ -106,8 +109,8 @@ def _get(path: Path, metadata: Mapping[str, Any], key: str, kind: type, default:
 def _list(path: Path, metadata: Mapping[str, Any], key: str, kind: type, length: int | None) -> list[Any]:
     values = _get(path, metadata, key, list, [])
     if not values or not isinstance(values[0], kind) or (length is not None and len(values) != length):
-        raise ModelError(f"{path}: tokenizer.ggml.{key} must list {length or 'some'} values of the type {kind.__name__}, it "
-                         f"lists {len(values)}")
+        raise ModelError(f"{path}: tokenizer.ggml.{key} must list {length or 'some'} values of the type "
+                         f"{kind.__name__}, it lists {len(values)}")
     return values
 
 

@@ -1,7 +1,8 @@
 """Tokenizers from Hugging Face's `tokenizer.json`, changed so that text is data.
 
-What the file does for whole prompts is taken out, for it belongs to the caller: control tokens are not looked for in text,
-nothing is put before or after it, and no space before its first word (`Tokenizer.space_prefix` says that there was one).
+What the file does for whole prompts is taken out, for it belongs to the caller: control tokens are not looked for in
+text, nothing is put before or after it, and no space before its first word (`Tokenizer.space_prefix` says that there
+was one).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def tokenizer_json(
     """The tokenizer of a `tokenizer.json`.
 
     `vocabulary` is the number of rows of the model's embedding. What `tokenizer_config.json` and its like say goes into
-    `bos`, `adds_bos`, `end_texts` (texts of tokens) and `end_tokens`; unset, `adds_bos` is what the file's post-processor
-    does. ModelError if the file is damaged, or of a kind that is not known.
+    `bos`, `adds_bos`, `end_texts` (texts of tokens) and `end_tokens`; unset, `adds_bos` is what the file's
+    post-processor does. ModelError if the file is damaged, or of a kind that is not known.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -36,8 +37,10 @@ def tokenizer_json(
         raise ModelError(f"{path}: not a tokenizer.json that can be read: {type(error).__name__}: {error}") from error
 
 
-def _build(path: Path, content: Json, vocabulary: int, bos: str | None, adds_bos: bool | None, end_texts: tuple[str, ...],
-           end_tokens: tuple[int, ...]) -> Tokenizer:
+def _build(
+    path: Path, content: Json, vocabulary: int, bos: str | None, adds_bos: bool | None, end_texts: tuple[str, ...],
+    end_tokens: tuple[int, ...],
+) -> Tokenizer:
     added = {token["id"]: token for token in content.get("added_tokens") or ()}
     pieces = _pieces(path, content, added, vocabulary)
     control = {id: token["content"] for id, token in added.items() if token["special"] and id < vocabulary}
@@ -49,8 +52,8 @@ def _build(path: Path, content: Json, vocabulary: int, bos: str | None, adds_bos
         adds_bos = bos is not None and first == bos
     ends = {by_text[text] for text in end_texts if text in by_text}.union(end_tokens)
     prefixed = _as_data(content, added, pieces)
-    return Tokenizer(backend_encode(path, json.dumps(content)), pieces, control, bos=by_text.get(bos or ""), adds_bos=adds_bos,
-                     end_tokens=ends, space_prefix=" " if prefixed else "")
+    return Tokenizer(backend_encode(path, json.dumps(content)), pieces, control, bos=by_text.get(bos or ""),
+                     adds_bos=adds_bos, end_tokens=ends, space_prefix=" " if prefixed else "")
 
 
 def backend_encode(path: Path, definition: str) -> Encode:
@@ -78,13 +81,13 @@ def _pieces(path: Path, content: Json, added: Mapping[int, Json], vocabulary: in
     else:
         raise ModelError(f"{path}: tokenizers of the kind {model['type']!r} are not known, only BPE and Unigram")
     byte_level = _has_step(content, "ByteLevel")
-    if not byte_level and "\u2581" not in json.dumps([content.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")],
-                                                     ensure_ascii=False):
+    steps = [content.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
+    if not byte_level and "\u2581" not in json.dumps(steps, ensure_ascii=False):
         raise ModelError(f"{path}: neither a byte-level tokenizer nor one of SentencePiece's kind; no other is known")
     largest = max([*table.values(), *(id for id, token in added.items() if not token["special"])])
     if largest >= vocabulary:
-        raise ModelError(f"{path}: token {largest} is outside the model's vocabulary of {vocabulary}; the tokenizer is that of "
-                         "another model")
+        raise ModelError(f"{path}: token {largest} is outside the model's vocabulary of {vocabulary}; the tokenizer is "
+                         "that of another model")
     pieces = [b""] * vocabulary
     for text, id in table.items():
         pieces[id] = byte_level_piece(text) if byte_level else byte_fallback_piece(text) or spaced_piece(text)
@@ -107,9 +110,10 @@ def _as_data(content: Json, added: Mapping[int, Json], pieces: list[bytes]) -> b
     else:  # Unigram numbers its pieces by position: a control token stays there, under a name that no text has
         model["vocab"] = [["\0" * (id + 1) if piece in control else piece, score]
                           for id, (piece, score) in enumerate(model["vocab"])]
+        lowest = min(score for _, score in model["vocab"])
         for id in range(len(model["vocab"]), len(pieces)):
-            model["vocab"].append([added[id]["content"] if id in added and not added[id]["special"] else "\0" * (id + 1),
-                                   min(score for _, score in model["vocab"])])
+            is_data = id in added and not added[id]["special"]
+            model["vocab"].append([added[id]["content"] if is_data else "\0" * (id + 1), lowest])
     content["added_tokens"] = [token for token in added.values() if not token["special"]]
     content["truncation"] = content["padding"] = content["post_processor"] = None
     content["normalizer"], prepends = _without_prepend(content.get("normalizer"))

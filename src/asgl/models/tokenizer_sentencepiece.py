@@ -23,8 +23,8 @@ def tokenizer_model(
     path: Path, *, vocabulary: int, control: Mapping[int, str] | None = None, adds_bos: bool = True,
     end_tokens: Iterable[int] = (),
 ) -> Tokenizer:
-    """The tokenizer of a `tokenizer.model` file; `control` are control tokens that were added to it. ModelError if it cannot
-    be read."""
+    """The tokenizer of a `tokenizer.model` file; `control` are control tokens that were added to it. ModelError if it
+    cannot be read."""
     try:
         proto = path.read_bytes()
     except OSError as error:
@@ -33,8 +33,8 @@ def tokenizer_model(
 
 
 def tokenizer_pieces(
-    path: Path, pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, bos: int | None, adds_bos: bool,
-    end_tokens: Iterable[int], space_prefix: bool,
+    path: Path, pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, bos: int | None,
+    adds_bos: bool, end_tokens: Iterable[int], space_prefix: bool,
 ) -> Tokenizer:
     """The BPE tokenizer of these pieces, as GGUF files of the tokenizer model "llama" list them."""
     parts = [_field(1, _field(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
@@ -50,8 +50,8 @@ def _tokenizer(path: Path, proto: bytes, vocabulary: int, added: Mapping[int, st
     original = _load(path, proto)
     count = original.vocab_size()
     if count > vocabulary:
-        raise ModelError(f"{path}: {count} pieces, but the model's vocabulary is {vocabulary}; the tokenizer is that of another "
-                         "model")
+        raise ModelError(f"{path}: {count} pieces, but the model's vocabulary is {vocabulary}; the tokenizer is that "
+                         "of another model")
     if space_prefix is None:
         space_prefix = original.normalize("a") != "a"
     texts = [original.id_to_piece(id) for id in range(count)]
