@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 WeightFormat = Literal["dense", "int8", "int4"]
 
+_CACHED = 2**19
+"""So many elements are worked on at once: what is in between stays in the CPU's cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizedTensor:
@@ -39,8 +42,13 @@ class QuantizedTensor:
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The dense matrix [n, k]."""
         n, k = self.shape
-        grouped = self.quants.view(n, k // self.group, self.group).to(self.scale.dtype)
-        return (grouped * self.scale.unsqueeze(2) + self.offset.unsqueeze(2)).view(n, k).to(dtype)
+        dense = self.scale.new_empty((n, k), dtype=dtype)
+        step = max(1, _CACHED // k)
+        for begin in range(0, n, step):
+            rows = slice(begin, begin + step)
+            grouped = self.quants[rows].unflatten(1, (-1, self.group)).to(self.scale.dtype)
+            dense[rows] = grouped.mul_(self.scale[rows].unsqueeze(2)).add_(self.offset[rows].unsqueeze(2)).flatten(1)
+        return dense
 
 
 @dataclass(frozen=True, slots=True)

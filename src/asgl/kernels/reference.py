@@ -7,7 +7,6 @@ weight of the head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +18,8 @@ from asgl.kernels import ranking
 from asgl.kernels.api import Batch, QuantizedTensor, SamplingBatch, WeightFormat
 from asgl.kernels.ragged import Tile, tiles
 
+_ROWS = 16
+"""The number of rows that oneDNN lays weights out for; others work as well."""
 _GROUP = 32
 """Weights of each row in a group when dense weights are put in int8 or int4."""
 
@@ -40,20 +41,23 @@ def quantize(weight: Tensor, bits: int, group: int = _GROUP) -> QuantizedTensor:
     return QuantizedTensor(quants.view(n, k), scale, low, 4 if bits == 4 else 8, group)
 
 
-def _prepacked_linear_works() -> bool:
-    """Whether oneDNN's prepacked bfloat16 product is there and right. The operators are private to torch, hence the
-    test."""
+def _pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+
+
+def _packed_linear(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def _packing_works(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's products with prepacked weights are there and right: they are private to torch, hence the test."""
     try:
-        weight = torch.linspace(-1, 1, 32 * 64).view(32, 64).bfloat16()
-        x = torch.linspace(-1, 1, 3 * 64).view(3, 64).bfloat16()
-        found = _prepacked_linear(x, torch.ops.mkldnn._reorder_linear_weight(weight, 1))
+        weight = torch.linspace(-1, 1, 32 * 64).view(32, 64).to(dtype)
+        x = torch.linspace(-1, 1, 3 * 64).view(3, 64).to(dtype)
+        found = _packed_linear(x, _pack(weight))
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
     return torch.allclose(found, F.linear(x, weight), rtol=0.02, atol=0.02)
-
-
-def _prepacked_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 class ReferenceKernels:
@@ -80,8 +84,9 @@ class ReferenceKernels:
         self.device = torch.device(device)
         self.kv_dtype = dtype
         self.weights: WeightFormat = weights
-        self._prepack = self.device.type == "cpu" and dtype == torch.bfloat16 and _prepacked_linear_works()
-        self._linear: Callable[[Tensor, Tensor], Tensor] = _prepacked_linear if self._prepack else F.linear
+        # measured on Zen 5: 1.1 to 3 times as fast as F.linear, and each row's result is the same however many there are
+        on_cpu = self.device.type == "cpu"
+        self._packs = {kind: on_cpu and _packing_works(kind) for kind in {dtype, torch.float32}}
         self._tiled: tuple[Batch, list[Tile]] | None = None
         """The tiles of the batch of the last call: all layers of a step ask for the same."""
 
@@ -90,11 +95,17 @@ class ReferenceKernels:
             bits = 4 if self.weights == "int4" else 8
             if not isinstance(weight, QuantizedTensor) or weight.bits > bits:
                 weight = quantize(self._dense(weight, torch.float32), bits)
-        dense = self._dense(weight, self.kv_dtype)
-        return torch.ops.mkldnn._reorder_linear_weight(dense, 1) if self._prepack else dense
+        return self._packed(weight, self.kv_dtype)
 
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Any:
-        return self._dense(weight, torch.float32)
+        return self._packed(weight, torch.float32)
+
+    def _packed(self, weight: Tensor | QuantizedTensor, dtype: torch.dtype) -> Tensor:
+        dense = self._dense(weight, dtype)
+        return _pack(dense) if self._packs[dtype] else dense
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return _packed_linear(x, weight) if self._packs[x.dtype] else F.linear(x, weight)
 
     def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Any:
         return self._dense(weight, self.kv_dtype)
@@ -115,7 +126,7 @@ class ReferenceKernels:
         return (hidden * scale * weight).to(self.kv_dtype)
 
     def linear(self, x: Tensor, weight: Any) -> Tensor:
-        return self._linear(x, weight)
+        return self._product(x, weight)
 
     def rope_and_store(self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         _, kv_heads, head_dim = k_cache.shape
@@ -140,7 +151,7 @@ class ReferenceKernels:
         return (F.silu(gate.float()) * up.float()).to(self.kv_dtype)
 
     def head(self, x: Tensor, weight: Any) -> Tensor:
-        return F.linear(x.float(), weight)
+        return self._product(x.float(), weight)
 
     def log_softmax(self, logits: Tensor) -> Tensor:
         return torch.log_softmax(logits, dim=1)
