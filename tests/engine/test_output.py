@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,10 @@ class Pieces:
 
     def push(self, token_id: int) -> str:
         return self._decoder.decode(self._pieces[token_id])
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._decoder.getstate()[0])
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -70,7 +75,7 @@ def test_the_earliest_stop_wins_however_the_text_is_cut_to_tokens(text, sizes, s
             break
     assert output.text == expected
     assert (reason == "stop") == any(stop in text for stop in stops)
-    for earlier, later in zip(seen, [*seen[1:], output.text], strict=True):
+    for earlier, later in pairwise([*seen, output.text]):
         assert later.startswith(earlier)
     kept = b"".join(pieces[: output.kept_tokens]).decode("utf-8", "replace")
     assert kept + output.remainder == output.text

@@ -20,6 +20,11 @@ class Detokenizer(Protocol):
 
     def push(self, token_id: int, /) -> str: ...
 
+    @property
+    def pending(self) -> bool:
+        """Whether the last tokens end in the middle of a character."""
+        ...
+
     def flush(self) -> str:
         """What incomplete bytes are left, as replacement characters."""
         ...
@@ -28,7 +33,7 @@ class Detokenizer(Protocol):
 class OutputText:
     """The output of one generation. Made by the engine; `push` is called once for each sampled token, in order."""
 
-    __slots__ = ("_character_ends", "_detokenizer", "_end_tokens", "_keep_stop", "_longest", "_min_tokens", "_stop_tokens",
+    __slots__ = ("_boundaries", "_detokenizer", "_end_tokens", "_keep_stop", "_longest", "_min_tokens", "_stop_tokens",
                  "_stops", "_text", "count", "kept_tokens", "matched_stop", "remainder", "text")
 
     def __init__(
@@ -49,8 +54,8 @@ class OutputText:
         self._keep_stop = keep_stop
         self._min_tokens = min_tokens
         self._text = ""
-        self._character_ends: list[int] = []
-        """For each token so far, how much text was complete after it."""
+        self._boundaries: list[int | None] = []
+        """For each token so far, how much text there was after it; None if it ended in the middle of a character."""
         self.text = ""
         """What is certain: it only ever grows."""
         self.count = 0
@@ -68,7 +73,7 @@ class OutputText:
             return self._end_at_token(token_id)
         before = len(self._text)
         self._text += self._detokenizer.push(token_id)
-        self._character_ends.append(len(self._text))
+        self._boundaries.append(None if self._detokenizer.pending else len(self._text))
         self.kept_tokens = self.count
         if may_end and self._stops and (found := self._earliest_stop(before)) is not None:
             self._cut(*found)
@@ -102,22 +107,12 @@ class OutputText:
     def _cut(self, at: int, stop: str) -> None:
         self.matched_stop = stop
         end = at + len(stop) if self._keep_stop else at
-        self.kept_tokens = sum(1 for boundary in self._character_ends if boundary <= end)
-        while self.kept_tokens and self._mid_character(self.kept_tokens, end):
-            self.kept_tokens -= 1
-        whole = self._character_ends[self.kept_tokens - 1] if self.kept_tokens else 0
+        self.kept_tokens = whole = 0
+        for count, boundary in enumerate(self._boundaries, 1):
+            if boundary is not None and boundary <= end:
+                self.kept_tokens, whole = count, boundary
         self.remainder = self._text[whole:end]
         self.text = self._text = self._text[:end]
-
-    def _mid_character(self, kept: int, end: int) -> bool:
-        """Whether the last kept token may carry the first bytes of a character that is not kept.
-
-        Such a token completes no text: the boundary after it is that of the token before, and the next token's text starts
-        at `end` or later, so it may belong to what was cut.
-        """
-        boundary = self._character_ends[kept - 1]
-        previous = self._character_ends[kept - 2] if kept > 1 else 0
-        return boundary == previous and boundary == end and kept < len(self._character_ends)
 
     def _held_back(self) -> int:
         """How many last characters may be the beginning of a stop."""
