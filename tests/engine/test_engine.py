@@ -39,6 +39,11 @@ class Letters:
         return ""
 
 
+class LetterTokenizer:
+    vocabulary = 50
+    detokenizer = Letters
+
+
 class Waiter:
     """A listener that can be awaited."""
 
@@ -83,8 +88,8 @@ class Gate:
 async def opened(capacity=500, before_step=None, context_length=200, tracers=(), **options):
     device = DeviceThread()
     runner = FakeRunner(capacity, before_step)
-    engine = Engine(runner, Scheduler(capacity=capacity, **options), device, detokenizer=Letters, vocabulary=50,
-                    context_length=context_length, tracers=Tracers(tracers))
+    engine = Engine(runner, Scheduler(capacity=capacity, **options), device, tokenizer=LetterTokenizer(), context_length=context_length,
+                    tracers=Tracers(tracers))
     engine.start()
     try:
         yield engine

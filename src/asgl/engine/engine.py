@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import anyio.to_thread
 
 from asgl.engine.device import DeviceThread
-from asgl.engine.output import Detokenizer, OutputText
+from asgl.engine.output import OutputText
 from asgl.engine.ticket import Listener, Ticket
 from asgl.errors import (
     AsglError,
@@ -25,8 +25,10 @@ from asgl.errors import (
     EngineError,
     RequestError,
 )
+from asgl.models.chat_template import ChatTemplate
+from asgl.models.tokenizer import Tokenizer
 from asgl.plan import StepPlan, StepResult
-from asgl.sampling import SamplingParams, SamplingSpec
+from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams, SamplingSpec
 from asgl.scheduling.branches import Branches
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler, Update
@@ -50,8 +52,8 @@ class Runner(Protocol):
 class Engine:
     """Serves requests until it is closed. Belongs to the event loop in which `start` was called.
 
-    detokenizer: makes a detokenizer for a new generation. context_length: of the model, in tokens. clock: seconds, for the times
-    in tickets and statistics.
+    tokenizer, chat_template, defaults: of the model and its Runtime; the engine itself only makes detokenizers, the rest is for
+    the language above. context_length: of the model, in tokens. clock: seconds, for the times in tickets and statistics.
     """
 
     def __init__(
@@ -60,19 +62,21 @@ class Engine:
         scheduler: Scheduler,
         device: DeviceThread,
         *,
-        detokenizer: Callable[[], Detokenizer],
-        vocabulary: int,
+        tokenizer: Tokenizer,
         context_length: int,
+        chat_template: ChatTemplate | None = None,
+        defaults: SamplingParams = LIBRARY_DEFAULTS,
         tracers: Tracers | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.scheduler = scheduler
-        self.vocabulary = vocabulary
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
         self.context_length = context_length
+        self.defaults = defaults.over(LIBRARY_DEFAULTS)
         self.tracers = tracers if tracers is not None else Tracers()
         self._runner = runner
         self._device = device
-        self._detokenizer = detokenizer
         self._clock = clock
         self._tickets: dict[int, Ticket] = {}
         self._next_id = 0
@@ -89,8 +93,8 @@ class Engine:
     def check_sampling(self, params: SamplingParams) -> None:
         """ConfigError if the parameters name a token that the model does not have."""
         for token in (*(params.stop_token_ids or ()), *(params.logit_bias or ())):
-            if token >= self.vocabulary:
-                raise ConfigError(f"there is no token {token}: the model's vocabulary has {self.vocabulary} tokens")
+            if token >= self.tokenizer.vocabulary:
+                raise ConfigError(f"there is no token {token}: the model's vocabulary has {self.tokenizer.vocabulary} tokens")
 
     def generate(
         self,
@@ -111,7 +115,7 @@ class Engine:
         """
         stop_tokens = params.stop_token_ids or ()
         output = OutputText(
-            self._detokenizer,
+            self.tokenizer.detokenizer,
             stops=params.stop or (),
             stop_tokens=stop_tokens,
             end_tokens=end_tokens,

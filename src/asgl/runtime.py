@@ -1,0 +1,219 @@
+"""The Runtime: opens a model, and gives prompts that are served by it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+
+from asgl.errors import ConfigError, EngineClosedError, EngineError
+from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
+from asgl.trace import Tracer, Tracers, default_tracers
+from asgl.types import EngineStatistics, ModelInfo
+
+if TYPE_CHECKING:
+    from asgl.engine.device import DeviceThread
+    from asgl.engine.engine import Engine
+    from asgl.execution.runner import Runner
+    from asgl.kernels.api import Kernels, WeightFormat
+    from asgl.kernels.select import DTypeName, KernelName
+    from asgl.language.session import Session
+    from asgl.language.stream import PromptStream
+    from asgl.models.checkpoint import Checkpoint
+    from asgl.models.tokenizer import Tokenizer
+
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 512, 8192
+_SHOWN_FAILURES = 16
+
+
+class _Opened(NamedTuple):
+    """What lives while the block is open."""
+
+    checkpoint: Checkpoint
+    device: DeviceThread
+    engine: Engine
+    session: Session
+    runner: Runner
+
+
+class Runtime:
+    """A model and its engine, open inside `async with`.
+
+    model: a registered name such as "smollm2-135m" (fetched on first use), a directory in Hugging Face's layout, a .gguf file,
+        or a repo id of the Hugging Face hub.
+    device: "auto", "cpu", "cuda" or "cuda:1".
+    dtype: of weights, keys and values: "auto", "float32", "bfloat16" or "float16".
+    weights: the format of the linear layers: "auto", "int4", "int8" or "dense".
+    kernels: "auto", "reference", "cpu" or "triton". What is asked for by name and cannot be had raises ConfigError.
+    kv_cache_tokens: capacity of the KV cache in tokens; None takes what the memory allows.
+    max_running: at most so many requests in a step. max_batch_tokens: at most so many new tokens in a step (None: 512 on CPUs,
+        8192 on GPUs); longer prompts are computed in pieces.
+    policy: the order in which waiting requests are admitted, "lpm" (longest cached prefix first) or "fcfs".
+    deterministic: logits that do not depend on what else is computed, to the last bit, at some cost.
+    sampling: defaults for all prompts. tracers: hear of every event, see `asgl.trace`.
+
+    Leaving the block cancels what still runs and frees everything. Failures of ops that nobody saw are raised there as an
+    ExceptionGroup, unless the block itself raised. Raises ConfigError at once for a bad argument, and when it is entered
+    ModelError for a model that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        weights: Literal["auto", "int4", "int8", "dense"] = "auto",
+        kernels: Literal["auto", "reference", "cpu", "triton"] = "auto",
+        kv_cache_tokens: int | None = None,
+        max_running: int = 64,
+        max_batch_tokens: int | None = None,
+        policy: Literal["lpm", "fcfs"] = "lpm",
+        deterministic: bool = False,
+        sampling: SamplingParams | None = None,
+        tracers: Iterable[Tracer] = (),
+    ) -> None:
+        for name, value, choices in (
+            ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
+            ("weights", weights, ("auto", "int4", "int8", "dense")),
+            ("kernels", kernels, ("auto", "reference", "cpu", "triton")),
+            ("policy", policy, ("lpm", "fcfs")),
+        ):
+            if value not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+        for name, number in (("kv_cache_tokens", kv_cache_tokens), ("max_running", max_running),
+                             ("max_batch_tokens", max_batch_tokens)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ConfigError(f"{name} must be an integer of 1 or more, not {number!r}")
+        if sampling is not None and not isinstance(sampling, SamplingParams):
+            raise ConfigError(f"sampling must be a SamplingParams, not {sampling!r}")
+        self._model = model
+        self._kernels: KernelName = kernels
+        self._device = device
+        self._dtype: DTypeName = dtype
+        self._weights: WeightFormat | Literal["auto"] = weights
+        self._deterministic = deterministic
+        self._capacity = kv_cache_tokens
+        self._max_running = max_running
+        self._max_batch_tokens = max_batch_tokens
+        self._policy = policy
+        self._sampling = (sampling or SamplingParams()).over(LIBRARY_DEFAULTS)
+        self._tracers = tuple(tracers)
+        self._opened: _Opened | None = None
+        self._entered = False
+
+    # --- opening and closing ----------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._entered:
+            raise EngineError("a Runtime is entered once; make another one")
+        self._entered = True
+        # what needs torch is imported here, so that `import asgl` is quick
+        from asgl.engine.device import DeviceThread
+        from asgl.engine.engine import Engine
+        from asgl.language.session import Session
+        from asgl.scheduling.scheduler import Scheduler
+
+        device = DeviceThread()
+        try:
+            checkpoint, kernels, runner = await device.run(self._load)
+            batch_tokens = self._max_batch_tokens or (_GPU_BATCH_TOKENS if kernels.device.type == "cuda" else _CPU_BATCH_TOKENS)
+            engine = Engine(
+                runner,
+                Scheduler(capacity=runner.capacity, max_running=self._max_running, max_batch_tokens=batch_tokens,
+                          policy=self._policy),
+                device,
+                tokenizer=checkpoint.tokenizer,
+                context_length=checkpoint.config.context_length,
+                chat_template=checkpoint.chat_template,
+                defaults=self._sampling,
+                tracers=Tracers((*self._tracers, *default_tracers.get())),
+            )
+            engine.check_sampling(self._sampling)
+        except BaseException:
+            await device.close()
+            raise
+        engine.start()
+        self._opened = _Opened(checkpoint, device, engine, Session(engine), runner)
+        return self
+
+    def _load(self) -> tuple[Checkpoint, Kernels, Runner]:
+        """Reads the model and packs its weights. On the device thread."""
+        from asgl.execution.runner import Runner
+        from asgl.kernels.select import make_kernels
+        from asgl.models.registry import open_checkpoint
+        from asgl.progress import ProgressBar
+
+        with ProgressBar() as progress:
+            checkpoint = open_checkpoint(self._model, progress=progress)
+            try:
+                kernels = make_kernels(self._kernels, self._device, self._dtype, self._weights, self._deterministic)
+                runner = Runner(checkpoint, kernels, self._capacity)
+                runner.warm_up()
+            finally:
+                checkpoint.close()
+        return checkpoint, kernels, runner
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        opened = self._running
+        self._opened = None
+        try:
+            await opened.session.aclose()
+        finally:
+            try:
+                await opened.engine.close()
+            finally:
+                await opened.device.close()
+        failures = opened.session.unseen_failures()
+        if not failures:
+            return
+        many = f"{len(failures)} failures of ops that nobody awaited"
+        if error is None:
+            shown = f", the first {_SHOWN_FAILURES} of them" if len(failures) > _SHOWN_FAILURES else ""
+            raise BaseExceptionGroup(many + shown, failures[:_SHOWN_FAILURES])
+        error.add_note(f"{many}; the first: {failures[0]!r}")
+
+    @property
+    def _running(self) -> _Opened:
+        if self._opened is None:
+            raise EngineClosedError("the Runtime is not open: use it inside `async with asgl.Runtime(...) as rt:`")
+        return self._opened
+
+    # --- use --------------------------------------------------------------------------------------------------------
+
+    def prompt(
+        self,
+        text: str = "",
+        *,
+        sampling: SamplingParams | None = None,
+        cache_salt: str | None = None,
+        priority: int = 0,
+        name: str | None = None,
+    ) -> PromptStream:
+        """A new prompt stream that begins with `text`.
+
+        sampling: defaults for its ops. cache_salt: prompts share cached prefixes only with those of the same salt. priority:
+        higher is admitted first. name: for traces, and part of what seeds of its ops derive from.
+        """
+        return self._running.session.prompt(text, sampling=sampling, cache_salt=cache_salt, priority=priority, name=name)
+
+    def statistics(self) -> EngineStatistics:
+        """A snapshot of the engine."""
+        return self._running.engine.statistics()
+
+    async def flush_cache(self) -> int:
+        """Drops all cached prefixes that no running request reads; how many tokens that was."""
+        return self._running.engine.flush_cache()
+
+    @property
+    def model(self) -> ModelInfo:
+        """What was loaded."""
+        return self._running.runner.info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """`encode(text)` takes text as data; `decode(ids)`; `special_tokens`."""
+        return self._running.checkpoint.tokenizer
