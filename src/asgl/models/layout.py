@@ -48,6 +48,9 @@ def check_config(path: Path, config: ModelConfig) -> ModelConfig:
         raise ModelError(f"{path}: a head of {config.head_dim} dimensions has no two halves to rotate")
     if config.layers > 10_000:
         raise ModelError(f"{path}: {config.layers} layers are more than any model has")
+    for name, number in (("rope_theta", config.rope_theta), ("norm_eps", config.norm_eps)):
+        if not 0 < number < float("inf"):
+            raise ModelError(f"{path}: {name} is {number}, not a positive number")
     return config
 
 

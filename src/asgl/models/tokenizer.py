@@ -52,7 +52,7 @@ class Tokenizer:
         self.adds_bos = adds_bos and bos is not None
         """Whether a prompt begins with `bos`."""
         named = {token for text, token in self.special_tokens.items() if text in END_OF_GENERATION}
-        self.end_tokens: tuple[int, ...] = tuple(sorted(named.union(end_tokens)))
+        self.end_tokens: tuple[int, ...] = tuple(sorted(id for id in named.union(end_tokens) if id < self.vocabulary))
         """All tokens that end a generation: of a text, of a turn, of a message."""
         self.space_prefix = space_prefix
         """What the model was trained to find before the first text of a prompt: " " for many SentencePiece models, else

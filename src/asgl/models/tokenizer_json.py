@@ -105,6 +105,7 @@ def _as_data(content: Json, added: Mapping[int, Json], pieces: list[bytes]) -> b
         data = {token["content"]: id for id, token in added.items() if not token["special"]}
         model["vocab"] = {text: id for text, id in model["vocab"].items() if text not in control} | data
         model["merges"] = without_control(model["merges"], control)
+        model["dropout"] = None
         if model.get("unk_token") in control:
             model["unk_token"] = None
     else:  # Unigram numbers its pieces by position: a control token stays there, under a name that no text has
