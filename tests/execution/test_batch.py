@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from steps import GREEDY, Row, step
+
 from asgl.errors import InternalError
 from asgl.execution.batch import lower
 from asgl.plan import INT, ScoreRow, SharedSpan, StepPlan
-from steps import GREEDY, Row, step
 
 PLAN = step([Row([5], [19], before=[3, 4], sample=GREEDY), Row([6, 7, 8], [0, 2, 1], before=[3], score=[(1, (4, 2))])])
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from steps import TINY
+
 from asgl.errors import ConfigError
 from asgl.execution import kv_pool
 from asgl.execution.kv_pool import KVPool, available_memory, default_capacity, slot_bytes
-from steps import TINY
 
 CPU = torch.device("cpu")
 

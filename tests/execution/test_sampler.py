@@ -6,6 +6,7 @@ from array import array
 import numpy as np
 import pytest
 import torch
+
 from asgl.execution.sampler import sample, sampling_batch, score, uniforms
 from asgl.kernels.reference import ReferenceKernels
 from asgl.plan import INT, SampleRow, ScoreRow
@@ -71,7 +72,9 @@ def test_seeds_an_increment_apart_give_unrelated_draws() -> None:
     assert not set(first) & set(second)
 
 
-@pytest.mark.parametrize("spec", [SamplingSpec(), SamplingSpec(temperature=0.6), SamplingSpec(top_k=4, temperature=1.5)])
+@pytest.mark.parametrize(
+    "spec", [SamplingSpec(), SamplingSpec(temperature=0.6), SamplingSpec(top_k=4, temperature=1.5)]
+)
 def test_frequencies_follow_the_distribution(kernels: ReferenceKernels, spec: SamplingSpec) -> None:
     count = 5000
     one = logits() / 2
@@ -114,7 +117,8 @@ def test_edits_by_hand() -> None:
 
 
 def test_repetition_covers_prompt_and_output() -> None:
-    how = sampling_batch([row(SamplingSpec(repetition_penalty=1.3), history=[3, 4, 3, 8], prompt_length=2)], VOCABULARY, CPU)
+    sampled = row(SamplingSpec(repetition_penalty=1.3), history=[3, 4, 3, 8], prompt_length=2)
+    how = sampling_batch([sampled], VOCABULARY, CPU)
     assert how.repetition is not None
     rows, tokens, penalties = how.repetition
     assert (rows.tolist(), tokens.tolist()) == ([0, 0, 0], [3, 4, 8])
@@ -148,7 +152,8 @@ def test_banned_tokens_are_never_sampled(kernels: ReferenceKernels) -> None:
 
 
 def test_tokens_outside_the_vocabulary_are_left_out() -> None:
-    how = sampling_batch([row(SamplingSpec(logit_bias=((VOCABULARY, 1.0), (1, 1.0))), banned=(10**6,))], VOCABULARY, CPU)
+    sampled = row(SamplingSpec(logit_bias=((VOCABULARY, 1.0), (1, 1.0))), banned=(10**6,))
+    how = sampling_batch([sampled], VOCABULARY, CPU)
     assert how.edits is not None
     assert how.edits[1].tolist() == [1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from asgl.kernels.api import QuantizedTensor
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.config import ModelConfig
