@@ -1,0 +1,96 @@
+"""asgl: language model programs on asyncio, with their engine in the same process.
+
+    async with asgl.Runtime("smollm2-135m") as rt:
+        s = rt.prompt("The capital of France is")
+        city = await s.gen("city", max_tokens=8, stop=".")
+
+Importing asgl is quick: torch and the rest are imported when a Runtime is entered.
+"""
+
+from asgl.errors import (
+    AsglError,
+    BudgetError,
+    CapacityError,
+    CompileError,
+    ConfigError,
+    ContextLengthError,
+    EngineClosedError,
+    EngineCrashedError,
+    EngineError,
+    GrammarError,
+    InternalError,
+    ModelError,
+    OpCancelledError,
+    OutputError,
+    QueueFullError,
+    RequestError,
+    StreamClosedError,
+    StreamError,
+    ToolError,
+    VariableError,
+)
+from asgl.language import (
+    Branches,
+    Handle,
+    Mark,
+    PromptStream,
+    SelectHandle,
+    TaskHandle,
+    assistant,
+    extend,
+    gen,
+    role,
+    select,
+    system,
+    user,
+)
+from asgl.runtime import Runtime
+from asgl.sampling import SamplingParams
+from asgl.trace import JsonlTracer, Tracer
+from asgl.types import EngineStatistics, Message, ModelInfo, TokenLogprob
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsglError",
+    "Branches",
+    "BudgetError",
+    "CapacityError",
+    "CompileError",
+    "ConfigError",
+    "ContextLengthError",
+    "EngineClosedError",
+    "EngineCrashedError",
+    "EngineError",
+    "EngineStatistics",
+    "GrammarError",
+    "Handle",
+    "InternalError",
+    "JsonlTracer",
+    "Mark",
+    "Message",
+    "ModelError",
+    "ModelInfo",
+    "OpCancelledError",
+    "OutputError",
+    "PromptStream",
+    "QueueFullError",
+    "RequestError",
+    "Runtime",
+    "SamplingParams",
+    "SelectHandle",
+    "StreamClosedError",
+    "StreamError",
+    "TaskHandle",
+    "TokenLogprob",
+    "ToolError",
+    "Tracer",
+    "VariableError",
+    "assistant",
+    "extend",
+    "gen",
+    "role",
+    "select",
+    "system",
+    "user",
+]

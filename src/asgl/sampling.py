@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -31,10 +31,16 @@ def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = 
                           + (f" and at most {high:g}" if math.isfinite(high) else "") + f", not {value!r}")
 
 
+def _items(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"{name} must be a sequence, not {value!r}")
+    return tuple(value)
+
+
 def _strings(name: str, value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
-    strings: tuple[Any, ...] = (value,) if isinstance(value, str) else tuple(value)
+    strings = (value,) if isinstance(value, str) else _items(name, value)
     for string in strings:
         if not isinstance(string, str) or not string:
             raise ConfigError(f"{name} must be a string or strings, none of them empty, not {value!r}")
@@ -44,7 +50,7 @@ def _strings(name: str, value: Any) -> tuple[str, ...] | None:
 def _token_ids(name: str, value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
-    ids: tuple[Any, ...] = tuple(value)
+    ids = _items(name, value)
     for token in ids:
         _integer(f"a token id of {name}", token, 0)
     return ids
@@ -132,10 +138,12 @@ class SamplingParams:
         object.__setattr__(self, "stop", _strings("stop", self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         if self.logit_bias is not None:
+            if not isinstance(self.logit_bias, Mapping):
+                raise ConfigError(f"logit_bias must map token ids to numbers, not be {self.logit_bias!r}")
             bias = dict(self.logit_bias)
             for token, value in bias.items():
                 _integer("a token id of logit_bias", token, 0)
-                _number(f"the bias of token {token}", value, -math.inf, math.inf)
+                _number(f"logit_bias of token {token}", value, -math.inf, math.inf)
             object.__setattr__(self, "logit_bias", bias)
         if self.max_tokens is not None and self.min_tokens is not None and self.min_tokens > self.max_tokens:
             raise ConfigError(f"min_tokens ({self.min_tokens}) is more than max_tokens ({self.max_tokens})")

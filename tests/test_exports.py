@@ -1,0 +1,28 @@
+"""The public names, and what importing them costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import asgl
+from asgl import errors
+
+PUBLIC = {
+    "Branches", "EngineStatistics", "Handle", "JsonlTracer", "Mark", "Message", "ModelInfo", "PromptStream", "Runtime",
+    "SamplingParams", "SelectHandle", "TaskHandle", "TokenLogprob", "Tracer", "assistant", "extend", "gen", "role", "select",
+    "system", "user",
+}
+
+
+def test_the_public_names():
+    raised = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, BaseException)}
+    assert set(asgl.__all__) == PUBLIC | raised
+    assert list(asgl.__all__) == sorted(asgl.__all__)
+    assert all(hasattr(asgl, name) for name in asgl.__all__)
+
+
+def test_importing_asgl_imports_nothing_heavy():
+    code = "import sys, asgl; print(*sorted({'torch', 'triton', 'numba', 'transformers', 'numpy'} & set(sys.modules)))"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert seen.stdout.split() == []
