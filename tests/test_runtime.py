@@ -1,0 +1,259 @@
+"""A Runtime from outside, on a tiny random model: opening, use, leaving, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+
+import anyio
+import pytest
+from tiny import tiny_directory
+
+import asgl
+from asgl.types import EngineStatistics
+
+GREEDY = asgl.SamplingParams(temperature=0, max_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_directory(tmp_path_factory.mktemp("tiny"))
+
+
+def runtime(model, **options) -> asgl.Runtime:
+    options = {"kernels": "reference", "dtype": "float32", "kv_cache_tokens": 2000, "sampling": GREEDY} | options
+    return asgl.Runtime(model, **options)
+
+
+def device_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "asgl-device"]
+
+
+def balanced(seen: EngineStatistics) -> bool:
+    return seen.free + seen.evictable == seen.capacity and seen.running == seen.waiting == 0
+
+
+async def test_opening_generating_and_leaving(model):
+    async with runtime(model) as rt:
+        s = rt.prompt("Hello there")
+        text = await s.gen("text")
+        assert s.text == "Hello there" + text
+        assert s["text"] == text
+        assert rt.model.kernels == "reference"
+        assert rt.tokenizer.decode(rt.tokenizer.encode("Hello")) == "Hello"
+        assert balanced(rt.statistics())
+        assert len(device_threads()) == 1
+    assert not device_threads()
+
+
+@pytest.mark.parametrize("options", [
+    {"dtype": "float8"}, {"weights": "int3"}, {"kernels": "fast"}, {"policy": "sjf"}, {"kv_cache_tokens": 0},
+    {"kv_cache_tokens": 1.5}, {"max_running": 0}, {"max_batch_tokens": -1}, {"max_running": True}, {"sampling": {"top_p": 1}},
+])
+def test_bad_arguments_raise_at_once(options):
+    with pytest.raises(asgl.ConfigError) as caught:
+        asgl.Runtime("smollm2-135m", **options)
+    assert next(iter(options)) in str(caught.value)
+
+
+@pytest.mark.parametrize(("options", "error", "words"), [
+    ({"device": "cuda:7"}, asgl.ConfigError, "cuda:7"),
+    ({"device": "tpu"}, asgl.ConfigError, "tpu"),
+    ({"kv_cache_tokens": 10**12}, asgl.ConfigError, "GiB"),
+    ({"sampling": asgl.SamplingParams(logit_bias={10**6: 1.0})}, asgl.ConfigError, "no token 1000000"),
+])
+async def test_what_cannot_be_had_raises_when_entered_and_leaves_no_thread(model, options, error, words):
+    with pytest.raises(error, match=words):
+        async with runtime(model, **options):
+            pass
+    assert not device_threads()
+
+
+async def test_a_model_that_is_not_there(tmp_path):
+    with pytest.raises(asgl.ModelError, match=r"smollm2-135"):
+        async with asgl.Runtime("smollm2-135n"):
+            pass
+    with pytest.raises(asgl.ModelError):
+        async with asgl.Runtime(tmp_path):
+            pass
+    assert not device_threads()
+
+
+async def test_use_outside_of_the_block_and_twice(model):
+    rt = runtime(model)
+    with pytest.raises(asgl.EngineClosedError, match="async with"):
+        rt.prompt("x")
+    async with rt:
+        pass
+    with pytest.raises(asgl.EngineClosedError):
+        rt.statistics()
+    with pytest.raises(asgl.EngineError, match="once"):
+        async with rt:
+            pass
+
+
+async def test_leaving_cancels_what_still_runs(model):
+    async with runtime(model) as rt:
+        s = rt.prompt("a")
+        handle = s.gen("endless", max_tokens=1000, ignore_eos=True)
+        async for _ in handle:
+            break
+    assert handle.done()
+    with pytest.raises((asgl.OpCancelledError, asgl.EngineClosedError)):
+        await handle
+
+
+async def test_an_exception_of_the_body_is_not_replaced(model):
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with runtime(model) as rt:
+            rt.prompt("a" * 10_000).gen("too long")
+            await asyncio.sleep(0)
+            raise ZeroDivisionError
+    assert "ContextLengthError" in caught.value.__notes__[0]
+
+
+async def test_failures_that_nobody_saw_are_raised_together(model):
+    with pytest.raises(ExceptionGroup) as caught:
+        async with runtime(model) as rt:
+            for _ in range(20):
+                rt.prompt("a" * 10_000).gen("too long")
+    assert len(caught.value.exceptions) == 16
+    assert "20 failures" in str(caught.value)
+    assert all(type(error) is asgl.ContextLengthError for error in caught.value.exceptions)
+
+
+async def test_a_cancelled_task_cancels_its_work(model):
+    async with runtime(model) as rt:
+        s = rt.prompt("abc")
+        with anyio.move_on_after(0) as scope:
+            await s.gen("long", max_tokens=1500, ignore_eos=True)
+        assert scope.cancelled_caught
+        assert s.text == "abc"
+        assert await s.gen("short", max_tokens=2, ignore_eos=True) == s["short"]
+        assert rt.statistics().cancelled == 1
+        assert balanced(rt.statistics())
+
+
+async def test_forks_compute_the_prompt_once(model):
+    async with runtime(model, max_batch_tokens=64) as rt:
+        s = rt.prompt("The quick brown fox jumps over the lazy dog. " * 4)
+        prompt_tokens = len(s.token_ids)
+        async with s.fork(6) as branches:
+            for number, branch in enumerate(branches):
+                branch += f"{number}: "
+                branch.gen("text")
+        seen = rt.statistics()
+        assert seen.cached_tokens >= 5 * (prompt_tokens - 2)
+        assert len(branches.gather("text")) == 6
+
+
+async def test_two_runtimes_and_a_seeded_sample_that_depends_on_neither(model):
+    hot = asgl.SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True)
+    async with runtime(model, sampling=hot) as one:
+        alone = await one.prompt("abc").gen(seed=7)
+        async with runtime(model, sampling=hot) as two:
+            others = [two.prompt(f"{number}").gen(seed=number) for number in range(5)]
+            again = await two.prompt("abc").gen(seed=7)
+            for other in others:
+                await other
+    assert alone == again
+
+
+def test_a_second_asyncio_run_in_one_process(model):
+    async def once() -> str:
+        async with runtime(model) as rt:
+            return await rt.prompt("abc").gen()
+
+    assert asyncio.run(once()) == asyncio.run(once())
+    assert not device_threads()
+
+
+async def test_use_from_another_loop(model):
+    async with runtime(model) as rt:
+
+        async def elsewhere() -> None:
+            rt.prompt("x").gen()
+
+        with pytest.raises(asgl.AsglError, match="loop"):
+            await asyncio.to_thread(asyncio.run, elsewhere())
+
+
+async def test_it_works_in_an_async_generator(model):
+    async def fixture():
+        async with runtime(model) as rt:
+            yield rt
+
+    generator = fixture()
+    rt = await anext(generator)
+    assert isinstance(await rt.prompt("abc").gen(), str)
+    with contextlib.suppress(StopAsyncIteration):
+        await anext(generator)
+    assert not device_threads()
+
+
+async def test_a_keyboard_interrupt_in_the_body_closes_everything(model):
+    with pytest.raises(KeyboardInterrupt):
+        async with runtime(model) as rt:
+            rt.prompt("abc").gen(max_tokens=1500, ignore_eos=True)
+            await asyncio.sleep(0)
+            raise KeyboardInterrupt
+    assert not device_threads()
+
+
+async def test_flushing_the_cache(model):
+    async with runtime(model) as rt:
+        await rt.prompt("abc def").gen()
+        assert await rt.flush_cache() > 0
+        assert rt.statistics().free == rt.statistics().capacity
+
+
+async def test_default_tracers_of_the_context_are_attached(model, tmp_path):
+    from asgl.trace import default_tracers
+
+    with asgl.JsonlTracer(tmp_path / "trace.jsonl") as tracer:
+        token = default_tracers.set((tracer,))
+        try:
+            async with runtime(model) as rt:
+                await rt.prompt("abc").gen("x")
+        finally:
+            default_tracers.reset(token)
+    kinds = [line.split('"type": "')[1].split('"')[0] for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
+    assert set(kinds) == {"StreamEvent", "OpEvent", "RequestEvent", "StepEvent"}
+
+
+async def test_nothing_is_left_after_a_runtime(model):
+    async with runtime(model) as rt:
+        await rt.prompt("abc").gen()
+    before = {id(task) for task in asyncio.all_tasks()}
+    gc.collect()
+    assert len(before) == 1
+
+
+async def test_a_thousand_prompts_at_once(model):
+    async with runtime(model) as rt:
+        handles = [rt.prompt(f"{number}").gen(max_tokens=2) for number in range(1000)]
+        texts = [await handle for handle in handles]
+        assert len(texts) == 1000
+        assert balanced(rt.statistics())
+
+
+@pytest.mark.parametrize("prompt", ["", "abc"])
+async def test_no_tokens_to_generate(model, prompt):
+    async with runtime(model) as rt:
+        assert await rt.prompt(prompt + "x").gen(max_tokens=0) == ""
+
+
+async def test_a_cache_of_64_slots_under_fifty_programs(model):
+    async with runtime(model, kv_cache_tokens=64) as rt:
+        async def program(number: int) -> str:
+            s = rt.prompt(f"{number} ")
+            await s.gen("a", max_tokens=10, ignore_eos=True)
+            return await s.gen("b", max_tokens=10, ignore_eos=True)
+
+        results = await asyncio.gather(*map(program, range(50)))
+        assert len(results) == 50
+        assert balanced(rt.statistics())
+        with pytest.raises(asgl.CapacityError, match="kv_cache_tokens"):
+            await rt.prompt("a").gen(max_tokens=100)
