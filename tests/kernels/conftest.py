@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,18 @@ class Backend:
 BACKENDS = [
     Backend("reference-float32", lambda: ReferenceKernels("cpu", torch.float32), 1e-5, 1e-5),
     Backend("reference-bfloat16", lambda: ReferenceKernels("cpu", torch.bfloat16), 1e-2, 1e-2),
+]
+
+
+def _cpu(**options: Any) -> Kernels:
+    from asgl.kernels.cpu.kernels import CpuKernels
+
+    return CpuKernels(**options)
+
+
+BACKENDS += [
+    Backend("cpu", lambda: _cpu(weights="auto"), 1e-2, 1e-2),
+    Backend("cpu-deterministic", lambda: _cpu(weights="auto", deterministic=True), 1e-2, 1e-2),
 ]
 
 

@@ -1,0 +1,315 @@
+"""Attention over paged keys and values: units of queries and positions (see units.py), then a merge of partial results.
+
+Within a unit, 64 positions at a time, keys and values of one KV head are packed into tiles of words, and all queries that read
+them - of all rows of the unit, and of all query heads of the KV head - are one small matrix product. The softmax is online
+(Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135); partial results merge by log-sum-exp.
+
+Scratch of a thread, for Q = queries of a unit * heads of a group:
+
+    zeros                  [head_dim] bfloat16: what positions past the end read
+    keys                   two tiles of 32 positions; values: head_dim / 32 tiles of 64 positions
+    queries                [Q, head_dim] elements, of each KV head
+    scores, weights        [Q, 64] float32, and as elements
+    tops, sums, results    of each KV head: [Q], [Q], [Q, head_dim] float32
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+
+from asgl.kernels.cpu import simd, team
+from asgl.kernels.cpu.dots import OUTPUTS, TILE_STEP, add_dot_rows, dot_rows
+from asgl.kernels.cpu.simd import (
+    ELEMENT,
+    I64,
+    IVEC,
+    LANES,
+    PER_WORD,
+    add,
+    exp,
+    exp_scalar,
+    fma,
+    get_f32,
+    get_i32,
+    get_i64,
+    greatest,
+    i64,
+    keep_first,
+    kernel,
+    load,
+    load_words,
+    maximum,
+    mul,
+    operation,
+    prefetch,
+    set_f32,
+    splat,
+    store,
+    store_elements,
+    store_words,
+    sub,
+    total,
+    void,
+    zero,
+    zip_bf16,
+)
+from asgl.kernels.cpu.units import BLOCK, COUNT, INDEX, LENGTH, PARTIAL, POSITION, TOKENS, UNIT
+
+_LOWEST = np.float32(-1e30)
+"""The top of no scores at all: finite, so that the difference of two is a number."""
+_WEIGHTS = BLOCK * ELEMENT
+"""Bytes of a query's weights."""
+
+
+@operation(void, i64, i64, i64, i64)
+def _transpose_words(builder, addresses, offset, out, step):
+    """Loads 16 words at `offset` from each of 16 addresses (int64 [16]); stores them transposed, `step` bytes apart."""
+    rows = []
+    for i in range(LANES):
+        at = simd.emit_load(builder, builder.add(addresses, ir.Constant(I64, 8 * i)), I64, 8)
+        rows.append(simd.emit_load(builder, builder.add(at, offset), IVEC, 4))
+    for i, row in enumerate(simd.emit_transpose(builder, rows)):
+        simd.emit_store(builder, builder.add(out, builder.mul(step, ir.Constant(I64, i))), row, 4)
+
+
+@operation(void, i64, i64, i64, i64)
+def _transpose_widened(builder, addresses, offset, out, step):
+    """The same for 16 bfloat16, widened to float32 words."""
+    rows = []
+    for i in range(LANES):
+        at = simd.emit_load(builder, builder.add(addresses, ir.Constant(I64, 8 * i)), I64, 8)
+        halves = simd.emit_load(builder, builder.add(at, offset), simd.HVEC, 2)
+        rows.append(builder.shl(builder.zext(halves, IVEC), simd.const(16)))
+    for i, row in enumerate(simd.emit_transpose(builder, rows)):
+        simd.emit_store(builder, builder.add(out, builder.mul(step, ir.Constant(I64, i))), row, 4)
+
+
+@operation(void, i64, i64)
+def _widen_row(builder, source, out):
+    """16 bfloat16 to 16 float32 words."""
+    wide = builder.zext(simd.emit_load(builder, source, simd.HVEC, 2), IVEC)
+    simd.emit_store(builder, out, builder.shl(wide, simd.const(16)), 4)
+
+
+def room(queries: int, kv_heads: int, head_dim: int) -> int:
+    """Bytes that a thread needs for units of up to `queries` queries of a KV head."""
+    tiles = 2 * BLOCK * 8 + head_dim * 2 + 2 * BLOCK * head_dim * ELEMENT
+    per_query = BLOCK * (4 + ELEMENT) + kv_heads * (head_dim * (ELEMENT + 4) + 8)
+    return tiles + queries * per_query
+
+
+@kernel
+def _pack_keys(addresses: int, head_dim: int, tiles: int) -> None:
+    """Keys at 64 addresses to two tiles [head_dim / PER_WORD][2][16] of words."""
+    steps = head_dim // PER_WORD
+    for quarter in range(BLOCK // LANES):
+        out = tiles + (quarter // 2) * steps * TILE_STEP + (quarter % 2) * 64
+        for step in range(0, steps, LANES):
+            if PER_WORD == 2:
+                _transpose_words(addresses + quarter * 8 * LANES, step * 4, out + step * TILE_STEP, TILE_STEP)
+            else:
+                _transpose_widened(addresses + quarter * 8 * LANES, step * 2, out + step * TILE_STEP, TILE_STEP)
+
+
+@kernel
+def _pack_values(addresses: int, head_dim: int, tiles: int) -> None:
+    """Values at 64 addresses to head_dim / 32 tiles [64 / PER_WORD][2][16] of words."""
+    for d in range(0, head_dim, LANES):
+        out = tiles + (d // OUTPUTS) * (BLOCK // PER_WORD) * TILE_STEP + (d // LANES % 2) * 64
+        for step in range(BLOCK // PER_WORD):
+            if PER_WORD == 2:
+                first, second = get_i64(addresses + step * 16), get_i64(addresses + step * 16 + 8)
+                store_words(out + step * TILE_STEP, zip_bf16(first + d * 2, second + d * 2))
+            else:
+                _widen_row(get_i64(addresses + step * 8) + d * 2, out + step * TILE_STEP)
+
+
+@kernel
+def _softmax_row(scores: int, weights: int, visible: int, scale: float, top: int, summed: int, result: int, head_dim: int):
+    """Turns the first `visible` of a query's 64 scores into weights, updates its top and sum, and shrinks its result."""
+    lowest, by = np.float32(-np.inf), splat(np.float32(scale))
+    s0 = keep_first(mul(load(scores), by), visible, lowest)
+    s1 = keep_first(mul(load(scores + 64), by), visible - 16, lowest)
+    s2 = keep_first(mul(load(scores + 128), by), visible - 32, lowest)
+    s3 = keep_first(mul(load(scores + 192), by), visible - 48, lowest)
+    old = get_f32(top)
+    new = max(old, greatest(maximum(maximum(s0, s1), maximum(s2, s3))))
+    high = splat(new)
+    p0, p1, p2, p3 = exp(sub(s0, high)), exp(sub(s1, high)), exp(sub(s2, high)), exp(sub(s3, high))
+    store_elements(weights, p0)
+    store_elements(weights + LANES * ELEMENT, p1)
+    store_elements(weights + 2 * LANES * ELEMENT, p2)
+    store_elements(weights + 3 * LANES * ELEMENT, p3)
+    part = total(add(add(p0, p1), add(p2, p3)))
+    if new == old:
+        set_f32(summed, get_f32(summed) + part)
+        return
+    shrink = exp_scalar(old - new)
+    set_f32(top, new)
+    set_f32(summed, get_f32(summed) * shrink + part)
+    factor = splat(shrink)
+    for d in range(0, head_dim, LANES):
+        store(result + d * 4, mul(load(result + d * 4), factor))
+
+
+@kernel
+def _slots_of_block(indices: int, count: int, cache: int, token_bytes: int, zeros: int, addresses: int) -> None:
+    """The addresses of a block's tokens in a cache; of zeros past the end."""
+    for i in range(BLOCK):
+        at = zeros
+        if i < count:
+            at = cache + get_i32(indices + i * 4) * token_bytes
+        addresses_at = addresses + i * 8
+        simd.set_i64(addresses_at, at)
+
+
+@kernel
+def _prefetch_block(indices: int, count: int, cache: int, token_bytes: int, of_head: int, head_bytes: int) -> None:
+    for i in range(count):
+        at = cache + get_i32(indices + i * 4) * token_bytes + of_head
+        for line in range(0, head_bytes, 64):
+            prefetch(at + line)
+
+
+@kernel
+def _unit(
+    unit: int, tokens: int, limits: int, indices: int, q: int, k_cache: int, v_cache: int, heads: int, kv_heads: int,
+    head_dim: int, scale: float, partials: int, out: int, scratch: int,
+) -> None:
+    """Computes a unit: its final results to `out`, or its partial ones to `partials` (see `attention_phases`)."""
+    group, token_bytes, head_bytes = heads // kv_heads, kv_heads * head_dim * 2, head_dim * 2
+    count, length = get_i64(unit + COUNT * 8), get_i64(unit + LENGTH * 8)
+    tokens += get_i64(unit + TOKENS * 8) * 8
+    indices += get_i64(unit + INDEX * 8) * 4
+    position, partial = get_i64(unit + POSITION * 8), get_i64(unit + PARTIAL * 8)
+    queries = count * group
+
+    zeros = scratch
+    k_at = zeros + head_bytes
+    v_at = k_at + BLOCK * 8
+    keys = v_at + BLOCK * 8
+    values = keys + BLOCK * head_dim * ELEMENT
+    scores = values + BLOCK * head_dim * ELEMENT
+    weights = scores + queries * BLOCK * 4
+    gathered = weights + queries * _WEIGHTS
+    tops = gathered + kv_heads * queries * head_dim * ELEMENT
+    sums = tops + kv_heads * queries * 4
+    results = sums + kv_heads * queries * 4
+
+    for i in range(0, head_bytes, 4):
+        simd.set_i32(zeros + i, 0)
+    for i in range(kv_heads * queries):
+        set_f32(tops + i * 4, _LOWEST)
+        set_f32(sums + i * 4, np.float32(0))
+    for i in range(0, kv_heads * queries * head_dim, LANES):
+        store(results + i * 4, zero())
+    for head in range(kv_heads):
+        for i in range(count):
+            source = q + (get_i64(tokens + i * 8) * heads + head * group) * head_dim * ELEMENT
+            target = gathered + (head * queries + i * group) * head_dim * ELEMENT
+            for d in range(0, group * head_dim * ELEMENT, 64):
+                store_words(target + d, load_words(source + d))
+
+    for start in range(0, length, BLOCK):
+        block = min(BLOCK, length - start)
+        ahead = min(BLOCK, length - start - block)
+        _slots_of_block(indices + start * 4, block, k_cache, token_bytes, zeros, k_at)
+        _slots_of_block(indices + start * 4, block, v_cache, token_bytes, zeros, v_at)
+        for head in range(kv_heads):
+            _prefetch_block(indices + (start + block) * 4, ahead, k_cache, token_bytes, head * head_bytes, head_bytes)
+            _prefetch_block(indices + (start + block) * 4, ahead, v_cache, token_bytes, head * head_bytes, head_bytes)
+            _pack_keys(k_at, head_dim, keys)
+            _pack_values(v_at, head_dim, values)
+            for i in range(block):
+                at = i * 8
+                simd.set_i64(k_at + at, get_i64(k_at + at) + head_bytes)
+                simd.set_i64(v_at + at, get_i64(v_at + at) + head_bytes)
+            own = gathered + head * queries * head_dim * ELEMENT
+            for half in range(2):
+                if half * OUTPUTS < block:
+                    tile = keys + half * (head_dim // PER_WORD) * TILE_STEP
+                    dot_rows(own, head_dim * ELEMENT, queries, tile, head_dim // PER_WORD, scores + half * 128, BLOCK * 4)
+            for i in range(queries):
+                seen = get_i64(limits + get_i64(tokens + i // group * 8) * 8) - position - start
+                of = head * queries + i
+                _softmax_row(
+                    scores + i * BLOCK * 4, weights + i * _WEIGHTS, min(seen, block), scale,
+                    tops + of * 4, sums + of * 4, results + of * head_dim * 4, head_dim,
+                )
+            for d in range(0, head_dim, OUTPUTS):
+                tile = values + d // OUTPUTS * (BLOCK // PER_WORD) * TILE_STEP
+                at = results + (head * queries * head_dim + d) * 4
+                add_dot_rows(weights, _WEIGHTS, queries, tile, BLOCK // PER_WORD, at, head_dim * 4)
+
+    for head in range(kv_heads):
+        for i in range(queries):
+            of = head * queries + i
+            result, query_head = results + of * head_dim * 4, head * group + i % group
+            if partial < 0:
+                at = out + (get_i64(tokens + i // group * 8) * heads + query_head) * head_dim * ELEMENT
+                share = splat(np.float32(1.0) / get_f32(sums + of * 4))
+                for d in range(0, head_dim, LANES):
+                    store_elements(at + d * ELEMENT, mul(load(result + d * 4), share))
+            else:
+                at = partials + ((partial + i // group) * heads + query_head) * (head_dim + LANES) * 4
+                set_f32(at, get_f32(tops + of * 4))
+                set_f32(at + 4, get_f32(sums + of * 4))
+                for d in range(0, head_dim, LANES):
+                    store(at + (LANES + d) * 4, load(result + d * 4))
+
+
+@kernel
+def _merge(parts: int, count: int, partials: int, heads: int, head_dim: int, out: int) -> None:
+    """Merges `count` partial results (rows, at `parts`) of a token, in that order."""
+    step = (head_dim + LANES) * 4
+    for head in range(heads):
+        top, summed = _LOWEST, np.float32(0)
+        for i in range(count):
+            top = max(top, get_f32(partials + (get_i64(parts + i * 8) * heads + head) * step))
+        at = out + head * head_dim * ELEMENT
+        for i in range(count):
+            part = partials + (get_i64(parts + i * 8) * heads + head) * step
+            summed += get_f32(part + 4) * exp_scalar(get_f32(part) - top)
+        share = np.float32(1.0) / summed
+        for d in range(0, head_dim, LANES):
+            merged = zero()
+            for i in range(count):
+                part = partials + (get_i64(parts + i * 8) * heads + head) * step
+                merged = fma(load(part + (LANES + d) * 4), splat(exp_scalar(get_f32(part) - top)), merged)
+            store_elements(at + d * ELEMENT, mul(merged, splat(share)))
+
+
+@kernel
+def attention_phases(
+    group: int, phase: int, units: int, unit_count: int, tokens: int, limits: int, merged: int, merged_count: int,
+    parts: int, order: int, indices: int, q: int, k_cache: int, v_cache: int, heads: int, kv_heads: int, head_dim: int,
+    scale: float, partials: int, out: int, scratch: int,
+) -> None:
+    """One thread's part of attention: the phases `phase` (units) and `phase + 1` (merges).
+
+    q and out [n, heads, head_dim] elements; caches [slots, kv_heads, head_dim] bfloat16; the rest as `plan_units` returns it.
+    `partials` holds float32 [partial results, heads, 16 + head_dim]: top and sum, padding, result.
+    """
+    while True:
+        unit = team.claim(group, phase, 1)
+        if unit >= unit_count:
+            break
+        _unit(
+            units + unit * UNIT * 8, tokens, limits, indices, q, k_cache, v_cache, heads, kv_heads, head_dim, scale,
+            partials, out, scratch,
+        )
+        team.finish(group, phase, 1)
+    team.wait(group, phase, unit_count)
+    if merged_count == 0:
+        return
+    phase += 1
+    while True:
+        i = team.claim(group, phase, 1)
+        if i >= merged_count:
+            break
+        token = get_i64(merged + i * 8)
+        first, last = get_i64(parts + token * 8), get_i64(parts + token * 8 + 8)
+        _merge(order + first * 8, last - first, partials, heads, head_dim, out + token * heads * head_dim * ELEMENT)
+        team.finish(group, phase, 1)
+    team.wait(group, phase, merged_count)

@@ -1,0 +1,361 @@
+"""Micro-kernels: small blocks of a matrix product whose sums stay in registers, emitted as unrolled LLVM instructions.
+
+All multiply words (see `simd.PER_WORD`): A holds rows of words; B is a *tile*: for each step (one word of k) 32 outputs, as
+two vectors. A block of R rows keeps 2 R sums in registers; per step it loads two vectors of B and R words of A. Every sum is
+taken over k in order, whatever R is: a row's result does not depend on its neighbours.
+
+Weights are stored in tiles of 32 outputs, streamed in the order of k (see `weights.py` for who packs them):
+
+    16 bits   for each step of a pair: [2][16] words of two bfloat16
+     8 bits   for each group of 32 k: [2][8][16] words of 4 signed bytes (k, k + 1, k + 2, k + 3), then scales, offsets
+     4 bits   for each group of 32 k: [2][4][16] words of 8 nibbles, then scales, offsets
+
+Scales and offsets are float16, [2][16] of each. Nibble i of half h of word j is k = 2 (4 j + i) + h: one shift gives a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from asgl.kernels.cpu import simd
+from asgl.kernels.cpu.simd import FVEC, HVEC, I32, I64, IVEC, PER_WORD, const, i64, kernel, operation, void
+from asgl.kernels.cpu.target import TARGET
+
+OUTPUTS = 32
+"""Outputs of a tile."""
+GROUP = 32
+"""Weights along k that share a scale."""
+SCALES = 4 * OUTPUTS
+"""Bytes of a group's scales and offsets."""
+GROUP_BYTES = {4: 16 * OUTPUTS + SCALES, 8: 32 * OUTPUTS + SCALES, 16: 64 * OUTPUTS}
+"""Bytes of 32 k of a tile, by the bits of a weight."""
+GROUP_BYTES_4, GROUP_BYTES_8, GROUP_BYTES_16 = GROUP_BYTES[4], GROUP_BYTES[8], GROUP_BYTES[16]
+TILE_STEP = 4 * OUTPUTS
+"""Bytes of a step of a tile of words."""
+
+ROWS = {32: 8, 8: 2, 4: 1}[TARGET.vector_registers]
+"""Rows of the largest block: two sums a row, two vectors of B and one of A must fit the registers."""
+FEW = {32: 4, 8: 2, 4: 1}[TARGET.vector_registers]
+"""The same for blocks that unpack weights on the way."""
+
+
+def _offset(builder: Any, base: Any, offset: int) -> Any:
+    return builder.add(base, ir.Constant(I64, offset)) if offset else base
+
+
+class _Sums:
+    """R x 2 sums in allocas that LLVM turns into registers."""
+
+    def __init__(self, builder: Any, rows: int) -> None:
+        self.builder, self.rows = builder, rows
+        self.slots = [[cgutils.alloca_once(builder, FVEC) for _ in range(2)] for _ in range(rows)]
+
+    def clear(self) -> None:
+        for row in self.slots:
+            for slot in row:
+                self.builder.store(const(0.0, FVEC), slot)
+
+    def _place(self, c: Any, ldc: Any, row: int, half: int) -> Any:
+        start = self.builder.add(c, self.builder.mul(ldc, ir.Constant(I64, row)))
+        return _offset(self.builder, start, 64 * half)
+
+    def read(self, c: Any, ldc: Any) -> None:
+        for row in range(self.rows):
+            for half in range(2):
+                place = self._place(c, ldc, row, half)
+                self.builder.store(simd.emit_load(self.builder, place, FVEC, 4), self.slots[row][half])
+
+    def write(self, c: Any, ldc: Any) -> None:
+        for row in range(self.rows):
+            for half in range(2):
+                value = self.builder.load(self.slots[row][half], typ=FVEC)
+                simd.emit_store(self.builder, self._place(c, ldc, row, half), value, 4)
+
+    def dot(self, row: int, half: int, a: Any, b: Any) -> None:
+        slot = self.slots[row][half]
+        self.builder.store(simd.emit_dot(self.builder, self.builder.load(slot, typ=FVEC), a, b), slot)
+
+    def fma(self, row: int, half: int, a: Any, b: Any) -> None:
+        slot = self.slots[row][half]
+        self.builder.store(simd.emit_fma(self.builder, a, b, self.builder.load(slot, typ=FVEC)), slot)
+
+
+def _rows_of(builder: Any, a: Any, lda: Any, rows: int) -> list[Any]:
+    return [builder.add(a, builder.mul(lda, ir.Constant(I64, row))) for row in range(rows)]
+
+
+def _word(builder: Any, address: Any) -> Any:
+    return simd.emit_splat(builder, simd.emit_load(builder, address, I32, 4))
+
+
+def _block(rows: int, accumulate: bool) -> Any:
+    """A tile product of `rows` rows: c = a . b, or c += a . b."""
+
+    def emit(builder: Any, a: Any, lda: Any, b: Any, steps: Any, c: Any, ldc: Any) -> None:
+        sums = _Sums(builder, rows)
+        if accumulate:
+            sums.read(c, ldc)
+        else:
+            sums.clear()
+        starts = _rows_of(builder, a, lda, rows)
+        with cgutils.for_range(builder, steps) as loop:
+            at_b = builder.add(b, builder.mul(loop.index, ir.Constant(I64, TILE_STEP)))
+            at_a = builder.mul(loop.index, ir.Constant(I64, 4))
+            halves = [simd.emit_load(builder, _offset(builder, at_b, 64 * half), IVEC, 4) for half in range(2)]
+            for row in range(rows):
+                word = _word(builder, builder.add(starts[row], at_a))
+                for half in range(2):
+                    sums.dot(row, half, word, halves[half])
+        sums.write(c, ldc)
+
+    emit.__name__ = f"block_{rows}{'_accumulate' if accumulate else ''}"
+    return operation(void, i64, i64, i64, i64, i64, i64)(emit)
+
+
+def _nibble_steps(builder: Any, words: Any) -> list[Any]:
+    """The steps of 8 nibbles a word, as words; bfloat16 ones are 128 + q: 0x4300 is 128, and a unit in its last place is 1."""
+    if PER_WORD == 2:
+        steps = []
+        for i in range(4):
+            halves = builder.bitcast(words, ir.VectorType(simd.I16, 32))
+            shifted = builder.lshr(halves, const(4 * i, ir.VectorType(simd.I16, 32))) if i else halves
+            masked = builder.and_(builder.bitcast(shifted, IVEC), const(0x000F000F))
+            steps.append(builder.or_(masked, const(0x43004300)))
+        return steps
+    return [builder.bitcast(value, IVEC) for value in _nibble_floats(builder, words)]
+
+
+def _nibble_floats(builder: Any, words: Any) -> list[Any]:
+    """The 8 nibbles of each word as float32, in the order of k."""
+    places = [4 * i + 16 * h for i in range(4) for h in range(2)]
+    shifted = [builder.lshr(words, const(place)) if place else words for place in places]
+    return [builder.sitofp(builder.and_(value, const(15)), FVEC) for value in shifted]
+
+
+def _byte_floats(builder: Any, words: Any) -> list[Any]:
+    """The 4 signed bytes of each word as float32."""
+    tops = [builder.shl(words, const(24 - 8 * i)) if i < 3 else words for i in range(4)]
+    return [builder.sitofp(builder.ashr(top, const(24)), FVEC) for top in tops]
+
+
+def _byte_steps(builder: Any, words: Any) -> list[Any]:
+    values = _byte_floats(builder, words)
+    if PER_WORD == 1:
+        return [builder.bitcast(value, IVEC) for value in values]
+    bits = [builder.bitcast(value, IVEC) for value in values]  # 8 bits fit a bfloat16: cutting is exact
+    return [
+        builder.or_(builder.lshr(bits[i], const(16)), builder.and_(bits[i + 1], const(-65536))) for i in (0, 2)
+    ]
+
+
+_VECTORS = {4: 4, 8: 8}
+"""Vectors of packed words in a group, for each half of its outputs."""
+_STEPS: dict[int, Callable[[Any, Any], list[Any]]] = {4: _nibble_steps, 8: _byte_steps}
+_FLOATS: dict[int, Callable[[Any, Any], list[Any]]] = {4: _nibble_floats, 8: _byte_floats}
+_BIAS = {4: 128.0 if PER_WORD == 2 else 0.0, 8: 0.0}
+"""What `_STEPS` adds to a weight."""
+
+
+def _scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
+    base = GROUP_BYTES[bits] - SCALES + 32 * half
+    scale, offset = (
+        simd.emit_half_to_f32(builder, simd.emit_load(builder, _offset(builder, group, base + place), HVEC, 2))
+        for place in (0, SCALES // 2)
+    )
+    return scale, offset
+
+
+def _few(rows: int, bits: int) -> Any:
+    """A tile product of a few rows with packed weights: sum over groups of scale * (quants . x) + offset * sum(x).
+
+    Exact but for the rounding of x: weights are never rounded. `sums` holds sum(x) of each group, float32 [rows, groups].
+    """
+
+    def emit(
+        builder: Any, a: Any, lda: Any, sums_of: Any, ld_sums: Any, b: Any, groups: Any, c: Any, ldc: Any
+    ) -> None:
+        results, partial = _Sums(builder, rows), _Sums(builder, rows)
+        results.clear()
+        starts, totals = _rows_of(builder, a, lda, rows), _rows_of(builder, sums_of, ld_sums, rows)
+        with cgutils.for_range(builder, groups) as loop:
+            group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
+            at_a = builder.mul(loop.index, ir.Constant(I64, GROUP * simd.ELEMENT))
+            partial.clear()
+            step = 0
+            for vector in range(_VECTORS[bits]):
+                halves = [
+                    _STEPS[bits](
+                        builder,
+                        simd.emit_load(
+                            builder, _offset(builder, group, 64 * (half * _VECTORS[bits] + vector)), IVEC, 4
+                        ),
+                    )
+                    for half in range(2)
+                ]
+                for first, second in zip(*halves, strict=True):
+                    for row in range(rows):
+                        word = _word(builder, _offset(builder, builder.add(starts[row], at_a), 4 * step))
+                        partial.dot(row, 0, word, first)
+                        partial.dot(row, 1, word, second)
+                    step += 1
+            for half in range(2):
+                scale, offset = _scales(builder, group, bits, half)
+                if _BIAS[bits]:
+                    offset = simd.emit_fma(builder, scale, const(-_BIAS[bits], FVEC), offset)
+                for row in range(rows):
+                    place = builder.add(totals[row], builder.mul(loop.index, ir.Constant(I64, 4)))
+                    summed = simd.emit_splat(builder, simd.emit_load(builder, place, simd.F32, 4))
+                    results.fma(row, half, offset, summed)
+                    results.fma(row, half, scale, builder.load(partial.slots[row][half], typ=FVEC))
+        results.write(c, ldc)
+
+    emit.__name__ = f"few_{rows}_{bits}"
+    return operation(void, *[i64] * 8)(emit)
+
+
+def _unpack(bits: int) -> Any:
+    """Groups of packed weights to a tile of words: scale * q + offset, rounded to bfloat16 where words are pairs."""
+
+    def emit(builder: Any, b: Any, groups: Any, out: Any) -> None:
+        with cgutils.for_range(builder, groups) as loop:
+            group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
+            tile = builder.add(out, builder.mul(loop.index, ir.Constant(I64, GROUP // PER_WORD * TILE_STEP)))
+            for half in range(2):
+                scale, offset = _scales(builder, group, bits, half)
+                step = 0
+                for vector in range(_VECTORS[bits]):
+                    place = _offset(builder, group, 64 * (half * _VECTORS[bits] + vector))
+                    floats = _FLOATS[bits](builder, simd.emit_load(builder, place, IVEC, 4))
+                    values = [simd.emit_fma(builder, scale, value, offset) for value in floats]
+                    if PER_WORD == 2:
+                        words = [simd.emit_pair(builder, *values[i : i + 2]) for i in range(0, len(values), 2)]
+                    else:
+                        words = [builder.bitcast(value, IVEC) for value in values]
+                    for word in words:
+                        simd.emit_store(builder, _offset(builder, tile, step * TILE_STEP + 64 * half), word, 4)
+                        step += 1
+
+    emit.__name__ = f"unpack_{bits}"
+    return operation(void, i64, i64, i64)(emit)
+
+
+@operation(void, i64, i64, i64)
+def widen_pairs(builder: Any, b: Any, pairs: Any, out: Any) -> None:
+    """A tile of bfloat16 pairs to one of float32 words, which has twice the steps."""
+    with cgutils.for_range(builder, pairs) as loop:
+        source = builder.add(b, builder.mul(loop.index, ir.Constant(I64, TILE_STEP)))
+        target = builder.add(out, builder.mul(loop.index, ir.Constant(I64, 2 * TILE_STEP)))
+        for half in range(2):
+            words = simd.emit_load(builder, _offset(builder, source, 64 * half), IVEC, 4)
+            simd.emit_store(builder, _offset(builder, target, 64 * half), builder.shl(words, const(16)), 4)
+            high = builder.and_(words, const(-65536))
+            simd.emit_store(builder, _offset(builder, target, TILE_STEP + 64 * half), high, 4)
+
+
+_block_1, _block_2, _block_4, _block_8 = (_block(rows, accumulate=False) for rows in (1, 2, 4, 8))
+_block_3, _block_6 = (_block(rows, accumulate=False) for rows in (3, 6))
+_add_1, _add_2, _add_3, _add_4 = (_block(rows, accumulate=True) for rows in (1, 2, 3, 4))
+_add_6, _add_8 = (_block(rows, accumulate=True) for rows in (6, 8))
+_few_1_4, _few_2_4, _few_3_4, _few_4_4 = (_few(rows, 4) for rows in (1, 2, 3, 4))
+_few_1_8, _few_2_8, _few_3_8, _few_4_8 = (_few(rows, 8) for rows in (1, 2, 3, 4))
+unpack_4, unpack_8 = _unpack(4), _unpack(8)
+
+
+@kernel
+def dot_rows(a: int, lda: int, rows: int, b: int, steps: int, c: int, ldc: int) -> None:
+    """c = a . b for any number of rows and one tile; c is float32 [rows, 32], ldc and lda are bytes from row to row."""
+    row = 0
+    while row < rows:
+        left = min(rows - row, ROWS)
+        at_a, at_c = a + row * lda, c + row * ldc
+        if left >= 8:
+            _block_8(at_a, lda, b, steps, at_c, ldc)
+            row += 8
+        elif left >= 6:
+            _block_6(at_a, lda, b, steps, at_c, ldc)
+            row += 6
+        elif left >= 4:
+            _block_4(at_a, lda, b, steps, at_c, ldc)
+            row += 4
+        elif left == 3:
+            _block_3(at_a, lda, b, steps, at_c, ldc)
+            row += 3
+        elif left == 2:
+            _block_2(at_a, lda, b, steps, at_c, ldc)
+            row += 2
+        else:
+            _block_1(at_a, lda, b, steps, at_c, ldc)
+            row += 1
+
+
+@kernel
+def add_dot_rows(a: int, lda: int, rows: int, b: int, steps: int, c: int, ldc: int) -> None:
+    """c += a . b, otherwise as `dot_rows`."""
+    row = 0
+    while row < rows:
+        left = min(rows - row, ROWS)
+        at_a, at_c = a + row * lda, c + row * ldc
+        if left >= 8:
+            _add_8(at_a, lda, b, steps, at_c, ldc)
+            row += 8
+        elif left >= 6:
+            _add_6(at_a, lda, b, steps, at_c, ldc)
+            row += 6
+        elif left >= 4:
+            _add_4(at_a, lda, b, steps, at_c, ldc)
+            row += 4
+        elif left == 3:
+            _add_3(at_a, lda, b, steps, at_c, ldc)
+            row += 3
+        elif left == 2:
+            _add_2(at_a, lda, b, steps, at_c, ldc)
+            row += 2
+        else:
+            _add_1(at_a, lda, b, steps, at_c, ldc)
+            row += 1
+
+
+@kernel
+def few_rows_4(a: int, lda: int, sums: int, ld_sums: int, rows: int, b: int, groups: int, c: int, ldc: int) -> None:
+    """c = a . b for a few rows and one tile of 4-bit weights; `sums` are the float32 sums of each row's groups of 32."""
+    row = 0
+    while row < rows:
+        left = min(rows - row, FEW)
+        at_a, at_c, at_sums = a + row * lda, c + row * ldc, sums + row * ld_sums
+        if left >= 4:
+            _few_4_4(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
+            row += 4
+        elif left == 3:
+            _few_3_4(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
+            row += 3
+        elif left == 2:
+            _few_2_4(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
+            row += 2
+        else:
+            _few_1_4(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
+            row += 1
+
+
+@kernel
+def few_rows_8(a: int, lda: int, sums: int, ld_sums: int, rows: int, b: int, groups: int, c: int, ldc: int) -> None:
+    """`few_rows_4` for 8-bit weights."""
+    row = 0
+    while row < rows:
+        left = min(rows - row, FEW)
+        at_a, at_c, at_sums = a + row * lda, c + row * ldc, sums + row * ld_sums
+        if left >= 4:
+            _few_4_8(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
+            row += 4
+        elif left == 3:
+            _few_3_8(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
+            row += 3
+        elif left == 2:
+            _few_2_8(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
+            row += 2
+        else:
+            _few_1_8(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
+            row += 1

@@ -1,0 +1,155 @@
+"""What happens between the matrix products: embedding, norms, rotation and storing of keys and values, gating.
+
+Each is a phase over rows. Widths are multiples of 16 (a head's, of 32); ld* are bytes from row to row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from asgl.kernels.cpu import team
+from asgl.kernels.cpu.linear import silu
+from asgl.kernels.cpu.simd import (
+    ELEMENT,
+    LANES,
+    add,
+    fma,
+    get_f32,
+    get_i32,
+    kernel,
+    load,
+    load_bf16,
+    load_bytes,
+    mul,
+    splat,
+    store,
+    store_bf16,
+    store_elements,
+    sub,
+    total,
+    zero,
+)
+
+GRAIN = 4
+"""Rows that a thread claims at once."""
+
+
+@kernel
+def embed_phase(
+    group: int, phase: int, ids: int, rows: int, d: int, table: int, kind: int, scale: int, offset: int, share: int, out: int
+) -> None:
+    """out [rows, d] float32 = rows of the table, which holds bytes (`kind` 8, with a scale and an offset float32 for each
+    `share` of them), bfloat16 (16) or float32 (32)."""
+    while True:
+        first = team.claim(group, phase, GRAIN)
+        if first >= rows:
+            break
+        last = min(first + GRAIN, rows)
+        for row in range(first, last):
+            at = get_i32(ids + row * 4) * d
+            for i in range(0, d, LANES):
+                if kind == 8:
+                    of = (at + i) // share * 4
+                    value = fma(load_bytes(table + at + i), splat(get_f32(scale + of)), splat(get_f32(offset + of)))
+                elif kind == 16:
+                    value = load_bf16(table + (at + i) * 2)
+                else:
+                    value = load(table + (at + i) * 4)
+                store(out + (row * d + i) * 4, value)
+        team.finish(group, phase, last - first)
+    team.wait(group, phase, rows)
+
+
+@kernel
+def _norm_row(hidden: int, delta: int, weight: int, d: int, eps: float, out: int) -> None:
+    first, second = zero(), zero()
+    for i in range(0, d, LANES):
+        value = load(hidden + i * 4)
+        if delta:
+            value = add(value, load(delta + i * 4))
+            store(hidden + i * 4, value)
+        if i & LANES:
+            second = fma(value, value, second)
+        else:
+            first = fma(value, value, first)
+    shrink = splat(np.float32(1.0) / np.float32(np.sqrt(total(add(first, second)) / np.float32(d) + np.float32(eps))))
+    for i in range(0, d, LANES):
+        store_elements(out + i * ELEMENT, mul(mul(load(hidden + i * 4), shrink), load(weight + i * 4)))
+
+
+@kernel
+def norm_phase(
+    group: int, phase: int, hidden: int, delta: int, rows: int, d: int, weight: int, eps: float, out: int
+) -> None:
+    """hidden += delta (if its address is not 0); out [rows, d] elements = hidden / rms(hidden) * weight."""
+    while True:
+        first = team.claim(group, phase, GRAIN)
+        if first >= rows:
+            break
+        last = min(first + GRAIN, rows)
+        for row in range(first, last):
+            of = row * d * 4
+            _norm_row(hidden + of, delta + of if delta else 0, weight, d, eps, out + row * d * ELEMENT)
+        team.finish(group, phase, last - first)
+    team.wait(group, phase, rows)
+
+
+@kernel
+def _rotate(source: int, angles: int, half: int, out: int, elements: bool) -> None:
+    """One head: (x1 cos - x2 sin, x2 cos + x1 sin) of its two halves, to elements or to bfloat16."""
+    for i in range(0, half, LANES):
+        low, high = load(source + i * 4), load(source + (half + i) * 4)
+        cos, sin = load(angles + i * 4), load(angles + (half + i) * 4)
+        first, second = sub(mul(low, cos), mul(high, sin)), fma(high, cos, mul(low, sin))
+        if elements:
+            store_elements(out + i * ELEMENT, first)
+            store_elements(out + (half + i) * ELEMENT, second)
+        else:
+            store_bf16(out + i * 2, first)
+            store_bf16(out + (half + i) * 2, second)
+
+
+@kernel
+def rope_phase(
+    group: int, phase: int, qkv: int, rows: int, heads: int, kv_heads: int, head_dim: int,
+    positions: int, slots: int, rope: int, k_cache: int, v_cache: int, out: int,
+) -> None:
+    """Queries of qkv [rows, heads + 2 kv_heads, head_dim] float32, rotated, to `out` as elements; keys, rotated, and values to
+    the caches [slots, kv_heads, head_dim] as bfloat16."""
+    half = head_dim // 2
+    while True:
+        first = team.claim(group, phase, GRAIN)
+        if first >= rows:
+            break
+        last = min(first + GRAIN, rows)
+        for row in range(first, last):
+            source = qkv + row * (heads + 2 * kv_heads) * head_dim * 4
+            angles = rope + get_i32(positions + row * 4) * head_dim * 4
+            for head in range(heads):
+                _rotate(source, angles, half, out + (row * heads + head) * head_dim * ELEMENT, True)
+                source += head_dim * 4
+            place = get_i32(slots + row * 4) * kv_heads * head_dim * 2
+            for head in range(kv_heads):
+                _rotate(source, angles, half, k_cache + place + head * head_dim * 2, False)
+                source += head_dim * 4
+            for i in range(0, kv_heads * head_dim, LANES):
+                store_bf16(v_cache + place + i * 2, load(source + i * 4))
+        team.finish(group, phase, last - first)
+    team.wait(group, phase, rows)
+
+
+@kernel
+def silu_phase(group: int, phase: int, gate_up: int, rows: int, width: int, out: int) -> None:
+    """out [rows, width] elements = silu(gate) * up of gate_up [rows, 2 width] float32."""
+    while True:
+        first = team.claim(group, phase, GRAIN)
+        if first >= rows:
+            break
+        last = min(first + GRAIN, rows)
+        for row in range(first, last):
+            gate = gate_up + row * width * 8
+            for i in range(0, width, LANES):
+                value = mul(silu(load(gate + i * 4)), load(gate + (width + i) * 4))
+                store_elements(out + (row * width + i) * ELEMENT, value)
+        team.finish(group, phase, last - first)
+    team.wait(group, phase, rows)

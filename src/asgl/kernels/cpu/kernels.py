@@ -1,0 +1,252 @@
+"""The CPU back end: `asgl.kernels.api.Kernels` over compiled kernels."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asgl.errors import ConfigError, EngineError
+from asgl.kernels.api import Batch, QuantizedTensor, SamplingBatch, WeightFormat
+from asgl.kernels.cpu import attention, linear, openmp, sampling, weights
+from asgl.kernels.cpu.compile import Compiled
+from asgl.kernels.cpu.simd import ELEMENT, PER_WORD
+from asgl.kernels.cpu.threads import Team
+from asgl.kernels.cpu.units import QUERIES
+from asgl.kernels.cpu.weights import Packed, Table
+
+_BITS: dict[WeightFormat, int] = {"dense": 16, "int8": 8, "int4": 4}
+
+
+class _Units:
+    """The units of attention of a batch, as addresses; made once for all layers of a step."""
+
+    def __init__(self, batch: Batch, arrays: tuple[Any, ...]) -> None:
+        self.batch = batch
+        units, tokens, limits, merged, parts, order, self.partials = arrays
+        self._keep = arrays
+        self.arguments = (
+            units.ctypes.data, len(units), tokens.ctypes.data, limits.ctypes.data, merged.ctypes.data, len(merged),
+            parts.ctypes.data, order.ctypes.data, batch.kv_indices.data_ptr(),
+        )
+
+
+class CpuKernels:
+    """`asgl.kernels.api.Kernels` for the CPU: Numba kernels, with products of bfloat16 where the processor has them.
+
+    Keys and values are bfloat16. `weights` is how linear layers are held: "dense" (bfloat16), "int8" or "int4" (rounded to
+    so many bits, unless the model file has as few), or "auto": as the model file has them. `deterministic`: what a token
+    computes does not depend, in any bit, on the other rows of the batch, nor on what is shared or cached.
+    `progress(kernel, ready, all)` is told of the compiling, which takes a minute once per installation.
+
+    ConfigError for another dtype or a device that is no CPU; RuntimeWarning, with the remedy, for settings of OpenMP that
+    make every step slow. EngineError from every method in a forked child, where OpenMP cannot run.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        weights: WeightFormat | Literal["auto"] = "auto",
+        deterministic: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        if self.device.type != "cpu":
+            raise ConfigError(f"the CPU kernels run on device 'cpu', not on {str(device)!r}")
+        if dtype != torch.bfloat16:
+            raise ConfigError(f"the CPU kernels hold keys and values in bfloat16, not in {dtype}; use dtype='bfloat16', or "
+                              "kernels='reference' for float32")
+        self.kv_dtype = dtype
+        self.weights: WeightFormat = "dense" if weights == "auto" else weights
+        self._convert = weights != "auto"
+        self._deterministic = deterministic
+        self._pid = os.getpid()
+        allowed = openmp.cores()
+        self.threads = min(torch.get_num_threads(), allowed)
+        self._team = Team(self.threads, phases=2)
+        self._compiled = Compiled(self._team, progress)
+        for problem in openmp.problems(torch.get_num_threads(), allowed=allowed, loaded=openmp.runtimes()):
+            warnings.warn(problem, RuntimeWarning, stacklevel=2)
+        self._elements = torch.bfloat16 if PER_WORD == 2 else torch.float32
+        self._buffers: dict[str, Tensor] = {}
+        self._units: _Units | None = None
+
+    # --- weights ---
+
+    def pack_linear(self, weight: Tensor | QuantizedTensor) -> Packed:
+        packed = weights.pack(self._converted(weight, "linear"))
+        if not self._convert:
+            self.weights = "dense" if packed.bits == 16 else "int8" if packed.bits == 8 else "int4"
+        return packed
+
+    def pack_head(self, weight: Tensor | QuantizedTensor) -> Packed:
+        return weights.pack(self._converted(weight, "head"))
+
+    def _converted(self, weight: Tensor | QuantizedTensor, use: Literal["linear", "head"]) -> Tensor | QuantizedTensor:
+        """The weight in the format asked for. Heads are never rounded: a logit is what they are for."""
+        if not self._convert or (use == "head" and isinstance(weight, QuantizedTensor) and self.weights != "dense"):
+            return weight
+        if self.weights == "dense" or use == "head":
+            return weight.dequantize(torch.float32) if isinstance(weight, QuantizedTensor) else weight
+        bits = _BITS[self.weights]
+        if isinstance(weight, QuantizedTensor):
+            return weight if weight.bits <= bits else weights.quantize(weight.dequantize(torch.float32), bits)
+        return weights.quantize(weight, bits)
+
+    def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Table:
+        return weights.table(weight)
+
+    # --- layers ---
+
+    def embed(self, table: Table, input_ids: Tensor) -> Tensor:
+        self._check_process()
+        n = input_ids.shape[0]
+        out = torch.empty(n, table.d)
+        self._compiled.embed(
+            self._team.address, input_ids.data_ptr(), n, table.d, table.memory.data_ptr(), table.kind,
+            table.scale.data_ptr() if table.scale is not None else 0,
+            table.offset.data_ptr() if table.offset is not None else 0, table.share, out.data_ptr(),
+        )
+        return out
+
+    def add_rms_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        self._check_process()
+        n, d = hidden.shape
+        out = self._buffer("norm", (n, d), self._elements)
+        self._compiled.add_rms_norm(
+            self._team.address, hidden.data_ptr(), delta.data_ptr() if delta is not None else 0, n, d,
+            weight.data_ptr(), eps, out.data_ptr(),
+        )
+        return out
+
+    def linear(self, x: Tensor, weight: Packed) -> Tensor:
+        return self._product("linear", x, weight)
+
+    def head(self, x: Tensor, weight: Packed) -> Tensor:
+        return self._product("head", x, weight)
+
+    def _product(self, name: str, x: Tensor, weight: Packed) -> Tensor:
+        self._check_process()
+        x = x.to(self._elements).contiguous()
+        rows = x.shape[0]
+        out = self._buffer(name, (rows, weight.outputs), torch.float32)
+        scratch, room = self._scratch(linear.room(weight.k, rows))
+        self._compiled.linear(
+            self._team.address, x.data_ptr(), weight.k * ELEMENT, rows, weight.address, weight.bits, weight.k,
+            weight.outputs, out.data_ptr(), weight.outputs * 4, scratch, room, self._deterministic,
+            8 if weight.outputs > 8192 else 1,
+        )
+        return out
+
+    def rope_and_store(self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        self._check_process()
+        _, kv_heads, head_dim = k_cache.shape
+        n, heads = qkv.shape[0], qkv.shape[1] // head_dim - 2 * kv_heads
+        _check_head_dim(head_dim)
+        qkv = qkv.float().contiguous()
+        q = self._buffer("q", (n, heads, head_dim), self._elements)
+        self._compiled.rope_and_store(
+            self._team.address, qkv.data_ptr(), n, heads, kv_heads, head_dim, batch.positions.data_ptr(),
+            batch.slots.data_ptr(), rope.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), q.data_ptr(),
+        )
+        return q
+
+    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float) -> Tensor:
+        self._check_process()
+        n, heads, head_dim = q.shape
+        kv_heads = k_cache.shape[1]
+        _check_head_dim(head_dim)
+        q = q.to(self._elements).contiguous()
+        units = self._units_of(batch, heads // kv_heads)
+        out = self._buffer("attention", (n, heads * head_dim), self._elements)
+        partials = self._buffer("partials", (units.partials, heads, head_dim + 16), torch.float32)
+        scratch, room = self._scratch(attention.room(max(QUERIES, heads // kv_heads), kv_heads, head_dim))
+        self._compiled.attention(
+            self._team.address, *units.arguments, q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), heads,
+            kv_heads, head_dim, scale, partials.data_ptr(), out.data_ptr(), scratch, room,
+        )
+        return out
+
+    def _units_of(self, batch: Batch, group: int) -> _Units:
+        if self._units is None or self._units.batch is not batch:
+            bounds = np.array([(start, end) for start, end, _ in batch.shared], np.int64).reshape(-1, 2)
+            pointers = np.zeros(len(batch.shared) + 1, np.int64)
+            np.cumsum([len(rows) for _, _, rows in batch.shared], out=pointers[1:])
+            rows = np.array([row for _, _, rows in batch.shared for row in rows], np.int64)
+            self._units = _Units(batch, self._compiled.plan_units(
+                batch.qo_indptr.numpy(), batch.kv_indptr.numpy(), bounds, pointers, rows, group, self.threads,
+                self._deterministic,
+            ))
+        return self._units
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        self._check_process()
+        n, width = gate_up.shape[0], gate_up.shape[1] // 2
+        gate_up = gate_up.float().contiguous()
+        out = self._buffer("gated", (n, width), self._elements)
+        self._compiled.silu_and_mul(self._team.address, gate_up.data_ptr(), n, width, out.data_ptr())
+        return out
+
+    # --- logits ---
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        self._check_process()
+        logits = logits.contiguous()
+        m, n = logits.shape
+        out = torch.empty_like(logits)
+        self._compiled.log_softmax(self._team.address, logits.data_ptr(), m, n, out.data_ptr())
+        return out
+
+    def sample(self, logits: Tensor, how: SamplingBatch) -> Tensor:
+        self._check_process()
+        logits = logits.contiguous()
+        m, n = logits.shape
+        for edits, repetition in ((how.repetition, 1), (how.edits, 0)):
+            if edits is not None:
+                self._compiled.edit(logits.data_ptr(), n, *(part.numpy() for part in edits), repetition)
+        ranks = self._buffer("ranks", (self.threads, sampling.rank_words(n)), torch.int64)
+        out = torch.empty(m, dtype=torch.int64)
+        self._compiled.sample(
+            self._team.address, logits.data_ptr(), m, n, how.temperature.data_ptr(), how.top_k.data_ptr(),
+            how.top_p.data_ptr(), how.min_p.data_ptr(), how.uniform.data_ptr(), how.all_greedy, ranks.data_ptr(),
+            out.data_ptr(),
+        )
+        return out
+
+    def synchronize(self) -> None:
+        """Nothing is ever under way when a method returns."""
+
+    # --- memory ---
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise EngineError("this process was forked from one that had opened the CPU kernels, whose threads did not come "
+                              "along; open the Runtime in the child, or start it by multiprocessing's 'spawn'")
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory that the next call for the same name gives out again."""
+        size = 1
+        for extent in shape:
+            size *= extent
+        held = self._buffers.get(name)
+        if held is None or held.shape[0] < size:
+            held = self._buffers[name] = torch.empty(max(size, 64), dtype=dtype)
+        return held[:size].view(shape)
+
+    def _scratch(self, room: int) -> tuple[int, int]:
+        """Room for each thread: the address of the first's, and the distance from one to the next."""
+        room = (room + 4095) // 4096 * 4096
+        return self._buffer("scratch", (self.threads * room,), torch.uint8).data_ptr(), room
+
+
+def _check_head_dim(head_dim: int) -> None:
+    if head_dim % 32:
+        raise ConfigError(f"the CPU kernels need heads of a multiple of 32, not of {head_dim}; use kernels='reference'")

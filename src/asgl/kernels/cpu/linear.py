@@ -1,0 +1,157 @@
+"""Linear layers: a phase of tiles (see dots.py). Few rows multiply packed weights; more rows share one unpacked tile."""
+
+from __future__ import annotations
+
+from asgl.kernels.cpu import dots, team
+from asgl.kernels.cpu.dots import GROUP, OUTPUTS, TILE_STEP
+from asgl.kernels.cpu.simd import (
+    ELEMENT,
+    LANES,
+    PER_WORD,
+    add,
+    div,
+    exp,
+    load,
+    load_elements,
+    mul,
+    get_f32,
+    kernel,
+    set_f32,
+    splat,
+    store,
+    store_elements,
+    sub,
+    total,
+    zero,
+)
+
+STORE, ADD, GATE = 0, 1, 2
+"""What becomes of a product: float32 stored; added to float32; silu of its first half times its second half, as elements."""
+ROWS = 64
+"""Rows of a product that wait for their epilogue at a time."""
+PRODUCTS = ROWS * 4 * OUTPUTS
+"""Bytes of their products with one tile."""
+UNPACK_FROM = 12
+"""Rows from which one unpacked tile for all is faster than packed weights for four at a time."""
+
+
+def room(k: int, rows: int) -> int:
+    """Bytes that a thread needs for a layer of `k` inputs: products and unpacked tiles, two of each, and sums of groups."""
+    return 2 * (PRODUCTS + k // PER_WORD * TILE_STEP) + rows * (k // GROUP) * 4
+
+
+@kernel
+def _group_sums(x: int, ldx: int, rows: int, k: int, sums: int) -> None:
+    """The sums of each row's groups of 32 elements."""
+    for row in range(rows):
+        for group in range(k // GROUP):
+            at = x + row * ldx + group * GROUP * ELEMENT
+            summed = total(add(load_elements(at), load_elements(at + LANES * ELEMENT)))
+            set_f32(sums + (row * (k // GROUP) + group) * 4, summed)
+
+
+@kernel
+def silu(x):
+    """x / (1 + exp(-x)), of a vector."""
+    return div(x, add(splat(1.0), exp(sub(zero(), x))))
+
+
+@kernel
+def _gate(gate: int, up: int, rows: int, out: int, ldo: int) -> None:
+    """silu(gate) * up of products [rows, 32], as elements."""
+    for row in range(rows):
+        for half in range(0, 4 * OUTPUTS, 64):
+            at = row * 4 * OUTPUTS + half
+            store_elements(out + row * ldo + half // 4 * ELEMENT, mul(silu(load(gate + at)), load(up + at)))
+
+
+@kernel
+def _deliver(products: int, rows: int, out: int, ldo: int, columns: int, adding: bool) -> None:
+    """Products [rows, 32], of which `columns` count, to float32 rows at `out`."""
+    for row in range(rows):
+        source, target = products + row * 4 * OUTPUTS, out + row * ldo
+        whole = min(columns, OUTPUTS) // LANES * LANES
+        for i in range(0, whole, LANES):
+            value = load(source + i * 4)
+            store(target + i * 4, add(load(target + i * 4), value) if adding else value)
+        for i in range(whole, min(columns, OUTPUTS)):
+            last = get_f32(source + i * 4)
+            set_f32(target + i * 4, get_f32(target + i * 4) + last if adding else last)
+
+
+@kernel
+def _unpacked(weight: int, bits: int, k: int, room: int) -> int:
+    """The address of a tile of words: of the weights themselves, or unpacked into `room`."""
+    if bits == 4:
+        dots.unpack_4(weight, k // GROUP, room)
+    elif bits == 8:
+        dots.unpack_8(weight, k // GROUP, room)
+    elif PER_WORD == 1:
+        dots.widen_pairs(weight, k // 2, room)
+    else:
+        return weight
+    return room
+
+
+@kernel
+def _multiply(x: int, ldx: int, rows: int, sums: int, b: int, bits: int, k: int, few: bool, products: int) -> None:
+    """Products [rows, 32] of a tile: packed if `few`, else of words."""
+    if not few:
+        dots.dot_rows(x, ldx, rows, b, k // PER_WORD, products, 4 * OUTPUTS)
+    elif bits == 4:
+        dots.few_rows_4(x, ldx, sums, k // GROUP * 4, rows, b, k // GROUP, products, 4 * OUTPUTS)
+    else:
+        dots.few_rows_8(x, ldx, sums, k // GROUP * 4, rows, b, k // GROUP, products, 4 * OUTPUTS)
+
+
+@kernel
+def tile_bytes(bits: int, k: int) -> int:
+    """Bytes of the weights of 32 outputs."""
+    if bits == 4:
+        return k // GROUP * dots.GROUP_BYTES_4
+    return k // GROUP * (dots.GROUP_BYTES_8 if bits == 8 else dots.GROUP_BYTES_16)
+
+
+@kernel
+def linear_phase(
+    group: int, phase: int, x: int, ldx: int, rows: int, weight: int, bits: int, k: int, outputs: int, mode: int,
+    out: int, ldo: int, scratch: int, packed_only: bool, grain: int,
+) -> None:
+    """One thread's part of out = x . weight, a phase over the tiles of `outputs`.
+
+    x [rows, k] elements; ldx and ldo are bytes from row to row. With mode GATE, `outputs` counts those of the gate, whose
+    tiles are followed by as many of the other factor. `packed_only` computes in one way for any number of rows.
+    """
+    tiles, size = (outputs + OUTPUTS - 1) // OUTPUTS, tile_bytes(bits, k)
+    room = scratch + 2 * PRODUCTS
+    other_room = room + k // PER_WORD * TILE_STEP
+    sums = other_room + k // PER_WORD * TILE_STEP
+    few = bits < 16 and (packed_only or rows < UNPACK_FROM)
+    ready = False
+    while True:
+        first = team.claim(group, phase, grain)
+        if first >= tiles:
+            break
+        if few and not ready:
+            _group_sums(x, ldx, rows, k, sums)
+            ready = True
+        last = min(first + grain, tiles)
+        for tile in range(first, last):
+            b = weight + tile * size
+            other = b + tiles * size
+            if not few:
+                b = _unpacked(b, bits, k, room)
+                if mode == GATE:
+                    other = _unpacked(other, bits, k, other_room)
+            for row in range(0, rows, ROWS):
+                count = min(ROWS, rows - row)
+                at_x, at_sums, at_out = x + row * ldx, sums + row * (k // GROUP) * 4, out + row * ldo
+                _multiply(at_x, ldx, count, at_sums, b, bits, k, few, scratch)
+                if mode == GATE:
+                    _multiply(at_x, ldx, count, at_sums, other, bits, k, few, scratch + PRODUCTS)
+                    _gate(scratch, scratch + PRODUCTS, count, at_out + tile * OUTPUTS * ELEMENT, ldo)
+                else:
+                    left = outputs - tile * OUTPUTS
+                    _deliver(scratch, count, at_out + tile * OUTPUTS * 4, ldo, left, mode == ADD)
+        team.finish(group, phase, last - first)
+    team.wait(group, phase, tiles)

@@ -1,0 +1,255 @@
+"""Sampling: a token for each row of logits, by inverting the row's distribution with its tokens taken likeliest first.
+
+Only tokens near the greatest are ranked at first, and all of them if those did not decide. Ranking is a counting sort by the
+leading 12 bits of a weight, exp((logit - greatest) / temperature), and the buckets that the draw reaches are sorted for good.
+Equal tokens keep the order of their ids.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from asgl.kernels.cpu import team
+from asgl.kernels.cpu.simd import (
+    LANES,
+    add,
+    div,
+    exp,
+    exp_scalar,
+    get_f32,
+    get_f64,
+    get_i32,
+    greatest,
+    int64_at,
+    kernel,
+    load,
+    maximum,
+    set_f32,
+    set_i64,
+    splat,
+    store,
+    sub,
+    total,
+    zero,
+)
+
+BUCKETS = 2048
+"""Weights are at most 1, whose leading bits, sign included, are 2032."""
+_SHIFT = 19
+_NEAR = np.float32(2.0**-10)
+"""Tokens of at least this share of the greatest weight are ranked first."""
+_SMALL = 32
+"""Buckets of up to so many are sorted by insertion."""
+
+
+def rank_words(n: int) -> int:
+    """int64 that a thread needs to rank n tokens."""
+    return 2 * n + BUCKETS
+
+
+@kernel
+def _greatest(row: int, n: int) -> float:
+    best = np.float32(-np.inf)
+    if n >= LANES:
+        lanes = load(row)
+        for i in range(LANES, n - LANES + 1, LANES):
+            lanes = maximum(lanes, load(row + i * 4))
+        best = greatest(lanes)
+    for i in range(n // LANES * LANES, n):
+        best = max(best, get_f32(row + i * 4))
+    return best
+
+
+@kernel
+def _first(row: int, n: int, value: float) -> int:
+    for i in range(n):
+        if get_f32(row + i * 4) == value:
+            return i
+    return 0
+
+
+@kernel
+def _weigh(row: int, n: int, top: float, temperature: float) -> float:
+    """Turns logits into weights in place; returns their sum."""
+    high, heat = splat(top), splat(temperature)
+    summed = 0.0
+    for start in range(0, n // LANES * LANES, 64 * LANES):
+        lanes = zero()  # summed in pieces, so that the sum of many small weights stays exact enough
+        for i in range(start, min(start + 64 * LANES, n // LANES * LANES), LANES):
+            weight = exp(div(sub(load(row + i * 4), high), heat))
+            store(row + i * 4, weight)
+            lanes = add(lanes, weight)
+        summed += total(lanes)
+    for i in range(n // LANES * LANES, n):
+        weight = exp_scalar((get_f32(row + i * 4) - top) / temperature)
+        set_f32(row + i * 4, weight)
+        summed += weight
+    return summed
+
+
+@kernel
+def _rank(row, n, least, near, tokens, ends):
+    """Lists the tokens of weights of at least `least` (above 0) by bucket, the greatest first; returns their number.
+
+    Bucket b, counted from the greatest weights, is tokens[ends[b - 1]:ends[b]]. `near` is room for a list of tokens.
+    """
+    ends[:] = 0
+    count = 0
+    for i in range(n):
+        weight = get_f32(row + i * 4)
+        if weight >= least and weight > 0:
+            near[count] = i
+            count += 1
+            ends[BUCKETS - 1 - (np.float32(weight).view(np.int32) >> _SHIFT)] += 1
+    at = 0
+    for b in range(BUCKETS):
+        size = ends[b]
+        ends[b] = at
+        at += size
+    for i in range(count):
+        b = BUCKETS - 1 - (np.float32(get_f32(row + near[i] * 4)).view(np.int32) >> _SHIFT)
+        tokens[ends[b]] = near[i]
+        ends[b] += 1
+    return count
+
+
+@kernel
+def _sort(row, tokens, first, last, spare):
+    """Sorts tokens[first:last] by falling weight; equal ones stay as they are."""
+    if last - first > _SMALL:
+        weights = np.empty(last - first, np.float32)
+        for i in range(first, last):
+            weights[i - first] = -get_f32(row + tokens[i] * 4)
+            spare[i - first] = tokens[i]
+        order = np.argsort(weights, kind="mergesort")
+        for i in range(first, last):
+            tokens[i] = spare[order[i - first]]
+        return
+    for i in range(first + 1, last):
+        token, weight = tokens[i], get_f32(row + tokens[i] * 4)
+        j = i
+        while j > first and get_f32(row + tokens[j - 1] * 4) < weight:
+            tokens[j] = tokens[j - 1]
+            j -= 1
+        tokens[j] = token
+
+
+@kernel
+def _prefix(row, tokens, ends, most, limit, spare):
+    """(how many, their mass) of the likeliest tokens: at most `most`, and while the mass before is below `limit`.
+
+    Sorts only the bucket in which that ends.
+    """
+    kept, mass, first = 0, 0.0, 0
+    for b in range(BUCKETS):
+        last = ends[b]
+        if last == first:
+            continue
+        whole = mass
+        for i in range(first, last):
+            whole += get_f32(row + tokens[i] * 4)
+        if last <= most and whole < limit:
+            kept, mass, first = last, whole, last
+            continue
+        _sort(row, tokens, first, last, spare)
+        for i in range(first, last):
+            if kept >= most or mass >= limit:
+                break
+            mass += get_f32(row + tokens[i] * 4)
+            kept += 1
+        break
+    return kept, mass
+
+
+@kernel
+def _draw(row, n, summed, uniform, top_k, top_p, min_p, tokens, spare, ends):
+    """A token of a row of weights whose sum is `summed`."""
+    most = n if top_k <= 0 else min(top_k, n)
+    for attempt in range(2):
+        complete = attempt == 1
+        count = _rank(row, n, np.float32(0) if complete else _NEAR, spare, tokens, ends)
+        within = summed
+        if most < n:
+            if count < most and not complete:
+                continue
+            within = _prefix(row, tokens, ends, most, np.inf, spare)[1]
+        limit = top_p * within if top_p < 1 else np.inf
+        kept, held = _prefix(row, tokens, ends, most, limit, spare)
+        if min_p > 0:
+            likely = 0
+            for i in range(count):
+                likely += get_f32(row + tokens[i] * 4) >= min_p
+            if likely < kept:
+                kept, held = _prefix(row, tokens, ends, likely, np.inf, spare)
+        if not complete and kept == count and kept < most and min_p < _NEAR:  # others may be kept as well
+            if limit < np.inf or most < n or min_p > 0 or held <= uniform * summed:
+                continue
+            held = summed
+        drawn = _prefix(row, tokens, ends, kept, np.nextafter(uniform * held, np.inf), spare)[0]
+        return tokens[max(drawn, 1) - 1]
+    return tokens[0]
+
+
+@kernel
+def sample_phase(group, phase, logits, m, n, temperature, top_k, top_p, min_p, uniform, greedy, ranks, thread, out):
+    """One thread's part of sampling the rows of logits [m, n], which become weights. `ranks` has `rank_words(n)` int64 for
+    each thread."""
+    room = carray(int64_at(ranks + thread * (2 * n + BUCKETS) * 8), 2 * n + BUCKETS)
+    tokens, spare, ends = room[:n], room[n : 2 * n], room[2 * n :]
+    while True:
+        row = team.claim(group, phase, 1)
+        if row >= m:
+            break
+        at = logits + row * n * 4
+        top = _greatest(at, n)
+        if greedy or get_f32(temperature + row * 4) == 0:
+            set_i64(out + row * 8, _first(at, n, top))
+        else:
+            summed = _weigh(at, n, top, get_f32(temperature + row * 4))
+            token = _draw(
+                at, n, summed, get_f64(uniform + row * 8), get_i32(top_k + row * 4), get_f32(top_p + row * 4),
+                get_f32(min_p + row * 4), tokens, spare, ends,
+            )
+            set_i64(out + row * 8, token)
+        team.finish(group, phase, 1)
+    team.wait(group, phase, m)
+
+
+@kernel
+def edit(logits, n, rows, tokens, values, repetition):
+    """Adds values to single logits of [m, n]; with `repetition`, divides positive ones by them, multiplies the others."""
+    for i in range(rows.shape[0]):
+        at = logits + (rows[i] * n + tokens[i]) * 4
+        old = get_f32(at)
+        if repetition:
+            set_f32(at, old / values[i] if old > 0 else old * values[i])
+        else:
+            set_f32(at, old + values[i])
+
+
+@kernel
+def log_softmax_phase(group: int, phase: int, logits: int, m: int, n: int, out: int) -> None:
+    """out [m, n] = log(softmax(logits))."""
+    while True:
+        row = team.claim(group, phase, 1)
+        if row >= m:
+            break
+        source, target = logits + row * n * 4, out + row * n * 4
+        top = _greatest(source, n)
+        high, summed = splat(top), 0.0
+        for start in range(0, n // LANES * LANES, 64 * LANES):
+            lanes = zero()
+            for i in range(start, min(start + 64 * LANES, n // LANES * LANES), LANES):
+                lanes = add(lanes, exp(sub(load(source + i * 4), high)))
+            summed += total(lanes)
+        for i in range(n // LANES * LANES, n):
+            summed += exp_scalar(get_f32(source + i * 4) - top)
+        shift = np.float32(np.log(summed))
+        low = splat(shift)
+        for i in range(0, n // LANES * LANES, LANES):
+            store(target + i * 4, sub(sub(load(source + i * 4), high), low))
+        for i in range(n // LANES * LANES, n):
+            set_f32(target + i * 4, get_f32(source + i * 4) - top - shift)
+        team.finish(group, phase, 1)
+    team.wait(group, phase, m)

@@ -1,0 +1,38 @@
+"""What the processor that kernels are compiled for can do: as Numba sees it, NUMBA_CPU_NAME and NUMBA_CPU_FEATURES included."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import llvmlite.binding as llvm
+from numba import config
+
+
+class Target(NamedTuple):
+    """`name` and `features` are LLVM's; the rest follows from them."""
+
+    name: str
+    features: str
+    vector_registers: int
+    """How many vectors of 16 floats the register file holds."""
+    bf16_dot: bool
+    """Whether products of bfloat16 pairs are added to float32 by one instruction (AVX512-BF16)."""
+
+
+def detect() -> Target:
+    """The target of this process's kernels."""
+    host = llvm.get_host_cpu_features()
+    # Numba's order: what the user set, else the host
+    name = config.CPU_NAME or llvm.get_host_cpu_name()
+    if config.CPU_FEATURES is not None:
+        features = config.CPU_FEATURES
+    elif config.CPU_NAME and llvm.get_host_cpu_name() != config.CPU_NAME:
+        features = ""
+    else:
+        features = host.flatten()
+    present = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
+    registers = 32 if "avx512f" in present else 8 if "avx" in present else 4
+    return Target(name, features, registers, {"avx512f", "avx512bf16"} <= present)
+
+
+TARGET = detect()
