@@ -24,10 +24,11 @@ from asgl.errors import ModelError
 
 MAX_TEMPLATE = 1 << 18
 """Characters of a template."""
-MAX_WORK = 1 << 24
-"""Units of a rendering, besides those for what is given to it: characters, elements, and `TURN` for each turn or
-call."""
-TURN = 16
+MAX_WORK = 1 << 21
+"""Units of a rendering, besides those for what is given to it: characters, `_ELEMENT` for each element, `_TURN` for each
+turn or call. A few tenths of a second."""
+_TURN = 16
+_ELEMENT = 4
 _MAX_DEPTH = 64
 
 _FILTERS = (
@@ -35,6 +36,8 @@ _FILTERS = (
     "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe",
     "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper",
 )
+_LOOKERS = frozenset({"count", "d", "default", "first", "last", "length"})
+"""Filters that take constant time. A template may ask for the length of the conversation at each of its messages."""
 _TEXT_METHODS = frozenset({
     "capitalize", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdigit", "islower", "isspace",
     "isupper", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rpartition",
@@ -69,9 +72,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.globals: Any = {name: self.globals[name] for name in ("range", "dict", "namespace")}
         self.globals["raise_exception"] = _raise
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Jinja's safe `str.format` still pads to any width."""
+        if super().wrap_str_format(value) is not None:
+            raise TemplateError("the text method 'format' is not allowed")
+        return None
+
     def turn(self) -> str:
         """Charged at each turn of a loop and each call of a macro."""
-        self._spend(TURN)
+        self._spend(_TURN)
         return ""
 
     def charge(self, value: Any) -> Any:
@@ -94,7 +103,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return self.charge(value)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        __self._spend(TURN)
+        __self._spend(_TURN)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             if __obj.__name__ not in _TEXT_METHODS:
@@ -114,7 +123,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         """The filter, charging what it is given and what it makes. Jinja's marks on it (`pass_context`) are kept."""
 
         def charged(*args: Any, **kwargs: Any) -> Any:
-            self._spend(TURN)
+            self._spend(_TURN)
+            if name in _LOOKERS:
+                return filter(*args, **kwargs)
             values: list[Any] = [arg for arg in args if isinstance(arg, str | list | tuple | dict)]
             self.charge(values)
             if name == "replace":
@@ -140,7 +151,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                 raise TemplateError("a value is nested too deep")
             size = 1
             for item in (*value.keys(), *value.values()) if isinstance(value, Mapping) else value:
-                size += 1 + self._size(item, depth + 1)
+                size += _ELEMENT + self._size(item, depth + 1)
                 if size > self.left:
                     self._spend(size)
             return size

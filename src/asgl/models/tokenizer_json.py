@@ -127,7 +127,7 @@ def without_control(merges: list[Any], control: set[str]) -> list[Any]:
         return merges
     kept: list[Any] = []
     for merge in merges:
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        left, right = merge.partition(" ")[::2] if isinstance(merge, str) else merge
         if left not in control and right not in control and left + right not in control:
             kept.append(merge)
     return kept

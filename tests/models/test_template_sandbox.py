@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+
+from asgl.errors import ModelError
+from asgl.models.template_sandbox import MAX_TEMPLATE, compile_template
+
+MESSAGES = {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize(("source", "text"), [
+    ("{{ messages[0]['content'] }}", "Hi"),
+    ("{%- for m in messages -%}\n  {{ m.role }}: {{ m.content }}\n{%- endfor -%}", "user: Hi"),
+    ("{% set ns = namespace(n=0) %}{% for i in range(5) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "10"),
+    ("{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i > 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "013"),
+    ("{{ messages | tojson }}", '[{"role": "user", "content": "Hi"}]'),
+    ("{{ {'a': 'é<'} | tojson(indent=1) }}", '{\n "a": "é<"\n}'),
+    ("{{ 'a</think>b'.split('</think>')[-1].lstrip('\n') }}", "b"),
+    ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('y') }}", "<y>"),
+    ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "Hi"),
+    ("{{ messages | map(attribute='content') | join(', ') | replace('i', 'o') }}", "Ho"),
+    ("{{ 'x' ~ 1 ~ none ~ true }}{{ [1, 2][0] + (3, 4)[1] }}", "x1NoneTrue5"),
+    ("{% for k, v in {'a': 1}.items() %}{{ k ~ v }}{% endfor %}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+     "a11"),
+    ("{{ 'yes' if strftime_now is defined else 'no' }}", "no"),
+    ("{{ '=' * 5 }}{{ 7 % 4 }}{{ 'ab' * 0 }}", "=====3"),
+    ("{% if true %}\n  a\n{% endif %}\nb", "  a\nb"),
+])
+def test_what_templates_do(source: str, text: str) -> None:
+    render = compile_template(source)
+    assert render(MESSAGES) == text
+    assert render(MESSAGES) == text, "and again"
+
+
+TOO_MUCH = {
+    "a loop in a loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "a long loop with output": "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
+    "a range that is too long": "{% for i in range(10**9) %}{% endfor %}",
+    "a huge text": "{{ 'x' * 1000000000 }}",
+    "a huge text, the other way": "{{ 1000000000 * 'x' }}",
+    "a huge list": "{{ ([0] * 1000000000) | length }}",
+    "a list in a list": "{{ ([[0] * 1000000] * 1000000) | length }}",
+    "doubling": "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s | length }}",
+    "doubling by adding": "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "doubling without a loop": "{% set s = 'xxxxxxxxxx' %}" + "{% set s %}{{ s }}{{ s }}{% endset %}" * 60,
+    "doubling lists": "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
+    "doubling tuples": "{% set ns = namespace(s=(1,)) %}{% for i in range(60) %}{% set ns.s = (ns.s, ns.s) %}{% endfor %}{{ ns.s }}",
+    "doubling dicts": "{% set ns = namespace(s=1) %}{% for i in range(60) %}{% set ns.s = {'a': ns.s, 'b': ns.s} %}{% endfor %}{{ ns.s }}",
+    "doubling by dict()": "{% set ns = namespace(s=1) %}{% for i in range(60) %}{% set ns.s = dict(a=ns.s, b=ns.s) %}{% endfor %}"
+                          "{{ ns.s == ns.s }}{{ ns.s }}",
+    "a power": "{{ 9 ** 9 ** 9 ** 9 }}",
+    "a number that grows": "{% set ns = namespace(n=10) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    "formatting": "{{ '%1000000000d' % 1 }}",
+    "padding": "{{ 'x'.ljust(1000000000) }}",
+    "str.format": "{{ '{:1000000000}'.format(1) }}",
+    "join": "{{ (['y' * 10000] * 10000) | join('x' * 10000) | length }}",
+    "join by method": "{{ ('x' * 100000).join(['y'] * 100000) | length }}",
+    "replace": "{{ ('x' * 10000) | replace('x', 'y' * 100000) | length }}",
+    "replace by method": "{{ ('x' * 10000).replace('x', 'y' * 100000) | length }}",
+    "replace of nothing": "{{ ('x' * 10000).replace('', 'y' * 100000) | length }}",
+    "an indent": "{{ [[1]] | tojson(indent=1000000000) }}",
+    "a filter that pads": "{{ 'x' | center(1000000000) }}",
+    "endless recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "branching recursion": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "a recursive loop": "{% for i in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
+    "calls in a loop": "{% for i in range(90000) %}{{ 'a'.upper() }}{{ 'a' | upper }}{{ 'a' | lower | upper | lower | upper }}"
+                       "{% for j in range(100) %}{% endfor %}{% endfor %}",
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("case", TOO_MUCH)
+def test_work_and_memory_are_bounded(case: str) -> None:
+    with pytest.raises(ModelError, match="chat template"):
+        compile_template(TOO_MUCH[case])(MESSAGES)
+
+
+@pytest.mark.parametrize("source", [
+    "{{ ''.__class__.__mro__ }}", "{{ messages.__class__ }}", "{{ messages.append(1) }}", "{{ messages[0].update(a=1) }}",
+    "{{ raise_exception.__globals__ }}", "{{ self.__init__ }}", "{{ lipsum() }}", "{{ cycler }}{{ cycler('a') }}",
+    "{% include 'x' %}", "{% import 'x' as y %}", "{% extends 'x' %}",
+    "{{ ''.format_map(messages[0]) }}", "{{ messages | attr('__class__') }}",
+])
+def test_the_sandbox_holds(source: str) -> None:
+    try:
+        text = compile_template(source)(MESSAGES)
+    except ModelError:
+        text = ""
+    assert text == ""
+    assert MESSAGES == {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+def test_a_template_that_is_too_long() -> None:
+    with pytest.raises(ModelError, match="characters"):
+        compile_template("x" * (MAX_TEMPLATE + 1))
+    nested = "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}"
+    with pytest.raises(ModelError, match="does not compile"):
+        compile_template(nested)
+
+
+def test_what_is_given_does_not_count_against_the_template() -> None:
+    long = [{"role": "user", "content": "x" * 1000} for _ in range(30_000)]
+    render = compile_template("{% for message in messages %}{{ message.content }}{% endfor %}")
+    assert len(render({"messages": long})) == 30_000_000
