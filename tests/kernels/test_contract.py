@@ -377,7 +377,7 @@ def test_rows_mix_all_ways_to_sample(kernels: Kernels) -> None:
 def test_equal_tokens_are_ranked_by_id(kernels: Kernels) -> None:
     for vocabulary in (8, 4000):
         logits = torch.zeros(2, vocabulary, device=kernels.device)
-        how = how_to_sample(kernels, 2, uniform=[0.5, 0.5], temperature=[0.0, 1.0])
+        how = how_to_sample(kernels, 2, uniform=(vocabulary + 1) / (2 * vocabulary), temperature=[0.0, 1.0])
         assert kernels.sample(logits.clone(), how).tolist() == [0, vocabulary // 2]
 
 

@@ -62,6 +62,7 @@ def oracle(checkpoint: Checkpoint) -> Any:
 
 
 @torch.inference_mode()
-def logprobs(model: Any, tokens: list[int]) -> torch.Tensor:
-    """float32 [tokens, vocabulary]: after each token, of the next."""
-    return torch.log_softmax(model(torch.tensor([tokens])).logits[0].float(), dim=1)
+def logprobs(model: Any, tokens: list[int], places: list[int] | None = None) -> torch.Tensor:
+    """float32 [places, vocabulary]: after each token, or after those at `places`, of the next."""
+    keep = torch.arange(len(tokens)) if places is None else torch.tensor(places)
+    return torch.log_softmax(model(torch.tensor([tokens]), logits_to_keep=keep).logits[0].float(), dim=1)

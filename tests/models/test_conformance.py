@@ -23,6 +23,8 @@ SENTENCES = (
     "In 1969, two people walked on the moon; 600 million watched. ",
     "Question: what weighs more, a pound of feathers or a pound of lead?\n",
 )
+SHORT = 500
+"""transformers takes long in bfloat16."""
 LAST = 12
 """Of a long prompt so many tokens are compared, beside those at its chunks' ends."""
 
@@ -48,17 +50,17 @@ def model(checkpoint: Checkpoint) -> Any:
 
 @pytest.fixture(scope="module")
 def expected(model: Any, prompts: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    return {name: logprobs(model, tokens) for name, tokens in prompts.items()}
+    return {name: logprobs(model, tokens, compared(tokens)) for name, tokens in prompts.items()}
 
 
 def compared(tokens: list[int]) -> list[int]:
     return sorted({0, 1, *range(0, len(tokens), 100), *range(max(0, len(tokens) - LAST), len(tokens))})
 
 
-def computed(runner: Runner, tokens: list[int], chunk: int) -> torch.Tensor:
-    """Log-probabilities at the compared places: prefill in chunks, and decode steps for the last tokens."""
+def computed(runner: Runner, tokens: list[int], places: list[int], chunk: int) -> torch.Tensor:
+    """Log-probabilities at the places: prefill in chunks, and decode steps for the last tokens."""
     everything = tuple(range(runner.info.vocabulary))
-    wanted, scores = set(compared(tokens)), []
+    wanted, scores = set(places), []
     slots = [runner.capacity - 1 - i for i in range(len(tokens))]
     begin = 0
     while begin < len(tokens):
@@ -78,25 +80,29 @@ def exact(checkpoint: Checkpoint) -> Runner:
 @pytest.mark.parametrize("name", ["raw", "chat", "long"])
 def test_float32(exact: Runner, name: str, prompts: dict[str, list[int]], expected: dict[str, torch.Tensor]) -> None:
     tokens = prompts[name]
-    found = computed(exact, tokens, chunk=512)
-    torch.testing.assert_close(found, expected[name][compared(tokens)], rtol=0, atol=1e-3)
+    found = computed(exact, tokens, compared(tokens), chunk=512)
+    torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-3)
 
 
 def test_bfloat16(
     checkpoint: Checkpoint, model: Any, prompts: dict[str, list[int]], expected: dict[str, torch.Tensor]
 ) -> None:
-    """Compared on the ten likeliest tokens at each place; in all no further off than transformers in bfloat16."""
+    """Compared on the ten likeliest tokens at each place; in all no further off than transformers in bfloat16.
+
+    Keys and values in bfloat16, all else being float32, are off by 0.18 at the worst of 600 places.
+    """
     runner = Runner(checkpoint, ReferenceKernels("cpu", torch.bfloat16), 2100)
     model.to(torch.bfloat16)
     ours, theirs = [], []
-    for name, tokens in prompts.items():
-        places = compared(tokens)
-        right = expected[name][places]
+    for name, prompt in prompts.items():
+        tokens = prompt[:SHORT]
+        right = expected[name][: sum(place < len(tokens) for place in compared(prompt))]
         likeliest = right.topk(10, dim=1).indices
-        ours.append((computed(runner, tokens, chunk=512) - right).abs().gather(1, likeliest))
-        theirs.append((logprobs(model, tokens)[places] - right).abs().gather(1, likeliest))
+        places = [place for place in compared(prompt) if place < len(tokens)]
+        ours.append((computed(runner, tokens, places, chunk=256) - right).abs().gather(1, likeliest))
+        theirs.append((logprobs(model, tokens, places) - right).abs().gather(1, likeliest))
     off, their_off = torch.cat(ours), torch.cat(theirs)
     assert off.max() <= their_off.max()
     assert off.mean() <= their_off.mean()
-    assert off.max() < 0.3
+    assert off.quantile(0.98) < 0.15
     assert off.mean() < 0.04

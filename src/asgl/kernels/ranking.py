@@ -37,45 +37,41 @@ def _draw(probabilities: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, 
     filters = (uniform, top_k, top_p, min_p)
     if probabilities.shape[1] <= _CANDIDATES:
         values, tokens = probabilities.sort(dim=1, descending=True, stable=True)
-        return tokens.gather(1, _invert(values, *filters, complete=True)[0]).squeeze(1)
+        return tokens.gather(1, _invert(values, *filters)[0]).squeeze(1)
     values, tokens = probabilities.topk(_CANDIDATES + 1, dim=1)
     tokens, by_token = tokens.sort(dim=1)
     values, by_value = values.gather(1, by_token).sort(dim=1, descending=True, stable=True)
-    rank, decided = _invert(values[:, :-1], *filters, complete=False)
+    rank, decided = _invert(values[:, :-1], *filters)
     # of tokens as likely as the first one left out, topk took any
     decided &= values.gather(1, rank) > values[:, -1:]
     drawn = tokens.gather(1, by_value).gather(1, rank).squeeze(1)
     if not bool(decided.all()):
         rest = (~decided).nonzero()[:, 0]
         values, tokens = probabilities[rest].sort(dim=1, descending=True, stable=True)
-        rank, _ = _invert(values, *(part[rest] for part in filters), complete=True)
+        rank, _ = _invert(values, *(part[rest] for part in filters))
         drawn[rest] = tokens.gather(1, rank).squeeze(1)
     return drawn
 
 
-def _invert(
-    values: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, *, complete: bool
-) -> tuple[Tensor, Tensor]:
-    """Draws ranks [m, 1] from probabilities [m, c] in descending order, the first c of a longer ranking unless
-    `complete`.
+def _invert(values: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws ranks [m, 1] from probabilities [m, c] in descending order: all there are, or the first of them.
 
-    Also returns bool [m, 1]: whether the draw is what the complete ranking would give.
+    Also returns bool [m, 1]: whether the draw is what the complete ranking would give, if it was not complete.
     """
     candidates = values.shape[1]
     uniform, top_k, top_p, min_p = (part.unsqueeze(1) for part in (uniform, top_k, top_p, min_p))
     exact = values.double()
     mass = exact.cumsum(dim=1)
     limited = (top_k > 0) & (top_k <= candidates)
-    total = mass.gather(1, torch.where(limited, top_k, candidates).long() - 1)
-    if not complete:
-        total = torch.where(limited, total, 1.0)
+    total = torch.where(limited, mass.gather(1, torch.where(limited, top_k, candidates).long() - 1), 1.0)
     keep = (values > 0) & (values >= min_p * values[:, :1]) & ((top_p >= 1) | (mass - exact < top_p * total))
     keep &= ~limited | (torch.arange(candidates, device=values.device) < top_k)
     mass = torch.where(keep, exact, 0.0).cumsum(dim=1)
     ends = limited | ~keep[:, -1:]
     open_end = ~ends & (top_k == 0) & (top_p >= 1) & (min_p <= 0)  # nothing is filtered: the total is known to be 1
-    held = mass[:, -1:] if complete else torch.where(open_end, 1.0, mass[:, -1:])
+    held = torch.where(open_end, 1.0, mass[:, -1:])
     rank = (mass <= uniform * held).sum(dim=1, keepdim=True)
     inside = rank < candidates
     rank = torch.minimum(rank, keep.sum(dim=1, keepdim=True) - 1)
-    return rank, ends | (open_end & inside)
+    known = (top_k <= candidates) | (top_p >= 1)  # else the share top_p is of a mass that is not in sight
+    return rank, known & (ends | (open_end & inside))
