@@ -282,7 +282,7 @@ def _merge(parts: int, count: int, partials: int, heads: int, head_dim: int, out
 
 @kernel
 def attention_phases(
-    group: int, phase: int, units: int, unit_count: int, tokens: int, limits: int, merged: int, merged_count: int,
+    job: int, phase: int, number: int, units: int, unit_count: int, tokens: int, limits: int, merged: int, merged_count: int,
     parts: int, order: int, indices: int, q: int, k_cache: int, v_cache: int, heads: int, kv_heads: int, head_dim: int,
     scale: float, partials: int, out: int, scratch: int,
 ) -> None:
@@ -292,24 +292,24 @@ def attention_phases(
     `partials` holds float32 [partial results, heads, 16 + head_dim]: top and sum, padding, result.
     """
     while True:
-        unit = team.claim(group, phase, 1)
+        unit = team.claim(job, phase, number, 1, unit_count)
         if unit >= unit_count:
             break
         _unit(
             units + unit * UNIT * 8, tokens, limits, indices, q, k_cache, v_cache, heads, kv_heads, head_dim, scale,
             partials, out, scratch,
         )
-        team.finish(group, phase, 1)
-    team.wait(group, phase, unit_count)
+        team.finish(job, phase, 1)
+    team.wait(job, phase, number, unit_count)
     if merged_count == 0:
         return
     phase += 1
     while True:
-        i = team.claim(group, phase, 1)
+        i = team.claim(job, phase, number, 1, merged_count)
         if i >= merged_count:
             break
         token = get_i64(merged + i * 8)
         first, last = get_i64(parts + token * 8), get_i64(parts + token * 8 + 8)
         _merge(order + first * 8, last - first, partials, heads, head_dim, out + token * heads * head_dim * ELEMENT)
-        team.finish(group, phase, 1)
-    team.wait(group, phase, merged_count)
+        team.finish(job, phase, 1)
+    team.wait(job, phase, number, merged_count)

@@ -36,12 +36,12 @@ GRAIN = 4
 
 @kernel
 def embed_phase(
-    group: int, phase: int, ids: int, rows: int, d: int, table: int, kind: int, scale: int, offset: int, share: int, out: int
+    job: int, phase: int, number: int, ids: int, rows: int, d: int, table: int, kind: int, scale: int, offset: int, share: int, out: int
 ) -> None:
     """out [rows, d] float32 = rows of the table, which holds bytes (`kind` 8, with a scale and an offset float32 for each
     `share` of them), bfloat16 (16) or float32 (32)."""
     while True:
-        first = team.claim(group, phase, GRAIN)
+        first = team.claim(job, phase, number, GRAIN, rows)
         if first >= rows:
             break
         last = min(first + GRAIN, rows)
@@ -56,8 +56,8 @@ def embed_phase(
                 else:
                     value = load(table + (at + i) * 4)
                 store(out + (row * d + i) * 4, value)
-        team.finish(group, phase, last - first)
-    team.wait(group, phase, rows)
+        team.finish(job, phase, last - first)
+    team.wait(job, phase, number, rows)
 
 
 @kernel
@@ -79,19 +79,19 @@ def _norm_row(hidden: int, delta: int, weight: int, d: int, eps: float, out: int
 
 @kernel
 def norm_phase(
-    group: int, phase: int, hidden: int, delta: int, rows: int, d: int, weight: int, eps: float, out: int
+    job: int, phase: int, number: int, hidden: int, delta: int, rows: int, d: int, weight: int, eps: float, out: int
 ) -> None:
     """hidden += delta (if its address is not 0); out [rows, d] elements = hidden / rms(hidden) * weight."""
     while True:
-        first = team.claim(group, phase, GRAIN)
+        first = team.claim(job, phase, number, GRAIN, rows)
         if first >= rows:
             break
         last = min(first + GRAIN, rows)
         for row in range(first, last):
             of = row * d * 4
             _norm_row(hidden + of, delta + of if delta else 0, weight, d, eps, out + row * d * ELEMENT)
-        team.finish(group, phase, last - first)
-    team.wait(group, phase, rows)
+        team.finish(job, phase, last - first)
+    team.wait(job, phase, number, rows)
 
 
 @kernel
@@ -111,14 +111,14 @@ def _rotate(source: int, angles: int, half: int, out: int, elements: bool) -> No
 
 @kernel
 def rope_phase(
-    group: int, phase: int, qkv: int, rows: int, heads: int, kv_heads: int, head_dim: int,
+    job: int, phase: int, number: int, qkv: int, rows: int, heads: int, kv_heads: int, head_dim: int,
     positions: int, slots: int, rope: int, k_cache: int, v_cache: int, out: int,
 ) -> None:
     """Queries of qkv [rows, heads + 2 kv_heads, head_dim] float32, rotated, to `out` as elements; keys, rotated, and values to
     the caches [slots, kv_heads, head_dim] as bfloat16."""
     half = head_dim // 2
     while True:
-        first = team.claim(group, phase, GRAIN)
+        first = team.claim(job, phase, number, GRAIN, rows)
         if first >= rows:
             break
         last = min(first + GRAIN, rows)
@@ -134,15 +134,15 @@ def rope_phase(
                 source += head_dim * 4
             for i in range(0, kv_heads * head_dim, LANES):
                 store_bf16(v_cache + place + i * 2, load(source + i * 4))
-        team.finish(group, phase, last - first)
-    team.wait(group, phase, rows)
+        team.finish(job, phase, last - first)
+    team.wait(job, phase, number, rows)
 
 
 @kernel
-def silu_phase(group: int, phase: int, gate_up: int, rows: int, width: int, out: int) -> None:
+def silu_phase(job: int, phase: int, number: int, gate_up: int, rows: int, width: int, out: int) -> None:
     """out [rows, width] elements = silu(gate) * up of gate_up [rows, 2 width] float32."""
     while True:
-        first = team.claim(group, phase, GRAIN)
+        first = team.claim(job, phase, number, GRAIN, rows)
         if first >= rows:
             break
         last = min(first + GRAIN, rows)
@@ -151,5 +151,5 @@ def silu_phase(group: int, phase: int, gate_up: int, rows: int, width: int, out:
             for i in range(0, width, LANES):
                 value = mul(silu(load(gate + i * 4)), load(gate + (width + i) * 4))
                 store_elements(out + (row * width + i) * ELEMENT, value)
-        team.finish(group, phase, last - first)
-    team.wait(group, phase, rows)
+        team.finish(job, phase, last - first)
+    team.wait(job, phase, number, rows)

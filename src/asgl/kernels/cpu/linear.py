@@ -114,7 +114,7 @@ def tile_bytes(bits: int, k: int) -> int:
 
 @kernel
 def linear_phase(
-    group: int, phase: int, x: int, ldx: int, rows: int, weight: int, bits: int, k: int, outputs: int, mode: int,
+    job: int, phase: int, number: int, x: int, ldx: int, rows: int, weight: int, bits: int, k: int, outputs: int, mode: int,
     out: int, ldo: int, scratch: int, packed_only: bool, grain: int,
 ) -> None:
     """One thread's part of out = x . weight, a phase over the tiles of `outputs`.
@@ -129,7 +129,7 @@ def linear_phase(
     few = bits < 16 and (packed_only or rows < UNPACK_FROM)
     ready = False
     while True:
-        first = team.claim(group, phase, grain)
+        first = team.claim(job, phase, number, grain, tiles)
         if first >= tiles:
             break
         if few and not ready:
@@ -153,5 +153,5 @@ def linear_phase(
                 else:
                     left = outputs - tile * OUTPUTS
                     _deliver(scratch, count, at_out + tile * OUTPUTS * 4, ldo, left, mode == ADD)
-        team.finish(group, phase, last - first)
-    team.wait(group, phase, tiles)
+        team.finish(job, phase, last - first)
+    team.wait(job, phase, number, tiles)

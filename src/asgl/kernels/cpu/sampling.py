@@ -192,13 +192,13 @@ def _draw(row, n, summed, uniform, top_k, top_p, min_p, tokens, spare, ends):
 
 
 @kernel
-def sample_phase(group, phase, logits, m, n, temperature, top_k, top_p, min_p, uniform, greedy, ranks, thread, out):
+def sample_phase(job, phase, number, logits, m, n, temperature, top_k, top_p, min_p, uniform, greedy, ranks, thread, out):
     """One thread's part of sampling the rows of logits [m, n], which become weights. `ranks` has `rank_words(n)` int64 for
     each thread."""
     room = carray(int64_at(ranks + thread * (2 * n + BUCKETS) * 8), 2 * n + BUCKETS)
     tokens, spare, ends = room[:n], room[n : 2 * n], room[2 * n :]
     while True:
-        row = team.claim(group, phase, 1)
+        row = team.claim(job, phase, number, 1, m)
         if row >= m:
             break
         at = logits + row * n * 4
@@ -212,8 +212,8 @@ def sample_phase(group, phase, logits, m, n, temperature, top_k, top_p, min_p, u
                 get_f32(min_p + row * 4), tokens, spare, ends,
             )
             set_i64(out + row * 8, token)
-        team.finish(group, phase, 1)
-    team.wait(group, phase, m)
+        team.finish(job, phase, 1)
+    team.wait(job, phase, number, m)
 
 
 @kernel
@@ -229,10 +229,10 @@ def edit(logits, n, rows, tokens, values, repetition):
 
 
 @kernel
-def log_softmax_phase(group: int, phase: int, logits: int, m: int, n: int, out: int) -> None:
+def log_softmax_phase(job: int, phase: int, number: int, logits: int, m: int, n: int, out: int) -> None:
     """out [m, n] = log(softmax(logits))."""
     while True:
-        row = team.claim(group, phase, 1)
+        row = team.claim(job, phase, number, 1, m)
         if row >= m:
             break
         source, target = logits + row * n * 4, out + row * n * 4
@@ -251,5 +251,5 @@ def log_softmax_phase(group: int, phase: int, logits: int, m: int, n: int, out: 
             store(target + i * 4, sub(sub(load(source + i * 4), high), low))
         for i in range(n // LANES * LANES, n):
             set_f32(target + i * 4, get_f32(source + i * 4) - top - shift)
-        team.finish(group, phase, 1)
-    team.wait(group, phase, m)
+        team.finish(job, phase, 1)
+    team.wait(job, phase, number, m)

@@ -463,10 +463,17 @@ def emit_transpose(builder: Any, rows: list[Any]) -> list[Any]:
 # --- threads ---
 
 
-@operation(i64, i64, i64)
-def fetch_add(builder: Any, address: Any, value: Any) -> Any:
-    """Adds to the int64 at an address atomically; returns what was there."""
-    return builder.atomic_rmw("add", pointer(builder, address, I64), value, "acq_rel")
+@operation(types.boolean, i64, i64, i64)
+def compare_and_swap(builder: Any, address: Any, old: Any, new: Any) -> Any:
+    """Puts `new` at an address if `old` is there, atomically; returns whether it did."""
+    pair = builder.cmpxchg(pointer(builder, address, I64), old, new, "acq_rel", "acquire")
+    return builder.extract_value(pair, 1)
+
+
+@operation(void, i64, i64)
+def set_shared(builder: Any, address: Any, value: Any) -> None:
+    """Stores an int64 that other threads read: they then see what was written before it."""
+    builder.store_atomic(value, pointer(builder, address, I64), "release", 8)
 
 
 @operation(i64, i64)

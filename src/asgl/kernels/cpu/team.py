@@ -1,30 +1,66 @@
-"""Threads inside one parallel region: phases of pieces that threads claim, and a wait between phases.
+"""A team of threads: jobs that are posted to it, phases of a job, and pieces of a phase that threads claim.
 
-Entering a parallel region costs 2-5 microseconds, and a decode step of 30 layers has some 250 of them; a phase costs a fraction of
-one. A phase is `count` pieces. Each thread claims the next piece until there is none, and then waits until all pieces are
-finished, its own and the others'. Nothing depends on which thread takes which piece, nor on how many threads there are: if
-the runtime gives the region fewer threads than asked for, or runs them one after another, the work is done all the same.
-A thread that loses its core holds up the others for the piece it holds, and no longer.
+A job is a function that every thread runs; it goes through phases, and a phase is `count` pieces. Each thread claims the next
+piece until there is none, and then waits until all pieces are finished, its own and the others'. A phase costs a fraction of a
+microsecond where an OpenMP region costs several, and a decode step of 30 layers has some 250 of them.
 
-A team is memory: a phase's counters are two cache lines, claims and finished pieces, all 0 at the start of the region. The
-first of them counts the threads that came.
+Nothing depends on which thread takes which piece, nor on whether a thread comes at all. The thread that posts a job is done when
+all pieces are: it waits for no thread as such, only for pieces that another has begun. So a core that is busy with something
+else slows a step down by the share of the work that it would have done, and not by waiting for its scheduler.
+
+A thread that comes late, or that lost its core between two pieces, must not take part in a later job with what it knows of an
+earlier one. So jobs are numbered, the counters of a phase carry the number, and to claim is to compare and swap:
+
+    job       [ number | function | record | stop ]                       number 0: being written
+    phase     [ number << 24 | claimed ... 64 bytes ][ number << 24 | finished ... 64 bytes ]
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import llvmlite.binding as llvm
+from llvmlite import ir
 from numba import types
 
-from asgl.kernels.cpu.simd import fetch_add, get_shared, kernel, pause
+from asgl.kernels.cpu.simd import (
+    I64,
+    compare_and_swap,
+    get_i64,
+    get_shared,
+    i64,
+    kernel,
+    operation,
+    pause,
+    set_shared,
+    void,
+)
 
+NUMBER, FUNCTION, RECORD, STOP = 0, 8, 16, 24
+"""Offsets of a job's fields."""
+FIRST = 64
+"""Where a job's phases begin."""
 PHASE = 128
 """Bytes of a phase's counters."""
-FIRST = PHASE
-"""Where the counters of the first phase are in a team's memory; before them, those of its threads."""
+NONE = 1 << 40
+"""What a claim returns when there is nothing to claim: more than any count."""
+_BITS = 24
+_PIECES = (1 << _BITS) - 1
+
 _SPINS = 20_000
-"""Looks at the counter before a waiting thread gives up its core, some 0.2 ms: longer than any piece of a decode step."""
+"""Looks before a waiting thread gives up its core, about half a millisecond: longer than any piece of a decode step."""
 _NAP = 50
-"""Microseconds of sleep between looks after that. An idle core is what makes the scheduler move the late thread to it."""
+"""Microseconds of sleep between looks after that. An idle core is what makes the scheduler move a late thread to it."""
+_NAPS = 200
+"""Naps without a job before a thread goes back to Python, to wait there at no cost."""
+
+
+@operation(void, i64, i64, i64, i64)
+def _call(builder: Any, function: Any, record: Any, thread: Any, number: Any) -> None:
+    """Calls the function at an address: void(record, thread, number)."""
+    kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
+    builder.call(builder.inttoptr(function, kind.as_pointer()), [record, thread, number])
+
 
 if llvm.address_of_symbol("usleep"):
     _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
@@ -41,30 +77,75 @@ else:
 
 
 @kernel
-def join(team: int) -> int:
-    """The number of this thread in its team, from 0."""
-    return fetch_add(team, 1)
+def claim(job: int, phase: int, number: int, pieces: int, count: int) -> int:
+    """Claims the next `pieces` pieces of a phase of `count`; returns the first, or NONE."""
+    at = job + FIRST + phase * PHASE
+    while True:
+        seen = get_shared(at)
+        if seen >> _BITS != number or seen & _PIECES >= count:
+            return NONE
+        if compare_and_swap(at, seen, seen + pieces):
+            return seen & _PIECES
 
 
 @kernel
-def claim(team: int, phase: int, pieces: int) -> int:
-    """Claims the next `pieces` pieces of a phase; returns the first. There is none if it is not below the phase's count."""
-    return fetch_add(team + FIRST + phase * PHASE, pieces)
+def finish(job: int, phase: int, pieces: int) -> None:
+    """Says that so many claimed pieces are done; what they wrote is seen by whoever waits."""
+    at = job + FIRST + phase * PHASE + 64
+    while True:
+        seen = get_shared(at)
+        if compare_and_swap(at, seen, seen + pieces):
+            return
 
 
 @kernel
-def finish(team: int, phase: int, pieces: int) -> None:
-    """Says that so many pieces are done; what they wrote is seen by whoever waits."""
-    fetch_add(team + FIRST + phase * PHASE + 64, pieces)
-
-
-@kernel
-def wait(team: int, phase: int, count: int) -> None:
-    """Returns once all `count` pieces of the phase are done."""
-    looks = 0
-    while get_shared(team + FIRST + phase * PHASE + 64) < count:
+def wait(job: int, phase: int, number: int, count: int) -> None:
+    """Returns once all `count` pieces of the phase are done, or if the job is over."""
+    at, looks = job + FIRST + phase * PHASE + 64, 0
+    first, done = number << _BITS, (number << _BITS) + count
+    while True:
+        seen = get_shared(at)
+        if seen >= done or seen < first:  # later jobs have greater numbers
+            return
         looks += 1
         if looks < _SPINS:
             pause()
         else:
             _nap()
+
+
+def launch(job, function, record, phases):
+    """Posts a job of so many phases, and takes part in it as thread 0."""
+    number = get_i64(job + NUMBER) + 1
+    set_shared(job + NUMBER, 0)
+    for phase in range(phases):
+        set_shared(job + FIRST + phase * PHASE, number << _BITS)
+        set_shared(job + FIRST + phase * PHASE + 64, number << _BITS)
+    set_shared(job + FUNCTION, function)
+    set_shared(job + RECORD, record)
+    set_shared(job + NUMBER, number)
+    _call(function, record, 0, number)
+
+
+def help_out(job, thread, last):
+    """Takes part in jobs later than `last` as a thread of that number; returns the last one's number when there was none for a
+    while, or -1 to stop."""
+    looks, naps = 0, 0
+    while True:
+        number = get_shared(job + NUMBER)
+        if get_shared(job + STOP) != 0:
+            return -1
+        if number != 0 and number != last:
+            function, record = get_shared(job + FUNCTION), get_shared(job + RECORD)
+            if get_shared(job + NUMBER) == number:
+                _call(function, record, thread, number)
+                last, looks, naps = number, 0, 0
+            continue
+        looks += 1
+        if looks < _SPINS:
+            pause()
+            continue
+        naps += 1
+        if naps > _NAPS:
+            return last
+        _nap()

@@ -1,86 +1,78 @@
-"""The threads that run an entry: those of torch's own OpenMP runtime, or Python's where that cannot be called.
+"""The threads of a team, and the compiled functions that post jobs to them (see team.py).
 
-Numba has a threading layer of its own, but it brings a second copy of the OpenMP runtime into the process, whose threads
-spin on the cores that torch's need (the wheel of Numba asks for libgomp.so.1.0.0, torch brings libgomp.so.1). A parallel
-region is one call, GOMP_parallel(function, argument, threads, flags), so we make it ourselves.
+They are Python threads that live in compiled code, and so need no OpenMP. Numba's own threading layers were no choice: the wheel
+of Numba brings a second OpenMP runtime into the process beside torch's, each with threads that spin on the other's cores.
 """
 
 from __future__ import annotations
 
 import ctypes
-import queue
 import threading
+import weakref
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+from numba import cfunc
+from numpy.typing import NDArray
 
-from asgl.kernels.cpu.openmp import runtimes
-from asgl.kernels.cpu.team import FIRST, PHASE
+from asgl.kernels.cpu import team
+from asgl.kernels.cpu.cache import cached
 
-_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_LAUNCH = "void(int64, int64, int64, int64)"
+_HELP = "int64(int64, int64, int64)"
 
 
 class Team:
-    """`size` threads, and the counters (see team.py) of a region of up to `phases` phases."""
+    """`size` threads, the caller's among them, for jobs of up to `phases` phases. Jobs are posted by one thread at a time."""
 
     def __init__(self, size: int, phases: int) -> None:
         self.size = size
-        self._counters = np.zeros((FIRST + phases * PHASE) // 8 + 8, np.int64)
-        aligned = -self._counters.ctypes.data % 64
-        self.address = self._counters.ctypes.data + aligned
-        self._helpers: list[queue.SimpleQueue[tuple[Callable[[int], None], int] | None]] = []
-        self._done: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._gomp = _gomp_parallel() if size > 1 else None
-        if size > 1 and self._gomp is None:
-            self._start_helpers()
+        words = (team.FIRST + phases * team.PHASE) // 8
+        self._memory = np.zeros(words + 8, np.int64)
+        aligned = -self._memory.ctypes.data % 64 // 8
+        self._words = self._memory[aligned : aligned + words]
+        self.address = self._words.ctypes.data
+        launch = cached(lambda cache: cfunc(_LAUNCH, cache=cache, error_model="numpy")(team.launch))
+        helper = cached(lambda cache: cfunc(_HELP, cache=cache, error_model="numpy")(team.help_out))
+        self._launch = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(launch.address)
+        self._compiled = launch, helper  # keeps the code alive
+        self._parked: list[threading.Semaphore] = []
+        for number in range(1, size):
+            self._start(number, helper)
+        weakref.finalize(self, _stop, self._words, self._parked)
 
-    def run(self, function: int, argument: int) -> None:
-        """Calls the C function at an address with an argument, on every thread, and waits for all."""
-        self._counters.fill(0)
-        if self._gomp is not None:
-            self._gomp(function, argument, self.size, 0)
-            return
-        body = _Body(function)
-        for helper in self._helpers:
-            helper.put((body, argument))
-        body(argument)
-        for _ in self._helpers:
-            self._done.get()
+    def run(self, function: int, record: int, phases: int) -> None:
+        """Runs void(record, thread, number of the job) on the team; returns when the job is done."""
+        while self._parked:
+            # one that parks just now misses this job, which is then done without it
+            self._parked.pop().release()
+        self._launch(self.address, function, record, phases)
 
-    def close(self) -> None:
-        """Ends the helpers, if there are any. May be called again."""
-        for helper in self._helpers:
-            helper.put(None)
-        self._helpers.clear()
-
-    def _start_helpers(self) -> None:
-        for number in range(1, self.size):
-            todo: queue.SimpleQueue[tuple[Callable[[int], None], int] | None] = queue.SimpleQueue()
-            self._helpers.append(todo)
-            threading.Thread(target=_help, args=(todo, self._done), name=f"asgl-kernel-{number}", daemon=True).start()
+    def _start(self, number: int, helper: Any) -> None:
+        function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 3)(helper.address)
+        arguments = function, self._words, number, self._parked, helper
+        threading.Thread(target=_help, args=arguments, name=f"asgl-kernels-{number}", daemon=True).start()
 
 
 def _help(
-    todo: queue.SimpleQueue[tuple[Callable[[int], None], int] | None], done: queue.SimpleQueue[None]
+    function: Callable[[int, int, int], int],
+    words: NDArray[np.int64],
+    number: int,
+    parked: list[threading.Semaphore],
+    _code: Any,
 ) -> None:
-    while (work := todo.get()) is not None:
-        body, argument = work
-        body(argument)
-        done.put(None)
+    """The life of a helper: jobs while there are any, and between them it waits. Holds no reference to the team."""
+    last = 0
+    while (last := function(words.ctypes.data, number, last)) >= 0:
+        wake = threading.Semaphore(0)
+        parked.append(wake)
+        if words[team.STOP // 8]:
+            return
+        wake.acquire()
 
 
-def _gomp_parallel() -> Callable[[int, int, int, int], None] | None:
-    """GOMP_parallel of the OpenMP runtime that torch has loaded; LLVM's has it as well."""
-    own = Path(torch.__file__).parent / "lib"
-    candidates = [path for path in runtimes() if Path(path).parent == own] or runtimes()
-    for path in [*candidates, *map(str, own.glob("libomp.dylib"))]:
-        try:
-            function = ctypes.CDLL(path).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        function.restype = None
-        return function
-    return None
+def _stop(words: NDArray[np.int64], parked: list[threading.Semaphore]) -> None:
+    words[team.STOP // 8] = 1
+    while parked:
+        parked.pop().release()
