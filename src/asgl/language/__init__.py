@@ -1,0 +1,10 @@
+"""The language: prompt streams, the ops that are submitted to them, and forks."""
+
+from asgl.language.fork import Branches, TaskHandle
+from asgl.language.handle import Handle, SelectHandle
+from asgl.language.ops import assistant, extend, gen, role, select, system, user
+from asgl.language.session import Session
+from asgl.language.stream import Mark, PromptStream
+
+__all__ = ["Branches", "Handle", "Mark", "PromptStream", "SelectHandle", "Session", "TaskHandle", "assistant", "extend", "gen",
+           "role", "select", "system", "user"]

@@ -1,0 +1,109 @@
+"""What the language needs of an engine. `asgl.engine.engine.Engine` is one; tests bring another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from asgl.engine.output import OutputText
+from asgl.plan import SampledToken
+from asgl.sampling import SamplingParams
+from asgl.trace import Tracers
+from asgl.types import FinishReason
+
+
+class Tokenizer(Protocol):
+    @property
+    def special_tokens(self) -> Mapping[str, int]: ...
+    @property
+    def end_tokens(self) -> tuple[int, ...]: ...
+    @property
+    def bos(self) -> int | None: ...
+    @property
+    def adds_bos(self) -> bool: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Iterable[int], *, control: bool = True) -> str: ...
+
+
+class RoleParts(Protocol):
+    @property
+    def prefix(self) -> str: ...
+    @property
+    def suffix(self) -> str: ...
+    @property
+    def trims(self) -> bool: ...
+
+
+class ChatTemplate(Protocol):
+    @property
+    def head(self) -> str: ...
+    @property
+    def default_system(self) -> str | None: ...
+    def role_parts(self, role: str) -> RoleParts: ...
+
+
+class Ticket(Protocol):
+    """The part of `asgl.engine.ticket.Ticket` that the language reads."""
+
+    tokens: list[SampledToken]
+    option_logprobs: list[list[float]]
+    finish_reason: FinishReason | None
+    error: BaseException | None
+    settled: bool
+    submitted_at: float
+    first_token_at: float | None
+    finished_at: float | None
+
+    @property
+    def output(self) -> OutputText | None: ...
+    @property
+    def request_id(self) -> int: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def matched_stop(self) -> str | int | None: ...
+
+
+class Listener(Protocol):
+    def on_progress(self, ticket: Any, /) -> None: ...
+    def on_settled(self, ticket: Any, /) -> None: ...
+
+
+class Engine(Protocol):
+    """`generate`, `score` and `extend` enqueue at once. An error known at once settles the ticket before they return."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def chat_template(self) -> ChatTemplate | None: ...
+    @property
+    def tracers(self) -> Tracers: ...
+    @property
+    def defaults(self) -> SamplingParams: ...
+
+    def generate(
+        self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],
+        namespace: str | None = None, priority: int = 0, listener: Listener,
+    ) -> Ticket: ...
+
+    def score(
+        self, prompt: Sequence[int], options: Sequence[Sequence[int]], *, namespace: str | None = None, priority: int = 0,
+        listener: Listener,
+    ) -> Ticket: ...
+
+    def extend(
+        self, prompt: Sequence[int], *, namespace: str | None = None, priority: int = 0, listener: Listener,
+    ) -> Ticket: ...
+
+    def cancel(self, ticket: Any, /) -> None:
+        """Settles the ticket now, without a call to its listener. Idempotent."""
+
+    def stop(self, ticket: Any, /) -> None:
+        """Ends a generation now and keeps its text: it finishes with the reason "stopped"."""
+
+    async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Runs `function` off the loop."""

@@ -1,0 +1,210 @@
+"""Ops as values: what a program asks of a prompt stream. Bad arguments raise ConfigError here, before anything is queued.
+
+An op says nothing about a stream: it can be kept, added to others (`a + b` is the two, one after the other) and submitted
+to any number of streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from asgl.errors import ConfigError
+from asgl.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from asgl.language.handle import Handle
+
+SelectMethod: TypeAlias = Literal[
+    "token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized", "sum"
+]
+
+
+class Content:
+    """Anything that can be appended to a stream. Contents and strings can be added to each other."""
+
+    __slots__ = ()
+
+    def __add__(self, other: Content | str) -> Ops:
+        return Ops(ops_of(self) + ops_of(other))
+
+    def __radd__(self, other: Content | str) -> Ops:
+        return Ops(ops_of(other) + ops_of(self))
+
+
+@dataclass(frozen=True)
+class Ops(Content):
+    """Several ops, submitted one after the other."""
+
+    parts: tuple[Op, ...]
+
+
+@dataclass(frozen=True)
+class Text(Content):
+    """Appends text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class FromHandle(Content):
+    """Appends the text of a handle, once that is there."""
+
+    handle: Handle[object]
+
+
+@dataclass(frozen=True)
+class Extend(Content):
+    """Appends, and computes the keys and values of all that the stream says so far."""
+
+    content: tuple[Text | FromHandle, ...]
+
+
+@dataclass(frozen=True)
+class Gen(Content):
+    """Generates text, and sets the variable `name` to it."""
+
+    name: str | None
+    params: SamplingParams
+    logprobs: int = 0
+
+
+@dataclass(frozen=True)
+class Select(Content):
+    """Appends the likeliest of `choices`, and sets the variable `name` to it."""
+
+    name: str | None
+    choices: tuple[str, ...]
+    method: SelectMethod
+
+
+@dataclass(frozen=True)
+class Role(Content):
+    """Appends a whole message of the role: atomic, whatever its content is made of."""
+
+    role: str
+    content: tuple[Text | FromHandle | Extend | Gen | Select, ...]
+
+
+Op: TypeAlias = Text | FromHandle | Extend | Gen | Select | Role
+
+
+def ops_of(content: object) -> tuple[Op, ...]:
+    """The ops that `content` is: a string, a handle, an op, or several added up. ConfigError for anything else."""
+    if isinstance(content, str):
+        return (Text(content),)
+    if isinstance(content, Ops):
+        return content.parts
+    if isinstance(content, Text | FromHandle | Extend | Gen | Select | Role):
+        return (content,)
+    if isinstance(content, Content):  # the one that is left: handles, which know this module
+        return (FromHandle(content),)  # pyright: ignore[reportArgumentType]
+    raise ConfigError(f"only text, ops and handles can be appended to a stream, not {content!r}"
+                      + ("; write str(...) around it" if isinstance(content, int | float) else ""))
+
+
+def names_of(op: object) -> tuple[str, ...]:
+    """The variables that the op sets."""
+    if isinstance(op, Gen | Select):
+        return (op.name,) if op.name is not None else ()
+    if isinstance(op, Role):
+        return tuple(name for part in op.content for name in names_of(part))
+    return ()
+
+
+def handles_of(op: object) -> tuple[Handle[object], ...]:
+    """The handles whose text the op appends."""
+    if isinstance(op, FromHandle):
+        return (op.handle,)
+    if isinstance(op, Extend | Role):
+        return tuple(handle for part in op.content for handle in handles_of(part))
+    return ()
+
+
+def map_gens(op: Op, change: Callable[[Gen], Gen]) -> Op:
+    """The op with each Gen in it changed, in order."""
+    if isinstance(op, Gen):
+        return change(op)
+    if isinstance(op, Role):
+        return replace(op, content=tuple(change(part) if isinstance(part, Gen) else part for part in op.content))
+    return op
+
+
+def extend(content: str | Content) -> Extend:
+    """Appends text, and computes its keys and values ahead of their use. The op's value is None."""
+    parts = ops_of(content)
+    texts = tuple(part for part in parts if isinstance(part, Text | FromHandle))
+    if len(texts) != len(parts):
+        raise ConfigError("extend takes text and handles; add other ops with +")
+    return Extend(texts)
+
+
+def gen(
+    name: str | None = None, *, max_tokens: int | None = None, min_tokens: int | None = None,
+    stop: str | Sequence[str] | None = None, stop_token_ids: Sequence[int] | None = None, keep_stop: bool | None = None,
+    ignore_eos: bool | None = None, temperature: float | None = None, top_p: float | None = None, top_k: int | None = None,
+    min_p: float | None = None, frequency_penalty: float | None = None, presence_penalty: float | None = None,
+    repetition_penalty: float | None = None, logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
+    logprobs: int = 0,
+) -> Gen:
+    """Generates text; its value is the text, a str. `asgl.SamplingParams` explains the parameters; None is unset.
+
+    `logprobs=k` reports each generated token's log-probability beside those of the k likeliest.
+    """
+    if isinstance(logprobs, bool) or not isinstance(logprobs, int) or logprobs < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"logprobs must be 0 or how many of the likeliest tokens to report, not {logprobs!r}")
+    params = SamplingParams(
+        max_tokens=max_tokens, min_tokens=min_tokens, stop=stop, stop_token_ids=stop_token_ids, keep_stop=keep_stop,
+        ignore_eos=ignore_eos, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
+        logit_bias=logit_bias, seed=seed,
+    )
+    return Gen(_checked_name(name), params, logprobs)
+
+
+def select(name: str | None, choices: Sequence[str], *, method: SelectMethod = "token_length_normalized") -> Select:
+    """Appends the likeliest of `choices`; its value is the chosen str. `asgl.language.choices` explains the methods."""
+    if isinstance(choices, str):
+        raise ConfigError(f"choices must be a list of strings, not one string: {choices!r}")
+    options = tuple(choices)
+    if not options:
+        raise ConfigError("choices is empty: give at least one option")
+    for option in options:
+        if not isinstance(option, str) or not option:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"choices must be strings, none of them empty, not {option!r}")
+    if method not in get_args(SelectMethod):
+        raise ConfigError(f"method must be one of {', '.join(get_args(SelectMethod))}, not {method!r}")
+    return Select(_checked_name(name), options, method)
+
+
+def role(role: str, content: str | Content) -> Role:
+    """A whole message of any role that the model's chat template knows; its value is the content, a str."""
+    if not isinstance(role, str) or not role:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"a role must be a string such as 'user', not {role!r}")
+    parts = ops_of(content)
+    inner = tuple(part for part in parts if not isinstance(part, Role))
+    if len(inner) != len(parts):
+        raise ConfigError(f"a message of the role {role!r} cannot hold another message: add them with +")
+    return Role(role, inner)
+
+
+def system(content: str | Content) -> Role:
+    """A whole system message."""
+    return role("system", content)
+
+
+def user(content: str | Content) -> Role:
+    """A whole message of the user."""
+    return role("user", content)
+
+
+def assistant(content: str | Content) -> Role:
+    """A whole message of the assistant, usually with a `gen` in it."""
+    return role("assistant", content)
+
+
+def _checked_name(name: str | None) -> str | None:
+    if name is not None and (not isinstance(name, str) or not name):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"a variable's name must be a string, not {name!r}")
+    return name

@@ -1,0 +1,65 @@
+"""Messages: what the model's own chat template writes around their content.
+
+The text of the template is cut at its control tokens, which go into the stream as token ids; the plain text between them is
+one run with the content next to it. Content itself is always tokenized as data, so no user's text can end its message.
+"""
+
+from __future__ import annotations
+
+from asgl.errors import ModelError
+from asgl.language.backend import ChatTemplate, Engine, RoleParts
+from asgl.language.state import State, Turn
+from asgl.models.chat_template import segments
+from asgl.types import Message
+
+
+def begin_turn(state: State, engine: Engine, block: object, role: str) -> None:
+    """Writes the header of a message, and before the first one what the template puts before all: the default system message.
+
+    ModelError if the model has no template, or one that does not know the role.
+    """
+    template = _template(engine)
+    parts = template.role_parts(role)
+    if not state.has_roles:
+        if not state.text_length and not state.tokens:
+            _write(state, engine, template.head)
+        if role != "system" and template.default_system is not None:
+            _write(state, engine, template.default_system)
+        state.has_roles = True
+    _write(state, engine, parts.prefix)
+    state.turn = Turn(block, role, state.text_length)
+
+
+def end_turn(state: State, engine: Engine) -> None:
+    """Writes what comes after the content of the message that is open, and puts it among the messages."""
+    turn = state.turn
+    assert turn is not None
+    state.messages.append(Message(role=turn.role, content=state.text[turn.start:]))
+    _write(state, engine, _template(engine).role_parts(turn.role).suffix)
+    state.turn = None
+
+
+def end_of_turn(state: State, engine: Engine) -> tuple[int, ...]:
+    """The control token that ends the message that is open, if there is one: the first that the template writes after it."""
+    if state.turn is None:
+        return ()
+    suffix = segments(_template(engine).role_parts(state.turn.role).suffix, engine.tokenizer.special_tokens)
+    return tuple(part for part in suffix if isinstance(part, int))[:1]
+
+
+def parts_of(engine: Engine, role: str) -> RoleParts:
+    return _template(engine).role_parts(role)
+
+
+def _template(engine: Engine) -> ChatTemplate:
+    if engine.chat_template is None:
+        raise ModelError("this model has no chat template, so it knows no roles: write the prompt as plain text instead")
+    return engine.chat_template
+
+
+def _write(state: State, engine: Engine, text: str) -> None:
+    for part in segments(text, engine.tokenizer.special_tokens):
+        if isinstance(part, int):
+            state.append_control(part, engine.tokenizer.decode([part]))
+        else:
+            state.append(part)

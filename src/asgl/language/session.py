@@ -1,0 +1,97 @@
+"""All prompt streams of one Runtime: their constructor, their end, and the failures that nobody has seen."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+from weakref import WeakSet
+
+from asgl.errors import ConfigError, EngineClosedError
+from asgl.language.backend import Engine
+from asgl.language.core import Core
+from asgl.language.outcome import Failure, unseen_errors
+from asgl.language.stream import PromptStream
+from asgl.sampling import SamplingParams
+
+_MOST_FAILURES = 1024
+
+
+class Session:
+    """Belongs to one Runtime, and to the event loop that it is made on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.loop = asyncio.get_running_loop()
+        self.streams: WeakSet[Core] = WeakSet()
+        """Those that somebody still refers to."""
+        self.lost_failures = 0
+        """Failures that were not kept, since nobody had seen more than a thousand others."""
+        self._failures: list[Failure] = []
+        self._ids = count()
+        self._closed = False
+
+    def prompt(
+        self, text: str = "", *, sampling: SamplingParams | None = None, cache_salt: str | None = None, priority: int = 0,
+        name: str | None = None,
+    ) -> PromptStream:
+        """A new stream that begins with `text`. Its KV is shared only with streams of the same `cache_salt`.
+
+        ConfigError for a bad argument, EngineClosedError once the Runtime was left.
+        """
+        self.check_loop()
+        if self._closed:
+            raise EngineClosedError("the Runtime was left: make prompts inside its block")
+        _check("text", text, str)
+        _check("sampling", sampling, SamplingParams, optional=True)
+        _check("cache_salt", cache_salt, str, optional=True)
+        _check("priority", priority, int)
+        _check("name", name, str, optional=True)
+        core = Core(self, name=name, origin=(name, text), path=(), sampling=sampling or SamplingParams(),
+                    namespace=cache_salt, priority=priority)
+        core.emit_stream("opened")
+        stream = PromptStream(core)
+        if text:
+            stream.append(text)
+        return stream
+
+    async def aclose(self) -> None:
+        """Closes all streams and cancels what runs on them. Idempotent."""
+        self._closed = True
+        for core in list(self.streams):
+            core.close("the Runtime was left")
+        await asyncio.sleep(0)
+
+    def unseen_failures(self) -> list[BaseException]:
+        """The failures of ops that nobody has seen, oldest first; each is given once."""
+        failures, self._failures = self._failures, []
+        return unseen_errors(failures)
+
+    # --- for the streams
+
+    def next_id(self) -> int:
+        return next(self._ids)
+
+    def record(self, failure: Failure) -> None:
+        """Keeps a failure until somebody saw it."""
+        if len(self._failures) >= _MOST_FAILURES:
+            self._failures = [other for other in self._failures if not other.seen]
+        if len(self._failures) < _MOST_FAILURES:
+            self._failures.append(failure)
+        else:
+            self.lost_failures += 1
+
+    def check_loop(self) -> None:
+        """ConfigError if this is not the event loop of the Runtime."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is not self.loop:
+            raise ConfigError("a Runtime and its streams belong to the event loop that the Runtime was opened on, and this is "
+                              f"{'another one' if loop is not None else 'code outside of it'}: open a Runtime here")
+
+
+def _check(name: str, value: object, kind: type, *, optional: bool = False) -> None:
+    if (value is None and optional) or (isinstance(value, kind) and not isinstance(value, bool)):
+        return
+    raise ConfigError(f"{name} must be {kind.__name__}{' or None' if optional else ''}, not {value!r}")

@@ -1,0 +1,152 @@
+"""What a prompt stream says: tokens, which are the truth, and the text, variables and messages that go with them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from asgl.errors import StreamError
+from asgl.language.backend import Tokenizer
+from asgl.language.text import Part, Run
+from asgl.types import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message that is being written. `block` is whoever opened it, and closes it."""
+
+    block: object
+    role: str
+    start: int
+    """Where its content begins in the stream's text."""
+
+
+class Savepoint(NamedTuple):
+    """How far a state was. Good for going back as long as nothing before it was taken away."""
+
+    tokens: int
+    text: int
+    parts: tuple[Part, ...]
+    messages: int
+    turn: Turn | None
+    has_roles: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A whole state at a place where its run was sealed. Shared by all that start from it, and never changed."""
+
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    text: str = ""
+    variables: dict[str, Any] = field(default_factory=dict[str, Any])
+    messages: tuple[Message, ...] = ()
+    turn: Turn | None = None
+    has_roles: bool = False
+    bos_added: bool = False
+
+
+class State:
+    """What a stream says so far. Changed only by the op that runs (see `steps`), which the stream can roll back."""
+
+    __slots__ = ("_texts", "_tokenizer", "bos_added", "has_roles", "messages", "run", "text_length", "tokens", "turn",
+                 "variables")
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.restore(Snapshot())
+
+    # --- reading
+
+    @property
+    def text(self) -> str:
+        if len(self._texts) > 1:
+            self._texts = ["".join(self._texts)]
+        return self._texts[0] if self._texts else ""
+
+    def token_ids(self, upto: Savepoint | None = None) -> list[int]:
+        """All tokens, the run that is not sealed yet as it would be tokenized now; of an earlier point if `upto` is given."""
+        run = self.run if upto is None else Run(upto.parts)
+        tokens = self.tokens if upto is None else self.tokens[:upto.tokens]
+        return [*(tokens or self._leading_bos(run)), *run.token_ids(self._tokenizer.encode)]
+
+    # --- growing
+
+    def append(self, text: str) -> None:
+        """Appends text to the run: it has no tokens yet."""
+        self.run.append(text)
+        self._say(text)
+
+    def append_control(self, token_id: int, text: str) -> None:
+        """Appends a control token to the run; `text` is how it is written in the stream's text."""
+        self.run.append(token_id)
+        self._say(text)
+
+    def append_tokens(self, token_ids: Sequence[int], text: str) -> None:
+        """Appends tokens to a state whose run is sealed, and the text that they stand for."""
+        self.tokens.extend(token_ids)
+        self._say(text)
+
+    def seal(self, token_ids: Sequence[int]) -> None:
+        """The run is tokenized for good: these are its tokens."""
+        if not self.tokens:
+            self.tokens.extend(self._leading_bos(self.run))
+            self.bos_added = bool(self.tokens)
+        self.tokens.extend(token_ids)
+        self.run.clear()
+
+    def prompt(self) -> array[int]:
+        """The tokens to continue from, at least one. StreamError if there is nothing, and no beginning-of-text token."""
+        if not self.tokens:
+            if self._tokenizer.bos is None:
+                raise StreamError("the prompt is empty, and the model has no beginning-of-text token to start from: append "
+                                  "some text first")
+            self.tokens.append(self._tokenizer.bos)
+            self.bos_added = True
+        return self.tokens
+
+    # --- going back
+
+    def savepoint(self) -> Savepoint:
+        return Savepoint(len(self.tokens), self.text_length, self.run.parts, len(self.messages), self.turn, self.has_roles)
+
+    def roll_back(self, point: Savepoint) -> None:
+        """As if nothing had been appended since `point`. Variables are set only once an op is done, so they stand."""
+        del self.tokens[point.tokens:]
+        self._texts = [self.text[:point.text]]
+        self.text_length = point.text
+        self.run.reset(point.parts)
+        del self.messages[point.messages:]
+        self.turn, self.has_roles = point.turn, point.has_roles
+        self.bos_added = self.bos_added and point.tokens > 0
+
+    def snapshot(self) -> Snapshot:
+        """The state as it is. Its run must be sealed."""
+        return Snapshot(self.tokens[:], self.text, dict(self.variables), tuple(self.messages), self.turn, self.has_roles,
+                        self.bos_added)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Makes this state what the snapshot says."""
+        self.tokens = snapshot.tokens[:]
+        self.run = Run()
+        self._texts = [snapshot.text]
+        self.text_length = len(snapshot.text)
+        self.variables = dict(snapshot.variables)
+        self.messages = list(snapshot.messages)
+        self.turn = snapshot.turn
+        self.has_roles = snapshot.has_roles
+        """Whether any message was begun: the default system message goes before the first."""
+        self.bos_added = snapshot.bos_added
+        """Whether the first token is a beginning-of-text token that no program wrote."""
+
+    def _say(self, text: str) -> None:
+        self._texts.append(text)
+        self.text_length += len(text)
+
+    def _leading_bos(self, run: Run) -> list[int]:
+        """The token that the tokenizer puts before everything, unless the run begins with it, or there is no text at all."""
+        bos = self._tokenizer.bos
+        if bos is None or not self._tokenizer.adds_bos or not run.parts or run.parts[0] == bos:
+            return []
+        return [bos]

@@ -1,0 +1,205 @@
+"""How each op is carried out: generators that change the state and yield what they wait for.
+
+A generator knows the state, the item and the engine, not the stream: who drives it (`core`) can stop it at any wait and roll
+the state back, so an op needs no clean-up of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from asgl.errors import StreamError
+from asgl.language import roles
+from asgl.language.backend import Listener, Ticket
+from asgl.language.choices import best, scores_of
+from asgl.language.item import Begin, CloseTurn, Item, Join, Place, Point, Rewind, SetVariable, Work
+from asgl.language.ops import Extend, FromHandle, Gen, Role, Select, Text
+from asgl.language.outcome import cancelled
+from asgl.language.state import Snapshot, State
+from asgl.language.text import SYNCHRONOUS_BYTES, token_ids_of
+from asgl.language.waits import ForHandle, ForTicket, InThread, Wait
+
+Steps: TypeAlias = Generator[Wait, Any, Any]
+
+
+def carry_out(item: Item, state: State, place: Place) -> Steps:
+    """Does the work of the item; returns its value."""
+    work = item.work
+    if isinstance(work, Begin):
+        begun: Item = yield ForHandle(work.point)
+        state.restore(begun.value)
+    elif isinstance(work, SetVariable):
+        item.values[work.name] = work.value
+    elif isinstance(work, Rewind):
+        state.restore(work.point.value)
+    elif isinstance(work, CloseTurn):
+        close_turn(work, state, place)
+    elif isinstance(work, Role):
+        return (yield from _message(work, item, state, place))
+    else:
+        if item.block is not None and (state.turn is None or state.turn.block is not item.block):
+            roles.begin_turn(state, place.engine, item.block, item.block.role)
+        item.start = state.text_length
+        value = yield from _content(work, item, state, place)
+        item.text = state.text[item.start:]
+        return value
+    return None
+
+
+def close_turn(work: CloseTurn, state: State, place: Place) -> None:
+    """Ends the message of a role block, if it has one by now."""
+    if state.turn is not None and state.turn.block is work.block:
+        roles.end_turn(state, place.engine)
+    elif not work.by_exception and state.turn is None:
+        roles.begin_turn(state, place.engine, work.block, work.block.role)
+        roles.end_turn(state, place.engine)
+
+
+def _content(work: Work, item: Item, state: State, place: Place) -> Steps:
+    if isinstance(work, Text):
+        state.append(work.text)
+        return None
+    if isinstance(work, FromHandle):
+        source: Item = yield ForHandle(work.handle)
+        state.append(source.text)
+        return None
+    if isinstance(work, Extend):
+        return (yield from _extend(work, item, state, place))
+    if isinstance(work, Gen):
+        return (yield from _generate(work, item, state, place))
+    if isinstance(work, Select):
+        return (yield from _select(work, item, state, place))
+    if isinstance(work, Join):
+        return (yield from _join(work, state, place))
+    assert isinstance(work, Point)
+    yield from _seal(state, place)
+    return state.snapshot()
+
+
+def _seal(state: State, place: Place) -> Steps:
+    """Tokenizes the run, off the loop if it is long."""
+    parts, encode = state.run.parts, place.engine.tokenizer.encode
+    if not parts:
+        return
+    if state.run.bytes > SYNCHRONOUS_BYTES and not state.run.knows(parts):
+        state.run.learn(parts, (yield InThread(place.engine, token_ids_of, parts, encode)))
+    state.seal(state.run.token_ids(encode))
+
+
+def _message(work: Role, item: Item, state: State, place: Place) -> Steps:
+    roles.begin_turn(state, place.engine, item, work.role)
+    item.start = state.text_length
+    trims = roles.parts_of(place.engine, work.role).trims
+    last = len(work.content) - 1
+    for index, part in enumerate(work.content):
+        if isinstance(part, Text) and trims:
+            text = part.text if index else part.text.lstrip()
+            part = replace(part, text=text.rstrip() if index == last else text)
+        yield from _content(part, item, state, place)
+    item.text = state.text[item.start:]
+    roles.end_turn(state, place.engine)
+    return item.text
+
+
+def _extend(work: Extend, item: Item, state: State, place: Place) -> Steps:
+    for part in work.content:
+        yield from _content(part, item, state, place)
+    yield from _seal(state, place)
+    if state.tokens:
+        def submit(listener: Listener) -> Ticket:
+            return place.engine.extend(state.tokens, namespace=place.namespace, priority=place.priority, listener=listener)
+        yield ForTicket(place.engine, submit, item)
+
+
+def _generate(work: Gen, item: Item, state: State, place: Place) -> Steps:
+    yield from _seal(state, place)
+    engine, params, prompt = place.engine, work.params, state.prompt()
+    assert params.seed is not None
+    seed = params.seed
+    ends = () if params.ignore_eos else engine.tokenizer.end_tokens
+    ends = tuple(dict.fromkeys((*ends, *roles.end_of_turn(state, engine))))
+
+    def submit(listener: Listener) -> Ticket:
+        return engine.generate(prompt, params, seed=seed, logprobs=work.logprobs or None, end_tokens=ends,
+                               namespace=place.namespace, priority=place.priority, listener=listener)
+
+    ticket: Ticket = yield ForTicket(engine, submit, item, live=True)
+    item.live = None
+    output = ticket.output
+    assert output is not None
+    tokens = [token.token_id for token in ticket.tokens[:output.kept_tokens]]
+    if output.remainder:  # a stop cut a token in two: what is left of it is tokenized anew
+        tokens += engine.tokenizer.encode(output.remainder)
+    state.append_tokens(tokens, ticket.text)
+    item.token_ids += tokens
+    if work.name is not None:
+        item.values[work.name] = ticket.text
+    return ticket.text
+
+
+def _select(work: Select, item: Item, state: State, place: Place) -> Steps:
+    yield from _seal(state, place)
+    encode = place.engine.tokenizer.encode
+    prompt, options = state.prompt(), [encode(choice) for choice in work.choices]
+    for choice, tokens in zip(work.choices, options, strict=True):
+        if not tokens:
+            raise StreamError(f"the model's vocabulary has no token for any part of the option {choice!r}: leave it out")
+    logprobs: list[list[float]] = yield from _score(prompt, options, item, place)
+    ticket = item.ticket
+    alone: list[list[float]] = []
+    if work.method == "unconditional_likelihood_normalized":
+        alone = yield from _score_alone(options, item, place)
+        item.ticket = ticket  # the handle tells of the request that saw the prompt
+    item.scores = scores_of(work.method, logprobs, alone)
+    item.index = best(item.scores)
+    item.token_logprobs = logprobs
+    choice = work.choices[item.index]
+    state.append_tokens(options[item.index], choice)
+    item.token_ids += options[item.index]
+    if work.name is not None:
+        item.values[work.name] = choice
+    return choice
+
+
+def _score(prompt: Any, options: list[list[int]], item: Item, place: Place) -> Steps:
+    def submit(listener: Listener) -> Ticket:
+        return place.engine.score(prompt, options, namespace=place.namespace, priority=place.priority, listener=listener)
+
+    ticket: Ticket = yield ForTicket(place.engine, submit, item)
+    return [list(option) for option in ticket.option_logprobs]
+
+
+def _score_alone(options: list[list[int]], item: Item, place: Place) -> Steps:
+    """The log-probabilities of the options without the prompt (see `choices`)."""
+    bos = place.engine.tokenizer.bos
+    if bos is not None:
+        return (yield from _score([bos], options, item, place))
+    alone = [[0.0] * len(option) for option in options]
+    for first in dict.fromkeys(option[0] for option in options):
+        order = [index for index, option in enumerate(options) if option[0] == first and len(option) > 1]
+        if order:
+            scores = yield from _score([first], [options[index][1:] for index in order], item, place)
+            for index, values in zip(order, scores, strict=True):
+                alone[index][1:] = values
+    return alone
+
+
+def _join(work: Join, state: State, place: Place) -> Steps:
+    yield from _seal(state, place)
+    for begin, end in work.spans:
+        done: Item = yield ForHandle(end)
+        if begin.error is not None:
+            raise cancelled("a branch to be joined never began", None, begin.failure)
+        base: Snapshot = begin.value
+        branch: Snapshot = done.value
+        tokens = branch.tokens[len(base.tokens):]
+        if branch.bos_added and not base.bos_added:  # the branch began with nothing, so it has a BOS of its own
+            if state.tokens:
+                tokens = tokens[1:]
+            else:
+                state.bos_added = True
+        state.append_tokens(tokens, branch.text[len(base.text):])
+        state.messages += branch.messages[len(base.messages):]
+        state.has_roles = state.has_roles or branch.has_roles

@@ -1,0 +1,391 @@
+"""`PromptStream`: the state of a prompt, and what a program can do with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType, TracebackType
+from typing import Any, Concatenate, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
+from weakref import ref
+
+from asgl.errors import ConfigError, VariableError
+from asgl.language import ops
+from asgl.language.core import Core
+from asgl.language.fork import Branches, OnError, TaskHandle
+from asgl.language.handle import Handle, SelectHandle
+from asgl.language.item import Begin, Block, CloseTurn, Item, Join, Point, Rewind, SetVariable
+from asgl.language.ops import Content, Extend, Gen, Op, Role, Select, SelectMethod
+from asgl.types import Message
+
+P = ParamSpec("P")
+T = TypeVar("T")
+ItemT = TypeVar("ItemT")
+
+
+class GenOptions(TypedDict, total=False):
+    """The keyword arguments of `gen`; `asgl.SamplingParams` explains them. None, or leaving one out, is unset."""
+
+    max_tokens: int | None
+    min_tokens: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    keep_stop: bool | None
+    ignore_eos: bool | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    logprobs: int
+
+
+class Mark:
+    """A point of a stream to go back to: see `PromptStream.mark`."""
+
+    __slots__ = ("block", "core", "item")
+
+    def __init__(self, core: Core, item: Item) -> None:
+        self.core, self.item, self.block = core, item, core.block
+
+
+class PromptStream:
+    """A prompt that grows. Made by `Runtime.prompt`, and by forking another.
+
+    Ops are submitted in order: each call queues at once and returns a handle to await, or not. ConfigError and
+    StreamClosedError are raised at the call, every other error where the handle is awaited. A failed or cancelled op leaves
+    the stream as it was before, and ends those queued behind it with OpCancelledError.
+    """
+
+    __slots__ = ("__weakref__", "_core")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        core.facade = ref(self)
+
+    # --- ops
+
+    @overload
+    def submit(self, content: Extend) -> Handle[None]: ...
+    @overload
+    def submit(self, content: Gen | Role) -> Handle[str]: ...
+    @overload
+    def submit(self, content: Select) -> SelectHandle: ...
+    @overload
+    def submit(self, content: Content | str) -> Handle[Any]: ...
+    def submit(self, content: Content | str) -> Handle[Any]:
+        """Queues an op, or several that were added up; the handle of the last."""
+        handle: Handle[Any] | None = None
+        for op in ops.ops_of(content):
+            handle = self._submit(op)
+        if handle is None:
+            raise ConfigError("there is nothing to submit")
+        return handle
+
+    def __iadd__(self, content: Content | str) -> PromptStream:
+        self.append(content)
+        return self
+
+    def append(self, content: Content | str) -> None:
+        """Appends text, the text of another stream's handle, or ops: `s += content`. Nothing is computed until needed."""
+        for op in ops.ops_of(content):
+            self._submit(op)
+
+    def extend(self, content: str | Content) -> Handle[None]:
+        """Appends text and computes its KV; awaiting it waits for that. `await s.extend("")` computes what is there."""
+        return self.submit(ops.extend(content))
+
+    def gen(self, name: str | None = None, **options: Unpack[GenOptions]) -> Handle[str]:
+        """Generates text; the handle's value is the text, and the variable `name` is set to it."""
+        return self.submit(ops.gen(name, **options))
+
+    def select(self, name: str | None, choices: Sequence[str], *,
+               method: SelectMethod = "token_length_normalized") -> SelectHandle:
+        """Appends the likeliest of `choices`; the handle's value is that option, and the variable `name` is set to it.
+
+        `asgl.language.choices` explains the methods.
+        """
+        return self.submit(ops.select(name, choices, method=method))
+
+    async def sample(self, name: str | None = None, *, n: int, **options: Unpack[GenOptions]) -> list[str]:
+        """`n` different continuations from this point, by forking. Appends nothing; sets the variable `name` to the list.
+
+        With a `seed`, each derives its own from it. If one fails the others are cancelled, and its error is raised.
+        """
+        count = _count(n)
+        op = ops.gen(name, **options)
+        op, seed = replace(op, params=replace(op.params, seed=None)), op.params.seed
+        children = self._core.children(count)
+        for child in children:
+            if seed is not None:
+                child.sampling = replace(child.sampling, seed=seed)
+        handles = [PromptStream(child).submit(op) for child in children]
+        try:
+            values = [await handle for handle in handles]
+        finally:
+            for handle in handles:
+                handle.cancel()
+                handle.item.see()
+        if name is not None:
+            self._core.submit(SetVariable(name, values), grows=False)
+        return values
+
+    # --- roles
+
+    def system(self, content: str | Content) -> Handle[str]:
+        """A whole system message; the handle's value is its content."""
+        return self.submit(ops.system(content))
+
+    def user(self, content: str | Content) -> Handle[str]:
+        """A whole message of the user; the handle's value is its content."""
+        return self.submit(ops.user(content))
+
+    def assistant(self, content: str | Content) -> Handle[str]:
+        """A whole message of the assistant; the handle's value is its content."""
+        return self.submit(ops.assistant(content))
+
+    def role(self, role: str) -> RoleBlock:
+        """`with s.role("assistant"):` what is submitted inside is the content of one message."""
+        if not isinstance(role, str) or not role:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"a role must be a string such as 'user', not {role!r}")
+        return RoleBlock(self, role)
+
+    def messages(self) -> list[Message]:
+        """The whole messages so far. A system message that the template adds by itself is not among them."""
+        finished = self._core.finished
+        messages = self._core.state.messages if finished is None else self._core.state.messages[:finished.messages]
+        return [Message(role=message["role"], content=message["content"]) for message in messages]
+
+    # --- what is there
+
+    def __getitem__(self, name: str) -> Any:
+        return self._core.variable(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"a variable's name must be a string, not {name!r}")
+        self._core.submit(SetVariable(name, value))
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            self._core.variable(name)  # pyright: ignore[reportArgumentType]
+        except VariableError:
+            return False
+        return True
+
+    async def get(self, name: str) -> Any:
+        """The variable's value; waits if an op that sets it was submitted. Cancelling this does not cancel the op."""
+        core = self._core
+        if name not in core.submitted and core.queue and isinstance((begin := core.queue[0]).work, Begin):
+            await core.settled(begin)
+            begin.result()
+        item = core.submitted.get(name)
+        if item is None or isinstance(item.work, SetVariable):
+            await asyncio.sleep(0)
+            return core.variable(name)
+        await core.settled(item)
+        item.result()
+        return item.values[name]
+
+    @property
+    def text(self) -> str:
+        """What the stream says so far, role headers included; what still runs is not in it."""
+        return self._core.text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens of `text`. Those of text that no op has sealed yet may change as text is appended."""
+        return self._core.state.token_ids(self._core.finished)
+
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """The finished variables, as they are now."""
+        return MappingProxyType(dict(self._core.state.variables))
+
+    @property
+    def name(self) -> str | None:
+        return self._core.name
+
+    @property
+    def error(self) -> BaseException | None:
+        """Of a branch of `fork(on_error="keep")`: the failure that nobody awaited, or None."""
+        return self._core.error
+
+    def pieces(self) -> AsyncIterator[str]:
+        """All text of the stream from its beginning, as it comes, until nothing that was submitted is left.
+
+        Raises the error of an op that fails. Text that a failed op had shown is taken back from the stream, not from here.
+        """
+        return _StreamPieces(self._core)
+
+    async def sync(self) -> None:
+        """Waits for all that is submitted. Raises the failure that nobody has seen yet. Cancelling it only stops waiting."""
+        core = self._core
+        if core.failure is not None and not core.failure.seen:
+            core.failure.see()
+            await asyncio.sleep(0)
+            raise core.failure.error
+        if not core.queue:
+            return await asyncio.sleep(0)
+        last = core.queue[-1]
+        await core.settled(last)
+        last.see()
+        if last.error is not None:
+            raise last.failure.error if last.failure is not None else last.error
+        return None
+
+    # --- going back, going apart
+
+    def mark(self) -> Mark:
+        """This point of the stream, to come back to."""
+        return Mark(self._core, self._core.submit(Point(), grows=False))
+
+    def rewind(self, mark: Mark) -> None:
+        """Back to an earlier point of this stream: text, messages and variables. What was computed stays cached."""
+        core = self._core
+        if not isinstance(mark, Mark) or mark.core is not core:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"rewind needs a mark of the same stream, not {mark!r}")
+        if mark.item.error is not None:
+            raise ConfigError(f"the mark was never reached: {mark.item.error}")
+        if mark.block is not None and mark.block is not core.block:
+            raise ConfigError(f"the mark lies inside a {mark.block.role!r} block that was left: mark before the block")
+        core.submit(Rewind(mark.item))
+
+    def fork(self, n: int, *, on_error: OnError = "cancel") -> Branches:
+        """`async with s.fork(n) as branches:` n streams that go on from here; leaving the block waits for all of them."""
+        return Branches(self, _count(n), on_error)
+
+    def copy(self) -> PromptStream:
+        """A stream that goes on from here by itself."""
+        return PromptStream(self._core.children(1)[0])
+
+    def join(self, branches: Iterable[PromptStream]) -> None:
+        """Appends what each branch says beyond the point where it began, in order: tokens, text and messages."""
+        cores = [branch._core for branch in branches]
+        if any(core.parent is None or core.parent() is not self._core for core in cores):
+            raise ConfigError("only branches and copies of this very stream can be joined to it")
+        self._core.check_accepts(grows=True)
+        spans: list[tuple[Item, Handle[Any]]] = []
+        for core in cores:
+            assert core.base is not None
+            spans.append((core.base, Handle(core, core.enqueue(Point()))))
+            core.emit_stream("joined", self._core)
+        self._core.submit(Join(tuple(spans)))
+
+    async def map(self, fn: Callable[[PromptStream, ItemT], Awaitable[T]], items: Iterable[ItemT], *,
+                  on_error: OnError = "cancel") -> list[T]:
+        """Runs `fn(branch, item)` for each item, each on a branch of its own; the results in order.
+
+        With on_error="keep" the failure of an item stands in the place of its result.
+        """
+        work = list(items)
+        if not work:
+            await asyncio.sleep(0)
+            return []
+        branches = self.fork(len(work), on_error=on_error)
+        handles: list[TaskHandle[T]] = []
+        async with branches:
+            handles = [branch.start_soon(fn, item) for branch, item in zip(branches, work, strict=True)]
+        results: list[Any] = []
+        for branch, handle in zip(branches, handles, strict=True):
+            results.append(branch.error if branch.error is not None else handle.outcome.value)
+        return results
+
+    def start_soon(self, fn: Callable[Concatenate[PromptStream, P], Awaitable[T]], *args: P.args,
+                   **kwargs: P.kwargs) -> TaskHandle[T]:
+        """Runs `await fn(branch, ...)` as a task of the fork block that this stream is a branch of."""
+        if not isinstance(self._core.group, Branches):
+            raise ConfigError(f"{self._core.describe()} is no branch of an open fork block: start_soon needs one to run in")
+        return self._core.group.start(self, lambda: fn(self, *args, **kwargs))
+
+    # --- the end
+
+    async def aclose(self) -> None:
+        """Cancels what is submitted, in the engine too, and closes the stream. What it says can still be read."""
+        self._core.close("aclose() was called")
+        await asyncio.sleep(0)
+
+    async def __aenter__(self) -> PromptStream:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> Literal[False]:
+        """Waits for all ops, or on an exception cancels them; either way the stream then is closed."""
+        try:
+            if error is None:
+                await self.sync()
+        finally:
+            self._core.close("its block was left")
+        return False
+
+    def __repr__(self) -> str:
+        text = self._core.text
+        tail = text if len(text) <= 40 else "..." + text[-40:]
+        return f"<PromptStream: {self._core.describe()}, {len(self._core.queue)} submitted, {tail!r}>"
+
+    def _submit(self, op: Op) -> Handle[Any]:
+        handle = SelectHandle if isinstance(op, Select) else Handle
+        return handle(self._core, self._core.submit(op))
+
+
+class RoleBlock:
+    """A `with` block whose content is one message: see `PromptStream.role`."""
+
+    __slots__ = ("_block", "_stream")
+
+    def __init__(self, stream: PromptStream, role: str) -> None:
+        self._stream = stream
+        self._block = Block(role)
+
+    def __enter__(self) -> PromptStream:
+        core = self._stream._core
+        if core.block is not None:
+            raise ConfigError(f"a message of the role {self._block.role!r} cannot begin inside a {core.block.role!r} message")
+        core.check_accepts(grows=True)
+        core.block = self._block
+        return self._stream
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        core = self._stream._core
+        core.block = None
+        failed = core.closed is not None or (core.failure is not None and not core.failure.seen)
+        core.enqueue(CloseTurn(self._block, by_exception=error is not None or failed))
+
+
+class _StreamPieces:
+    """Iterates over the text of a stream."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._given = 0
+
+    def __aiter__(self) -> _StreamPieces:
+        return self
+
+    async def __anext__(self) -> str:
+        core = self._core
+        waited = False
+        while not (piece := core.text_from(self._given)) and core.queue:
+            waited = True
+            with core.held():
+                await core.changed.wait()
+            self._given = min(self._given, core.text_length)
+        if not waited:
+            await asyncio.sleep(0)
+        if not piece and core.failure is not None and not core.failure.seen:
+            core.failure.see()
+            raise core.failure.error
+        if not piece:
+            raise StopAsyncIteration
+        self._given += len(piece)
+        return piece
+
+
+def _count(n: int) -> int:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"n must be 1 or more, not {n!r}")
+    return n
