@@ -49,7 +49,8 @@ class ProgressBar:
     ) -> None:
         if kind is None:
             self._finish()
-        self._progress.stop()
+        if self._task is not None:
+            self._progress.stop()
 
     def _finish(self) -> None:
         """Fills the bar of a step that is over: its last call may have come a little before its end."""

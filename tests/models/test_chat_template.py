@@ -104,24 +104,43 @@ def test_default_system_message_and_head() -> None:
 
 TURN = "{{ '<' + message['role'] + '>' + message['content'] + '</>' }}"
 UNSPLITTABLE = {
-    "changes contents": ("{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] | upper }}{% endfor %}",
-                         "leaves out or changes the content"),
-    "escapes contents": ("{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] | e + '</>' }}{% endfor %}",
-                         "changes the content of a message of the role 'user'"),
-    "strips one end": ("{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'].lstrip() + '</>' }}"
-                       "{% endfor %}", "changes the content"),
-    "leaves out": ("{% for message in messages %}{% if message['role'] == 'user' %}" + TURN + "{% endif %}{% endfor %}",
-                   "leaves out or changes the content of a message of the role 'assistant'"),
+    "changes contents": (
+        "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] | upper }}{% endfor %}",
+        "leaves out or changes the content",
+    ),
+    "escapes contents": (
+        "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] | e + '</>' }}{% endfor %}",
+        "changes the content of a message of the role 'user'",
+    ),
+    "strips one end": (
+        "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'].lstrip() + '</>' }}"
+        "{% endfor %}",
+        "changes the content",
+    ),
+    "leaves out": (
+        "{% for message in messages %}{% if message['role'] == 'user' %}" + TURN + "{% endif %}{% endfor %}",
+        "leaves out or changes the content of a message of the role 'assistant'",
+    ),
     "reverses": ("{% for message in messages | reverse %}" + TURN + "{% endfor %}", "leaves out or changes"),
     "repeats": ("{% for message in messages %}" + TURN + TURN + "{% endfor %}", "repeats or reorders"),
-    "numbers turns": ("{% for message in messages %}{{ loop.index ~ message['role'] ~ message['content'] ~ '\n' }}{% endfor %}",
-                      "unlike later ones"),
+    "numbers turns": (
+        "{% for message in messages %}{{ loop.index ~ message['role'] ~ message['content'] ~ '\n' }}{% endfor %}",
+        "unlike later ones",
+    ),
     "treats the last answer apart": (
         "{% for message in messages %}{{ '<' + message['role'] + '>' + ('<think></think>' if loop.last and "
-        "message['role'] == 'assistant' else '') + message['content'] + '</>' }}{% endfor %}", "differently by its place"),
-    "begins a generation apart": ("{% for message in messages %}" + TURN + "{% endfor %}"
-                                  "{% if add_generation_prompt %}{{ '<assistant><think>' }}{% endif %}", "begins an answer"),
-    "ends with the conversation": ("{% for message in messages %}" + TURN + "{% endfor %}{{ eos_token }}", "depends on what follows"),
+        "message['role'] == 'assistant' else '') + message['content'] + '</>' }}{% endfor %}",
+        "differently by its place",
+    ),
+    "begins a generation apart": (
+        "{% for message in messages %}" + TURN + "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant><think>' }}{% endif %}",
+        "begins an answer",
+    ),
+    "ends with the conversation": (
+        "{% for message in messages %}" + TURN + "{% endfor %}{{ eos_token }}",
+        "depends on what follows",
+    ),
     "does not compile": ("{% for message in messages %}", "does not compile"),
     "refuses": ("{{ raise_exception('no chat today') }}", "no chat today"),
     "undefined": ("{{ messages[0].content.nothing.at_all }}", "cannot be rendered"),
@@ -173,7 +192,11 @@ def test_the_template_of_the_model() -> None:
     assert template.default_system == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     )
-    messages = [Message(role="user", content=" Hi\n"), Message(role="assistant", content="Yes"), Message(role="user", content="?")]
+    messages = [
+        Message(role="user", content=" Hi\n"),
+        Message(role="assistant", content="Yes"),
+        Message(role="user", content="?"),
+    ]
     assert assembled(template, messages) == template.render(messages)
     special = checkpoint.tokenizer.special_tokens
     parts = template.role_parts("user")

@@ -8,28 +8,45 @@ from asgl.models.template_sandbox import MAX_TEMPLATE, compile_template
 MESSAGES = {"messages": [{"role": "user", "content": "Hi"}]}
 
 
-@pytest.mark.parametrize(("source", "text"), [
-    ("{{ messages[0]['content'] }}", "Hi"),
-    ("{%- for m in messages -%}\n  {{ m.role }}: {{ m.content }}\n{%- endfor -%}", "user: Hi"),
-    ("{% set ns = namespace(n=0) %}{% for i in range(5) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "10"),
-    ("{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i > 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "013"),
-    ("{{ messages | tojson }}", '[{"role": "user", "content": "Hi"}]'),
-    ("{{ {'a': 'é<'} | tojson(indent=1) }}", '{\n "a": "é<"\n}'),
-    ("{{ 'a</think>b'.split('</think>')[-1].lstrip('\n') }}", "b"),
-    ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('y') }}", "<y>"),
-    ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "Hi"),
-    ("{{ messages | map(attribute='content') | join(', ') | replace('i', 'o') }}", "Ho"),
-    ("{{ 'x' ~ 1 ~ none ~ true }}{{ [1, 2][0] + (3, 4)[1] }}", "x1NoneTrue5"),
-    ("{% for k, v in {'a': 1}.items() %}{{ k ~ v }}{% endfor %}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
-     "a11"),
-    ("{{ 'yes' if strftime_now is defined else 'no' }}", "no"),
-    ("{{ '=' * 5 }}{{ 7 % 4 }}{{ 'ab' * 0 }}", "=====3"),
-    ("{% if true %}\n  a\n{% endif %}\nb", "  a\nb"),
-])
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ messages[0]['content'] }}", "Hi"),
+        ("{%- for m in messages -%}\n  {{ m.role }}: {{ m.content }}\n{%- endfor -%}", "user: Hi"),
+        ("{% set ns = namespace(n=0) %}{% for i in range(5) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "10"),
+        (
+            "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i > 3 %}{% break %}{% endif %}"
+            "{{ i }}{% endfor %}",
+            "013",
+        ),
+        ("{{ messages | tojson }}", '[{"role": "user", "content": "Hi"}]'),
+        ("{{ {'a': 'é<'} | tojson(indent=1) }}", '{\n "a": "é<"\n}'),
+        ("{{ 'a</think>b'.split('</think>')[-1].lstrip('\n') }}", "b"),
+        ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('y') }}", "<y>"),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "Hi"),
+        ("{{ messages | map(attribute='content') | join(', ') | replace('i', 'o') }}", "Ho"),
+        ("{{ 'x' ~ 1 ~ none ~ true }}{{ [1, 2][0] + (3, 4)[1] }}", "x1NoneTrue5"),
+        (
+            "{% for k, v in {'a': 1}.items() %}{{ k ~ v }}{% endfor %}"
+            "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+            "a11",
+        ),
+        ("{{ 'yes' if strftime_now is defined else 'no' }}", "no"),
+        ("{{ '=' * 5 }}{{ 7 % 4 }}{{ 'ab' * 0 }}", "=====3"),
+        ("{% if true %}\n  a\n{% endif %}\nb", "  a\nb"),
+    ],
+)
 def test_what_templates_do(source: str, text: str) -> None:
     render = compile_template(source)
     assert render(MESSAGES) == text
     assert render(MESSAGES) == text, "and again"
+
+
+
+def again(start: str, expression: str) -> str:
+    """Evaluates the expression 60 times, each time on its last value `ns.s`."""
+    loop = "{% for i in range(60) %}{% set ns.s = " + expression + " %}{% endfor %}"
+    return "{% set ns = namespace(s=" + start + ") %}" + loop + "{{ ns.s }}"
 
 
 TOO_MUCH = {
@@ -40,16 +57,15 @@ TOO_MUCH = {
     "a huge text, the other way": "{{ 1000000000 * 'x' }}",
     "a huge list": "{{ ([0] * 1000000000) | length }}",
     "a list in a list": "{{ ([[0] * 1000000] * 1000000) | length }}",
-    "doubling": "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s | length }}",
-    "doubling by adding": "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "doubling": again("'x'", "ns.s ~ ns.s"),
+    "doubling by adding": again("'x'", "ns.s + ns.s"),
     "doubling without a loop": "{% set s = 'xxxxxxxxxx' %}" + "{% set s %}{{ s }}{{ s }}{% endset %}" * 60,
-    "doubling lists": "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
-    "doubling tuples": "{% set ns = namespace(s=(1,)) %}{% for i in range(60) %}{% set ns.s = (ns.s, ns.s) %}{% endfor %}{{ ns.s }}",
-    "doubling dicts": "{% set ns = namespace(s=1) %}{% for i in range(60) %}{% set ns.s = {'a': ns.s, 'b': ns.s} %}{% endfor %}{{ ns.s }}",
-    "doubling by dict()": "{% set ns = namespace(s=1) %}{% for i in range(60) %}{% set ns.s = dict(a=ns.s, b=ns.s) %}{% endfor %}"
-                          "{{ ns.s == ns.s }}{{ ns.s }}",
+    "doubling lists": again("[1]", "[ns.s, ns.s]"),
+    "doubling tuples": again("(1,)", "(ns.s, ns.s)"),
+    "doubling dicts": again("1", "{'a': ns.s, 'b': ns.s}"),
+    "doubling by dict()": again("1", "dict(a=ns.s, b=ns.s)") + "{{ ns.s == ns.s }}",
     "a power": "{{ 9 ** 9 ** 9 ** 9 }}",
-    "a number that grows": "{% set ns = namespace(n=10) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    "a number that grows": again("10", "ns.s * ns.s"),
     "formatting": "{{ '%1000000000d' % 1 }}",
     "padding": "{{ 'x'.ljust(1000000000) }}",
     "str.format": "{{ '{:1000000000}'.format(1) }}",
@@ -64,7 +80,7 @@ TOO_MUCH = {
     "branching recursion": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "a recursive loop": "{% for i in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
     "calls in a loop": "{% for i in range(90000) %}{{ 'a'.upper() }}{{ 'a' | upper }}{{ 'a' | lower | upper | lower | upper }}"
-                       "{% for j in range(100) %}{% endfor %}{% endfor %}",
+    "{% for j in range(100) %}{% endfor %}{% endfor %}",
 }
 
 
@@ -75,12 +91,24 @@ def test_work_and_memory_are_bounded(case: str) -> None:
         compile_template(TOO_MUCH[case])(MESSAGES)
 
 
-@pytest.mark.parametrize("source", [
-    "{{ ''.__class__.__mro__ }}", "{{ messages.__class__ }}", "{{ messages.append(1) }}", "{{ messages[0].update(a=1) }}",
-    "{{ raise_exception.__globals__ }}", "{{ self.__init__ }}", "{{ lipsum() }}", "{{ cycler }}{{ cycler('a') }}",
-    "{% include 'x' %}", "{% import 'x' as y %}", "{% extends 'x' %}",
-    "{{ ''.format_map(messages[0]) }}", "{{ messages | attr('__class__') }}",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.__class__ }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(a=1) }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ self.__init__ }}",
+        "{{ lipsum() }}",
+        "{{ cycler }}{{ cycler('a') }}",
+        "{% include 'x' %}",
+        "{% import 'x' as y %}",
+        "{% extends 'x' %}",
+        "{{ ''.format_map(messages[0]) }}",
+        "{{ messages | attr('__class__') }}",
+    ],
+)
 def test_the_sandbox_holds(source: str) -> None:
     try:
         text = compile_template(source)(MESSAGES)

@@ -35,6 +35,8 @@ def open_checkpoint(model: str | os.PathLike[str], *, progress: Progress | None 
         from asgl.models.gguf_checkpoint import GgufCheckpoint
 
         return GgufCheckpoint(pull(model, progress=progress), name=model)
+    if not os.fspath(model):  # a Path of it would be the current directory
+        raise _no_such_model("")
     path = Path(model).expanduser()
     if path.is_dir():
         return _directory(path, None)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_wheel import CONTENT, MODEL, NAME, environment, write_wheel
+from typer.testing import CliRunner
+
+import asgl.cli
+from asgl.cli.commands import app
+from asgl.models.pull import REGISTERED
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_wheel(tmp_path / "wheels")
+    for name, value in environment(tmp_path / "home", tmp_path / "wheels").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(REGISTERED, NAME, MODEL)
+    return tmp_path / "home"
+
+
+def test_models_says_what_is_cached(cache: Path) -> None:
+    def rows() -> dict[str, list[str]]:
+        result = CliRunner().invoke(app, ["models"], env={"COLUMNS": "200"})
+        assert result.exit_code == 0
+        assert f"cache: {cache}" in result.stdout
+        return {words[0]: words for line in result.stdout.splitlines() if (words := line.split())}
+
+    assert rows()[NAME][1] == "no"
+    assert CliRunner().invoke(app, ["pull", NAME]).exit_code == 0
+    assert rows()[NAME][1] == "yes"
+    assert rows()["smollm2-135m"][1:5] == ["no", "98", "MB", "Apache-2.0"]
+
+
+def test_pull_prints_the_path(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "file.gguf").write_bytes(CONTENT)
+    result = CliRunner().invoke(app, ["pull", NAME, "--from", str(tmp_path / "file.gguf")])
+    assert result.stdout.strip() == str(MODEL.path)
+    MODEL.path.write_bytes(CONTENT[:-1] + b"?")
+    assert CliRunner().invoke(app, ["pull", NAME, "--check"]).exit_code == 0
+    assert MODEL.path.read_bytes() == CONTENT
+
+
+def test_errors_are_printed_without_a_traceback(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["asgl", "pull", "[no] such"])
+    with pytest.raises(SystemExit) as exit:
+        asgl.cli.main()
+    assert exit.value.code == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: there is no registered model '[no] such'; there are smollm2-135m")
+    assert "Traceback" not in output.err
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "asgl"], [str(Path(sys.executable).with_name("asgl"))]])
+def test_the_command_line(command: list[str], tmp_path: Path) -> None:
+    env = {**os.environ, "ASGL_HOME": str(tmp_path), "COLUMNS": "200"}
+    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, env=env, check=True)
+    assert "pull" in helped.stdout
+    assert "models" in helped.stdout
+    listed = subprocess.run([*command, "models"], capture_output=True, text=True, env=env, check=True)
+    assert "smollm2-135m" in listed.stdout
+    wrong = subprocess.run([*command, "pull", "nope"], capture_output=True, text=True, env=env, check=False)
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("error: there is no registered model 'nope'")
+
+
+def test_the_command_loads_nothing_heavy() -> None:
+    code = "import sys, asgl.cli; print([m for m in ('torch', 'numba', 'transformers', 'tokenizers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from asgl.errors import ModelError
+from asgl.models import registry
+from asgl.models.config import ModelConfig
+from asgl.models.gguf_checkpoint import GgufCheckpoint
+from asgl.models.pull import REGISTERED, RegisteredModel
+from asgl.models.registry import model_class, open_checkpoint
+from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint
+from tiny import tiny_directory, tiny_gguf
+
+
+def test_a_file_and_a_directory(tmp_path: Path) -> None:
+    file, directory = tiny_gguf(tmp_path / "a.gguf"), tiny_directory(tmp_path / "b")
+    assert isinstance(open_checkpoint(file), GgufCheckpoint)
+    assert isinstance(open_checkpoint(str(file)), GgufCheckpoint)
+    assert isinstance(open_checkpoint(directory), SafetensorsCheckpoint)
+    assert open_checkpoint(str(directory)).name == "b"
+
+
+def test_a_path_relative_to_here_or_to_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_directory(tmp_path / "org" / "name")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_checkpoint("org/name").name == "name", "a directory that is there is not looked for on the hub"
+    assert open_checkpoint("~/org/name").name == "name"
+
+
+def test_a_registered_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tiny_gguf(tmp_path / "cached.gguf")
+    model = RegisteredModel("tiny-model", "", "", "", 0, "m.gguf", file.stat().st_size, "")
+    monkeypatch.setitem(REGISTERED, "tiny-model", model)
+    monkeypatch.setenv("ASGL_HOME", str(tmp_path / "home"))
+    model.path.parent.mkdir(parents=True)
+    file.rename(model.path)
+    monkeypatch.chdir(tmp_path)
+    tiny_directory(tmp_path / "tiny-model", num_hidden_layers=1)
+    assert open_checkpoint("tiny-model").config.layers == 2
+    assert open_checkpoint("tiny-model").name == "tiny-model"
+    assert open_checkpoint("./tiny-model").config.layers == 1
+    assert open_checkpoint(Path("tiny-model")).config.layers == 1
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ("smollm2-135", r"no model 'smollm2-135': .*smollm2-135m.*Did you mean 'smollm2-135m'\?"),
+    ("gpt-5", r"no model 'gpt-5': not a registered name \(smollm2-135m\)"),
+    ("", "no model ''"),
+    ("no/such/directory", "no model 'no/such/directory'"),
+    ("folder/model.gguf", r"no model 'folder/model\.gguf'"),
+    ("../x/y", "no model"),
+])
+def test_there_is_no_such_model(model: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ModelError, match=message):
+        open_checkpoint(model)
+
+
+def test_files_and_directories_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"weights\.bin: a model is a \.gguf file or a directory"):
+        open_checkpoint(tmp_path / "weights.bin")
+    with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
+        open_checkpoint(tmp_path)
+    tiny_gguf(tmp_path / "inside.gguf")
+    with pytest.raises(ModelError, match=r"name one, such as .*inside\.gguf"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def snapshot_download(repository: str, **how: Any) -> str:
+        asked.append((repository, how["allow_patterns"]))
+        return str(tiny_directory(tmp_path / "snapshots" / "0123abcd"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    checkpoint = open_checkpoint("some-org/Some_Model-1.0")
+    assert checkpoint.name == "some-org/Some_Model-1.0"
+    assert checkpoint.tokenizer.encode("a") == [97]
+    ((repository, patterns),) = asked
+    assert repository == "some-org/Some_Model-1.0"
+    assert {"*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"} == set(patterns)
+
+
+def test_a_hub_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(repository: str, **how: Any) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"'org/model' is no file.*no route to host.*smollm2-135m") as raised:
+        open_checkpoint("org/model")
+    assert isinstance(raised.value.__cause__, OSError)
+
+
+def config(architecture: str) -> ModelConfig:
+    return ModelConfig(architecture, 1, 64, 64, 1, 1, 64, 10, 10, 1e4, 1e-5, True)
+
+
+def test_the_class_of_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("a_module_of_this_test")
+    module.Novel = type("Novel", (), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_module_of_this_test", module)
+    monkeypatch.setitem(registry.ARCHITECTURES, "novel", "a_module_of_this_test:Novel")
+    assert model_class(config("novel")) is module.Novel
+    with pytest.raises(ModelError, match="architecture 'other' are not known; known are llama, novel"):
+        model_class(config("other"))
+
+
+def test_naming_models_loads_nothing_heavy() -> None:
+    code = ("import sys, asgl.models.registry; "
+            "print([m for m in ('torch', 'transformers', 'tokenizers', 'huggingface_hub', 'numpy', 'rich') if m in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.model
+def test_the_default_model() -> None:
+    checkpoint = open_checkpoint("smollm2-135m")
+    assert checkpoint.name == "smollm2-135m"
+    found = checkpoint.config
+    assert (found.architecture, found.layers, found.hidden_size, found.heads, found.kv_heads) == ("llama", 30, 576, 9, 3)
+    assert (found.context_length, found.rope_theta, found.tied_head, found.vocabulary) == (8192, 100_000.0, True, 49152)
+    assert found.kv_bytes_per_token == 23_040
