@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asgl.errors import ModelError
 from asgl.kernels.api import QuantizedTensor
@@ -101,6 +104,33 @@ def test_metadata_that_is_wrong(tmp_path: Path, metadata: dict[str, Any], messag
     with pytest.raises(ModelError, match=message) as raised:
         GgufCheckpoint(tiny_gguf(tmp_path / "tiny.gguf", metadata=metadata))
     assert "tiny.gguf" in str(raised.value)
+
+
+KEYS = ["general.architecture", "llama.block_count", "llama.embedding_length", "llama.attention.head_count",
+        "llama.attention.head_count_kv", "llama.rope.freq_base", "llama.attention.layer_norm_rms_epsilon", "llama.context_length",
+        "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
+        "tokenizer.ggml.merges", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.add_bos_token",
+        "tokenizer.chat_template", "tokenizer.ggml.scores", "general.name", "split.count", "llama.rope.scaling.type"]
+VALUES = [None, 0, 1, 3, (1 << 32) - 1, -0.5, float("nan"), True, "", "llama", "a b", ["a"], [0], [1.5], [["a"]], [3] * 288, ["a b"] * 288]
+
+
+@settings(max_examples=150, deadline=None)
+@given(metadata=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), min_size=1, max_size=3), data=st.data())
+def test_no_metadata_raises_anything_but_a_model_error(
+    tmp_path_factory: pytest.TempPathFactory, metadata: dict[str, Any], data: st.DataObject
+) -> None:
+    path = tiny_gguf(tmp_path_factory.getbasetemp() / "fuzzed.gguf", metadata=metadata, num_hidden_layers=1, hidden_size=32,
+                     num_attention_heads=2, num_key_value_heads=1)
+    content = bytearray(path.read_bytes())
+    for at in data.draw(st.lists(st.integers(24, 12_000), max_size=3)):
+        content[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(ModelError):
+        checkpoint = GgufCheckpoint(path)
+        for name in expected_shapes(checkpoint.config):
+            checkpoint.tensor(name)
+        checkpoint.tokenizer.encode("the other é")
+        checkpoint.close()
 
 
 def test_llama_3_rope_factors(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_no_piece_has_half_a_character(text: str) -> None:
     for end, byte in enumerate(content, 1):
         shown += detokenizer.push(byte)
         assert shown == content[:end].decode("utf-8", "ignore"), "all whole characters, and nothing else"
+        assert detokenizer.pending == (len(shown.encode()) < end)
     assert detokenizer.flush() == ""
 
 

@@ -25,16 +25,16 @@ from asgl.errors import ModelError
 MAX_TEMPLATE = 1 << 18
 """Characters of a template."""
 MAX_WORK = 1 << 21
-"""Units of a rendering, besides those for what is given to it: characters, `_ELEMENT` for each element, `_TURN` for each
-turn or call. A few tenths of a second."""
+"""Units of a rendering, besides those for what is given to it: characters, `_ELEMENT` for each element, `_TURN` for
+each turn or call. A few tenths of a second."""
 _TURN = 16
 _ELEMENT = 4
 _MAX_DEPTH = 64
 
 _FILTERS = (
     "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items", "join",
-    "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe",
-    "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper",
+    "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round",
+    "safe", "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper",
 )
 _LOOKERS = frozenset({"count", "d", "default", "first", "last", "length"})
 """Filters that take constant time. A template may ask for the length of the conversation at each of its messages."""
