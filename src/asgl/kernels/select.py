@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Literal, TypeAlias, get_args
 
 import torch
 
@@ -14,6 +15,7 @@ from asgl.kernels.reference import ReferenceKernels
 
 KernelName = Literal["auto", "reference", "cpu", "triton"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+Progress: TypeAlias = Callable[[str, int, int], None]
 
 _LAZY = {
     "cpu": ("asgl.kernels.cpu.kernels", "CpuKernels", "numba"),
@@ -28,12 +30,13 @@ def make_kernels(
     dtype: DTypeName = "auto",
     weights: WeightFormat | Literal["auto"] = "auto",
     deterministic: bool = False,
+    progress: Progress | None = None,
 ) -> Kernels:
     """Makes a back end, on the calling thread, which must be the device thread.
 
-    auto: the first GPU if torch sees one, else the CPU; on it the device's own back end if it is installed, else the
-    reference; bfloat16 if the device multiplies it in hardware, else float32 (on GPUs float16); dense weights.
-    ConfigError for an unknown or unavailable choice: what is wrong and what to do.
+    auto: the first GPU if torch sees one, else the CPU; on it the device's own back end if it is installed and has the
+    dtype, else the reference; the dtype and weights that suit the back end. `progress(what, ready, all)` hears of the
+    compiling that some back ends do once. ConfigError for an unknown or unavailable choice: what is wrong and what to do.
     """
     _known("kernels", name, get_args(KernelName))
     _known("dtype", dtype, get_args(DTypeName))
@@ -41,21 +44,18 @@ def make_kernels(
     where = _device(device)
     if name == "auto":
         own = "triton" if where.type == "cuda" else "cpu"
-        name = own if _missing(own) is None else "reference"
-    arguments: dict[str, Any] = {
-        "device": where,
-        "dtype": _default_dtype(where) if dtype == "auto" else getattr(torch, dtype),
-        "weights": "dense" if weights == "auto" else weights,
-        "deterministic": deterministic,
-    }
+        able = own == "triton" or dtype in ("auto", "bfloat16")
+        name = own if able and _missing(own) is None else "reference"
+    chosen = _default_dtype(name, where) if dtype == "auto" else getattr(torch, dtype)
     if name == "reference":
-        return ReferenceKernels(**arguments)
+        return ReferenceKernels(where, chosen, "dense" if weights == "auto" else weights, deterministic)
     if (name == "cpu") != (where.type == "cpu"):
         raise ConfigError(f"kernels={name!r} cannot run on device {str(where)!r}; leave one of them at 'auto'")
     if (problem := _missing(name)) is not None:
         raise ConfigError(f"kernels={name!r} cannot be used: {problem}; or use kernels='reference'")
     module, kind, _ = _LAZY[name]
-    return getattr(importlib.import_module(module), kind)(**arguments)
+    make = getattr(importlib.import_module(module), kind)
+    return make(device=where, dtype=chosen, weights=weights, deterministic=deterministic, progress=progress)
 
 
 def _known(what: str, value: str, choices: tuple[str, ...]) -> None:
@@ -92,7 +92,10 @@ def _missing(name: str) -> str | None:
     return None if found is not None else "this installation of asgl does not have it"
 
 
-def _default_dtype(device: torch.device) -> torch.dtype:
+def _default_dtype(name: str, device: torch.device) -> torch.dtype:
+    """bfloat16, but where torch would only emulate it."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    if name == "reference" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return torch.bfloat16

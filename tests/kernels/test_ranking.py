@@ -1,0 +1,53 @@
+"""The contract tests say what sampling gives; these, that the short way and the long way give the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from asgl.kernels import ranking
+from asgl.kernels.api import SamplingBatch
+
+
+def how(m: int, seed: int) -> SamplingBatch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype)[torch.randint(0, len(values), (m,), generator=generator)]
+
+    return SamplingBatch(
+        temperature=pick([0.0, 0.2, 1.0, 3.0, 20.0], torch.float32),
+        top_p=pick([1.0, 1.0, 0.95, 0.3], torch.float32),
+        top_k=pick([0, 0, 1, 20, 1023, 1024, 1025, 3000], torch.int32),
+        min_p=pick([0.0, 0.0, 1e-4, 0.2], torch.float32),
+        uniform=torch.rand(m, dtype=torch.float64, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_candidates_give_what_the_whole_ranking_gives(monkeypatch: pytest.MonkeyPatch, ties: bool) -> None:
+    m, vocabulary = 300, 4000
+    logits = 3 * torch.randn(m, vocabulary, generator=torch.Generator().manual_seed(1))
+    if ties:
+        logits = logits.round()
+    batch = how(m, 2)
+    short = ranking.sample(logits.clone(), batch)
+    monkeypatch.setattr(ranking, "_CANDIDATES", vocabulary)
+    whole = ranking.sample(logits.clone(), batch)
+    assert torch.equal(short, whole)
+
+
+def test_most_draws_need_no_complete_ranking(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    invert = ranking._invert
+
+    def counting(values: torch.Tensor, *filters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        lengths.extend([values.shape[1]] * len(values))
+        return invert(values, *filters)
+
+    monkeypatch.setattr(ranking, "_invert", counting)
+    logits = 3 * torch.randn(100, 4000, generator=torch.Generator().manual_seed(1))
+    off = torch.zeros(100)
+    uniform = torch.linspace(0, 0.999, 100, dtype=torch.float64)
+    ranking.sample(logits, SamplingBatch(off + 0.7, off + 1, off.int(), off, uniform, unfiltered=True))
+    assert lengths.count(4000) < 10
