@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from asgl.engine.output import OutputText
 from asgl.engine.ticket import Listener, Ticket
-from asgl.errors import ContextLengthError
+from asgl.errors import ConfigError, ContextLengthError
 from asgl.plan import SampledToken
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
 from asgl.scheduling.request import Request
@@ -124,6 +124,10 @@ class FakeEngine:
         self._ids = count()
 
     # --- the interface of an engine
+
+    def check_sampling(self, params: SamplingParams) -> None:
+        if any(token >= 2048 for token in params.logit_bias or ()):
+            raise ConfigError("there is no such token")
 
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],

@@ -85,6 +85,9 @@ class Engine(Protocol):
     @property
     def defaults(self) -> SamplingParams: ...
 
+    def check_sampling(self, params: SamplingParams, /) -> None:
+        """ConfigError if the parameters do not fit the model."""
+
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],
         namespace: str | None = None, priority: int = 0, listener: Listener,

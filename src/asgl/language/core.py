@@ -151,6 +151,7 @@ class Core:
 
         def complete(gen: Gen) -> Gen:
             params = gen.params.over(self.sampling).over(self.place.engine.defaults)
+            self.place.engine.check_sampling(params)
             if gen.params.seed is not None:
                 seed = gen.params.seed
             elif params.seed is not None:
