@@ -111,7 +111,8 @@ KEYS = ["general.architecture", "llama.block_count", "llama.embedding_length", "
         "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
         "tokenizer.ggml.merges", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.add_bos_token",
         "tokenizer.chat_template", "tokenizer.ggml.scores", "general.name", "split.count", "llama.rope.scaling.type"]
-VALUES = [None, 0, 1, 3, (1 << 32) - 1, -0.5, float("nan"), True, "", "llama", "a b", ["a"], [0], [1.5], [["a"]], [3] * 288, ["a b"] * 288]
+VALUES = [None, 0, 1, 3, (1 << 32) - 1, -0.5, float("nan"), True, "", "llama", "a b", ["a"], [0], [1.5], [["a"]],
+          [3] * 288, ["a b"] * 288]
 
 
 @settings(max_examples=150, deadline=None)

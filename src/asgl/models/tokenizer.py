@@ -99,11 +99,6 @@ class Detokenizer:
         """Whether the last tokens end in the middle of a character."""
         return bool(self._decoder.getstate()[0])
 
-    @property
-    def pending(self) -> bool:
-        """Whether the last tokens end in the middle of a character."""
-        return bool(self._decoder.getstate()[0])
-
     def flush(self) -> str:
         """What incomplete bytes are left, as U+FFFD. Afterwards the detokenizer is as new."""
         text = self._decoder.decode(b"", final=True)
