@@ -48,8 +48,10 @@ class Runtime:
     kernels: "auto", "reference", "cpu" or "triton". What is asked for by name and cannot be had raises ConfigError.
     kv_cache_tokens: capacity of the KV cache in tokens; None takes what the memory allows.
     max_running: at most so many requests in a step. max_batch_tokens: at most so many new tokens in a step (None: 512 on CPUs,
-        8192 on GPUs); longer prompts are computed in pieces.
-    policy: the order in which waiting requests are admitted, "lpm" (longest cached prefix first) or "fcfs".
+        8192 on GPUs); longer prompts are computed in pieces. max_waiting: at most so many requests wait for admission, the
+        next fails with QueueFullError; None for no limit.
+    policy: the order in which waiting requests are admitted: "lpm" (longest cached prefix first), "aged-lpm" (the same with a
+        bounded wait), "dfs-weight", "fcfs" or "random"; see docs/scheduling.md.
     deterministic: logits that do not depend on what else is computed, to the last bit, at some cost.
     sampling: defaults for all prompts. tracers: hear of every event, see `asgl.trace`.
 
@@ -69,7 +71,8 @@ class Runtime:
         kv_cache_tokens: int | None = None,
         max_running: int = 64,
         max_batch_tokens: int | None = None,
-        policy: Literal["lpm", "fcfs"] = "lpm",
+        max_waiting: int | None = None,
+        policy: Literal["lpm", "dfs-weight", "fcfs", "random", "aged-lpm"] = "lpm",
         deterministic: bool = False,
         sampling: SamplingParams | None = None,
         tracers: Iterable[Tracer] = (),
@@ -78,12 +81,12 @@ class Runtime:
             ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
             ("weights", weights, ("auto", "int4", "int8", "dense")),
             ("kernels", kernels, ("auto", "reference", "cpu", "triton")),
-            ("policy", policy, ("lpm", "fcfs")),
+            ("policy", policy, ("lpm", "dfs-weight", "fcfs", "random", "aged-lpm")),
         ):
             if value not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
         for name, number in (("kv_cache_tokens", kv_cache_tokens), ("max_running", max_running),
-                             ("max_batch_tokens", max_batch_tokens)):
+                             ("max_batch_tokens", max_batch_tokens), ("max_waiting", max_waiting)):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
                 raise ConfigError(f"{name} must be an integer of 1 or more, not {number!r}")
         if sampling is not None and not isinstance(sampling, SamplingParams):
@@ -97,6 +100,7 @@ class Runtime:
         self._capacity = kv_cache_tokens
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
+        self._max_waiting = max_waiting
         self._policy = policy
         self._sampling = (sampling or SamplingParams()).over(LIBRARY_DEFAULTS)
         self._tracers = tuple(tracers)
@@ -122,7 +126,7 @@ class Runtime:
             engine = Engine(
                 runner,
                 Scheduler(capacity=runner.capacity, max_running=self._max_running, max_batch_tokens=batch_tokens,
-                          policy=self._policy),
+                          max_waiting=self._max_waiting, policy=self._policy),
                 device,
                 tokenizer=checkpoint.tokenizer,
                 context_length=checkpoint.config.context_length,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypedDict
 
@@ -44,6 +45,20 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class NamespaceStatistics:
+    """What was asked for in one namespace (`cache_salt`)."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of prompt tokens that were in the cache."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStatistics:
     """A snapshot of an engine. Slots are tokens of KV cache; times are seconds since the engine started."""
 
@@ -70,6 +85,8 @@ class EngineStatistics:
     plan_seconds: float
     run_seconds: float
     idle_seconds: float
+    namespaces: Mapping[str | None, NamespaceStatistics]
+    """By `cache_salt`, for the 1,024 that came last."""
 
     @property
     def hit_rate(self) -> float:

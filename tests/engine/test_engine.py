@@ -97,7 +97,7 @@ async def opened(capacity=500, before_step=None, context_length=200, tracers=(),
         await engine.close()
         await device.close()
         engine.scheduler.check()
-        assert engine.scheduler.available == capacity
+        assert engine.scheduler.ledger.available == capacity
         assert not engine.scheduler.running
         assert not engine.scheduler.waiting
         assert runner.closed

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from asgl.errors import CapacityError, InternalError, RequestError
 from asgl.plan import StepResult
 from asgl.scheduling.branches import Branches
+from asgl.scheduling.policy import POLICIES
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
 
@@ -87,8 +88,8 @@ class Harness:
         scheduler.check()
         assert not scheduler.running
         assert not scheduler.waiting
-        assert scheduler.pool.free + scheduler.cache.evictable == scheduler.capacity
-        assert scheduler.cache.pinned == 0
+        assert scheduler.ledger.pool.free + scheduler.ledger.cache.evictable == scheduler.capacity
+        assert scheduler.ledger.cache.pinned == 0
 
 
 class ScoreRequest(Request):
@@ -104,7 +105,7 @@ class ScoreRequest(Request):
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         capacity=st.integers(30, 120), max_batch_tokens=st.integers(4, 40), max_running=st.integers(1, 6),
-        policy=st.sampled_from(["lpm", "fcfs"]), share_threshold=st.integers(1, 8),
+        policy=st.sampled_from(POLICIES), patience=st.integers(10, 200), share_threshold=st.integers(1, 8),
     )
     def start(self, capacity, **options):
         self.harness = Harness(capacity, **options)
@@ -351,6 +352,6 @@ def test_cancel_is_idempotent_and_keeps_what_was_computed():
     harness.scheduler.cancel(request)
     harness.scheduler.cancel(request)
     harness.finish()
-    assert harness.scheduler.cache.evictable == 16
+    assert harness.scheduler.ledger.cache.evictable == 16
     assert not harness.step()
     harness.verify_idle()

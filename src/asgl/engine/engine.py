@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -27,13 +28,13 @@ from asgl.errors import (
 )
 from asgl.models.chat_template import ChatTemplate
 from asgl.models.tokenizer import Tokenizer
-from asgl.plan import StepPlan, StepResult
+from asgl.plan import INT, StepPlan, StepResult
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams, SamplingSpec
 from asgl.scheduling.branches import Branches
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler, Update
 from asgl.trace import RequestEvent, StepEvent, Tracers
-from asgl.types import EngineStatistics, FinishReason
+from asgl.types import EngineStatistics, FinishReason, NamespaceStatistics
 
 T = TypeVar("T")
 
@@ -190,9 +191,14 @@ class Engine:
 
     def flush_cache(self) -> int:
         """Evicts all that no running request reads; how many tokens that was."""
-        slots = self.scheduler.cache.clear()
-        self.scheduler.pool.give(slots)
-        return len(slots)
+        return self.scheduler.ledger.flush()
+
+    def pin(self, tokens: Sequence[int], *, namespace: str | None = None, seconds: float) -> None:
+        """Keeps what is cached of `tokens` from eviction for that long, unless a request could not run otherwise."""
+        self._check_loop()
+        assert self._loop is not None
+        number = self.scheduler.ledger.pin(array(INT, tokens), namespace)
+        self._loop.call_later(seconds, self.scheduler.ledger.unpin, number)
 
     def _new_id(self) -> int:
         self._check_loop()
@@ -350,9 +356,9 @@ class Engine:
         scheduler, counters = self.scheduler, self.scheduler.counters
         return EngineStatistics(
             capacity=scheduler.capacity,
-            free=scheduler.pool.free,
-            evictable=scheduler.cache.evictable,
-            pinned=scheduler.cache.pinned,
+            free=scheduler.ledger.pool.free,
+            evictable=scheduler.ledger.cache.evictable,
+            pinned=scheduler.ledger.cache.pinned,
             running=len(scheduler.running),
             waiting=scheduler.waiting,
             steps=counters.steps,
@@ -360,12 +366,14 @@ class Engine:
             cached_tokens=counters.cached_tokens,
             generated_tokens=counters.generated_tokens,
             forced_tokens=0,
-            evicted_tokens=scheduler.cache.evicted,
+            evicted_tokens=scheduler.ledger.cache.evicted,
             retractions=counters.retractions,
             cancelled=self._cancelled,
             plan_seconds=self._plan_seconds,
             run_seconds=self._run_seconds,
             idle_seconds=self._idle_seconds,
+            namespaces={name: NamespaceStatistics(seen.prompt_tokens, seen.cached_tokens, seen.generated_tokens)
+                        for name, seen in counters.namespaces.items()},
         )
 
     def _emit_request(self, kind: Any, ticket: Ticket, reason: str = "") -> None:
@@ -378,7 +386,7 @@ class Engine:
         scheduler = self.scheduler
         self.tracers.emit(StepEvent(
             plan.number, plan.decode_rows, plan.rows - plan.decode_rows, plan.tokens, len(scheduler.running),
-            scheduler.waiting, scheduler.pool.free, scheduler.cache.evictable, plan_seconds, result.seconds,
+            scheduler.waiting, scheduler.ledger.pool.free, scheduler.ledger.cache.evictable, plan_seconds, result.seconds,
         ))
 
 

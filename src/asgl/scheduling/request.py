@@ -35,7 +35,7 @@ class Request:
                 |- covered -|- own -|
     """
 
-    __slots__ = ("admissions", "arrival", "banned", "branches", "cached_tokens", "computed", "covered", "deadline", "id",
+    __slots__ = ("admissions", "arrival", "arrived_at", "banned", "branches", "cached_tokens", "computed", "covered", "id",
                  "leader", "matched", "max_tokens", "min_tokens", "namespace", "node", "output", "priority", "prompt",
                  "retracted", "slots", "spec", "state", "tokens", "watched_at")
 
@@ -52,7 +52,6 @@ class Request:
         branches: Branches | None = None,
         namespace: str | None = None,
         priority: int = 0,
-        deadline: float | None = None,
     ) -> None:
         self.id = id
         self.prompt = array(INT, prompt)
@@ -67,7 +66,6 @@ class Request:
         """The tree of continuations to score, for a select."""
         self.namespace = namespace
         self.priority = priority
-        self.deadline = deadline
 
         self.state: State = "waiting"
         self.tokens = array(INT, prompt)
@@ -83,6 +81,8 @@ class Request:
         """It was retracted once; from then on its whole need is reserved, so that it never is again."""
         self.arrival = 0
         """Its place in the order of submission."""
+        self.arrived_at = 0
+        """How many tokens the scheduler had computed then: its age is counted in tokens computed since."""
         self.matched = 0
         """While it waits: how many of its tokens are in the cache. Kept by the cache."""
         self.watched_at: Node | None = None

@@ -7,22 +7,23 @@ is *in flight*: a request that is cancelled then keeps its slots until the commi
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal, NamedTuple
 
-from asgl.errors import CapacityError, InternalError, RequestError
+from asgl.errors import CapacityError, InternalError, QueueFullError, RequestError
 from asgl.plan import SampledToken, StepPlan, StepResult
+from asgl.scheduling.ledger import Ledger
 from asgl.scheduling.plan_builder import Row, build_plan
-from asgl.scheduling.policy import WaitingQueue, policy_named
-from asgl.scheduling.radix_cache import Node, RadixCache
+from asgl.scheduling.policy import PATIENCE, make_queue
 from asgl.scheduling.request import Request
 from asgl.scheduling.sharing import SHARE_THRESHOLD, Leaders
-from asgl.scheduling.slots import SlotPool
+from asgl.scheduling.waiting import Waiting
 from asgl.types import FinishReason
 
+_MOST_NAMESPACES = 1024
+"""Of how many namespaces counts are kept, those that came first being dropped."""
 _RESERVE_START, _RESERVE_LEAST, _RESERVE_DECAY = 0.7, 0.1, 0.995
 
 
@@ -37,22 +38,39 @@ class Update(NamedTuple):
 
 
 @dataclass(slots=True)
-class Counters:
-    """What the scheduler counts, since its start."""
+class NamespaceCounters:
+    """What the scheduler counts for each namespace, since its start."""
 
-    steps: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Counters(NamespaceCounters):
+    """What the scheduler counts, since its start."""
+
+    steps: int = 0
+    computed_tokens: int = 0
+    """New tokens of all steps: the scheduler's measure of time."""
     retractions: int = 0
+    namespaces: dict[str | None, NamespaceCounters] = field(default_factory=dict)
 
 
 class Scheduler:
     """Continuous batching over a radix cache of `capacity` slots.
 
-    max_running: rows of generation at once. max_batch_tokens: new tokens a step computes at most; longer prompts are computed
-    in chunks. policy: "lpm" or "fcfs". share_threshold: a waiting request is held back if a running one is about to compute
-    at least so many more tokens of its prompt than the cache has.
+    max_running: requests that run at once. max_batch_tokens: new tokens a step computes at most; longer prompts are computed
+    in chunks. max_waiting: requests that may wait; None for no limit. policy: one of `policy.POLICIES`. share_threshold: a
+    waiting request is held back if a running one is about to compute at least so many more tokens of its prompt than the
+    cache has. patience: for aged-lpm, the age in computed tokens past which requests are admitted by age alone.
+
+    With aged-lpm the wait is bounded, whatever arrives later: past its patience a request is only behind older ones, so it is
+    admitted before more tokens are computed than
+
+        patience + what running requests and those that arrived before it still need + one step
+
+    for nothing younger is admitted meanwhile, running requests come to their ends, and with none running any fits.
     """
 
     def __init__(
@@ -61,16 +79,19 @@ class Scheduler:
         capacity: int,
         max_running: int = 64,
         max_batch_tokens: int = 512,
+        max_waiting: int | None = None,
         policy: str = "lpm",
         share_threshold: int = SHARE_THRESHOLD,
+        patience: int = PATIENCE,
     ) -> None:
         self.max_running = min(max_running, max_batch_tokens)
         self.max_batch_tokens = max_batch_tokens
-        self.pool = SlotPool(capacity)
-        self.cache: RadixCache[Request] = RadixCache(on_match_change=self._on_match_change)
+        self.max_waiting = max_waiting
+        self.ledger = Ledger(capacity, self._on_match_change)
         self.running: list[Request] = []
         self.counters = Counters()
-        self._queue = WaitingQueue(policy_named(policy))
+        self._queue = Waiting(lambda: make_queue(policy), patience if policy == "aged-lpm" else None)
+        make_queue(policy)  # a wrong name is told now
         self._leaders = Leaders(share_threshold)
         self._arrivals = 0
         self._reserve_share = _RESERVE_START
@@ -81,21 +102,17 @@ class Scheduler:
 
     @property
     def capacity(self) -> int:
-        return self.pool.capacity
+        return self.ledger.capacity
 
     @property
     def waiting(self) -> int:
         return len(self._queue) + self._leaders.held
 
-    @property
-    def available(self) -> int:
-        """Slots that are free or can be made free."""
-        return self.pool.free + self.cache.evictable
-
     # --- coming and going -------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
-        """Queues the request. CapacityError if it could never run, RequestError if its prompt is empty."""
+        """Queues the request. CapacityError if it could never run, QueueFullError if too many wait, RequestError if its
+        prompt is empty."""
         if not request.prompt:
             raise RequestError("the prompt has no tokens, and the model has no token to begin with", request_id=request.id)
         if request.need > self.capacity:
@@ -104,8 +121,13 @@ class Scheduler:
                 f"has {self.capacity}: shorten the prompt, lower max_tokens, or raise kv_cache_tokens",
                 needed=request.need, capacity=self.capacity, request_id=request.id,
             )
+        if self.max_waiting is not None and self.waiting >= self.max_waiting:
+            raise QueueFullError(
+                f"{self.waiting} requests wait already, and max_waiting is {self.max_waiting}: submit fewer at once, or later",
+                waiting=self.waiting, limit=self.max_waiting, request_id=request.id,
+            )
         self._arrivals += 1
-        request.arrival = self._arrivals
+        request.arrival, request.arrived_at = self._arrivals, self.counters.computed_tokens
         self._wait(request)
 
     def cancel(self, request: Request) -> None:
@@ -117,14 +139,14 @@ class Scheduler:
         if not was_running:
             self._queue.remove(request)
             self._leaders.release(request)
-            self.cache.unwatch(request)
+            self.ledger.cache.unwatch(request)
         else:
             self.running.remove(request)
             self._retire_leader(request)
             if self._flight is not None:
                 self._leaving.append(request)
             else:
-                self._release(request)
+                self.ledger.release(request)
 
     def take_updates(self) -> list[Update]:
         """What happened since the last call."""
@@ -149,12 +171,10 @@ class Scheduler:
                 budget -= self._extend(request, budget, rows)
         self._admit(budget, rows)
         if not rows:
-            if len(self.running) > 1:
-                self._retract(self._victim())
-                return self.plan()
-            return None
+            return self.plan() if self._make_any_room() else None
         plan, self._flight = build_plan(self.counters.steps, rows)
         self.counters.steps += 1
+        self.counters.computed_tokens += plan.tokens
         return plan
 
     def commit(self, result: StepResult) -> None:
@@ -186,7 +206,7 @@ class Scheduler:
             else:
                 unwritten = row.edge.slots[row.edge_offset :]
                 del row.edge.slots[row.edge_offset :]
-            self.pool.give(unwritten)
+            self.ledger.pool.give(unwritten)
         self._release_leaving()
 
     # --- laying out rows --------------------------------------------------------------------------------------------
@@ -194,22 +214,22 @@ class Scheduler:
     def _row(self, request: Request, count: int) -> Row:
         """The next `count` tokens of the request's sequence."""
         start = request.computed
-        request.slots.extend(self._allocate(count))
+        request.slots.extend(self.ledger.allocate(count))
         return Row(request, request.tokens[start : start + count], start, request.slots)
 
     def _extend(self, request: Request, budget: int, rows: list[Row]) -> int:
         """Lays out what fits of the request's sequence, and of its branches; returns how many tokens that is."""
         used = 0
         if request.remaining > 1:
-            used = min(request.remaining, budget, self.available)
+            used = min(request.remaining, budget, self.ledger.available)
             if used > 0:
                 rows.append(self._row(request, used))
         if request.branches is not None and len(request.slots) == len(request.tokens):
             for edge, offset in request.branches.pending():
-                count = min(len(edge.tokens) - offset, budget - used, self.available)
+                count = min(len(edge.tokens) - offset, budget - used, self.ledger.available)
                 if count <= 0:
                     break
-                edge.slots.extend(self._allocate(count))
+                edge.slots.extend(self.ledger.allocate(count))
                 context = request.slots[:]
                 for above in edge.path():
                     context.extend(above.slots)
@@ -220,30 +240,22 @@ class Scheduler:
                     break  # an edge below this one needs all of it
         return used
 
-    def _allocate(self, count: int) -> array[int]:
-        if count > self.pool.free:
-            self.pool.give(self.cache.evict(count - self.pool.free))
-        return self.pool.take(count)
-
     # --- admission --------------------------------------------------------------------------------------------------
 
     def _admit(self, budget: int, rows: list[Row]) -> None:
         outstanding = sum(map(self._outstanding, self.running))
-        while budget > 0 and len(self.running) < self.max_running and (request := self._queue.pop()) is not None:
+        while budget > 0 and len(self.running) < self.max_running and (request := self._next()) is not None:
             if self._leaders.hold(request):
                 continue
-            limit = len(request.tokens) - 1 if request.wants_logits else len(request.tokens)
-            node, slots = self.cache.match(request.tokens, request.namespace, limit)
-            self.cache.lock(node)  # before the check: locking shrinks what is evictable
-            request.slots, request.computed = slots, len(slots)
+            self.ledger.match(request)  # before the check: locking shrinks what is evictable
             wanted = self._outstanding(request)
-            if wanted + outstanding > self.available:
-                self.cache.unlock(node)
-                del request.slots[:]
-                request.computed = 0
+            while wanted + outstanding > self.ledger.available and not self.running and self.ledger.drop_pin():
+                pass
+            if wanted + outstanding > self.ledger.available:
+                self.ledger.unmatch(request)
                 self._queue.push(request)
                 return
-            self._start(request, node)
+            self._start(request)
             if not request.remaining and request.branches is None:
                 self._end(request)  # all of a prefetch was cached
                 continue
@@ -253,19 +265,36 @@ class Scheduler:
                 budget -= 1
             budget -= self._extend(request, budget, rows)
 
-    def _start(self, request: Request, node: Node) -> None:
-        self.cache.unwatch(request)
-        request.node, request.covered = node, len(request.slots)
+    def _next(self) -> Request | None:
+        """Whom to admit next: whoever is overdue, else the first of the queue. None if there is nobody now."""
+        overdue = self._queue.overdue(self.counters.computed_tokens)
+        if overdue is None:
+            return self._queue.pop()
+        if overdue.leader is not None:
+            return None  # a running request computes its prefix; nothing younger gets in between
+        self._queue.remove(overdue)
+        return overdue
+
+    def _start(self, request: Request) -> None:
+        self.ledger.cache.unwatch(request)
         request.state = "running"
         request.admissions += 1
+        self._queue.charge(request, len(request.tokens) - request.covered + request.max_tokens - request.generated)
         if request.admissions == 1:
             request.cached_tokens = request.covered
-            self.counters.cached_tokens += request.covered
-            self.counters.prompt_tokens += len(request.prompt)
+            for counters in (self.counters, self._counters_of(request)):
+                counters.cached_tokens += request.covered
+                counters.prompt_tokens += len(request.prompt)
         self.running.append(request)
         self._updates.append(Update(request, event="admitted"))
         if request.remaining > 1:
             self._leaders.add(request)
+
+    def _counters_of(self, request: Request) -> NamespaceCounters:
+        counters = self.counters.namespaces
+        if request.namespace not in counters and len(counters) >= _MOST_NAMESPACES:
+            del counters[next(iter(counters))]
+        return counters.setdefault(request.namespace, NamespaceCounters())
 
     def _outstanding(self, request: Request) -> int:
         """Slots that the request is expected to take beyond those it has.
@@ -283,8 +312,9 @@ class Scheduler:
 
     def _wait(self, request: Request) -> None:
         request.state = "waiting"
-        self.cache.watch(request)
+        self.ledger.cache.watch(request)
         self._queue.push(request)
+        self._queue.arrived(request)
 
     def _on_match_change(self, request: Request) -> None:
         if request in self._queue:
@@ -293,8 +323,20 @@ class Scheduler:
     # --- retraction -------------------------------------------------------------------------------------------------
 
     def _make_room_for_decodes(self) -> None:
-        while sum(request.remaining == 1 for request in self.running) > self.available:
-            self._retract(self._victim())
+        while sum(request.remaining == 1 for request in self.running) > self.ledger.available:
+            if not self.ledger.drop_pin():
+                self._retract(self._victim())
+
+    def _make_any_room(self) -> bool:
+        """Running requests hold all slots and none can go on: whether one of them, or a pin, gave way."""
+        if not self.running:
+            return False
+        if self.ledger.drop_pin():
+            return True
+        if len(self.running) == 1:
+            return False
+        self._retract(self._victim())
+        return True
 
     def _victim(self) -> Request:
         """Who must give way: the one admitted last, of those that were never retracted if there is one."""
@@ -306,7 +348,7 @@ class Scheduler:
         self._reserve_share = min(1.0, self._reserve_share + 0.2)
         self.running.remove(request)
         self._retire_leader(request)
-        self._release(request)
+        self.ledger.release(request)
         request.retracted = True
         self._updates.append(Update(request, event="retracted"))
         self._wait(request)
@@ -324,6 +366,7 @@ class Scheduler:
             return  # cancelled while the step ran
         request.tokens.append(token.token_id)
         self.counters.generated_tokens += 1
+        self._counters_of(request).generated_tokens += 1
         reason = request.output.push(token.token_id) if request.output is not None else None
         if reason is None and request.generated >= request.max_tokens:
             reason = "length"
@@ -345,18 +388,18 @@ class Scheduler:
         """Whether a request that generates nothing has all that it wants."""
         if request.max_tokens > 0 or request.remaining:
             return False
-        return request.branches is None or not request.branches.pending()
+        return request.branches is None or not request.branches.missing
 
     def _end(self, request: Request, token: SampledToken | None = None, reason: FinishReason | None = None) -> None:
         request.state = "ended"
         self.running.remove(request)
         self._retire_leader(request)
-        self._release(request)
+        self.ledger.release(request)
         self._updates.append(Update(request, token, reason, ended=True))
 
     def _share_progress(self, request: Request) -> None:
         """Caches what a leader has computed so far, and lets those go who waited for it."""
-        self._cache_computed(request)
+        self.ledger.cache_computed(request)
         if request.remaining <= 1:
             self._retire_leader(request)
         else:
@@ -367,78 +410,17 @@ class Scheduler:
         for follower in self._leaders.retire(request):
             self._queue.push(follower)
 
-    def _cache_computed(self, request: Request) -> None:
-        """Gives the cache the computed part of the request's sequence, and moves the request's lock to its end."""
-        tokens, slots = request.tokens[: request.computed], request.slots[: request.computed]
-        node, existing, tree_slots = self.cache.insert(tokens, slots, request.namespace)
-        self.cache.lock(node)
-        if request.node is not None:
-            self.cache.unlock(request.node)
-        duplicates = slots[request.covered : existing]
-        request.slots[: request.computed] = tree_slots
-        request.node, request.covered = node, request.computed
-        self.pool.give(duplicates)
-
-    def _release(self, request: Request) -> None:
-        """Caches what the request has computed, and lets go of its slots and locks."""
-        self._cache_computed(request)
-        self.pool.give(request.slots[request.computed :])
-        self._release_branches(request)
-        assert request.node is not None
-        self.cache.unlock(request.node)
-        del request.slots[:]
-        request.computed = request.covered = 0
-        request.node = None
-
-    def _release_branches(self, request: Request) -> None:
-        """Caches the scored branches of a select that ran to its end: its stream goes on with one of them."""
-        branches = request.branches
-        if branches is None:
-            return
-        if branches.pending() or request.remaining:
-            self.pool.give(branches.reset())
-            return
-        for edge in branches.edges:
-            tokens, slots = request.tokens[:], request.slots[:]
-            for above in edge.path():
-                tokens.extend(above.tokens)
-                slots.extend(above.slots)
-            _, existing, tree_slots = self.cache.insert(tokens, slots, request.namespace)
-            start = len(request.tokens) + edge.start
-            self.pool.give(slots[start:existing])
-            edge.slots = tree_slots[start:]
-
     def _release_leaving(self) -> None:
         leaving, self._leaving = self._leaving, []
         for request in leaving:
-            self._release(request)
+            self.ledger.release(request)
 
     # --- checks -----------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raises InternalError if an invariant is broken. O(capacity)."""
-        self.cache.check()
-        owned: list[int] = []
-        locks: dict[Node, int] = {}
-        for request in [*self.running, *self._leaving]:
-            owned.extend(request.slots[request.covered :])
-            if request.branches is not None:
-                for edge in request.branches.edges:
-                    owned.extend(edge.slots)
-            if request.node is not None:
-                for node in request.node.path():
-                    locks[node] = locks.get(node, 0) + 1
-        tree = [slot for node in self.cache.nodes() for slot in node.slots]
-        everywhere = [*self.pool.snapshot(), *tree, *owned]
-        if sorted(everywhere) != list(range(self.capacity)):
-            raise InternalError(f"{self.pool.free} free, {len(tree)} cached and {len(owned)} owned slots are not each of "
-                                f"{self.capacity} once")
-        for node in self.cache.nodes():
-            if node.locks != locks.get(node, 0):
-                raise InternalError(f"{node!r} should have {locks.get(node, 0)} locks")
+        self.ledger.check([*self.running, *self._leaving])
         for request in self.running:
-            if request.node is not None and request.node.depth != request.covered:
-                raise InternalError(f"{request!r} has locked {request.node!r}")
             if self._flight is None and len(request.slots) != request.computed:
                 raise InternalError(f"{request!r} has {len(request.slots)} slots with no step in flight")
         self._leaders.check(self.running)

@@ -1,0 +1,156 @@
+"""The books of the KV cache: which slots are free, cached or owned, and who has locked what.
+
+    free + cached + owned by running requests == capacity, and each slot is in exactly one of the three
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+
+from asgl.errors import InternalError
+from asgl.scheduling.radix_cache import Node, RadixCache
+from asgl.scheduling.request import Request
+from asgl.scheduling.slots import SlotPool
+
+
+class Ledger:
+    """Slots come and go here only: by admission, allocation, caching and release of requests, and by pins.
+
+    A pin is a lock on a prefix without a request. It yields to need: see `drop_pin`.
+    """
+
+    def __init__(self, capacity: int, on_match_change: Callable[[Request], None]) -> None:
+        self.pool = SlotPool(capacity)
+        self.cache: RadixCache[Request] = RadixCache(on_match_change)
+        self._pins: dict[int, Node] = {}
+        self._pin_number = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.pool.capacity
+
+    @property
+    def available(self) -> int:
+        """Slots that are free or can be made free."""
+        return self.pool.free + self.cache.evictable
+
+    # --- of a request -----------------------------------------------------------------------------------------------
+
+    def match(self, request: Request) -> None:
+        """Locks the longest cached prefix of the request, of which it leaves at least one token to be computed if logits are
+        wanted."""
+        limit = len(request.tokens) - 1 if request.wants_logits else len(request.tokens)
+        node, slots = self.cache.match(request.tokens, request.namespace, limit)
+        self.cache.lock(node)
+        request.node, request.slots = node, slots
+        request.computed = request.covered = len(slots)
+
+    def unmatch(self, request: Request) -> None:
+        """Undoes `match`."""
+        assert request.node is not None
+        self.cache.unlock(request.node)
+        request.node = None
+        del request.slots[:]
+        request.computed = request.covered = 0
+
+    def allocate(self, count: int) -> array[int]:
+        """Takes slots, evicting cached prefixes if too few are free. At most `available`."""
+        if count > self.pool.free:
+            self.pool.give(self.cache.evict(count - self.pool.free))
+        return self.pool.take(count)
+
+    def cache_computed(self, request: Request) -> None:
+        """Gives the cache the computed part of the request's sequence, and moves the request's lock to its end.
+
+        Where the cache has tokens already, the request goes on with the cache's slots, and its own are freed.
+        """
+        tokens, slots = request.tokens[: request.computed], request.slots[: request.computed]
+        node, existing, tree_slots = self.cache.insert(tokens, slots, request.namespace)
+        self.cache.lock(node)
+        if request.node is not None:
+            self.cache.unlock(request.node)
+        duplicates = slots[request.covered : existing]
+        request.slots[: request.computed] = tree_slots
+        request.node, request.covered = node, request.computed
+        self.pool.give(duplicates)
+
+    def release(self, request: Request) -> None:
+        """Caches what the request has computed, and lets go of its slots and locks."""
+        self.cache_computed(request)
+        self.pool.give(request.slots[request.computed :])
+        self._release_branches(request)
+        self.unmatch(request)
+
+    def _release_branches(self, request: Request) -> None:
+        """Caches the scored branches of a select that ran to its end: its stream goes on with one of them."""
+        branches = request.branches
+        if branches is None:
+            return
+        if branches.missing or request.remaining:
+            self.pool.give(branches.reset())
+            return
+        for edge in branches.edges:
+            tokens, slots = request.tokens[:], request.slots[:]
+            for above in edge.path():
+                tokens.extend(above.tokens)
+                slots.extend(above.slots)
+            _, existing, tree_slots = self.cache.insert(tokens, slots, request.namespace)
+            start = len(request.tokens) + edge.start
+            self.pool.give(slots[start:existing])
+            edge.slots = tree_slots[start:]
+
+    # --- of the whole cache -----------------------------------------------------------------------------------------
+
+    def flush(self) -> int:
+        """Frees everything that nobody has locked; how many slots that was."""
+        slots = self.cache.clear()
+        self.pool.give(slots)
+        return len(slots)
+
+    def pin(self, tokens: array[int], namespace: str | None) -> int:
+        """Keeps what is cached of `tokens` from eviction; a number to `unpin` it by."""
+        node, _ = self.cache.match(tokens, namespace, len(tokens))
+        self.cache.lock(node)
+        self._pin_number += 1
+        self._pins[self._pin_number] = node
+        return self._pin_number
+
+    def unpin(self, number: int) -> None:
+        """Ends a pin; nothing happens if it has ended."""
+        node = self._pins.pop(number, None)
+        if node is not None:
+            self.cache.unlock(node)
+
+    def drop_pin(self) -> bool:
+        """Ends the oldest pin, because its slots are needed; False if there is none."""
+        if not self._pins:
+            return False
+        self.unpin(next(iter(self._pins)))
+        return True
+
+    def check(self, holders: Iterable[Request]) -> None:
+        """Raises InternalError if the books do not balance. `holders`: the requests that own slots. O(capacity)."""
+        self.cache.check()
+        owned: list[int] = []
+        locks: dict[Node, int] = {}
+        locked = list(self._pins.values())
+        for request in holders:
+            owned.extend(request.slots[request.covered :])
+            if request.branches is not None:
+                for edge in request.branches.edges:
+                    owned.extend(edge.slots)
+            if request.node is not None:
+                locked.append(request.node)
+                if request.node.depth != request.covered:
+                    raise InternalError(f"{request!r} has locked {request.node!r}")
+        for bottom in locked:
+            for node in bottom.path():
+                locks[node] = locks.get(node, 0) + 1
+        cached = [slot for node in self.cache.nodes() for slot in node.slots]
+        if sorted([*self.pool.snapshot(), *cached, *owned]) != list(range(self.capacity)):
+            raise InternalError(f"{self.pool.free} free, {len(cached)} cached and {len(owned)} owned slots are not each of "
+                                f"{self.capacity} once")
+        for node in self.cache.nodes():
+            if node.locks != locks.get(node, 0):
+                raise InternalError(f"{node!r} should have {locks.get(node, 0)} locks")

@@ -1,0 +1,85 @@
+"""All waiting requests: a queue by policy for each namespace, served fairly, and what is overdue before everything else.
+
+Fairness is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) over the tokens that requests need: each namespace
+has a virtual time that advances by what its admitted requests cost, and the namespace that is furthest behind is next. One
+that was idle starts at the time of the busy ones: it neither saves up turns nor is made to pay for the past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+from asgl.scheduling.policy import Queue
+from asgl.scheduling.request import Request
+
+
+class Waiting:
+    """make_queue: makes the queue of a namespace. patience: the age past which requests are admitted by age alone, in the
+    unit of the caller's `now`; None for never."""
+
+    def __init__(self, make_queue: Callable[[], Queue], patience: int | None = None) -> None:
+        self._make_queue = make_queue
+        self._patience = patience
+        self._queues: dict[str | None, Queue] = {}
+        self._times: dict[str | None, float] = {}
+        self._clock = 0.0
+        """The virtual time of the namespace that was served last."""
+        self._by_age: list[tuple[int, Request]] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def __contains__(self, request: Request) -> bool:
+        queue = self._queues.get(request.namespace)
+        return queue is not None and request in queue
+
+    def push(self, request: Request) -> None:
+        """Adds the request, or moves it to where it belongs now."""
+        queue = self._queues.get(request.namespace)
+        if queue is None:
+            queue = self._queues[request.namespace] = self._make_queue()
+            self._times[request.namespace] = max(self._clock, self._times.get(request.namespace, 0.0))
+        queue.push(request)
+
+    def arrived(self, request: Request) -> None:
+        """The request waits from now on, or again."""
+        if self._patience is not None:
+            heappush(self._by_age, (request.arrival, request))
+
+    def remove(self, request: Request) -> None:
+        queue = self._queues.get(request.namespace)
+        if queue is not None:
+            queue.remove(request)
+            self._forget_if_empty(request.namespace)
+
+    def overdue(self, now: int) -> Request | None:
+        """The request that arrived first of those that wait, held ones too, if it waits longer than the patience."""
+        while self._by_age and self._by_age[0][1].state != "waiting":
+            heappop(self._by_age)
+        if not self._by_age or self._patience is None:
+            return None
+        oldest = self._by_age[0][1]
+        return oldest if now - oldest.arrived_at > self._patience else None
+
+    def pop(self) -> Request | None:
+        """Takes out the first request of the namespace that is furthest behind; None if nothing waits."""
+        while self._queues:
+            namespace = min(self._queues, key=self._times.__getitem__) if len(self._queues) > 1 else next(iter(self._queues))
+            request = self._queues[namespace].pop()
+            self._forget_if_empty(namespace)
+            if request is not None:
+                return request
+        return None
+
+    def charge(self, request: Request, tokens: int) -> None:
+        """The request was admitted, and costs so many tokens."""
+        time = self._times.get(request.namespace, self._clock)
+        self._clock = max(self._clock, time)
+        self._times[request.namespace] = time + tokens
+        if len(self._times) > 2 * len(self._queues) + 64:  # times that the clock has passed say nothing any more
+            self._times = {name: at for name, at in self._times.items() if name in self._queues or at > self._clock}
+
+    def _forget_if_empty(self, namespace: str | None) -> None:
+        if not len(self._queues[namespace]):
+            del self._queues[namespace]
