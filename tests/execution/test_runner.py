@@ -92,6 +92,26 @@ def test_branches_that_read_each_other_in_one_step(runner: Runner) -> None:
     close(runner, runner.run(step(rows)).scores, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_deterministic_logits_are_the_same_bits(dtype: torch.dtype) -> None:
+    """Alone = batched = chunked = decoded = with a warm prefix."""
+    config = replace(TINY, hidden_size=192, heads=3, kv_heads=1, head_dim=64)
+    runner = Runner(MemoryCheckpoint(config), ReferenceKernels("cpu", dtype, deterministic=True), 1200)
+    prompt, crowd = tokens(150, 1), [tokens(n, 40 + n) for n in (1, 1, 64, 65, 200)]
+    everything = [(i, ALL) for i in range(150)]
+    alone = runner.run(step([Row(prompt, range(150), score=everything)])).scores
+
+    free = iter(range(1199, 150, -1))
+    rows = [Row(p, [next(free) for _ in p]) for p in crowd] + [Row(prompt, range(150), score=everything)]
+    assert runner.run(step(rows)).scores == alone
+
+    for cuts in ([1, 2, 65, 100], [64, 128], list(range(130, 150))):
+        for begin, end in itertools.pairwise([0, *cuts, 150]):
+            row = Row(prompt[begin:end], range(begin, end), before=range(begin), score=everything[: end - begin])
+            others = rows[: 2 * (end - begin == 1)]  # decode steps ride with others
+            assert runner.run(step([*others, row])).scores == alone[begin:end]
+
+
 def test_samples_do_not_depend_on_the_batch() -> None:
     runner = Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY)
     prompts = [tokens(n, seed=20 + n) for n in (1, 5, 17, 40)]

@@ -25,6 +25,7 @@ class Backend:
 
 BACKENDS = [
     Backend("reference-float32", lambda: ReferenceKernels("cpu", torch.float32), 1e-5, 1e-5),
+    Backend("reference-deterministic", lambda: ReferenceKernels(deterministic=True), 1e-5, 1e-5),
     Backend("reference-bfloat16", lambda: ReferenceKernels("cpu", torch.bfloat16), 1e-2, 1e-2),
 ]
 

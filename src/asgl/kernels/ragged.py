@@ -14,6 +14,8 @@ _QUERIES = 128
 _SCORES = 4 * 2**20
 """The most scores of a tile, over all heads (a single query may need more): 16 MiB in float32, and so at any prompt
 length."""
+FIXED_QUERIES, BLOCK = 16, 64
+"""The shape of fixed tiles: so many queries, and contexts of whole blocks of absolute positions."""
 _SLACK = 2**12
 """Padding of so many scores per head is always worth a tile less."""
 
@@ -42,13 +44,16 @@ class _Piece:
     kv_start: int
 
 
-def tiles(batch: Batch, heads: int) -> list[Tile]:
-    """Tiles that cover each new token of the batch once, of similar pieces each: at most half of a tile is padding."""
+def tiles(batch: Batch, heads: int, *, fixed: bool = False) -> list[Tile]:
+    """Tiles that cover each new token of the batch once, of similar pieces each: at most half of a tile is padding.
+
+    `fixed`: all tiles have 16 queries and contexts of a multiple of 64 (and so more padding).
+    """
     qo, kv = batch.qo_indptr.tolist(), batch.kv_indptr.tolist()
     pieces: list[_Piece] = []
     for row in range(batch.rows):
         new, context = qo[row + 1] - qo[row], kv[row + 1] - kv[row]
-        block = max(1, min(_QUERIES, _SCORES // (heads * max(context, 1))))
+        block = FIXED_QUERIES if fixed else max(1, min(_QUERIES, _SCORES // (heads * max(context, 1))))
         for start in range(0, new, block):
             queries = min(block, new - start)
             pieces.append(_Piece(queries, context - new + start + queries, qo[row] + start, kv[row]))
@@ -57,7 +62,7 @@ def tiles(batch: Batch, heads: int) -> list[Tile]:
     begin = 0
     while begin < len(pieces):
         end = _fill(pieces, begin, heads)
-        made.append(_tile(pieces[begin:end], batch))
+        made.append(_tile(pieces[begin:end], batch, fixed))
         begin = end
     return made
 
@@ -75,12 +80,13 @@ def _fill(pieces: list[_Piece], begin: int, heads: int) -> int:
     return len(pieces)
 
 
-def _tile(pieces: list[_Piece], batch: Batch) -> Tile:
+def _tile(pieces: list[_Piece], batch: Batch, fixed: bool) -> Tile:
     device = batch.kv_indices.device
     table = torch.tensor([(p.queries, p.context, p.token, p.kv_start) for p in pieces], device=device)
     queries, context, token, kv_start = table.unsqueeze(2).unbind(dim=1)
-    query = torch.arange(pieces[0].queries, device=device)
-    position = torch.arange(max(p.context for p in pieces), device=device)
+    longest = max(p.context for p in pieces)
+    query = torch.arange(FIXED_QUERIES if fixed else pieces[0].queries, device=device)
+    position = torch.arange(-(-longest // BLOCK) * BLOCK if fixed else longest, device=device)
     within = torch.minimum(query, queries - 1)
     flat = token + within
     real = (query < queries).view(-1).nonzero().view(-1)

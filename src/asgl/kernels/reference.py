@@ -16,7 +16,7 @@ from torch import Tensor
 from asgl.errors import ConfigError
 from asgl.kernels import ranking
 from asgl.kernels.api import Batch, QuantizedTensor, SamplingBatch, WeightFormat
-from asgl.kernels.ragged import Tile, tiles
+from asgl.kernels.ragged import BLOCK, FIXED_QUERIES, Tile, tiles
 
 _ROWS = 16
 """The number of rows that oneDNN lays weights out for; others work as well."""
@@ -65,7 +65,8 @@ class ReferenceKernels:
 
     `dtype` is float32, bfloat16 or float16: of weights, keys and values. `weights` int8 or int4 rounds the linear
     layers to that format (matrices that come with as few bits are taken as they are) and then holds them dense: the
-    numbers of the format, not its speed. ConfigError for what is not supported.
+    numbers of the format, not its speed. `deterministic`: the logits of a token do not depend, in any bit, on the batch
+    or on what was cached; prefill is slower. ConfigError for what is not supported.
     """
 
     name = "reference"
@@ -79,14 +80,16 @@ class ReferenceKernels:
     ) -> None:
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ConfigError(f"the reference kernels compute in float32, bfloat16 or float16, not in {dtype}")
-        if deterministic:
-            raise ConfigError("the reference kernels have no deterministic mode; use deterministic=False")
         self.device = torch.device(device)
         self.kv_dtype = dtype
         self.weights: WeightFormat = weights
         # measured on Zen 5: 1.1 to 3 times as fast as F.linear, and each row's result is the same however many there are
         on_cpu = self.device.type == "cpu"
         self._packs = {kind: on_cpu and _packing_works(kind) for kind in {dtype, torch.float32}}
+        if deterministic and not (all(self._packs.values()) and _products_are_fixed()):
+            raise ConfigError(f"torch {torch.__version__} on {self.device} has no products whose rows do not depend on the "
+                              "batch; use deterministic=False")
+        self._deterministic = deterministic
         self._tiled: tuple[Batch, list[Tile]] | None = None
         """The tiles of the batch of the last call: all layers of a step ask for the same."""
 
@@ -139,11 +142,12 @@ class ReferenceKernels:
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float) -> Tensor:
         if self._tiled is None or self._tiled[0] is not batch:
-            self._tiled = (batch, tiles(batch, q.shape[1]))
+            self._tiled = (batch, tiles(batch, q.shape[1], fixed=self._deterministic))
+        attend = _attend_in_blocks if self._deterministic else _attend
         n, heads, head_dim = q.shape
         out = q.new_empty(n, heads, head_dim)
         for tile in self._tiled[1]:
-            out[tile.flat] = _attend(q, k_cache, v_cache, tile, scale)
+            out[tile.flat] = attend(q, k_cache, v_cache, tile, scale)
         return out.view(n, heads * head_dim).to(self.kv_dtype)
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
@@ -185,6 +189,50 @@ def _attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, tile: Tile, scale: floa
     mixed = torch.bmm(torch.softmax(scores, dim=2), _gather(v_cache, tile.slots))
     mixed = mixed.view(rows, kv_heads, queries, shared, head_dim).transpose(1, 2)
     return mixed.reshape(rows * queries, heads, head_dim)[tile.real]
+
+
+def _attend_in_blocks(q: Tensor, k_cache: Tensor, v_cache: Tensor, tile: Tile, scale: float) -> Tensor:
+    """As `_attend`, from a fixed tile: partial results of blocks of absolute positions, merged in order.
+
+    All products have the same shape, and a block that a query does not see adds exactly nothing: so a query's result does
+    not depend on what else is in the tile, nor on the tile's length.
+    """
+    _, heads, head_dim = q.shape
+    kv_heads = k_cache.shape[1]
+    rows, queries = tile.queries.shape
+    shared, blocks = heads // kv_heads, tile.slots.shape[1] // BLOCK
+    stacked = rows * kv_heads * blocks
+    grouped = q[tile.queries].view(rows, queries, kv_heads, shared, head_dim).transpose(1, 2)
+    grouped = grouped.reshape(rows * kv_heads, 1, queries * shared, head_dim).expand(-1, blocks, -1, -1)
+    keys, values = (_gather(cache, tile.slots).view(stacked, BLOCK, head_dim) for cache in (k_cache, v_cache))
+    scores = torch.bmm(grouped.reshape(stacked, queries * shared, head_dim), keys.transpose(1, 2)).mul_(scale)
+    hidden = torch.arange(blocks * BLOCK, device=q.device) > tile.last.unsqueeze(2)
+    hidden = hidden.view(rows, 1, queries, blocks, 1, BLOCK).transpose(2, 3)
+    scores.view(rows, kv_heads, blocks, queries, shared, BLOCK).masked_fill_(hidden, -torch.inf)
+    highest = scores.amax(dim=2, keepdim=True)
+    weights = torch.exp(scores - highest.clamp_min(torch.finfo(torch.float32).min))
+    mass = weights.sum(dim=2, keepdim=True)
+    tops, masses, mixtures = (
+        part.view(rows * kv_heads, blocks, queries * shared, -1).unbind(dim=1)
+        for part in (highest, mass, torch.bmm(weights, values))
+    )
+    top, total, mixed = tops[0], masses[0], mixtures[0]
+    for block in range(1, blocks):
+        higher = torch.maximum(top, tops[block])
+        old, new = torch.exp(top - higher), torch.exp(tops[block] - higher)
+        top, total, mixed = higher, total * old + masses[block] * new, mixed * old + mixtures[block] * new
+    mixed = (mixed / total).view(rows, kv_heads, queries, shared, head_dim).transpose(1, 2)
+    return mixed.reshape(rows * queries, heads, head_dim)[tile.real]
+
+
+def _products_are_fixed() -> bool:
+    """Whether a row of a product of attention's shape has the same bits in each place, and in each batch of products."""
+    queries = torch.linspace(-1, 1, 3 * FIXED_QUERIES * 64).mul(1e4).sin().view(-1, 64)
+    keys = torch.linspace(-1, 1, BLOCK * 64).mul(1e4).cos().view(64, BLOCK)
+    expected = torch.bmm(queries.unsqueeze(0), keys.unsqueeze(0))[0]
+    turns = range(len(queries))
+    found = torch.bmm(torch.stack([queries.roll(turn, 0) for turn in turns]), keys.expand(len(queries), -1, -1))
+    return all(torch.equal(found[turn], expected.roll(turn, 0)) for turn in turns)
 
 
 def _gather(cache: Tensor, slots: Tensor) -> Tensor:
