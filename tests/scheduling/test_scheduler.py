@@ -3,103 +3,23 @@
 from __future__ import annotations
 
 import random
+from array import array
 from contextlib import suppress
 
 import pytest
-from fake_runner import VOCABULARY, FakeRunner, expected_output, expected_scores
+from fake_runner import expected_output
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from scheduler_harness import Harness, ScoreRequest, tokens
 
 from asgl.errors import CapacityError, InternalError, RequestError
-from asgl.plan import StepResult
-from asgl.scheduling.branches import Branches
+from asgl.plan import INT, StepResult
 from asgl.scheduling.policy import POLICIES
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=24)
-
-
-class Harness:
-    """A scheduler and its runner; collects what each request generated, and checks the books after every call."""
-
-    def __init__(self, capacity: int, **options) -> None:
-        self.scheduler = Scheduler(capacity=capacity, **options)
-        self.runner = FakeRunner(capacity)
-        self.outputs: dict[int, list[int]] = {}
-        self.ended: dict[int, str | None] = {}
-        self.requests: dict[int, Request] = {}
-        self.plan = None
-
-    def submit(self, prompt, **options) -> Request:
-        request = Request(len(self.requests), prompt, **options)
-        self.scheduler.submit(request)
-        self.requests[request.id] = request
-        self.outputs[request.id] = []
-        return request
-
-    def begin(self) -> bool:
-        self.plan = self.scheduler.plan()
-        self.take()
-        return self.plan is not None
-
-    def finish(self) -> None:
-        self.scheduler.commit(self.runner.run(self.plan))
-        self.plan = None
-        self.take()
-
-    def abandon(self) -> None:
-        self.scheduler.abandon()
-        self.plan = None
-
-    def step(self) -> bool:
-        planned = self.begin()
-        if planned:
-            self.finish()
-        return planned
-
-    def take(self) -> None:
-        self.scheduler.check()
-        for update in self.scheduler.take_updates():
-            assert update.request.id not in self.ended, "a request ended twice"
-            if update.token is not None:
-                self.outputs[update.request.id].append(update.token.token_id)
-            if update.ended:
-                self.ended[update.request.id] = update.reason
-
-    def run(self, limit: int = 10_000) -> None:
-        for _ in range(limit):
-            if not self.step():
-                return
-        raise AssertionError("the scheduler does not come to an end")
-
-    def verify_ended(self) -> None:
-        for number in self.ended:
-            request = self.requests[number]
-            if request.max_tokens:
-                assert self.outputs[number] == expected_output(request.prompt, request.max_tokens)
-            if request.branches is not None:
-                expected = [expected_scores(request.prompt, option) for option in request.options]
-                assert request.branches.results() == expected
-
-    def verify_idle(self) -> None:
-        scheduler = self.scheduler
-        scheduler.check()
-        assert not scheduler.running
-        assert not scheduler.waiting
-        assert scheduler.ledger.pool.free + scheduler.ledger.cache.evictable == scheduler.capacity
-        assert scheduler.ledger.cache.pinned == 0
-
-
-class ScoreRequest(Request):
-    """Remembers the options, for the oracle."""
-
-    __slots__ = ("options",)
-
-    def __init__(self, id, prompt, options, **more):
-        super().__init__(id, prompt, branches=Branches(options), **more)
-        self.options = options
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -109,6 +29,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def start(self, capacity, **options):
         self.harness = Harness(capacity, **options)
+        self.pins: list[int] = []
 
     @rule(prompt=TOKENS, max_tokens=st.integers(0, 12), namespace=st.sampled_from([None, "salt"]),
           priority=st.integers(0, 1))
@@ -128,6 +49,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         with suppress(CapacityError):
             harness.scheduler.submit(request)
             harness.requests[request.id] = request
+
+    @rule(prompt=TOKENS)
+    def pin(self, prompt):
+        self.pins.append(self.harness.scheduler.ledger.pin(array(INT, prompt), None))
+
+    @rule(data=st.data())
+    def unpin(self, data):
+        if self.pins:
+            self.harness.scheduler.ledger.unpin(data.draw(st.sampled_from(self.pins)))
+
+    @rule()
+    def flush(self):
+        self.harness.scheduler.ledger.flush()
 
     @precondition(lambda self: self.harness.plan is None)
     @rule()
@@ -167,17 +101,14 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.harness.finish()
             self.harness.run()
             self.harness.verify_ended()
+            for number in self.pins:
+                self.harness.scheduler.ledger.unpin(number)
             self.harness.verify_idle()
             assert all(request.state == "ended" for request in self.harness.requests.values())
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)
-
-
-def tokens(count: int, seed: int = 0) -> list[int]:
-    generator = random.Random(seed)
-    return [generator.randrange(VOCABULARY) for _ in range(count)]
 
 
 def test_a_request_alone():

@@ -55,7 +55,8 @@ class FakeRunner:
 
     def __init__(self, capacity: int, before_step: Callable[[StepPlan], None] | None = None) -> None:
         self.capacity = capacity
-        self.memory = [0] * capacity
+        self.memory = [(0, 0)] * capacity
+        """For each slot the hash of the sequence up to its token, and that up to the token before."""
         self.before_step = before_step
         self.steps: list[StepPlan] = []
         self.computed_tokens = 0
@@ -98,12 +99,13 @@ class FakeRunner:
                 if any(slot in new_slots and slot not in written for slot in before):
                     continue
                 assert plan.positions[first] == len(before)
-                state = self.memory[before[-1]] if before else 7
+                state = self.memory[before[-1]][0] if before else 7
                 self._check_prefix(before, state)
                 for token in range(first, last):
                     assert plan.positions[token] == len(before) + token - first
-                    state = extend_hash(state, plan.input_ids[token])
-                    self.memory[plan.slots[token]] = states[token] = state
+                    previous, state = state, extend_hash(state, plan.input_ids[token])
+                    self.memory[plan.slots[token]] = (state, previous)
+                    states[token] = state
                     written.add(plan.slots[token])
                 open_rows.remove(row)
                 progress = True
@@ -111,11 +113,12 @@ class FakeRunner:
         return states
 
     def _check_prefix(self, slots: Sequence[int], state: int) -> None:
-        """The slots must hold a chain of hashes: each token's hash is the one before it extended by a token."""
+        """The slots must hold a chain of hashes: each token's hash was made from that of the token before."""
         previous = 7
         for slot in slots:
-            assert any(extend_hash(previous, token) == self.memory[slot] for token in range(VOCABULARY)), "a foreign slot"
-            previous = self.memory[slot]
+            here, before = self.memory[slot]
+            assert before == previous, "a foreign slot"
+            previous = here
         assert previous == state
 
     def _check_shared(self, plan: StepPlan) -> None:

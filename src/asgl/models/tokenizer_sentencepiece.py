@@ -9,11 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-from sentencepiece import SentencePieceProcessor
+from typing import TYPE_CHECKING
 
 from asgl.errors import ModelError
 from asgl.models.tokenizer import Tokenizer, byte_fallback_piece, spaced_piece
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 UNKNOWN, CONTROL, BYTE = 2, 3, 6
 """Types of pieces; GGUF numbers them in the same way."""
@@ -72,6 +74,9 @@ def _tokenizer(path: Path, proto: bytes, vocabulary: int, added: Mapping[int, st
 
 
 def _load(path: Path, proto: bytes) -> SentencePieceProcessor:
+    # imported for models that need it only: its wheel brings a second OpenMP runtime into the process
+    from sentencepiece import SentencePieceProcessor
+
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(proto)

@@ -1,0 +1,198 @@
+"""The orders of admission, fairness between namespaces, and the bound on waiting."""
+
+from __future__ import annotations
+
+import random
+from array import array
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scheduler_harness import Harness, tokens
+
+from asgl.errors import ConfigError, QueueFullError
+from asgl.plan import INT
+from asgl.scheduling.policy import POLICIES, make_queue
+from asgl.scheduling.radix_cache import RadixCache
+from asgl.scheduling.request import Request
+from asgl.scheduling.scheduler import Scheduler
+
+
+def waiting(cache: RadixCache, number: int, sequence: list[int], priority: int = 0) -> Request:
+    request = Request(number, sequence, priority=priority)
+    request.arrival = number
+    cache.watch(request)
+    return request
+
+
+def drained(queue) -> list[int]:
+    order = []
+    while (request := queue.pop()) is not None:
+        order.append(request.id)
+    return order
+
+
+@pytest.fixture
+def cache() -> RadixCache:
+    """1 2 3 -> (4 5), (6 7);   8 9"""
+    cache = RadixCache()
+    for start, sequence in enumerate([[1, 2, 3, 4, 5], [1, 2, 3, 6, 7], [8, 9]]):
+        cache.insert(array(INT, sequence), array(INT, range(10 * start, 10 * start + len(sequence))), None)
+    return cache
+
+
+SEQUENCES = [[8, 9, 0], [1, 2, 3, 4, 0], [1, 2, 3, 6, 7], [9], [1, 2, 3, 6, 7, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(("policy", "order"), [
+    ("lpm", [2, 4, 1, 0, 5, 3]),
+    ("fcfs", [0, 1, 2, 3, 4, 5]),
+    ("dfs-weight", [2, 4, 1, 5, 0, 3]),
+])
+def test_orders(cache, policy, order):
+    queue = make_queue(policy)
+    for number, sequence in enumerate(SEQUENCES):
+        queue.push(waiting(cache, number, sequence))
+    assert len(queue) == 6
+    assert drained(queue) == order
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_higher_priorities_come_first_and_removed_requests_do_not_come(cache, policy):
+    queue = make_queue(policy)
+    requests = [waiting(cache, number, sequence, priority=number % 2) for number, sequence in enumerate(SEQUENCES)]
+    for request in requests:
+        queue.push(request)
+    queue.remove(requests[3])
+    queue.remove(requests[3])
+    assert requests[3] not in queue
+    order = drained(queue)
+    assert sorted(order) == [0, 1, 2, 4, 5]
+    assert [number % 2 for number in order] == [1, 1, 0, 0, 0]
+
+
+def test_random_is_reproducible_and_no_order_of_arrival(cache):
+    orders = []
+    for _ in range(2):
+        queue = make_queue("random")
+        for number in range(50):
+            queue.push(waiting(cache, number, [1]))
+        orders.append(drained(queue))
+    assert orders[0] == orders[1] != list(range(50))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12),
+       st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12))
+def test_depth_first_visits_each_subtree_in_one_go(cached, sequences):
+    cache = RadixCache()
+    for start, sequence in enumerate(cached):
+        cache.insert(array(INT, sequence), array(INT, range(10 * start, 10 * start + len(sequence))), None)
+    queue = make_queue("dfs-weight")
+    requests = [waiting(cache, number, sequence) for number, sequence in enumerate(sequences)]
+    for request in requests:
+        queue.push(request)
+    order = [requests[number] for number in drained(queue)]
+    assert len(order) == len(requests)
+    for node in cache.nodes():
+        inside = [index for index, request in enumerate(order) if node in list(request.watched_at.path())]
+        assert not inside or inside == list(range(inside[0], inside[-1] + 1))
+
+
+def test_an_unknown_policy():
+    with pytest.raises(ConfigError, match="'sjf'"):
+        Scheduler(capacity=10, policy="sjf")
+
+
+def test_the_queue_may_be_bounded():
+    harness = Harness(100, max_waiting=2)
+    harness.submit([1], max_tokens=1)
+    harness.submit([2], max_tokens=1)
+    with pytest.raises(QueueFullError, match="max_waiting is 2") as caught:
+        harness.scheduler.submit(Request(9, [3], max_tokens=1))
+    assert (caught.value.waiting, caught.value.limit) == (2, 2)
+    harness.step()
+    harness.submit([3], max_tokens=1)
+    harness.run()
+
+
+def test_a_flood_in_one_namespace_does_not_starve_another():
+    harness = Harness(400, max_running=2)
+    for number in range(100):
+        harness.submit(tokens(20, number), max_tokens=10, namespace="flood")
+    for _ in range(30):
+        harness.step()
+    quiet = [harness.submit(tokens(20, 1000 + number), max_tokens=10, namespace="quiet") for number in range(5)]
+    ended_before = len(harness.ended)
+    while not all(request.id in harness.ended for request in quiet):
+        harness.step()
+    # half of what was served meanwhile was the quiet one's, but for what ran already
+    assert len(harness.ended) - ended_before <= 2 * len(quiet) + 3
+    harness.run()
+    assert len(harness.ended) == 105
+
+
+def run_adversary(policy: str, patience: int = 500) -> tuple[int, int]:
+    """An endless stream of requests that share a cached prefix, against a loner that shares nothing. How many tokens were
+    computed while the loner waited, and the bound."""
+    harness = Harness(250, max_running=4, max_batch_tokens=64, policy=policy, patience=patience)
+    shared = tokens(100, 1)
+    generator = random.Random(0)
+    harness.submit(shared)
+    harness.run()
+    for _ in range(8):
+        harness.submit([*shared, generator.randrange(50)], max_tokens=12)
+    harness.step()
+    ahead = [request for request in harness.requests.values() if request.state != "ended"]
+    loner = harness.submit(tokens(150, 2), max_tokens=20)
+    begin = harness.scheduler.counters.computed_tokens
+    bound = patience + sum(request.need for request in ahead) + harness.scheduler.max_batch_tokens
+    # the stream never ends before the loner was admitted, or has waited three times the bound
+    while not loner.admissions and harness.scheduler.counters.computed_tokens - begin < 3 * bound:
+        while harness.scheduler.waiting < 6:
+            harness.submit([*shared, generator.randrange(50)], max_tokens=12)
+        harness.step()
+    waited = harness.scheduler.counters.computed_tokens - begin
+    harness.run()
+    harness.verify_idle()
+    return waited, bound
+
+
+def test_under_lpm_a_loner_starves_and_under_aged_lpm_its_wait_is_bounded():
+    waited, bound = run_adversary("lpm")
+    assert waited >= 3 * bound
+    waited, bound = run_adversary("aged-lpm")
+    # those that were admitted just before the patience ran out still run to their ends
+    assert waited <= bound + 4 * 12
+
+
+def test_aging_lets_the_old_overtake_before_the_patience_runs_out():
+    waited, _ = run_adversary("aged-lpm", patience=10**9)
+    assert waited < 100 / 0.1 + 1000
+
+
+def test_a_pin_keeps_a_prefix_and_yields_when_nothing_else_can_run():
+    harness = Harness(100)
+    prompt = tokens(30)
+    harness.submit(prompt)
+    harness.run()
+    harness.scheduler.ledger.pin(array(INT, prompt), None)
+    for number in range(5):
+        harness.submit(tokens(40, number + 1), max_tokens=20)
+    harness.run()
+    assert harness.scheduler.ledger.cache.peek(array(INT, prompt), None) == 30
+    harness.submit(tokens(80, 99), max_tokens=10)
+    harness.run()
+    assert harness.scheduler.ledger.cache.peek(array(INT, prompt), None) < 30
+    assert len(harness.ended) == 7
+    harness.verify_idle()
+
+
+def test_namespaces_are_counted_apart():
+    harness = Harness(400)
+    for namespace in (None, "a", "a"):
+        harness.submit(tokens(40), max_tokens=3, namespace=namespace)
+        harness.run()
+    seen = harness.scheduler.counters.namespaces
+    assert (seen[None].prompt_tokens, seen[None].cached_tokens) == (40, 0)
+    assert (seen["a"].prompt_tokens, seen["a"].cached_tokens, seen["a"].generated_tokens) == (80, 39, 6)

@@ -1,0 +1,97 @@
+"""A scheduler and the runner that knows what every slot must hold, driven step by step."""
+
+from __future__ import annotations
+
+import random
+
+from fake_runner import VOCABULARY, FakeRunner, expected_output, expected_scores
+
+from asgl.scheduling.branches import Branches
+from asgl.scheduling.request import Request
+from asgl.scheduling.scheduler import Scheduler
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    generator = random.Random(seed)
+    return [generator.randrange(VOCABULARY) for _ in range(count)]
+
+
+class Harness:
+    """A scheduler and its runner; collects what each request generated, and checks the books after every call."""
+
+    def __init__(self, capacity: int, **options) -> None:
+        self.scheduler = Scheduler(capacity=capacity, **options)
+        self.runner = FakeRunner(capacity)
+        self.outputs: dict[int, list[int]] = {}
+        self.ended: dict[int, str | None] = {}
+        self.requests: dict[int, Request] = {}
+        self.plan = None
+
+    def submit(self, prompt, **options) -> Request:
+        request = Request(len(self.requests), prompt, **options)
+        self.scheduler.submit(request)
+        self.requests[request.id] = request
+        self.outputs[request.id] = []
+        return request
+
+    def begin(self) -> bool:
+        self.plan = self.scheduler.plan()
+        self.take()
+        return self.plan is not None
+
+    def finish(self) -> None:
+        self.scheduler.commit(self.runner.run(self.plan))
+        self.plan = None
+        self.take()
+
+    def abandon(self) -> None:
+        self.scheduler.abandon()
+        self.plan = None
+
+    def step(self) -> bool:
+        planned = self.begin()
+        if planned:
+            self.finish()
+        return planned
+
+    def take(self) -> None:
+        self.scheduler.check()
+        for update in self.scheduler.take_updates():
+            assert update.request.id not in self.ended, "a request ended twice"
+            if update.token is not None:
+                self.outputs[update.request.id].append(update.token.token_id)
+            if update.ended:
+                self.ended[update.request.id] = update.reason
+
+    def run(self, limit: int = 10_000) -> None:
+        for _ in range(limit):
+            if not self.step():
+                return
+        raise AssertionError("the scheduler does not come to an end")
+
+    def verify_ended(self) -> None:
+        for number in self.ended:
+            request = self.requests[number]
+            if request.max_tokens:
+                assert self.outputs[number] == expected_output(request.prompt, request.max_tokens)
+            if request.branches is not None:
+                expected = [expected_scores(request.prompt, option) for option in request.options]
+                assert request.branches.results() == expected
+
+    def verify_idle(self) -> None:
+        scheduler = self.scheduler
+        scheduler.check()
+        assert not scheduler.running
+        assert not scheduler.waiting
+        assert scheduler.ledger.pool.free + scheduler.ledger.cache.evictable == scheduler.capacity
+        assert scheduler.ledger.cache.pinned == 0
+
+
+class ScoreRequest(Request):
+    """Remembers the options, for the oracle."""
+
+    __slots__ = ("options",)
+
+    def __init__(self, id, prompt, options, **more):
+        super().__init__(id, prompt, branches=Branches(options), **more)
+        self.options = options
