@@ -1,0 +1,111 @@
+"""Norm, rotation, gate and copies, in Triton. One pass over memory each; all arithmetic in float32."""
+
+# no annotations from __future__: Triton's interpreter reads them as objects
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def add_rms_norm_kernel(hidden, delta, weight, out, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    """hidden float32 [n, width] += delta [n, width] (if ADD); out [n, width] = hidden / rms(hidden) * weight float32 [width]
+    (Zhang and Sennrich, arXiv 1910.07467). Grid (n); BLOCK >= width."""
+    row = tl.program_id(0).to(tl.int64) * width
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    x = tl.load(hidden + row + at, mask=inside, other=0.0)
+    if ADD:
+        x += tl.load(delta + row + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(hidden + row + at, x, mask=inside)
+    scale = 1.0 / tl.sqrt(tl.sum(x * x, 0) / width + eps)
+    normed = x * scale * tl.load(weight + at, mask=inside, other=0.0)
+    tl.store(out + row + at, normed.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def rope_and_store_kernel(qkv, positions, slots, rope, k_cache, v_cache, q_out, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+                          HALF: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Rotates queries and keys (RoFormer, arXiv 2104.09864; halves of a head against each other), stores keys and values.
+
+    qkv [n, HEADS + 2 KV_HEADS, 2 HALF]; rope float32 [context, 2 HALF]: cosines, then sines; k_cache, v_cache [slots, KV_HEADS,
+    2 HALF]; q_out [n, HEADS, 2 HALF]. Grid (n, ceil((HEADS + 2 KV_HEADS) / BLOCK_H)); BLOCK_D >= HALF. A token whose slot is
+    negative is padding: its keys and values are written nowhere.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    d = tl.arange(0, BLOCK_D)
+    width: tl.constexpr = 2 * HALF
+    all_heads: tl.constexpr = HEADS + 2 * KV_HEADS
+    # one for each head: Triton's interpreter takes a broadcast comparison of scalars for a number
+    slot = tl.load(slots + token).to(tl.int64) + head * 0
+    angle = rope + tl.load(positions + token).to(tl.int64) * width + d
+    cosine = tl.load(angle, mask=d < HALF, other=0.0)[None, :]
+    sine = tl.load(angle + HALF, mask=d < HALF, other=0.0)[None, :]
+    inside = (head < all_heads)[:, None] & (d < HALF)[None, :]
+    source = qkv + ((token * all_heads + head) * width)[:, None] + d[None, :]
+    first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+    turned = (head < HEADS + KV_HEADS)[:, None]  # values are stored as they are
+    left = tl.where(turned, first * cosine - second * sine, first)
+    right = tl.where(turned, second * cosine + first * sine, second)
+    is_q = inside & (head < HEADS)[:, None]
+    to_q = q_out + ((token * HEADS + head) * width)[:, None] + d[None, :]
+    tl.store(to_q, left.to(q_out.dtype.element_ty), mask=is_q)
+    tl.store(to_q + HALF, right.to(q_out.dtype.element_ty), mask=is_q)
+    is_k = inside & ((head >= HEADS) & (head < HEADS + KV_HEADS) & (slot >= 0))[:, None]
+    to_k = k_cache + ((slot * KV_HEADS + head - HEADS) * width)[:, None] + d[None, :]
+    tl.store(to_k, left.to(k_cache.dtype.element_ty), mask=is_k)
+    tl.store(to_k + HALF, right.to(k_cache.dtype.element_ty), mask=is_k)
+    is_v = inside & ((head >= HEADS + KV_HEADS) & (slot >= 0))[:, None]
+    to_v = v_cache + ((slot * KV_HEADS + head - HEADS - KV_HEADS) * width)[:, None] + d[None, :]
+    tl.store(to_v, left.to(v_cache.dtype.element_ty), mask=is_v)
+    tl.store(to_v + HALF, right.to(v_cache.dtype.element_ty), mask=is_v)
+
+
+@triton.jit
+def silu_and_mul_kernel(gate_up, out, width, BLOCK: tl.constexpr):
+    """gate_up [n, 2 width]: silu(gate) * up -> out [n, width] (arXiv 2002.05202). Grid (n, ceil(width / BLOCK))."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < width
+    source = gate_up + row * 2 * width + at
+    gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(source + width, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * width + at, (gate / (1.0 + tl.exp(-gate)) * up).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def copy_slots_kernel(pool, sources, destinations, layer_stride, width, BLOCK: tl.constexpr):
+    """pool[layer, destinations[i]] = pool[layer, sources[i]] for all of pool's layers, keys and values.
+
+    pool [layers, slots, width], layer_stride elements from one layer to the next. Grid (copies, layers, ceil(width / BLOCK)). No
+    destination may be a source or another's destination: copies are in no order.
+    """
+    copy = tl.program_id(0)
+    layer = pool + tl.program_id(1).to(tl.int64) * layer_stride
+    at = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    source = tl.load(sources + copy).to(tl.int64) * width
+    destination = tl.load(destinations + copy).to(tl.int64) * width
+    values = tl.load(layer + source + at, mask=at < width)
+    tl.store(layer + destination + at, values, mask=at < width)
+
+
+@triton.jit
+def head_kernel(x, weight, out, m, n, k, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                PRECISION: tl.constexpr):  # fmt: skip
+    """out float32 [m, n] = x [m, k] @ weight [n, k]^T: logits, which 16-bit products of libraries would round.
+
+    Grid (ceil(n / BLOCK_N), ceil(m / BLOCK_M)).
+    """
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    left = x + (row.to(tl.int64) * k)[:, None]
+    right = weight + (column.to(tl.int64) * k)[None, :]
+    for begin in range(0, k, BLOCK_K):
+        at = begin + tl.arange(0, BLOCK_K)
+        a = tl.load(left + at[None, :], mask=(row < m)[:, None] & (at < k)[None, :], other=0.0)
+        b = tl.load(right + at[:, None], mask=(column < n)[None, :] & (at < k)[:, None], other=0.0)
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    place = (row.to(tl.int64) * n)[:, None] + column[None, :]
+    tl.store(out + place, total, mask=(row < m)[:, None] & (column < n)[None, :])

@@ -1,0 +1,183 @@
+"""From logits to tokens, in Triton: one program per row, without sorting.
+
+A token's weight is w = exp((logit - greatest) / temperature), in (0, 1]. Tokens are ranked by weight, of equals the lower id first,
+so what filters keep is a *cut*: all tokens above a weight, and the first few of those that have it. Weights are positive floats,
+whose bits are ordered as they are; a cut is found by fixing three bits at a time from the highest down, with eight sums of the
+weights (or counts) of tokens above a candidate. Sums over fewer tokens in the same order are never greater, rounded or not,
+so that the search is exact with respect to its own sums. Top-k, top-p, and the draw (inversion of the cumulative weight at a
+uniform number) are the same search with different measures; min-p is a cut by itself.
+"""
+
+# no annotations from __future__: Triton's interpreter reads them as objects
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _weights(logits, begin, vocabulary, greatest, temperature, BLOCK: tl.constexpr):
+    """The weights of a block of tokens; 0 past the end."""
+    at = begin + tl.arange(0, BLOCK)
+    logit = tl.load(logits + at, mask=at < vocabulary, other=-float("inf"))
+    return tl.exp((logit - greatest) / temperature)
+
+
+@triton.jit
+def _measure(logits, vocabulary, greatest, temperature, keys, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """float32 [8]: for each of the eight keys, the weight of all tokens with at least that key (or how many, if COUNT)."""
+    total = tl.zeros([8, BLOCK], tl.float32)
+    for begin in range(0, vocabulary, BLOCK):
+        w = _weights(logits, begin, vocabulary, greatest, temperature, BLOCK)
+        key = w.to(tl.int32, bitcast=True)
+        each = tl.where(w > 0.0, 1.0, 0.0) if COUNT else w
+        total += tl.where(key[None, :] >= keys[:, None], each[None, :], 0.0)
+    return tl.sum(total, 1)
+
+
+@triton.jit
+def _search(logits, vocabulary, greatest, temperature, goal, STRICT: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """The highest key so that tokens of at least that key weigh `goal` (more than it, if STRICT), or are so many; 0 if all
+    together do not. With it, the measure of all tokens above that key."""
+    digit = tl.arange(0, 8)
+    found = 0
+    for place in range(0, 10):
+        shift = 27 - 3 * place
+        held = _measure(logits, vocabulary, greatest, temperature, found + (digit << shift), COUNT, BLOCK)
+        enough = held > goal if STRICT else held >= goal
+        # the first candidate is what was found so far: enough, or else nothing is
+        found += tl.maximum(tl.sum(enough.to(tl.int32), 0) - 1, 0) << shift
+    above = _measure(logits, vocabulary, greatest, temperature, found + 1 + digit * 0, COUNT, BLOCK)
+    return found, tl.max(above, 0)
+
+
+@triton.jit
+def _held(logits, vocabulary, greatest, temperature, cut, BLOCK: tl.constexpr):
+    """Of the tokens above the cut the weight, of those at it the number, and the lowest key of either."""
+    above = tl.zeros([BLOCK], tl.float32)
+    equal = tl.zeros([BLOCK], tl.int32)
+    lowest = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
+    for begin in range(0, vocabulary, BLOCK):
+        w = _weights(logits, begin, vocabulary, greatest, temperature, BLOCK)
+        key = w.to(tl.int32, bitcast=True)
+        above += tl.where(key > cut, w, 0.0)
+        equal += (key == cut).to(tl.int32)
+        lowest = tl.minimum(lowest, tl.where(key >= cut, key, 0x7FFFFFFF))
+    return tl.sum(above, 0), tl.sum(equal, 0), tl.min(lowest, 0)
+
+
+@triton.jit
+def _nth(logits, vocabulary, greatest, temperature, wanted, rank, BLOCK: tl.constexpr):
+    """The id of token number `rank`, from 0, of those whose key is `wanted`."""
+    seen = 0
+    token = -1
+    for begin in range(0, vocabulary, BLOCK):
+        w = _weights(logits, begin, vocabulary, greatest, temperature, BLOCK)
+        equal = (w.to(tl.int32, bitcast=True) == wanted).to(tl.int32)
+        order = seen + tl.cumsum(equal, 0) - 1
+        here = tl.where((equal > 0) & (order == rank), begin + tl.arange(0, BLOCK), -1)
+        token = tl.maximum(token, tl.max(here, 0))
+        seen += tl.sum(equal, 0)
+    return token
+
+
+@triton.jit
+def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens, vocabulary, stride,
+                  GREEDY: tl.constexpr, FILTERED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Grid (m). logits float32 [m, vocabulary], `stride` from row to row; tokens int64 [m].
+
+    GREEDY: no row is random. FILTERED: top-k, top-p or min-p of some row is on. `asgl.kernels.api.Kernels.sample` says what is
+    drawn.
+    """
+    row = tl.program_id(0)
+    logits += row.to(tl.int64) * stride
+    greatest = tl.full([BLOCK], -float("inf"), tl.float32)
+    first = tl.full([BLOCK], 0, tl.int32)
+    for begin in range(0, vocabulary, BLOCK):
+        at = begin + tl.arange(0, BLOCK)
+        logit = tl.load(logits + at, mask=at < vocabulary, other=-float("inf"))
+        first = tl.where(logit > greatest, at, first)
+        greatest = tl.maximum(greatest, logit)
+    best = tl.max(greatest, 0)
+    token = tl.min(tl.where(greatest == best, first, 0x7FFFFFFF), 0)
+    if not GREEDY:
+        temperature = tl.load(temperatures + row)
+        if temperature > 0.0:
+            # as good as 0, and far from where float32 loses its precision
+            temperature = tl.maximum(temperature, 1e-30)
+            token = _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, uniforms, FILTERED, BLOCK)
+    tl.store(tokens + row, token.to(tl.int64))
+
+
+@triton.jit
+def _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, uniforms, FILTERED: tl.constexpr,
+          BLOCK: tl.constexpr):  # fmt: skip
+    cut = 1  # the lowest key of a weight above 0
+    ties = 0x7FFFFFFF  # how many of the tokens at the cut are kept
+    if FILTERED:
+        top_k = tl.load(top_ks + row)
+        if top_k > 0:
+            found, above = _search(logits, vocabulary, best, temperature, top_k.to(tl.float32), False, True, BLOCK)
+            if found > 0:
+                cut = found
+                ties = top_k - above.to(tl.int32)
+        top_p = tl.load(top_ps + row)
+        if top_p < 1.0:
+            above, equal, _ = _held(logits, vocabulary, best, temperature, cut, BLOCK)
+            edge = cut.to(tl.float32, bitcast=True)
+            goal = top_p * (above + tl.minimum(equal, ties).to(tl.float32) * edge)
+            found, above = _search(logits, vocabulary, best, temperature, goal, False, False, BLOCK)
+            if found >= cut:
+                needed = tl.ceil((goal - above) / found.to(tl.float32, bitcast=True))
+                needed = tl.maximum(tl.minimum(needed, 2.0e9), 1.0).to(tl.int32)
+                ties = tl.where(found > cut, needed, tl.minimum(ties, needed))
+                cut = found
+        least = tl.load(min_ps + row).to(tl.int32, bitcast=True)
+        if least > cut:
+            cut = least
+            ties = 0x7FFFFFFF
+    above, equal, lowest = _held(logits, vocabulary, best, temperature, cut, BLOCK)
+    edge = cut.to(tl.float32, bitcast=True)
+    equal = tl.minimum(equal, ties)
+    # the number just below 1 of float64 must not become 1
+    uniform = tl.minimum(tl.load(uniforms + row).to(tl.float32), 0.99999994)
+    goal = uniform * (above + equal.to(tl.float32) * edge)
+    wanted, above = _search(logits, vocabulary, best, temperature, goal, True, False, BLOCK)
+    weight = wanted.to(tl.float32, bitcast=True)
+    rank = tl.floor((goal - above) / tl.maximum(weight, 1e-45))
+    rank = tl.maximum(tl.minimum(rank, 2.0e9), 0.0).to(tl.int32)
+    if wanted < cut:  # rounding went past the last token that is kept
+        wanted = lowest
+        rank = 0x7FFFFFFF
+    _, same, _ = _held(logits, vocabulary, best, temperature, wanted, BLOCK)
+    kept = tl.where(wanted == cut, tl.minimum(same, ties), same)
+    return _nth(logits, vocabulary, best, temperature, wanted, tl.minimum(rank, kept - 1), BLOCK)
+
+
+@triton.jit
+def edit_kernel(logits, rows, tokens, values, count, stride, REPETITION: tl.constexpr, BLOCK: tl.constexpr):
+    """Changes single logits, named by triples without repetition: adds, or (REPETITION) divides positive logits by the value and
+    multiplies negative ones (Keskar et al., arXiv 1909.05858). Grid (ceil(count / BLOCK))."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    row = tl.load(rows + at, mask=inside, other=0).to(tl.int64)
+    token = tl.load(tokens + at, mask=inside, other=0).to(tl.int64)
+    value = tl.load(values + at, mask=inside, other=1.0)
+    place = logits + row * stride + token
+    old = tl.load(place, mask=inside, other=0.0)
+    if REPETITION:
+        new = tl.where(old > 0.0, old / value, old * value)
+    else:
+        new = old + value
+    tl.store(place, new, mask=inside)
+
+
+@triton.jit
+def mask_kernel(logits, allowed, vocabulary, stride, words, BLOCK: tl.constexpr):
+    """Puts -inf where a grammar does not allow a token. allowed int32 [m, words]: bit t % 32 of word t // 32 is token t, words
+    past the mask's end allow nothing. Grid (m, ceil(vocabulary / BLOCK))."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < vocabulary
+    word = tl.load(allowed + row * words + at // 32, mask=inside & (at // 32 < words), other=0)
+    banned = ((word >> (at % 32)) & 1) == 0
+    tl.store(logits + row * stride + at, tl.full([BLOCK], -float("inf"), tl.float32), mask=inside & banned)

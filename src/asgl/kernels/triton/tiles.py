@@ -1,0 +1,141 @@
+"""The tile of each kernel, by element size, head size and target. What would not fit shared memory is never launched.
+
+A tile's shared memory is bounded by a formula that errs to the high side; candidates are in order of preference, and the first
+whose bound is within the target's shared memory is taken. The compile lane checks the formula against what compilers allocate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from asgl.errors import ConfigError
+from asgl.kernels.triton.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTile:
+    """block_m rows of queries (tokens times the query heads of a KV head) against block_n positions at a time."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+    def shared_memory(self, head_dim: int, itemsize: int) -> int:
+        """A bound in bytes: queries, `num_stages` blocks of keys and of values with their slots, and the weights of a block (in
+        float32, for targets whose products read both operands from shared memory)."""
+        queries = self.block_m * head_dim * itemsize
+        block = self.block_n * (2 * head_dim * itemsize + 4)
+        weights = self.block_m * self.block_n * 4
+        return queries + self.num_stages * block + weights + _SLACK
+
+
+_SLACK = 2048
+"""Barriers, and scratch of reductions."""
+
+_EXTEND = (
+    AttentionTile(128, 128, 8, 3), AttentionTile(128, 128, 8, 2), AttentionTile(128, 64, 4, 3), AttentionTile(128, 64, 4, 2),
+    AttentionTile(64, 64, 4, 3), AttentionTile(64, 64, 4, 2), AttentionTile(64, 32, 4, 2), AttentionTile(32, 32, 4, 1),
+    AttentionTile(16, 16, 4, 1),
+)
+_DECODE = (
+    AttentionTile(16, 128, 4, 3), AttentionTile(16, 64, 4, 3), AttentionTile(16, 64, 4, 2), AttentionTile(16, 32, 4, 2),
+    AttentionTile(16, 16, 4, 1),
+)
+_SPAN = (AttentionTile(64, 64, 4, 3), AttentionTile(64, 64, 4, 2), AttentionTile(64, 32, 4, 2), AttentionTile(32, 32, 4, 1),
+         AttentionTile(16, 16, 4, 1))
+
+
+def _fits(tile: AttentionTile, head_dim: int, dtype: torch.dtype, target: Target) -> bool:
+    """Shared memory, and registers: queries and their results are held by the threads, 64 KiB of them for 4 warps."""
+    held = tile.block_m * (2 * head_dim + tile.block_n) * 4
+    return tile.shared_memory(head_dim, dtype.itemsize) <= target.shared_memory and held <= tile.num_warps * 2**14 + 2**14
+
+
+def _first(candidates: tuple[AttentionTile, ...], least_m: int, head_dim: int, dtype: torch.dtype, target: Target) -> AttentionTile:
+    for tile in candidates:
+        if tile.block_m >= least_m and _fits(tile, head_dim, dtype, target):
+            return tile
+    raise ConfigError(
+        f"no tile of the attention kernels fits {target.arch}: heads of {head_dim} in {dtype}, {least_m} query heads for each KV "
+        "head; use kernels='reference'"
+    )
+
+
+def _padded(head_dim: int) -> int:
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def extend_tile(head_dim: int, group: int, dtype: torch.dtype, target: Target) -> AttentionTile:
+    """For rows of several new tokens. `group` query heads share a KV head, and their rows are in one tile."""
+    candidates = _EXTEND
+    if dtype == torch.float32:
+        # products of float32 do not use tensor cores: large tiles only spill
+        candidates = tuple(tile for tile in _EXTEND if tile.block_m * tile.block_n <= 64 * 32)
+    elif target.arch in ("sm_86", "sm_89", "sm_120", "sm_121") or target.vendor == "amd":
+        candidates = tuple(tile for tile in _EXTEND if tile.block_n <= 64)
+    return _first(candidates, group, _padded(head_dim), dtype, target)
+
+
+def decode_tile(head_dim: int, group: int, dtype: torch.dtype, target: Target) -> AttentionTile:
+    """For rows of one new token: as many rows of queries as a KV head has query heads, 16 at least (what a product needs)."""
+    least = max(16, 1 << (group - 1).bit_length())
+    candidates = tuple(AttentionTile(least, tile.block_n, tile.num_warps, tile.num_stages) for tile in _DECODE)
+    if dtype == torch.float32:
+        candidates = candidates[2:]
+    return _first(candidates, least, _padded(head_dim), dtype, target)
+
+
+def span_tile(head_dim: int, group: int, dtype: torch.dtype, target: Target) -> AttentionTile:
+    """For a span of positions that several decode rows share: their queries are one tile."""
+    candidates = _SPAN
+    if dtype == torch.float32:
+        candidates = tuple(tile for tile in _SPAN if tile.block_m * tile.block_n <= 64 * 32)
+    return _first(candidates, group, _padded(head_dim), dtype, target)
+
+
+def decode_splits(rows: int, kv_heads: int, longest: int, block_n: int, target: Target) -> int:
+    """Into how many pieces each row's context is cut, so that two programs can run on every multiprocessor (flash-decoding),
+    but no piece is shorter than two blocks. A power of two, 64 at most."""
+    wanted = 2 * target.multiprocessors // max(1, rows * kv_heads)
+    useful = longest // (2 * block_n)
+    return 1 << (max(1, min(wanted, useful, 64)).bit_length() - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ProductTile:
+    """block_m x block_n outputs, block_k of the sum at a time."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def shared_memory(self, itemsize: int) -> int:
+        return self.num_stages * (self.block_m + self.block_n) * self.block_k * itemsize + _SLACK
+
+
+def head_tile(rows: int, dtype: torch.dtype, target: Target) -> ProductTile:
+    """For logits: few rows, a long weight that is read once."""
+    block_m = min(64, max(16, 1 << (rows - 1).bit_length()))
+    if target.vendor == "interpreter":
+        return ProductTile(block_m, 256, 128, 4, 1)
+    for stages in (4, 3, 2, 1):
+        tile = ProductTile(block_m, 64, 128 // dtype.itemsize, 4, stages)
+        if tile.shared_memory(dtype.itemsize) <= target.shared_memory:
+            return tile
+    raise ConfigError(f"no tile of the head fits {target.arch}; use kernels='reference'")
+
+
+def row_block(width: int) -> tuple[int, int]:
+    """(block, warps) for kernels that hold a whole row of `width` values."""
+    block = max(32, 1 << (width - 1).bit_length())
+    return block, min(16, max(1, block // 512))
+
+
+def vocabulary_block(target: Target) -> int:
+    """Logits that the sampling kernel looks at in one go; it holds eight sums for each."""
+    return 8192 if target.vendor == "interpreter" else 1024
