@@ -9,9 +9,11 @@ function overwrites: consume it before.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor
 
@@ -108,6 +110,19 @@ class SamplingBatch:
     """top_p, top_k and min_p are off in every row."""
 
 
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """A layer: weights as `Kernels.pack_linear` gave them; norms and biases are float32."""
+
+    attention_norm: Tensor
+    qkv: Any
+    qkv_bias: Tensor | None
+    o: Any
+    mlp_norm: Tensor
+    gate_up: Any
+    down: Any
+
+
 class Kernels(Protocol):
     """A back end. Made once per Runtime on its device thread, and called from that thread only."""
 
@@ -185,4 +200,26 @@ class Kernels(Protocol):
 
     def synchronize(self) -> None:
         """Waits until everything that was launched is done."""
+        ...
+
+
+@runtime_checkable
+class FusedKernels(Protocol):
+    """A back end that can run all layers in one call, with the same results as its single functions."""
+
+    def fuse(
+        self, layers: Sequence[LayerWeights], norm: Tensor, rope: Tensor, heads: int, kv_heads: int, head_dim: int, eps: float
+    ) -> Any:
+        """Prepares layers for `run_layers`; None if these cannot be fused. Takes what `Kernels`' functions take; `norm` is
+        that after the last layer."""
+        ...
+
+    def run_layers(
+        self, fused: Any, hidden: Tensor, batch: Batch, caches: Sequence[tuple[Tensor, Tensor]], at: Tensor | None
+    ) -> Tensor | None:
+        """Runs all layers over the new tokens of `batch`, and the last norm for the tokens `at` (int64 [m]).
+
+        `hidden` [n, d] is overwritten; `caches` hold the keys and values of each layer. Returns what `head` takes, [m, d], or
+        None if `at` is None.
+        """
         ...

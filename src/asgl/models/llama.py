@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from asgl.errors import ModelError
-from asgl.kernels.api import Batch, Kernels, QuantizedTensor
+from asgl.kernels.api import Batch, FusedKernels, Kernels, LayerWeights, QuantizedTensor
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.config import ModelConfig
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Packed weights, but for norms and biases."""
-
-    attention_norm: Tensor
-    qkv: Any
-    qkv_bias: Tensor | None
-    o: Any
-    mlp_norm: Tensor
-    gate_up: Any
-    down: Any
 
 
 class Llama:
@@ -52,10 +38,10 @@ class Llama:
 
         embedding = read("embedding")
         self._embedding = kernels.pack_embedding(embedding)
-        self._layers: list[_Layer] = []
+        self._layers: list[LayerWeights] = []
         for i in range(config.layers):
             at = f"layers.{i}."
-            self._layers.append(_Layer(
+            self._layers.append(LayerWeights(
                 attention_norm=dense(at + "attention_norm"),
                 qkv=kernels.pack_linear(_stacked([read(at + name) for name in ("q", "k", "v")])),
                 qkv_bias=dense(at + "q_bias", at + "k_bias", at + "v_bias") if config.attention_bias else None,
@@ -67,6 +53,10 @@ class Llama:
         self._norm = dense("norm")
         self._head = kernels.pack_head(embedding if config.tied_head else read("head"))
         self._rope = rope_table(config).to(kernels.device)
+        self._fused: Any = None
+        if isinstance(kernels, FusedKernels):
+            self._fused = kernels.fuse(self._layers, self._norm, self._rope, config.heads, config.kv_heads,
+                                       config.head_dim, config.norm_eps)
 
     def forward(self, batch: Batch, caches: Sequence[tuple[Tensor, Tensor]], at: Tensor | None) -> Tensor | None:
         """Computes keys and values of the new tokens of `batch`, and the last hidden states of some of them.
@@ -76,6 +66,8 @@ class Llama:
         """
         kernels, eps = self._kernels, self.config.norm_eps
         hidden = kernels.embed(self._embedding, batch.input_ids)
+        if self._fused is not None and isinstance(kernels, FusedKernels):  # the loop below, in one call
+            return kernels.run_layers(self._fused, hidden, batch, caches, at)
         delta: Tensor | None = None
         last = len(self._layers) - 1
         for i, (layer, (k_cache, v_cache)) in enumerate(zip(self._layers, caches, strict=True)):

@@ -6,7 +6,7 @@ them - of all rows of the unit, and of all query heads of the KV head - are one 
 
 Scratch of a thread, for Q = queries of a unit * heads of a group:
 
-    zeros                  [head_dim] bfloat16: what positions past the end read
+    zeros                  [kv_heads, head_dim] bfloat16: what positions past the end read
     keys                   two tiles of 32 positions; values: head_dim / 32 tiles of 64 positions
     queries                [Q, head_dim] elements, of each KV head
     scores, weights        [Q, 64] float32, and as elements
@@ -15,6 +15,9 @@ Scratch of a thread, for Q = queries of a unit * heads of a group:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 
@@ -22,6 +25,7 @@ from asgl.kernels.cpu import simd, team
 from asgl.kernels.cpu.dots import OUTPUTS, TILE_STEP, add_dot_rows, dot_rows
 from asgl.kernels.cpu.simd import (
     ELEMENT,
+    HVEC,
     I64,
     IVEC,
     LANES,
@@ -44,6 +48,7 @@ from asgl.kernels.cpu.simd import (
     operation,
     prefetch,
     set_f32,
+    set_i64,
     splat,
     store,
     store_elements,
@@ -52,7 +57,6 @@ from asgl.kernels.cpu.simd import (
     total,
     void,
     zero,
-    zip_bf16,
 )
 from asgl.kernels.cpu.units import BLOCK, COUNT, INDEX, LENGTH, PARTIAL, POSITION, TOKENS, UNIT
 
@@ -62,67 +66,85 @@ _WEIGHTS = BLOCK * ELEMENT
 """Bytes of a query's weights."""
 
 
-@operation(void, i64, i64, i64, i64)
-def _transpose_words(builder, addresses, offset, out, step):
-    """Loads 16 words at `offset` from each of 16 addresses (int64 [16]); stores them transposed, `step` bytes apart."""
+def _emit_transpose(builder: Any, addresses: Any, offset: Any, out: Any, load: Callable[[Any, Any], Any]) -> None:
+    """Loads 16 words at `offset` from each of 16 addresses (int64 [16]); stores them transposed, a step of a tile apart."""
     rows = []
     for i in range(LANES):
         at = simd.emit_load(builder, builder.add(addresses, ir.Constant(I64, 8 * i)), I64, 8)
-        rows.append(simd.emit_load(builder, builder.add(at, offset), IVEC, 4))
+        rows.append(load(builder, builder.add(at, offset)))
     for i, row in enumerate(simd.emit_transpose(builder, rows)):
-        simd.emit_store(builder, builder.add(out, builder.mul(step, ir.Constant(I64, i))), row, 4)
+        simd.emit_store(builder, builder.add(out, ir.Constant(I64, i * TILE_STEP)), row, 4)
 
 
-@operation(void, i64, i64, i64, i64)
-def _transpose_widened(builder, addresses, offset, out, step):
-    """The same for 16 bfloat16, widened to float32 words."""
-    rows = []
-    for i in range(LANES):
-        at = simd.emit_load(builder, builder.add(addresses, ir.Constant(I64, 8 * i)), I64, 8)
-        halves = simd.emit_load(builder, builder.add(at, offset), simd.HVEC, 2)
-        rows.append(builder.shl(builder.zext(halves, IVEC), simd.const(16)))
-    for i, row in enumerate(simd.emit_transpose(builder, rows)):
-        simd.emit_store(builder, builder.add(out, builder.mul(step, ir.Constant(I64, i))), row, 4)
+def _emit_widened(builder: Any, address: Any) -> Any:
+    """16 bfloat16 as float32 words."""
+    return builder.shl(builder.zext(simd.emit_load(builder, address, HVEC, 2), IVEC), simd.const(16))
+
+
+@operation(void, i64, i64, i64)
+def _transpose_words(builder: Any, addresses: Any, offset: Any, out: Any) -> None:
+    """16 words of 16 keys to a tile."""
+    _emit_transpose(builder, addresses, offset, out, lambda b, at: simd.emit_load(b, at, IVEC, 4))
+
+
+@operation(void, i64, i64, i64)
+def _transpose_widened(builder: Any, addresses: Any, offset: Any, out: Any) -> None:
+    """16 bfloat16 of 16 keys, widened, to a tile."""
+    _emit_transpose(builder, addresses, offset, out, _emit_widened)
+
+
+@operation(void, i64, i64, i64)
+def _zip_rows(builder: Any, first: Any, second: Any, out: Any) -> None:
+    """32 bfloat16 of two values to the step of a tile: words with one of the first and one of the second."""
+    wide = ir.VectorType(simd.I16, 2 * LANES)
+    rows = [simd.emit_load(builder, address, wide, 2) for address in (first, second)]
+    for half in range(2):
+        order = [place for i in range(half * LANES, (half + 1) * LANES) for place in (i, 2 * LANES + i)]
+        zipped = builder.shuffle_vector(*rows, ir.Constant(ir.VectorType(simd.I32, 2 * LANES), order))
+        simd.emit_store(builder, builder.add(out, ir.Constant(I64, 64 * half)), zipped, 4)
 
 
 @operation(void, i64, i64)
-def _widen_row(builder, source, out):
-    """16 bfloat16 to 16 float32 words."""
-    wide = builder.zext(simd.emit_load(builder, source, simd.HVEC, 2), IVEC)
-    simd.emit_store(builder, out, builder.shl(wide, simd.const(16)), 4)
+def _widen_row(builder: Any, source: Any, out: Any) -> None:
+    """32 bfloat16 of a value to the step of a tile, widened."""
+    for half in range(2):
+        word = _emit_widened(builder, builder.add(source, ir.Constant(I64, 32 * half)))
+        simd.emit_store(builder, builder.add(out, ir.Constant(I64, 64 * half)), word, 4)
 
 
 def room(queries: int, kv_heads: int, head_dim: int) -> int:
     """Bytes that a thread needs for units of up to `queries` queries of a KV head."""
-    tiles = 2 * BLOCK * 8 + head_dim * 2 + 2 * BLOCK * head_dim * ELEMENT
+    tiles = 2 * BLOCK * 8 + kv_heads * head_dim * 2 + 2 * BLOCK * head_dim * ELEMENT
     per_query = BLOCK * (4 + ELEMENT) + kv_heads * (head_dim * (ELEMENT + 4) + 8)
     return tiles + queries * per_query
 
 
 @kernel
-def _pack_keys(addresses: int, head_dim: int, tiles: int) -> None:
-    """Keys at 64 addresses to two tiles [head_dim / PER_WORD][2][16] of words."""
+def _pack_keys(addresses: int, offset: int, count: int, head_dim: int, tiles: int) -> None:
+    """Keys at `offset` from up to 64 addresses to two tiles [head_dim / PER_WORD][2][16] of words, by 16 of them."""
     steps = head_dim // PER_WORD
-    for quarter in range(BLOCK // LANES):
+    for quarter in range((count + LANES - 1) // LANES):
         out = tiles + (quarter // 2) * steps * TILE_STEP + (quarter % 2) * 64
         for step in range(0, steps, LANES):
             if PER_WORD == 2:
-                _transpose_words(addresses + quarter * 8 * LANES, step * 4, out + step * TILE_STEP, TILE_STEP)
+                _transpose_words(addresses + quarter * 8 * LANES, offset + step * 4, out + step * TILE_STEP)
             else:
-                _transpose_widened(addresses + quarter * 8 * LANES, step * 2, out + step * TILE_STEP, TILE_STEP)
+                _transpose_widened(addresses + quarter * 8 * LANES, offset + step * 2, out + step * TILE_STEP)
 
 
 @kernel
-def _pack_values(addresses: int, head_dim: int, tiles: int) -> None:
-    """Values at 64 addresses to head_dim / 32 tiles [64 / PER_WORD][2][16] of words."""
-    for d in range(0, head_dim, LANES):
-        out = tiles + (d // OUTPUTS) * (BLOCK // PER_WORD) * TILE_STEP + (d // LANES % 2) * 64
-        for step in range(BLOCK // PER_WORD):
+def _pack_values(addresses: int, offset: int, steps: int, head_dim: int, tiles: int) -> None:
+    """Values at `offset` from addresses to head_dim / 32 tiles [64 / PER_WORD][2][16] of words; the first `steps` of them."""
+    for step in range(steps):
+        out = tiles + step * TILE_STEP
+        first = get_i64(addresses + step * PER_WORD * 8) + offset
+        second = get_i64(addresses + (step * PER_WORD + 1) * 8) + offset
+        for d in range(0, head_dim, OUTPUTS):
             if PER_WORD == 2:
-                first, second = get_i64(addresses + step * 16), get_i64(addresses + step * 16 + 8)
-                store_words(out + step * TILE_STEP, zip_bf16(first + d * 2, second + d * 2))
+                _zip_rows(first + d * 2, second + d * 2, out)
             else:
-                _widen_row(get_i64(addresses + step * 8) + d * 2, out + step * TILE_STEP)
+                _widen_row(first + d * 2, out)
+            out += BLOCK // PER_WORD * TILE_STEP
 
 
 @kernel
@@ -160,8 +182,7 @@ def _slots_of_block(indices: int, count: int, cache: int, token_bytes: int, zero
         at = zeros
         if i < count:
             at = cache + get_i32(indices + i * 4) * token_bytes
-        addresses_at = addresses + i * 8
-        simd.set_i64(addresses_at, at)
+        set_i64(addresses + i * 8, at)
 
 
 @kernel
@@ -186,7 +207,7 @@ def _unit(
     queries = count * group
 
     zeros = scratch
-    k_at = zeros + head_bytes
+    k_at = zeros + token_bytes
     v_at = k_at + BLOCK * 8
     keys = v_at + BLOCK * 8
     values = keys + BLOCK * head_dim * ELEMENT
@@ -197,8 +218,8 @@ def _unit(
     sums = tops + kv_heads * queries * 4
     results = sums + kv_heads * queries * 4
 
-    for i in range(0, head_bytes, 4):
-        simd.set_i32(zeros + i, 0)
+    for i in range(0, token_bytes, 8):
+        set_i64(zeros + i, 0)
     for i in range(kv_heads * queries):
         set_f32(tops + i * 4, _LOWEST)
         set_f32(sums + i * 4, np.float32(0))
@@ -214,17 +235,14 @@ def _unit(
     for start in range(0, length, BLOCK):
         block = min(BLOCK, length - start)
         ahead = min(BLOCK, length - start - block)
+        steps = (block + LANES - 1) // LANES * (LANES // PER_WORD)  # past the end are zeros, of weight 0
         _slots_of_block(indices + start * 4, block, k_cache, token_bytes, zeros, k_at)
         _slots_of_block(indices + start * 4, block, v_cache, token_bytes, zeros, v_at)
         for head in range(kv_heads):
             _prefetch_block(indices + (start + block) * 4, ahead, k_cache, token_bytes, head * head_bytes, head_bytes)
             _prefetch_block(indices + (start + block) * 4, ahead, v_cache, token_bytes, head * head_bytes, head_bytes)
-            _pack_keys(k_at, head_dim, keys)
-            _pack_values(v_at, head_dim, values)
-            for i in range(block):
-                at = i * 8
-                simd.set_i64(k_at + at, get_i64(k_at + at) + head_bytes)
-                simd.set_i64(v_at + at, get_i64(v_at + at) + head_bytes)
+            _pack_keys(k_at, head * head_bytes, block, head_dim, keys)
+            _pack_values(v_at, head * head_bytes, steps, head_dim, values)
             own = gathered + head * queries * head_dim * ELEMENT
             for half in range(2):
                 if half * OUTPUTS < block:
@@ -240,7 +258,7 @@ def _unit(
             for d in range(0, head_dim, OUTPUTS):
                 tile = values + d // OUTPUTS * (BLOCK // PER_WORD) * TILE_STEP
                 at = results + (head * queries * head_dim + d) * 4
-                add_dot_rows(weights, _WEIGHTS, queries, tile, BLOCK // PER_WORD, at, head_dim * 4)
+                add_dot_rows(weights, _WEIGHTS, queries, tile, steps, at, head_dim * 4)
 
     for head in range(kv_heads):
         for i in range(queries):

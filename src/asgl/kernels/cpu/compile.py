@@ -32,11 +32,12 @@ class Entry:
         signature = types.void(types.CPointer(numba.from_dtype(self._record.dtype)), types.int64, types.int64)
         self._function = cached(lambda cache: cfunc(signature, cache=cache, error_model="numpy")(getattr(entries, name)))
         self._run = team.run
-        self._job = self._function.address, self._record.ctypes.data, phases
+        self._address = self._record.ctypes.data
+        self.phases = phases
 
     def __call__(self, *values: float) -> None:
         self._pack(self._bytes, 0, *values)
-        self._run(*self._job)
+        self._run(self._function.address, self._address, self.phases)
 
 
 class Compiled:
@@ -50,6 +51,7 @@ class Compiled:
         self.linear = self._entry("linear", team)
         self.rope_and_store = self._entry("rope_and_store", team)
         self.attention = self._entry("attention", team, phases=2)
+        self.layers = self._entry("layers", team, phases=0)
         self.silu_and_mul = self._entry("silu_and_mul", team)
         self.log_softmax = self._entry("log_softmax", team)
         self.sample = self._entry("sample", team)

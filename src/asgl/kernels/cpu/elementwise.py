@@ -111,11 +111,11 @@ def _rotate(source: int, angles: int, half: int, out: int, elements: bool) -> No
 
 @kernel
 def rope_phase(
-    job: int, phase: int, number: int, qkv: int, rows: int, heads: int, kv_heads: int, head_dim: int,
+    job: int, phase: int, number: int, qkv: int, bias: int, rows: int, heads: int, kv_heads: int, head_dim: int,
     positions: int, slots: int, rope: int, k_cache: int, v_cache: int, out: int,
 ) -> None:
     """Queries of qkv [rows, heads + 2 kv_heads, head_dim] float32, rotated, to `out` as elements; keys, rotated, and values to
-    the caches [slots, kv_heads, head_dim] as bfloat16."""
+    the caches [slots, kv_heads, head_dim] as bfloat16. `bias` (unless 0) is added to qkv first, in place."""
     half = head_dim // 2
     while True:
         first = team.claim(job, phase, number, GRAIN, rows)
@@ -123,7 +123,11 @@ def rope_phase(
             break
         last = min(first + GRAIN, rows)
         for row in range(first, last):
-            source = qkv + row * (heads + 2 * kv_heads) * head_dim * 4
+            width = (heads + 2 * kv_heads) * head_dim
+            source = qkv + row * width * 4
+            if bias:
+                for i in range(0, width, LANES):
+                    store(source + i * 4, add(load(source + i * 4), load(bias + i * 4)))
             angles = rope + get_i32(positions + row * 4) * head_dim * 4
             for head in range(heads):
                 _rotate(source, angles, half, out + (row * heads + head) * head_dim * ELEMENT, True)

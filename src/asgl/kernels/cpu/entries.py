@@ -10,6 +10,7 @@ from numba import carray
 
 from asgl.kernels.cpu.attention import attention_phases
 from asgl.kernels.cpu.elementwise import embed_phase, norm_phase, rope_phase, silu_phase
+from asgl.kernels.cpu.layers import layers_job
 from asgl.kernels.cpu.linear import STORE, linear_phase
 from asgl.kernels.cpu.sampling import log_softmax_phase, sample_phase
 
@@ -20,6 +21,9 @@ FIELDS = {
     "rope_and_store": "job qkv rows heads kv_heads head_dim positions slots rope k_cache v_cache out",
     "attention": "job units unit_count tokens limits merged merged_count parts order indices q k_cache v_cache heads kv_heads "
     "head_dim scale:float partials out scratch room",
+    "layers": "job table layers hidden rows d f heads kv_heads head_dim eps:float rope positions slots norm packed_only normed qkv q "
+    "units unit_count tokens limits merged merged_count parts order indices scale:float partials attended gated wanted at "
+    "kept_attended kept_hidden out scratch room",
     "silu_and_mul": "job gate_up rows width out",
     "log_softmax": "job logits m n out",
     "sample": "job logits m n temperature top_k top_p min_p uniform greedy ranks out",
@@ -49,7 +53,7 @@ def linear(record, thread, number):
 def rope_and_store(record, thread, number):
     a = carray(record, 1)[0]
     rope_phase(
-        a.job, 0, number, a.qkv, a.rows, a.heads, a.kv_heads, a.head_dim, a.positions, a.slots, a.rope, a.k_cache, a.v_cache, a.out
+        a.job, 0, number, a.qkv, 0, a.rows, a.heads, a.kv_heads, a.head_dim, a.positions, a.slots, a.rope, a.k_cache, a.v_cache, a.out
     )
 
 
@@ -60,6 +64,10 @@ def attention(record, thread, number):
         a.job, 0, number, a.units, a.unit_count, a.tokens, a.limits, a.merged, a.merged_count, a.parts, a.order, a.indices, a.q,
         a.k_cache, a.v_cache, a.heads, a.kv_heads, a.head_dim, a.scale, a.partials, a.out, scratch,
     )
+
+
+def layers(record, thread, number):
+    layers_job(carray(record, 1)[0], thread, number)
 
 
 def silu_and_mul(record, thread, number):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,14 +12,33 @@ import torch
 from torch import Tensor
 
 from asgl.errors import ConfigError, EngineError
-from asgl.kernels.api import Batch, QuantizedTensor, SamplingBatch, WeightFormat
+from asgl.kernels.api import Batch, LayerWeights, QuantizedTensor, SamplingBatch, WeightFormat
 from asgl.kernels.cpu import attention, linear, openmp, sampling, weights
 from asgl.kernels.cpu.compile import Compiled
+from asgl.kernels.cpu.dots import OUTPUTS
+from asgl.kernels.cpu.layers import (
+    ATTENTION_NORM,
+    COLUMNS,
+    DOWN,
+    DOWN_BITS,
+    GATE_UP,
+    GATE_UP_BITS,
+    KEYS,
+    LAYER_PHASES,
+    MLP_NORM,
+    O_BITS,
+    QKV,
+    QKV_BIAS,
+    QKV_BITS,
+    VALUES,
+    O,
+)
 from asgl.kernels.cpu.simd import ELEMENT, PER_WORD
 from asgl.kernels.cpu.threads import Team
 from asgl.kernels.cpu.units import QUERIES
 from asgl.kernels.cpu.weights import Packed, Table
 
+MAX_LAYERS = 256
 _BITS: dict[WeightFormat, int] = {"dense": 16, "int8": 8, "int4": 4}
 
 
@@ -34,6 +53,34 @@ class _Units:
             units.ctypes.data, len(units), tokens.ctypes.data, limits.ctypes.data, merged.ctypes.data, len(merged),
             parts.ctypes.data, order.ctypes.data, batch.kv_indices.data_ptr(),
         )
+
+
+class Fused:
+    """The layers of a model as a table of addresses."""
+
+    def __init__(
+        self, layers: Sequence[LayerWeights], norm: Tensor, rope: Tensor, heads: int, kv_heads: int, head_dim: int, eps: float
+    ) -> None:
+        self.heads, self.kv_heads, self.head_dim, self.eps = heads, kv_heads, head_dim, eps
+        self.norm, self.rope, self.f = norm, rope, layers[0].down.k
+        self._layers = layers
+        self.table = np.zeros((len(layers), COLUMNS), np.int64)
+        for row, layer in zip(self.table, layers, strict=True):
+            row[[ATTENTION_NORM, MLP_NORM]] = layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr()
+            row[QKV_BIAS] = layer.qkv_bias.data_ptr() if layer.qkv_bias is not None else 0
+            row[[QKV, O, GATE_UP, DOWN]] = [w.address for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+            row[[QKV_BITS, O_BITS, GATE_UP_BITS, DOWN_BITS]] = [
+                w.bits for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
+            ]
+        self._caches: Sequence[tuple[Tensor, Tensor]] | None = None
+
+    def table_at(self, caches: Sequence[tuple[Tensor, Tensor]]) -> int:
+        """The address of the table with these caches in it."""
+        if self._caches is not caches:
+            for row, (keys, values) in zip(self.table, caches, strict=True):
+                row[[KEYS, VALUES]] = keys.data_ptr(), values.data_ptr()
+            self._caches = caches
+        return self.table.ctypes.data
 
 
 class CpuKernels:
@@ -71,7 +118,7 @@ class CpuKernels:
         self._pid = os.getpid()
         allowed = openmp.cores()
         self.threads = min(torch.get_num_threads(), allowed)
-        self._team = Team(self.threads, phases=2)
+        self._team = Team(self.threads, phases=MAX_LAYERS * LAYER_PHASES + 1)
         self._compiled = Compiled(self._team, progress)
         for problem in openmp.problems(torch.get_num_threads(), allowed=allowed, loaded=openmp.runtimes()):
             warnings.warn(problem, RuntimeWarning, stacklevel=2)
@@ -195,6 +242,43 @@ class CpuKernels:
         self._compiled.silu_and_mul(self._team.address, gate_up.data_ptr(), n, width, out.data_ptr())
         return out
 
+    # --- all layers at once ---
+
+    def fuse(
+        self, layers: Sequence[LayerWeights], norm: Tensor, rope: Tensor, heads: int, kv_heads: int, head_dim: int, eps: float
+    ) -> Fused | None:
+        _check_head_dim(head_dim)
+        if len(layers) > MAX_LAYERS or layers[0].down.k % OUTPUTS:
+            return None
+        return Fused(layers, norm, rope, heads, kv_heads, head_dim, eps)
+
+    def run_layers(
+        self, fused: Fused, hidden: Tensor, batch: Batch, caches: Sequence[tuple[Tensor, Tensor]], at: Tensor | None
+    ) -> Tensor | None:
+        self._check_process()
+        rows, d = hidden.shape
+        heads, head_dim, f = fused.heads, fused.head_dim, fused.f
+        qkv_width, width, wanted = (heads + 2 * fused.kv_heads) * head_dim, heads * head_dim, 0 if at is None else len(at)
+        units = self._units_of(batch, heads // fused.kv_heads)
+        scratch, room = self._scratch(max(
+            attention.room(max(QUERIES, heads // fused.kv_heads), fused.kv_heads, head_dim),
+            linear.room(max(d, f, width), rows),
+        ))
+        elements, floats = self._elements, torch.float32
+        out = self._buffer("norm", (wanted, d), elements)
+        self._compiled.layers.phases = len(fused.table) * LAYER_PHASES + 1
+        self._compiled.layers(
+            self._team.address, fused.table_at(caches), len(fused.table), hidden.data_ptr(), rows, d, f, heads, fused.kv_heads,
+            head_dim, fused.eps, fused.rope.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr(),
+            fused.norm.data_ptr(), self._deterministic, self._room("normed", (rows, d), elements),
+            self._room("qkv", (rows, qkv_width), floats), self._room("q", (rows, width), elements), *units.arguments,
+            head_dim**-0.5, self._room("partials", (units.partials, heads, head_dim + 16), floats),
+            self._room("attention", (rows, width), elements), self._room("gated", (rows, f), elements), wanted,
+            at.data_ptr() if at is not None else 0, self._room("kept attention", (wanted, width), elements),
+            self._room("kept hidden", (wanted, d), floats), out.data_ptr(), scratch, room,
+        )
+        return None if at is None else out
+
     # --- logits ---
 
     def log_softmax(self, logits: Tensor) -> Tensor:
@@ -240,6 +324,10 @@ class CpuKernels:
         if held is None or held.shape[0] < size:
             held = self._buffers[name] = torch.empty(max(size, 64), dtype=dtype)
         return held[:size].view(shape)
+
+    def _room(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        """The address of a buffer."""
+        return self._buffer(name, shape, dtype).data_ptr()
 
     def _scratch(self, room: int) -> tuple[int, int]:
         """Room for each thread: the address of the first's, and the distance from one to the next."""

@@ -430,13 +430,6 @@ def emit_pair(builder: Any, low: Any, high: Any) -> Any:
     return builder.or_(first, builder.and_(emit_round_bf16(builder, high), const(-65536)))
 
 
-@operation(i32x16, i64, i64)
-def zip_bf16(builder: Any, first: Any, second: Any) -> Any:
-    """Words of the bfloat16 at two addresses: lane i has first[i] in its lower half and second[i] in its upper."""
-    low, high = (builder.zext(emit_load(builder, address, HVEC, 2), IVEC) for address in (first, second))
-    return builder.or_(low, builder.shl(high, const(16)))
-
-
 def emit_transpose(builder: Any, rows: list[Any]) -> list[Any]:
     """16 vectors of 16 words, transposed, in four rounds of butterflies."""
     step = 1
