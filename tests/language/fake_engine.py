@@ -142,6 +142,8 @@ class FakeEngine:
         details = {"params": params, "seed": seed, "logprobs": logprobs, "end_tokens": tuple(end_tokens),
                    "namespace": namespace, "priority": priority}
         ticket = self._submit("generate", prompt, details, listener, output, params.max_tokens)
+        if not ticket.settled and params.max_tokens == 0:
+            self._settle(ticket, reason="length")
         if not ticket.settled:
             answer = self._answer(self.tokenizer.decode(prompt))
             self.active[ticket] = [*self.tokenizer.encode(answer), EOS] if isinstance(answer, str) else answer
@@ -255,9 +257,6 @@ class FakeEngine:
         assert output is not None
         if ticket.first_token_at is None:
             ticket.first_token_at = float(self.steps)
-        if len(ticket.tokens) >= ticket.request.max_tokens:  # max_tokens=0
-            output.finish()
-            return self._settle(ticket, reason="length")
         token = left.pop(0) if left else EOS
         wanted = self.requests[ticket.request_id][2]["logprobs"]
         top = tuple((token + rank, -0.5 - rank) for rank in range(wanted or 0))
