@@ -109,7 +109,7 @@ async def test_stop_finishes_now_and_keeps_the_text() -> None:
 async def test_several_tasks_may_wait() -> None:
     s = Session(FakeEngine(["one"])).prompt("x")
     handle = s.gen()
-    assert await asyncio.gather(handle, handle, s.get("?") if False else handle) == ["one"] * 3
+    assert await asyncio.gather(handle, handle, handle) == ["one"] * 3
     assert await asyncio.wait_for(handle, 1) == "one"
 
 
@@ -183,7 +183,7 @@ async def test_a_handle_on_its_own_stream_is_refused() -> None:
 async def test_a_handle_is_no_string() -> None:
     s = Session(FakeEngine()).prompt("s")
     handle = s.gen("x")
-    for wrong in (lambda: f"{handle}", lambda: str(handle), lambda: "%s" % handle, lambda: "{:>9}".format(handle)):  # noqa: UP030, UP031, UP032
+    for wrong in (lambda: f"{handle}", lambda: str(handle), lambda: "%s" % handle, lambda: "{:>9}".format(handle)):  # noqa: UP031, UP032
         with pytest.raises(TypeError, match="await handle"):
             wrong()
     assert "gen 'x'" in repr(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 
 import pytest
@@ -19,7 +20,8 @@ cuts = st.lists(st.integers(0, 30), max_size=6)
 
 
 def split(text: str, places: list[int]) -> list[str]:
-    return [text[start:end] for start, end in itertools.pairwise([0, *sorted(min(place, len(text)) for place in places), len(text)])]
+    inner = sorted(min(place, len(text)) for place in places)
+    return [text[start:end] for start, end in itertools.pairwise([0, *inner, len(text)])]
 
 
 def test_the_tokenizer_of_these_tests_can_tell_runs_apart() -> None:
@@ -127,8 +129,6 @@ async def test_a_failed_op_leaves_the_run_unsealed() -> None:
 
 
 async def test_long_runs_are_tokenized_off_the_loop() -> None:
-    import asyncio
-
     engine = FakeEngine()
     engine.thread_gate = asyncio.Event()
     s = Session(engine).prompt("a " * 20_000)
@@ -144,8 +144,6 @@ async def test_long_runs_are_tokenized_off_the_loop() -> None:
 
 
 async def test_a_cancel_while_tokenizing_off_the_loop_undoes_everything() -> None:
-    import asyncio
-
     engine = FakeEngine()
     engine.thread_gate = asyncio.Event()
     s = Session(engine).prompt("a " * 20_000)

@@ -53,7 +53,8 @@ class Core:
         sampling: SamplingParams, namespace: str | None, priority: int, block: Block | None = None,
     ) -> None:
         self.session = session
-        self.id = session.next_id()
+        self.id = self.root = session.next_id()
+        """`root` is the id of the prompt that the stream comes from, by whatever forks."""
         self.name = name
         self.origin = origin
         self.path = path
@@ -127,7 +128,8 @@ class Core:
     def _child(self, point: Item, path: tuple[int, ...]) -> Core:
         child = Core(self.session, name=self.name, origin=self.origin, path=path, sampling=self.sampling,
                      namespace=self.place.namespace, priority=self.place.priority, block=self.block)
-        child.parent, child.base = ref(self), point
+        parent: ref[Core] = ref(self)
+        child.root, child.parent, child.base = self.root, parent, point
         child.emit_stream("forked", self)
         child.enqueue(Begin(Handle(self, point)))
         return child
@@ -337,7 +339,7 @@ class Core:
 
     def describe(self) -> str:
         """How error messages call the stream."""
-        name = f"the stream {self.name!r}" if self.name else f"stream {self.id}"
+        name = f"the stream {self.name!r}" if self.name else f"stream {self.root}"
         return name if not self.path else f"branch {'.'.join(map(str, self.path[1::2]))} of {name}"
 
     # --- waiting

@@ -85,6 +85,8 @@ class Branches(Sequence["PromptStream"]):
         self._aborted = False
         self._errors: list[BaseException] = []
         """What leaving the block will raise."""
+        self._kept: list[Failure] = []
+        """What is kept at the branches."""
         self._exit: BaseException | None = None
         """A KeyboardInterrupt or SystemExit that a task raised."""
 
@@ -96,6 +98,11 @@ class Branches(Sequence["PromptStream"]):
     def __getitem__(self, index: slice) -> list[PromptStream]: ...
     def __getitem__(self, index: int | slice) -> PromptStream | list[PromptStream]:
         return self._branches[index]
+
+    def __setitem__(self, index: int, branch: PromptStream) -> None:
+        """Only so that `branches[i] += "text"` works: a branch cannot be replaced by another stream."""
+        if self._branches[index] is not branch:
+            raise ConfigError("a branch cannot be replaced by another stream")
 
     def __len__(self) -> int:
         return len(self._branches)
@@ -182,6 +189,8 @@ class Branches(Sequence["PromptStream"]):
                 self._take(failure, core)
             if failure.error is body:
                 _note(failure.error, core)
+        for failure in self._kept:
+            failure.see()
         errors: list[BaseException] = [body] if body is not None else []
         return errors + [error for error in self._errors if error is not body]
 
@@ -211,10 +220,10 @@ class Branches(Sequence["PromptStream"]):
         elif failure.root is not None and any(failure.root.error is error for error in self._errors):
             failure.see()
         elif self._keeps:
-            kept = core.error
-            core.error = failure.error if kept is None else BaseExceptionGroup("several failures", [kept, failure.error])
-            if not self._open:
-                failure.see()
+            if failure not in self._kept:
+                self._kept.append(failure)
+                errors = [failure.error] if core.error is None else [core.error, failure.error]
+                core.error = errors[0] if len(errors) == 1 else BaseExceptionGroup("several failures", errors)
         else:
             for error in unseen_errors([failure]):
                 _note(error, core)
