@@ -95,7 +95,7 @@ def test_branches_that_read_each_other_in_one_step(runner: Runner) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_deterministic_logits_are_the_same_bits(dtype: torch.dtype) -> None:
     """Alone = batched = chunked = decoded = with a warm prefix."""
-    config = replace(TINY, hidden_size=192, heads=3, kv_heads=1, head_dim=64)
+    config = replace(TINY, hidden_size=192, intermediate_size=1536, heads=3, kv_heads=1, head_dim=64)
     runner = Runner(MemoryCheckpoint(config), ReferenceKernels("cpu", dtype, deterministic=True), 1200)
     prompt, crowd = tokens(150, 1), [tokens(n, 40 + n) for n in (1, 1, 64, 65, 200)]
     everything = [(i, ALL) for i in range(150)]
