@@ -7,6 +7,7 @@ files. So our cache lies in a directory named by a hash of all sources of this p
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -21,15 +22,21 @@ from numba import config
 from asgl.kernels.cpu.target import TARGET
 
 
-def cache_directory() -> Path:
-    """Where compiled kernels of exactly these sources are kept: under ASGL_HOME, else the user's cache directory."""
+@functools.cache
+def _sources() -> str:
+    """A hash of what the compiled code depends on."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(repr((numba.__version__, llvmlite.__version__, TARGET)).encode())
+    return digest.hexdigest()[:16]
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels of exactly these sources are kept: under ASGL_HOME, else the user's cache directory."""
     home = os.environ.get("ASGL_HOME")
     root = Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("asgl"))
-    return root / "kernels" / digest.hexdigest()[:16]
+    return root / "kernels" / _sources()
 
 
 def cached(compiled: Callable[[bool], Any]) -> Any:

@@ -130,10 +130,13 @@ def _nibble_steps(builder: Any, words: Any) -> list[Any]:
 
 
 def _nibble_floats(builder: Any, words: Any) -> list[Any]:
-    """The 8 nibbles of each word as float32, in the order of k."""
-    places = [4 * i + 16 * h for i in range(4) for h in range(2)]
-    shifted = [builder.lshr(words, const(place)) if place else words for place in places]
-    return [builder.sitofp(builder.and_(value, const(15)), FVEC) for value in shifted]
+    """128 + the 8 nibbles of each word as float32, in the order of k: bits 16 to 19 of 128 are its units."""
+    floats = []
+    for place in (4 * i + 16 * h for i in range(4) for h in range(2)):
+        moved = builder.shl(words, const(16 - place)) if place < 16 else words
+        moved = builder.lshr(words, const(place - 16)) if place > 16 else moved
+        floats.append(builder.bitcast(builder.or_(builder.and_(moved, const(0xF0000)), const(0x43000000)), FVEC))
+    return floats
 
 
 def _byte_floats(builder: Any, words: Any) -> list[Any]:
@@ -156,16 +159,19 @@ _VECTORS = {4: 4, 8: 8}
 """Vectors of packed words in a group, for each half of its outputs."""
 _STEPS: dict[int, Callable[[Any, Any], list[Any]]] = {4: _nibble_steps, 8: _byte_steps}
 _FLOATS: dict[int, Callable[[Any, Any], list[Any]]] = {4: _nibble_floats, 8: _byte_floats}
-_BIAS = {4: 128.0 if PER_WORD == 2 else 0.0, 8: 0.0}
-"""What `_STEPS` adds to a weight."""
+_BIAS = {4: 128.0, 8: 0.0}
+"""What these add to a weight."""
 
 
 def _scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
+    """The scales of a group's outputs, and the offsets that go with biased weights."""
     base = GROUP_BYTES[bits] - SCALES + 32 * half
     scale, offset = (
         simd.emit_half_to_f32(builder, simd.emit_load(builder, _offset(builder, group, base + place), HVEC, 2))
         for place in (0, SCALES // 2)
     )
+    if _BIAS[bits]:
+        offset = simd.emit_fma(builder, scale, const(-_BIAS[bits], FVEC), offset)
     return scale, offset
 
 
@@ -204,8 +210,6 @@ def _few(rows: int, bits: int) -> Any:
                     step += 1
             for half in range(2):
                 scale, offset = _scales(builder, group, bits, half)
-                if _BIAS[bits]:
-                    offset = simd.emit_fma(builder, scale, const(-_BIAS[bits], FVEC), offset)
                 for row in range(rows):
                     place = builder.add(totals[row], builder.mul(loop.index, ir.Constant(I64, 4)))
                     summed = simd.emit_splat(builder, simd.emit_load(builder, place, simd.F32, 4))

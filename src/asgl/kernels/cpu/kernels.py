@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from asgl.errors import ConfigError, EngineError
 from asgl.kernels.api import Batch, LayerWeights, QuantizedTensor, SamplingBatch, WeightFormat
-from asgl.kernels.cpu import attention, linear, openmp, sampling, weights
+from asgl.kernels.cpu import attention, linear, sampling, weights
 from asgl.kernels.cpu.compile import Compiled
+from asgl.kernels.cpu.cores import cores
 from asgl.kernels.cpu.dots import OUTPUTS
 from asgl.kernels.cpu.layers import (
     ATTENTION_NORM,
@@ -91,8 +91,10 @@ class CpuKernels:
     computes does not depend, in any bit, on the other rows of the batch, nor on what is shared or cached.
     `progress(kernel, ready, all)` is told of the compiling, which takes a minute once per installation.
 
-    ConfigError for another dtype or a device that is no CPU; RuntimeWarning, with the remedy, for settings of OpenMP that
-    make every step slow. EngineError from every method in a forked child, where OpenMP cannot run.
+    As many threads as torch has (OMP_NUM_THREADS), at most one for each core that the process may use.
+
+    ConfigError for another dtype or a device that is no CPU. EngineError from every method in a forked child, where the threads
+    are missing.
     """
 
     name = "cpu"
@@ -116,12 +118,9 @@ class CpuKernels:
         self._convert = weights != "auto"
         self._deterministic = deterministic
         self._pid = os.getpid()
-        allowed = openmp.cores()
-        self.threads = min(torch.get_num_threads(), allowed)
+        self.threads = min(torch.get_num_threads(), cores())
         self._team = Team(self.threads, phases=MAX_LAYERS * LAYER_PHASES + 1)
         self._compiled = Compiled(self._team, progress)
-        for problem in openmp.problems(torch.get_num_threads(), allowed=allowed, loaded=openmp.runtimes()):
-            warnings.warn(problem, RuntimeWarning, stacklevel=2)
         self._elements = torch.bfloat16 if PER_WORD == 2 else torch.float32
         self._buffers: dict[str, Tensor] = {}
         self._units: _Units | None = None

@@ -31,8 +31,8 @@ ROWS = 64
 """Rows of a product that wait for their epilogue at a time."""
 PRODUCTS = ROWS * 4 * OUTPUTS
 """Bytes of their products with one tile."""
-UNPACK_FROM = 12
-"""Rows from which one unpacked tile for all is faster than packed weights for four at a time."""
+UNPACK_FROM_4, UNPACK_FROM_8 = 17, 8
+"""Rows from which one unpacked tile for all is faster than packed weights of 4 or 8 bits for a few rows at a time."""
 
 
 def room(k: int, rows: int) -> int:
@@ -126,7 +126,7 @@ def linear_phase(
     room = scratch + 2 * PRODUCTS
     other_room = room + k // PER_WORD * TILE_STEP
     sums = other_room + k // PER_WORD * TILE_STEP
-    few = bits < 16 and (packed_only or rows < UNPACK_FROM)
+    few = bits < 16 and (packed_only or rows < (UNPACK_FROM_4 if bits == 4 else UNPACK_FROM_8))
     ready = False
     while True:
         first = team.claim(job, phase, number, grain, tiles)
