@@ -288,6 +288,24 @@ async def test_cancellation_from_outside_passes_bare_and_cancels_all() -> None:
     s += "b"
 
 
+async def test_what_a_stopped_task_submits_while_it_cleans_up_is_cancelled_too() -> None:
+    async def stubborn(branch: PromptStream) -> None:
+        try:
+            await branch.gen()
+        finally:
+            branch.gen()
+
+    engine = FakeEngine(lambda _: None)
+    s = Session(engine).prompt("a")
+    with pytest.raises(ExceptionGroup):
+        async with s.fork(2) as branches:
+            branches[0].start_soon(stubborn)
+            await turns()
+            raise KeyError
+    assert len(engine.cancelled) == 2
+    engine.check()
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
 async def test_these_pass_bare(kind: type[BaseException]) -> None:
     engine = FakeEngine(lambda _: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fake_engine import EOS, FakeEngine
+from fake_engine import EOS, FakeEngine, FakeTemplate
 
 from asgl.errors import ConfigError, OpCancelledError
 from asgl.language import Handle, Session, assistant, gen
@@ -92,6 +92,19 @@ async def test_iteration_raises_the_error() -> None:
         async for _ in s.gen():
             pass
     assert await s.gen() == "ok"
+
+
+async def test_logprobs_of_a_message_are_those_of_its_last_gen() -> None:
+    s = Session(FakeEngine(["ab", "cd"], template=FakeTemplate())).prompt()
+    handle = s.assistant(gen("x") + " " + gen("y", logprobs=1))
+    await handle
+    assert handle.logprobs is not None
+    assert [logprob.text for logprob in handle.logprobs] == ["cd", "<eos>"]
+    assert handle.token_ids == [1025, 1024 + 2 * 26 + 3]
+    plain = s.user("x")
+    await plain
+    assert plain.logprobs is None
+    assert plain.elapsed is None
 
 
 async def test_stop_finishes_now_and_keeps_the_text() -> None:

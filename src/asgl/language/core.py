@@ -100,8 +100,10 @@ class Core:
         if isinstance(work, Role) and self.block is not None:
             raise ConfigError(f"a message of the role {work.role!r} was submitted inside a {self.block.role!r} message: leave "
                               "that block first")
-        if any(handle.core is self for handle in handles_of(work)):
-            raise ConfigError("a handle was appended to its own stream, which has its text already; append it to another")
+        for handle in handles_of(work):
+            if handle.core is self:
+                raise ConfigError("a handle was appended to its own stream, which has its text already; append it to another")
+            handle.core.session.check_loop()
         self.check_accepts(grows)
         if isinstance(work, Op) and not isinstance(work, Text | FromHandle):
             work, numbered = self._resolve(work), True

@@ -178,6 +178,7 @@ class Branches(Sequence["PromptStream"]):
             self._parent._core.forks -= 1
             for branch in self._branches:
                 branch._core.group = None
+                branch._core.cancel_all("its fork block was left")  # what a stopped task submitted while it cleaned up
         return None
 
     def _collect(self, body: BaseException | None) -> list[BaseException]:
