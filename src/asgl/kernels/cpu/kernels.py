@@ -91,7 +91,7 @@ class CpuKernels:
     computes does not depend, in any bit, on the other rows of the batch, nor on what is shared or cached.
     `progress(kernel, ready, all)` is told of the compiling, which takes a minute once per installation.
 
-    As many threads as torch has (OMP_NUM_THREADS), at most one for each core that the process may use.
+    `threads`: by default as many as torch has (OMP_NUM_THREADS), at most one for each core that the process may use.
 
     ConfigError for another dtype or a device that is no CPU. EngineError from every method in a forked child, where the threads
     are missing.
@@ -106,6 +106,7 @@ class CpuKernels:
         weights: WeightFormat | Literal["auto"] = "auto",
         deterministic: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
+        threads: int | None = None,
     ) -> None:
         self.device = torch.device(device)
         if self.device.type != "cpu":
@@ -118,7 +119,9 @@ class CpuKernels:
         self._convert = weights != "auto"
         self._deterministic = deterministic
         self._pid = os.getpid()
-        self.threads = min(torch.get_num_threads(), cores())
+        self.threads = min(torch.get_num_threads(), cores()) if threads is None else threads
+        if self.threads < 1:
+            raise ConfigError(f"threads must be 1 or more, not {threads}")
         self._team = Team(self.threads, phases=MAX_LAYERS * LAYER_PHASES + 1)
         self._compiled = Compiled(self._team, progress)
         self._elements = torch.bfloat16 if PER_WORD == 2 else torch.float32
@@ -258,10 +261,11 @@ class CpuKernels:
         rows, d = hidden.shape
         heads, head_dim, f = fused.heads, fused.head_dim, fused.f
         qkv_width, width, wanted = (heads + 2 * fused.kv_heads) * head_dim, heads * head_dim, 0 if at is None else len(at)
+        most = max(rows, wanted)  # a token may be wanted more than once
         units = self._units_of(batch, heads // fused.kv_heads)
         scratch, room = self._scratch(max(
             attention.room(max(QUERIES, heads // fused.kv_heads), fused.kv_heads, head_dim),
-            linear.room(max(d, f, width), rows),
+            linear.room(max(d, f, width), most),
         ))
         elements, floats = self._elements, torch.float32
         out = self._buffer("norm", (wanted, d), elements)
@@ -269,10 +273,10 @@ class CpuKernels:
         self._compiled.layers(
             self._team.address, fused.table_at(caches), len(fused.table), hidden.data_ptr(), rows, d, f, heads, fused.kv_heads,
             head_dim, fused.eps, fused.rope.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr(),
-            fused.norm.data_ptr(), self._deterministic, self._room("normed", (rows, d), elements),
+            fused.norm.data_ptr(), self._deterministic, self._room("normed", (most, d), elements),
             self._room("qkv", (rows, qkv_width), floats), self._room("q", (rows, width), elements), *units.arguments,
             head_dim**-0.5, self._room("partials", (units.partials, heads, head_dim + 16), floats),
-            self._room("attention", (rows, width), elements), self._room("gated", (rows, f), elements), wanted,
+            self._room("attention", (rows, width), elements), self._room("gated", (most, f), elements), wanted,
             at.data_ptr() if at is not None else 0, self._room("kept attention", (wanted, width), elements),
             self._room("kept hidden", (wanted, d), floats), out.data_ptr(), scratch, room,
         )

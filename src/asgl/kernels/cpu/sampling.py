@@ -39,8 +39,8 @@ BUCKETS = 2048
 _SHIFT = 19
 _NEAR = np.float32(2.0**-10)
 """Tokens of at least this share of the greatest weight are ranked first."""
-_SMALL = 32
-"""Buckets of up to so many are sorted by insertion."""
+_RUN = 16
+"""Tokens that are sorted by insertion."""
 
 
 def rank_words(n: int) -> int:
@@ -115,24 +115,37 @@ def _rank(row, n, least, near, tokens, ends):
 
 
 @kernel
+def _merge(row, source, first, middle, last, target):
+    """Merges the sorted halves first:middle and middle:last."""
+    left, right = first, middle
+    for i in range(first, last):
+        if right == last or (left < middle and get_f32(row + source[left] * 4) >= get_f32(row + source[right] * 4)):
+            target[i] = source[left]
+            left += 1
+        else:
+            target[i] = source[right]
+            right += 1
+
+
+@kernel
 def _sort(row, tokens, first, last, spare):
-    """Sorts tokens[first:last] by falling weight; equal ones stay as they are."""
-    if last - first > _SMALL:
-        weights = np.empty(last - first, np.float32)
+    """Sorts tokens[first:last] by falling weight; equal ones stay as they are. Runs are sorted by insertion, then merged."""
+    for start in range(first, last, _RUN):
+        for i in range(start + 1, min(start + _RUN, last)):
+            token = tokens[i]
+            weight = get_f32(row + token * 4)
+            j = i
+            while j > start and get_f32(row + tokens[j - 1] * 4) < weight:
+                tokens[j] = tokens[j - 1]
+                j -= 1
+            tokens[j] = token
+    width = _RUN
+    while width < last - first:
+        for start in range(first, last, 2 * width):
+            _merge(row, tokens, start, min(start + width, last), min(start + 2 * width, last), spare)
         for i in range(first, last):
-            weights[i - first] = -get_f32(row + tokens[i] * 4)
-            spare[i - first] = tokens[i]
-        order = np.argsort(weights, kind="mergesort")
-        for i in range(first, last):
-            tokens[i] = spare[order[i - first]]
-        return
-    for i in range(first + 1, last):
-        token, weight = tokens[i], get_f32(row + tokens[i] * 4)
-        j = i
-        while j > first and get_f32(row + tokens[j - 1] * 4) < weight:
-            tokens[j] = tokens[j - 1]
-            j -= 1
-        tokens[j] = token
+            tokens[i] = spare[i]
+        width *= 2
 
 
 @kernel

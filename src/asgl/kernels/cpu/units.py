@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from asgl.kernels.cpu.simd import kernel
+
 UNIT = 6
 TOKENS, COUNT, INDEX, LENGTH, POSITION, PARTIAL = range(UNIT)
 """The columns of a unit: first of its tokens and their number, first of its slots in kv_indices and their number, the position
@@ -26,7 +27,7 @@ FIXED = 256
 """Positions of a unit in deterministic mode."""
 QUERIES = 96
 """Queries of a KV head in a unit: enough to pay for packing its keys and values, few enough for scratch to stay in L2."""
-_PACKING = 12
+PACKING = 12
 """Packing a position costs as much as scoring it for so many queries; reading it from memory is of the same order."""
 _SHARES = 12
 """Units of a thread, if they can be cut so fine."""
@@ -34,6 +35,20 @@ _SHARES = 12
 
 _START, _END, _SLOT, _FIRST, _TOKENS = range(5)
 """The columns of a segment: its positions, the first of its slots in kv_indices, the first of its tokens and their number."""
+
+
+@kernel
+def _set(segments, i, start, end, slot, first, count):
+    segments[i, _START], segments[i, _END], segments[i, _SLOT] = start, end, slot
+    segments[i, _FIRST], segments[i, _TOKENS] = first, count
+
+
+@kernel
+def _list(tokens, listed, first, last):
+    """Lists the tokens first:last from `listed` on; returns how many are listed then."""
+    for token in range(first, last):
+        tokens[listed + token - first] = token
+    return listed + last - first
 
 
 @kernel
@@ -60,18 +75,15 @@ def _segments(qo, kv, bounds, span_ptr, span_rows, deterministic):
             until = kv[row + 1] - kv[row] if own_only else start
             if covered[row] < until:
                 new = qo[row + 1] - qo[row]
-                found[count] = (covered[row], until, kv[row] + covered[row], listed, new)
-                tokens[listed : listed + new] = np.arange(qo[row], qo[row + 1])
-                listed += new
+                _set(found, count, covered[row], until, kv[row] + covered[row], listed, new)
+                listed = _list(tokens, listed, qo[row], qo[row + 1])
                 count += 1
             covered[row] = max(covered[row], end)
         if not own_only:
-            found[count] = (start, end, kv[span_rows[first]] + start, listed, 0)
+            shared = listed
             for i in range(first, last):
-                new = qo[span_rows[i] + 1] - qo[span_rows[i]]
-                tokens[listed : listed + new] = np.arange(qo[span_rows[i]], qo[span_rows[i] + 1])
-                listed += new
-                found[count, _TOKENS] += new
+                listed = _list(tokens, listed, qo[span_rows[i]], qo[span_rows[i] + 1])
+            _set(found, count, start, end, kv[span_rows[first]] + start, shared, listed - shared)
             count += 1
     return found[:count], tokens[:listed]
 
@@ -81,7 +93,7 @@ def _length(positions, queries, target, deterministic):
     """How many positions a unit of so many queries gets."""
     if deterministic:
         return FIXED
-    length = max(BLOCK, target // (_PACKING + queries))
+    length = max(BLOCK, target // (PACKING + queries))
     units = max(1, (positions + length // 2) // length)
     return (positions + units * BLOCK - 1) // (units * BLOCK) * BLOCK
 
@@ -92,7 +104,8 @@ def _cut(segments, tokens, limits, group, target, deterministic, units):
     made = 0
     block = max(1, QUERIES // group)
     for s in range(segments.shape[0]):
-        start, end, slot, first, count = segments[s]
+        start, end, slot = segments[s, _START], segments[s, _END], segments[s, _SLOT]
+        first, count = segments[s, _FIRST], segments[s, _TOKENS]
         for at in range(first, first + count, block):
             queries = min(block, first + count - at)
             last = start
@@ -105,7 +118,8 @@ def _cut(segments, tokens, limits, group, target, deterministic, units):
                 if deterministic:
                     stop = min(last, (position // FIXED + 1) * FIXED)
                 if units.shape[0]:
-                    units[made] = (at, queries, slot + position - start, stop - position, position, -1)
+                    units[made, TOKENS], units[made, COUNT], units[made, INDEX] = at, queries, slot + position - start
+                    units[made, LENGTH], units[made, POSITION], units[made, PARTIAL] = stop - position, position, -1
                 made += 1
                 position = stop
     return made
@@ -175,7 +189,7 @@ def plan_units(qo, kv, bounds, span_ptr, span_rows, group, threads, deterministi
     segments, tokens = _segments(qo, kv, bounds, span_ptr, span_rows, deterministic)
     cost = 0
     for s in range(segments.shape[0]):
-        cost += (segments[s, _END] - segments[s, _START]) * (_PACKING + segments[s, _TOKENS] * group)
+        cost += (segments[s, _END] - segments[s, _START]) * (PACKING + segments[s, _TOKENS] * group)
     target = cost // (threads * _SHARES)
     units = np.empty((_cut(segments, tokens, limits, group, target, deterministic, np.empty((0, UNIT), np.int64)), UNIT), np.int64)
     _cut(segments, tokens, limits, group, target, deterministic, units)

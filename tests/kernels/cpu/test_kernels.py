@@ -1,0 +1,259 @@
+"""What the contract does not ask of every back end: bit-identical results, all layers in one call, processes, threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.kernels.cpu.conftest import Span, batch_of
+from torch import Tensor
+
+from asgl.errors import ConfigError, EngineError
+from asgl.kernels.api import Batch, LayerWeights, SamplingBatch
+from asgl.kernels.cpu.kernels import CpuKernels
+
+HEADS, KV_HEADS, HEAD_DIM, D, F = 6, 2, 32, 64, 96
+POOL = 3000
+Make = Callable[..., CpuKernels]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Model:
+    """Random layers, with the states of a token a function of its id, and the KV of any context computed as it goes."""
+
+    def __init__(self, kernels: CpuKernels, layers: int = 2, bits: int = 4) -> None:
+        self.kernels = kernels
+
+        def matrix(n: int, k: int, seed: int):
+            from asgl.kernels.cpu.weights import quantize
+
+            dense = torch.randn(n, k, generator=generator(seed)) / k**0.5
+            return kernels.pack_linear(quantize(dense, bits) if bits < 16 else dense)
+
+        self.layers = [
+            LayerWeights(
+                attention_norm=torch.rand(D, generator=generator(i)) + 0.5,
+                qkv=matrix((HEADS + 2 * KV_HEADS) * HEAD_DIM, D, 10 * i + 1),
+                qkv_bias=torch.randn((HEADS + 2 * KV_HEADS) * HEAD_DIM, generator=generator(10 * i + 2)) if i else None,
+                o=matrix(D, HEADS * HEAD_DIM, 10 * i + 3),
+                mlp_norm=torch.rand(D, generator=generator(10 * i + 4)) + 0.5,
+                gate_up=matrix(2 * F, D, 10 * i + 5),
+                down=matrix(D, F, 10 * i + 6),
+            )
+            for i in range(layers)
+        ]
+        self.norm = torch.rand(D, generator=generator(99)) + 0.5
+        self.rope = torch.randn(2048, HEAD_DIM, generator=generator(98))
+        self.table = torch.randn(100, D, generator=generator(97))
+        self.caches = [
+            tuple(torch.full((POOL, KV_HEADS, HEAD_DIM), torch.nan, dtype=torch.bfloat16) for _ in range(2))
+            for _ in range(layers)
+        ]
+        self.fused = kernels.fuse(self.layers, self.norm, self.rope, HEADS, KV_HEADS, HEAD_DIM, 1e-5)
+
+    def run(self, contexts: list[list[int]], ids: list[list[int]], shared: tuple[Span, ...] = ()) -> list[Tensor]:
+        """The last states of each row's new tokens `ids`."""
+        batch = batch_of(contexts, [len(own) for own in ids], shared)
+        hidden = self.table[[token for own in ids for token in own]].clone()
+        at = torch.arange(len(hidden))
+        out = self.kernels.run_layers(self.fused, hidden, batch, self.caches, at)
+        assert out is not None
+        return [part.clone() for part in out.split([len(own) for own in ids])]
+
+
+def by_single_calls(model: Model, hidden: Tensor, batch: Batch, at: Tensor) -> Tensor:
+    kernels, delta = model.kernels, None
+    for i, (layer, (keys, values)) in enumerate(zip(model.layers, model.caches, strict=True)):
+        qkv = kernels.linear(kernels.add_rms_norm(hidden, delta, layer.attention_norm, 1e-5), layer.qkv)
+        if layer.qkv_bias is not None:
+            qkv = qkv + layer.qkv_bias
+        q = kernels.rope_and_store(qkv, batch, model.rope, keys, values)
+        attended = kernels.attention(q, keys, values, batch, HEAD_DIM**-0.5)
+        if i == len(model.layers) - 1:
+            hidden, attended = hidden[at], attended[at]
+        delta = kernels.linear(attended, layer.o)
+        gate_up = kernels.linear(kernels.add_rms_norm(hidden, delta, layer.mlp_norm, 1e-5), layer.gate_up)
+        delta = kernels.linear(kernels.silu_and_mul(gate_up), layer.down)
+    return kernels.add_rms_norm(hidden, delta, model.norm, 1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("rows", [[(0, 1)], [(5, 1), (70, 3)], [(0, 90), (130, 40)]], ids=str)
+def test_all_layers_at_once_are_the_single_calls(make: Make, bits: int, rows: list[tuple[int, int]]) -> None:
+    model = Model(make(weights="auto"), bits=bits)
+    contexts = [list(range(200 * i, 200 * i + prefix + new)) for i, (prefix, new) in enumerate(rows)]
+    if any(prefix for prefix, _ in rows):
+        model.run([c[:prefix] for c, (prefix, _) in zip(contexts, rows, strict=True) if prefix],
+                  [list(range(prefix)) if prefix < 100 else [7] * prefix for prefix, _ in rows if prefix])
+    batch = batch_of(contexts, [new for _, new in rows])
+    n = len(batch.input_ids)
+    hidden = torch.randn(n, D, generator=generator(5))
+    for at in (torch.arange(n), torch.tensor([n - 1]), torch.tensor([n - 1, 0, n - 1])):
+        expected = by_single_calls(model, hidden.clone(), batch, at).clone()
+        found = model.kernels.run_layers(model.fused, hidden.clone(), batch, model.caches, at)
+        assert found is not None
+        assert torch.equal(found, expected)
+    assert model.kernels.run_layers(model.fused, hidden.clone(), batch, model.caches, None) is None
+
+
+def test_deterministic_results_depend_on_nothing_but_the_tokens(make: Make) -> None:
+    """alone = batched = shared = extended in pieces = decoded one by one, in every bit."""
+    model = Model(make(weights="auto", deterministic=True), layers=2)
+    ids = [int(i) for i in torch.randint(0, 100, (700,), generator=generator(3))]
+    own = list(range(700))
+    alone = model.run([own], [ids])[0]
+
+    pieces = [model.run([own[:end]], [ids[start:end]])[0] for start, end in ((0, 33), (33, 300), (300, 699), (699, 700))]
+    assert torch.equal(torch.cat(pieces), alone)
+
+    other = list(range(1000, 1600))
+    batched = model.run([other, own], [[5] * 600, ids])[1]
+    assert torch.equal(batched, alone)
+
+    tails = [list(range(2000 + 40 * i, 2040 + 40 * i)) for i in range(20)]
+    contexts = [own[:650] + tail for tail in tails]
+    model.run([context[:-1] for context in contexts], [ids[650:689]] * 20)
+    for shared in ((), ((0, 650, tuple(range(20))),), ((0, 256, tuple(range(20))), (256, 650, tuple(range(7))))):
+        for out in model.run(contexts, [[ids[689]]] * 20, shared):
+            assert torch.equal(out[0], alone[689])
+    assert torch.equal(model.run(contexts[:1], [[ids[689]]])[0][0], alone[689])
+
+
+def test_deterministic_logits_do_not_depend_on_the_batch(make: Make) -> None:
+    from asgl.kernels.cpu.weights import quantize
+
+    kernels = make(weights="auto", deterministic=True)
+    head = kernels.pack_head(quantize(torch.randn(500, D, generator=generator(1)), 8))
+    x = torch.randn(70, D, generator=generator(2))
+    together = kernels.head(x, head).clone()
+    for m in (1, 3, 8, 40):
+        assert torch.equal(kernels.head(x[5 : 5 + m], head), together[5 : 5 + m])
+
+
+def test_results_do_not_depend_on_the_number_of_threads(make: Make) -> None:
+    outs = []
+    for threads in (1, 2, 3):
+        kernels = CpuKernels(weights="auto", deterministic=True, threads=threads)
+        assert kernels.threads == threads
+        model = Model(kernels)
+        outs.append(model.run([list(range(400)), list(range(500, 900))], [[3] * 400, [4] * 400]))
+    for out in outs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(out, outs[0], strict=True))
+
+
+def test_a_forked_child_is_told(make: Make) -> None:
+    kernels = make(weights="auto")
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # no test framework here: only the answer
+        try:
+            kernels.add_rms_norm(torch.ones(1, 32), None, torch.ones(32), 1e-5)
+            answer = b"ran"
+        except EngineError as error:
+            answer = b"EngineError" if "forked" in str(error) else b"another message"
+        except BaseException as error:
+            answer = repr(error).encode()
+        os.write(write, answer)
+        os._exit(0)
+    os.close(write)
+    assert os.read(read, 1000) == b"EngineError"
+    os.close(read)
+    os.waitpid(pid, 0)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="bfloat16"):
+        CpuKernels(dtype=torch.float32)
+    with pytest.raises(ConfigError, match="'cpu'"):
+        CpuKernels("cuda")
+    with pytest.raises(ConfigError, match="threads"):
+        CpuKernels(threads=0)
+
+
+def test_a_head_dim_that_cannot_be_says_what_to_do(make: Make) -> None:
+    kernels = make(weights="auto")
+    batch = batch_of([[0]], [1])
+    cache = torch.zeros(4, 1, 48, dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match="multiple of 32"):
+        kernels.rope_and_store(torch.zeros(1, 3 * 48), batch, torch.zeros(8, 48), cache, cache)
+
+
+@pytest.mark.parametrize("vocabulary", [7, 16, 1000, 30_000])
+def test_a_flat_or_steep_distribution_is_inverted_exactly(make: Make, vocabulary: int) -> None:
+    """Uniform numbers in the middle of each tenth must draw the tokens at those shares of the sorted mass."""
+    kernels = make(weights="auto")
+    uniform = torch.arange(10).double() / 10 + 0.05
+    for steepness in (0.0, 0.3, 5.0):
+        logits = torch.randn(1, vocabulary, generator=generator(1)) * steepness
+        order = logits[0].sort(descending=True, stable=True).indices
+        mass = torch.softmax(logits[0].double(), 0)[order].cumsum(0)
+        ones = torch.ones(10)
+        how = SamplingBatch(ones, ones, torch.zeros(10, dtype=torch.int32), torch.zeros(10), uniform, unfiltered=True)
+        drawn = kernels.sample(logits.repeat(10, 1), how)
+        rank = torch.argsort(order)[drawn]
+        assert (mass[rank] >= uniform - 1e-5).all()
+        assert (mass[rank] - torch.softmax(logits[0].double(), 0)[drawn] <= uniform + 1e-5).all()
+
+
+def test_compiled_kernels_are_kept_under_asgl_home(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from asgl.kernels.cpu.cache import cache_directory
+
+    monkeypatch.setenv("ASGL_HOME", str(tmp_path))
+    assert cache_directory().parent == tmp_path / "kernels"
+    monkeypatch.delenv("ASGL_HOME")
+    assert cache_directory().parent.name == "kernels"
+
+
+_GENERIC = """
+import torch
+from numba import njit
+from asgl.kernels.cpu import dots, simd
+from asgl.kernels.cpu.target import TARGET
+from asgl.kernels.cpu.weights import pack, quantize
+
+assert not TARGET.bf16_dot and simd.PER_WORD == 1, TARGET
+
+@njit
+def product(x, sums, rows, b, bits, k, tile, out):
+    if bits == 4:
+        dots.few_rows_4(x, k * 4, sums, k // 8, rows, b, k // 32, out, 128)
+    else:
+        dots.unpack_8(b, k // 32, tile)
+        dots.dot_rows(x, k * 4, rows, tile, k, out, 128)
+
+for bits in (4, 8):
+    weight = quantize(torch.randn(32, 96, generator=torch.Generator().manual_seed(bits)), bits)
+    packed = pack(weight)
+    for rows in (1, 2, 3, 9):
+        x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
+        sums, tile, out = x.view(rows, 3, 32).sum(2).contiguous(), torch.empty(96, 32), torch.full((rows, 32), torch.nan)
+        product(x.data_ptr(), sums.data_ptr(), rows, packed.address, bits, 96, tile.data_ptr(), out.data_ptr())
+        error = (out - x @ weight.dequantize(torch.float32).T).abs().max()
+        assert error < 0.01, error
+print("right")
+"""
+
+
+def _on_a_generic_processor(*arguments: str, timeout: int) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def test_products_on_a_processor_without_wide_vectors() -> None:
+    result = _on_a_generic_processor("-c", _GENERIC, timeout=100)
+    assert result.stdout == "right\n", result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_contract_on_a_processor_without_wide_vectors() -> None:
+    result = _on_a_generic_processor("-m", "pytest", "tests/kernels/test_contract.py", "-k", "cpu and not float",
+                                     "-p", "no:cacheprovider", "--timeout=800", timeout=880)
+    assert result.returncode == 0, result.stdout[-3000:]

@@ -1,0 +1,101 @@
+"""Teams: every piece is done once, in the order of phases, whoever comes."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+from numba import cfunc
+
+from asgl.kernels.cpu import team
+from asgl.kernels.cpu.simd import get_i64, set_i64
+from asgl.kernels.cpu.threads import Team
+
+PHASES, PIECES = 6, 40
+
+
+@cfunc("void(int64, int64, int64)", error_model="numpy")
+def count_pieces(record, thread, number):
+    """record: [job, times each piece was done ..., pieces of the phase before that were missing when one began]."""
+    job = get_i64(record)
+    done, missing = record + 8, record + 8 + PHASES * PIECES * 8
+    for phase in range(PHASES):
+        while True:
+            first = team.claim(job, phase, number, 3, PIECES)
+            if first == team.NONE:
+                break
+            last = min(first + 3, PIECES)
+            for piece in range(first, last):
+                if phase > 0:
+                    for before in range(PIECES):
+                        if get_i64(done + ((phase - 1) * PIECES + before) * 8) == 0:
+                            set_i64(missing, get_i64(missing) + 1)
+                at = done + (phase * PIECES + piece) * 8
+                set_i64(at, get_i64(at) + 1)
+            team.finish(job, phase, last - first)
+        team.wait(job, phase, number, PIECES)
+
+
+@cfunc("void(int64, int64, int64)", error_model="numpy")
+def one_piece_each(record, thread, number):
+    """Two pieces, each of which waits until the other has begun: needs two threads. record: [job, begun, thread, thread]."""
+    job = get_i64(record)
+    piece = team.claim(job, 0, number, 1, 2)
+    if piece == team.NONE:
+        return
+    set_i64(record + 16 + piece * 8, thread)
+    while get_i64(record + 16) < 0 or get_i64(record + 24) < 0:
+        team.pause()
+    team.finish(job, 0, 1)
+    team.wait(job, 0, number, 2)
+
+
+def helpers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("asgl-kernels-")]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_every_piece_is_done_once_and_after_the_phase_before(size: int) -> None:
+    crew = Team(size, PHASES)
+    for _ in range(300):
+        record = np.zeros(2 + PHASES * PIECES, np.int64)
+        record[0] = crew.address
+        crew.run(count_pieces.address, record.ctypes.data, PHASES)
+        assert (record[1:-1] == 1).all()
+        assert record[-1] == 0
+
+
+def test_threads_share_the_work() -> None:
+    crew = Team(2, 1)
+    record = np.array([crew.address, 0, -1, -1], np.int64)
+    crew.run(one_piece_each.address, record.ctypes.data, 1)
+    assert sorted(record[2:].tolist()) == [0, 1]
+
+
+def test_helpers_end_with_their_team() -> None:
+    before = set(helpers())
+    crew = Team(3, 1)
+    own = set(helpers()) - before
+    assert len(own) == 2
+    del crew
+    gc.collect()
+    for thread in own:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_job_needs_no_helper() -> None:
+    """A helper that parked, or that comes late, is not waited for."""
+    crew = Team(2, PHASES)
+    crew._parked.clear()
+    while not crew._parked:  # the helper goes to sleep when it has had no job for a while
+        threading.Event().wait(0.001)
+    asleep = crew._parked.copy()
+    crew._parked.clear()  # and now nobody will wake it
+    record = np.zeros(2 + PHASES * PIECES, np.int64)
+    record[0] = crew.address
+    crew.run(count_pieces.address, record.ctypes.data, PHASES)
+    assert (record[1:-1] == 1).all()
+    crew._parked.extend(asleep)

@@ -1,0 +1,113 @@
+"""Packed weights: whatever the format, the shape and the number of rows, a product is that of the values they stand for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from asgl.errors import ConfigError
+from asgl.kernels.api import QuantizedTensor
+from asgl.kernels.cpu import weights
+from asgl.kernels.cpu.linear import UNPACK_FROM_4, UNPACK_FROM_8
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def quantized(n: int, k: int, bits: int, group: int = 32, seed: int = 0) -> QuantizedTensor:
+    """With scales and offsets that float16 holds exactly, as in model files."""
+    quants = torch.randint(0, 2**bits, (n, k), generator=generator(seed), dtype=torch.uint8)
+    scale = (torch.rand(n, k // group, generator=generator(seed + 1)) / 2**bits).half().float()
+    offset = -scale * 2 ** (bits - 1) if bits == 8 else (-torch.rand(n, k // group, generator=generator(seed + 2))).half().float()
+    return QuantizedTensor(quants, scale, offset, 4 if bits == 4 else 8, group)
+
+
+def inputs(kernels, m: int, k: int) -> Tensor:
+    x = torch.randn(m, k, generator=generator(7))
+    return x.to(kernels.add_rms_norm(torch.ones(1, k), None, torch.ones(k), 1e-5).dtype)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, UNPACK_FROM_8 - 1])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_few_rows_use_the_exact_values(make, bits: int, m: int) -> None:
+    kernels = make(weights="auto")
+    weight = quantized(96, 192, bits)
+    x = inputs(kernels, m, 192)
+    expected = x.double() @ weight.dequantize(torch.float64).T
+    found = kernels.linear(x, kernels.pack_linear(weight)).double()
+    assert (found - expected).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("m", [UNPACK_FROM_8, UNPACK_FROM_4, 33, 64, 65, 150])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_many_rows_round_weights_to_bfloat16_at_most(make, bits: int, m: int) -> None:
+    kernels = make(weights="auto")
+    weight = quantized(96, 192, bits)
+    x = inputs(kernels, m, 192)
+    expected = x.double() @ weight.dequantize(torch.float64).T
+    found = kernels.linear(x, kernels.pack_linear(weight)).double()
+    rounding = 2**-8 * (x.double().abs() @ weight.dequantize(torch.float64).abs().T)
+    assert ((found - expected).abs() <= rounding).all()
+    assert (found - expected).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 31, 33, 100])
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_any_number_of_outputs(make, n: int, bits: int) -> None:
+    kernels = make(weights="auto")
+    weight = quantized(n, 64, bits) if bits < 16 else torch.randn(n, 64, generator=generator(3)).bfloat16()
+    dense = weight.dequantize(torch.float64) if isinstance(weight, QuantizedTensor) else weight.double()
+    for m in (1, 40):
+        x = inputs(kernels, m, 64)
+        found = kernels.linear(x, kernels.pack_linear(weight))
+        assert found.shape == (m, n)
+        torch.testing.assert_close(found.double(), x.double() @ dense.T, rtol=0.01, atol=0.02)
+
+
+def test_larger_groups_and_odd_ones(make) -> None:
+    kernels = make(weights="auto")
+    x = inputs(kernels, 3, 192)
+    for group, bits in ((64, 4), (96, 8), (48, 4), (16, 8)):
+        weight = quantized(64, 192, bits, group)
+        packed = kernels.pack_linear(weight)
+        assert packed.bits == (bits if group % 32 == 0 else 16)
+        expected = x.double() @ weight.dequantize(torch.float64).T
+        torch.testing.assert_close(kernels.linear(x, packed).double(), expected, rtol=0.01, atol=0.02)
+
+
+def test_a_width_that_cannot_be_packed_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="multiple of 32"):
+        weights.pack(torch.zeros(64, 50))
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(4, 0.04), (8, 0.0025)])
+def test_quantize_is_off_by_half_a_step(bits: int, tolerance: float) -> None:
+    dense = torch.rand(64, 128, generator=generator(1)) - 0.3
+    found = weights.quantize(dense, bits).dequantize(torch.float32)
+    assert (found - dense).abs().max() < tolerance
+
+
+def test_quantize_holds_flat_and_empty_groups() -> None:
+    dense = torch.cat([torch.zeros(1, 64), torch.full((1, 64), 0.25), torch.full((1, 64), -3.0)])
+    torch.testing.assert_close(weights.quantize(dense, 4).dequantize(torch.float32), dense)
+
+
+@pytest.mark.parametrize(("wanted", "given", "bits"), [
+    ("auto", 4, 4), ("auto", 8, 8), ("auto", 16, 16), ("dense", 4, 16), ("dense", 16, 16), ("int8", 16, 8), ("int8", 4, 4),
+    ("int4", 16, 4), ("int4", 8, 4),
+])
+def test_linear_layers_are_held_as_asked(make, wanted: str, given: int, bits: int) -> None:
+    kernels = make(weights=wanted)
+    weight = quantized(64, 64, given) if given < 16 else torch.randn(64, 64, generator=generator(2))
+    assert kernels.pack_linear(weight).bits == bits
+
+
+@pytest.mark.parametrize(("wanted", "given", "bits"), [
+    ("auto", 8, 8), ("int4", 8, 8), ("int4", 16, 16), ("dense", 8, 16),
+])
+def test_heads_are_not_rounded(make, wanted: str, given: int, bits: int) -> None:
+    kernels = make(weights=wanted)
+    weight = quantized(64, 64, given) if given < 16 else torch.randn(64, 64, generator=generator(2))
+    assert kernels.pack_head(weight).bits == bits
