@@ -33,7 +33,7 @@ class RadixMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.changed: list[Waiting] = []
-        self.cache: RadixCache[Waiting] = RadixCache(on_match_change=self.changed.append)
+        self.cache: RadixCache[Waiting] = RadixCache(on_move=self.changed.append)
         self.fresh = 0
         self.model: dict[tuple[str | None, tuple[int, ...]], int] = {}
         self.locked: list[tuple[Node, str | None, tuple[int, ...]]] = []

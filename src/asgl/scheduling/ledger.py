@@ -20,9 +20,9 @@ class Ledger:
     A pin is a lock on a prefix without a request. It yields to need: see `drop_pin`.
     """
 
-    def __init__(self, capacity: int, on_match_change: Callable[[Request], None]) -> None:
+    def __init__(self, capacity: int, on_move: Callable[[Request], None]) -> None:
         self.pool = SlotPool(capacity)
-        self.cache: RadixCache[Request] = RadixCache(on_match_change)
+        self.cache: RadixCache[Request] = RadixCache(on_move)
         self._pins: dict[int, Node] = {}
         self._pin_number = 0
 

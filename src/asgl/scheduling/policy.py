@@ -24,7 +24,7 @@ from asgl.scheduling.request import Request
 
 Key: TypeAlias = Callable[[Request], tuple[float, ...]]
 
-AGING = 0.1
+AGING = 0.01
 """How many matched tokens the wait while one token is computed is worth, to aged-lpm."""
 PATIENCE = 16_384
 """The age, in tokens computed meanwhile, past which aged-lpm admits nothing before the oldest request."""
@@ -115,7 +115,8 @@ class KeyedQueue:
 
 
 class DepthFirstQueue:
-    """The radix tree in depth-first order: of a node's children first the one with most waiting requests below.
+    """The radix tree in depth-first order: of a node's children first the one that was used last, so that a subtree is served
+    to its end before the next one is begun; then the one with most waiting requests below.
 
     Requests wait at the node where their match ends (`Request.watched_at`); those at a node itself come after its children.
     Higher priorities come first, each with a visit of its own.
@@ -181,9 +182,11 @@ class DepthFirstQueue:
         while stack:
             node, below_done = stack.pop()
             if below_done:
-                yield from list(at.get(node, ()))
+                # those whose match ends inside the node's edge are below each other, too
+                yield from sorted(at.get(node, ()), key=lambda request: (-request.matched, request.arrival))
             else:
                 stack.append((node, True))
-                # the heaviest is pushed last and so visited first; of equal ones the one that came first
-                below = sorted(reversed(children.get(node, {})), key=lambda child: weights[child])
-                stack.extend((child, False) for child in below)
+                # what is pushed last is visited first; of equal ones the one that came first
+                below = [(child.last_used == node.last_used, weights[child], -order, child)
+                         for order, child in enumerate(children.get(node, ()))]
+                stack.extend((child, False) for *_, child in sorted(below))

@@ -114,14 +114,17 @@ def _following(watcher: Watched) -> int:
 
 
 class RadixCache(Generic[Watcher]):
-    """The tree. It owns the slots in it; those of evicted nodes come back from `evict`, to be freed by the caller."""
+    """The tree. It owns the slots in it; those of evicted nodes come back from `evict`, to be freed by the caller.
 
-    def __init__(self, on_match_change: Callable[[Watcher], None] | None = None) -> None:
+    on_move: called with each watcher whose match, or the node where it ends, has changed.
+    """
+
+    def __init__(self, on_move: Callable[[Watcher], None] | None = None) -> None:
         self._roots: dict[str | None, Node] = {}
         self._clock = 0
         self._leaves: list[tuple[int, int, Node]] = []
         self._serial = 0
-        self._on_match_change = on_match_change or (lambda watcher: None)
+        self._on_move = on_move or (lambda watcher: None)
         self.evictable = 0
         """Slots in unlocked nodes."""
         self.pinned = 0
@@ -144,6 +147,7 @@ class RadixCache(Generic[Watcher]):
         self._clock += 1
         limit = min(limit, len(tokens))
         node = self._root(namespace)
+        node.last_used = self._clock
         slots = array(INT)
         while len(slots) < limit and (child := node.children.get(tokens[len(slots)])) is not None:
             common = min(common_prefix(child.key, tokens, len(slots)), limit - len(slots))
@@ -172,7 +176,7 @@ class RadixCache(Generic[Watcher]):
             found.extend(leaf.slots)
             for watcher in node.watchers.pop(leaf.key[0], {}):
                 self._settle_watcher(watcher, node)
-                self._on_match_change(watcher)
+                self._on_move(watcher)
             node = leaf
         return Insertion(node, existing, found)
 
@@ -241,7 +245,7 @@ class RadixCache(Generic[Watcher]):
         for watcher in moved:
             watcher.matched = parent.depth
             self._attach(watcher, parent, inside=False)
-            self._on_match_change(watcher)
+            self._on_move(watcher)
         if parent.parent is not None:
             self._queue(parent)
         elif not parent.children and not parent.watchers:
@@ -323,6 +327,7 @@ class RadixCache(Generic[Watcher]):
         for watcher in [watcher for watcher in node.inside if watcher.matched <= upper.depth]:
             del node.inside[watcher]
             self._attach(watcher, upper, inside=watcher.matched < upper.depth)
+            self._on_move(watcher)
         return upper
 
     def clear(self) -> array[int]:

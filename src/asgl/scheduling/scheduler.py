@@ -87,7 +87,7 @@ class Scheduler:
         self.max_running = min(max_running, max_batch_tokens)
         self.max_batch_tokens = max_batch_tokens
         self.max_waiting = max_waiting
-        self.ledger = Ledger(capacity, self._on_match_change)
+        self.ledger = Ledger(capacity, self._on_move)
         self.running: list[Request] = []
         self.counters = Counters()
         self._queue = Waiting(lambda: make_queue(policy), patience if policy == "aged-lpm" else None)
@@ -316,7 +316,7 @@ class Scheduler:
         self._queue.push(request)
         self._queue.arrived(request)
 
-    def _on_match_change(self, request: Request) -> None:
+    def _on_move(self, request: Request) -> None:
         if request in self._queue:
             self._queue.push(request)
 
