@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,11 @@ _MOST = 4 * 2**30
 
 
 class KVPool:
-    """Keys and values of `capacity` tokens. All memory is taken and touched here, so that no step pays for it.
+    """Keys and values of `capacity` tokens.
+
+    On a GPU all memory is taken here. On a CPU the addresses are, and the first slots, which are given out first, for one
+    context's worth of tokens: the rest is taken from the system page by page as it is first used, which costs a token some
+    microseconds once, while touching gigabytes here would cost every start seconds.
 
     `layers` holds a pair (keys, values) for each layer, [capacity + 1, kv_heads, head_dim]: the last slot is scratch
     space, for rows that only pad a batch. ConfigError if the capacity is below 1 or does not fit the device.
@@ -36,8 +41,12 @@ class KVPool:
                 f"{room / 2**30:.1f} GiB; choose a capacity of at most {room // slot_bytes(config, dtype) - 1} tokens"
             )
         shape = (config.layers, 2, capacity + 1, config.kv_heads, config.head_dim)
-        # fill_ writes every page, which zeros() need not do
-        memory = torch.empty(shape, dtype=dtype, device=device).fill_(0.0)
+        if device.type == "cpu":
+            # numpy's zeros are pages that the system has promised, torch's are written
+            memory = torch.from_numpy(np.zeros(self.bytes, np.uint8)).view(dtype).view(shape)
+            memory[:, :, : config.context_length].fill_(0.0)
+        else:
+            memory = torch.zeros(shape, dtype=dtype, device=device)
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in memory]
 
 
