@@ -93,15 +93,17 @@ async def test_sixteen_branches_of_a_thousand_tokens_compute_them_once():
 
 
 async def test_the_event_loop_is_never_blocked_for_long():
+    """Between two turns of a ticking task the loop's thread works at most 20 ms. Its own processor time is what is measured:
+    wall time would also count other processes of the machine."""
     longest = 0.0
     done = asyncio.Event()
 
     async def tick() -> None:
         nonlocal longest
         while not done.is_set():
-            before = time.perf_counter()
+            before = time.thread_time()
             await asyncio.sleep(0.001)
-            longest = max(longest, time.perf_counter() - before - 0.001)
+            longest = max(longest, time.thread_time() - before)
 
     async with asgl.Runtime(MODEL) as rt:
         await rt.prompt("warm").gen(max_tokens=2)
@@ -109,7 +111,7 @@ async def test_the_event_loop_is_never_blocked_for_long():
         await asyncio.gather(*(rt.prompt(f"{number} " + STORY * 4).gen(max_tokens=16) for number in range(16)))
         done.set()
         await ticking
-    assert longest < 0.02 * 5  # 20 ms is the aim; the margin is for machines that do other work
+    assert longest < 0.02
 
 
 async def test_chat_with_roles_and_user_text_that_looks_like_control_tokens():

@@ -9,10 +9,11 @@ import threading
 
 import anyio
 import pytest
-from tiny import tiny_directory
 
 import asgl
+from asgl.trace import StepEvent
 from asgl.types import EngineStatistics
+from tiny import tiny_directory
 
 GREEDY = asgl.SamplingParams(temperature=0, max_tokens=8)
 
@@ -134,6 +135,75 @@ async def test_a_cancelled_task_cancels_its_work(model):
         assert await s.gen("short", max_tokens=2, ignore_eos=True) == s["short"]
         assert rt.statistics().cancelled == 1
         assert balanced(rt.statistics())
+
+
+class AtStep:
+    """A tracer that calls a function once, when the engine has run its step `number`."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.act = None
+
+    def event(self, event) -> None:
+        if isinstance(event, StepEvent) and event.number == self.number and self.act is not None:
+            act, self.act = self.act, None
+            act()
+
+
+async def branching_program(rt: asgl.Runtime) -> str:
+    s = rt.prompt("Which of these is the best? ")
+    await s.gen("a", max_tokens=4, ignore_eos=True)
+    await s.select("b", ["one of them", "another of them", "none"])
+    async with s.fork(2) as branches:
+        for number, branch in enumerate(branches):
+            branch += f" {number}:"
+            branch.gen("c", max_tokens=4, ignore_eos=True)
+    s.join(branches)
+    return await s.gen("d", max_tokens=3, ignore_eos=True)
+
+
+async def test_a_program_cancelled_at_every_step_leaves_the_books_balanced(model):
+    for number in range(100):
+        at = AtStep(number)
+        async with runtime(model, tracers=[at], max_batch_tokens=16) as rt:
+            task = asyncio.ensure_future(branching_program(rt))
+            at.act = task.cancel
+            try:
+                await task
+                ran_to_the_end = True
+            except asyncio.CancelledError:
+                ran_to_the_end = False
+            # a step that was in flight keeps its slots until it returns: before the next one
+            assert isinstance(await rt.prompt("still").gen(max_tokens=2), str)
+            assert balanced(rt.statistics())
+            assert len(asyncio.all_tasks()) == 2  # this test and the engine's loop
+        assert not device_threads()
+        if ran_to_the_end:
+            break
+    assert 10 < number < 99
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 5, 9])
+async def test_a_runner_that_raises_at_step_k_reaches_the_program(model, step):
+    async with runtime(model, max_batch_tokens=16) as rt:
+        runner = rt._running.runner
+        run = runner.run
+
+        def failing(plan):
+            if plan.number == step:
+                raise RuntimeError("device lost")
+            return run(plan)
+
+        runner.run = failing
+        with pytest.raises((asgl.EngineCrashedError, ExceptionGroup)) as caught:
+            await branching_program(rt)
+        crash = caught.value if isinstance(caught.value, asgl.EngineCrashedError) else caught.value.exceptions[0]
+        assert isinstance(crash, asgl.EngineCrashedError)
+        assert isinstance(crash.__cause__, RuntimeError)
+        assert balanced(rt.statistics())
+        with pytest.raises(asgl.AsglError):
+            await rt.prompt("x").gen()
+    assert not device_threads()
 
 
 async def test_forks_compute_the_prompt_once(model):
