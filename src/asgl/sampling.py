@@ -145,15 +145,23 @@ class SamplingParams:
                 _integer("a token id of logit_bias", token, 0)
                 _number(f"logit_bias of token {token}", value, -math.inf, math.inf)
             object.__setattr__(self, "logit_bias", bias)
-        if self.max_tokens is not None and self.min_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ConfigError(f"min_tokens ({self.min_tokens}) is more than max_tokens ({self.max_tokens})")
+        self._check_limits()
 
     def over(self, base: SamplingParams) -> SamplingParams:
         """These parameters, with what is unset taken from `base`."""
-        return SamplingParams(**{name: base_value if value is None else value for name, value, base_value in (
-            (field.name, getattr(self, field.name), getattr(base, field.name)) for field in fields(self)
-        )})
+        merged = object.__new__(SamplingParams)  # both are checked, so their fields are taken as they are
+        for name in _FIELDS:
+            value = getattr(self, name)
+            object.__setattr__(merged, name, getattr(base, name) if value is None else value)
+        merged._check_limits()
+        return merged
 
+    def _check_limits(self) -> None:
+        if self.max_tokens is not None and self.min_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ConfigError(f"min_tokens ({self.min_tokens}) is more than max_tokens ({self.max_tokens})")
+
+
+_FIELDS = tuple(field.name for field in fields(SamplingParams))
 
 LIBRARY_DEFAULTS = SamplingParams(
     max_tokens=128, min_tokens=0, stop=(), stop_token_ids=(), keep_stop=False, ignore_eos=False, temperature=1.0,
