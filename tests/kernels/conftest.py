@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,14 @@ BACKENDS += [
     Backend("cpu", lambda: _cpu(weights="auto"), 1e-2, 1e-2),
     Backend("cpu-deterministic", lambda: _cpu(weights="auto", deterministic=True), 1e-2, 1e-2),
 ]
+
+
+# The Triton back end runs on the CPU in its interpreter only, in a process of its own (make test-interpret), and on GPUs (make gpu).
+_TRITON = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else os.environ.get("ASGL_TEST_GPU")
+if _TRITON is not None:
+    from triton_backends import triton_backends
+
+    BACKENDS = [Backend(*fields) for fields in triton_backends(_TRITON)]
 
 
 @pytest.fixture(scope="session", params=BACKENDS, ids=lambda backend: backend.name)

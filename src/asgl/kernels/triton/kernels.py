@@ -104,7 +104,7 @@ class TritonKernels:
         out = hidden.new_empty((n, d), dtype=self.kv_dtype)
         block, warps = tiles.row_block(d)
         elementwise.add_rms_norm_kernel[(n,)](
-            hidden, hidden if delta is None else delta, weight, out, d, eps, ADD=delta is not None, BLOCK=block, num_warps=warps,
+            hidden, hidden if delta is None else delta, weight, out, d, eps, ADD=delta is not None, BLOCK=block, **_options(warps),
         )
         return out
 
@@ -119,7 +119,7 @@ class TritonKernels:
         block_h = min(16, 1 << (every - 1).bit_length())
         elementwise.rope_and_store_kernel[(n, triton.cdiv(every, block_h))](
             qkv.contiguous(), batch.positions, batch.slots, rope, k_cache, v_cache, q, HEADS=heads, KV_HEADS=kv_heads,
-            HALF=head_dim // 2, BLOCK_H=block_h, BLOCK_D=_power(head_dim // 2), num_warps=4,
+            HALF=head_dim // 2, BLOCK_H=block_h, BLOCK_D=_power(head_dim // 2), **_options(4),
         )
         return q
 
@@ -168,7 +168,7 @@ class TritonKernels:
             )
         attention.merge_kernel[(rows, heads)](
             partial, lse, row_spans, rows * splits, out, SPANNED=spans is not None, SPLITS=splits, HEADS=heads,
-            HEAD_DIM=head_dim, BLOCK_D=shape["BLOCK_D"], BLOCK_P=_MERGED, num_warps=4,
+            HEAD_DIM=head_dim, BLOCK_D=shape["BLOCK_D"], BLOCK_P=_MERGED, **_options(2),
         )
 
     def _spans(self, batch: Batch, heads: int, kv_heads: int, head_dim: int) -> Spans | None:
@@ -197,7 +197,7 @@ class TritonKernels:
         n, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty((n, width), dtype=self.kv_dtype)
         block = min(1024, _power(width))
-        elementwise.silu_and_mul_kernel[(n, triton.cdiv(width, block))](gate_up.contiguous(), out, width, BLOCK=block, num_warps=4)
+        elementwise.silu_and_mul_kernel[(n, triton.cdiv(width, block))](gate_up.contiguous(), out, width, BLOCK=block, **_options(4))
         return out
 
     def copy_slots(self, pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
@@ -207,7 +207,7 @@ class TritonKernels:
         width = pool[0, 0].numel()
         block = min(1024, _power(width))
         grid = (sources.shape[0], layers, triton.cdiv(width, block))
-        elementwise.copy_slots_kernel[grid](pool, sources, destinations, slots * width, width, BLOCK=block, num_warps=4)
+        elementwise.copy_slots_kernel[grid](pool, sources, destinations, slots * width, width, BLOCK=block, **_options(max(1, block // 256)))
 
     # --- logits ---
 
@@ -228,12 +228,12 @@ class TritonKernels:
         for edits, repetition in ((how.repetition, True), (how.edits, False)):
             if edits is not None and (count := edits[0].shape[0]):
                 sampling.edit_kernel[(triton.cdiv(count, 256),)](
-                    logits, *edits, count, logits.stride(0), REPETITION=repetition, BLOCK=256, num_warps=4,
+                    logits, *edits, count, logits.stride(0), REPETITION=repetition, BLOCK=256, **_options(4),
                 )
         tokens = torch.empty(m, dtype=torch.int64, device=logits.device)
         sampling.sample_kernel[(m,)](
             logits, how.temperature, how.top_k, how.top_p, how.min_p, how.uniform, tokens, vocabulary, logits.stride(0),
-            GREEDY=how.all_greedy, FILTERED=not how.unfiltered, BLOCK=tiles.vocabulary_block(self.target), num_warps=4,
+            GREEDY=how.all_greedy, FILTERED=not how.unfiltered, BLOCK=tiles.vocabulary_block(self.target), **_options(4),
         )
         return tokens
 
@@ -242,7 +242,7 @@ class TritonKernels:
         the lowest bit first."""
         m, vocabulary = logits.shape
         sampling.mask_kernel[(m, triton.cdiv(vocabulary, 1024))](
-            logits, allowed, vocabulary, logits.stride(0), allowed.shape[1], BLOCK=1024, num_warps=4,
+            logits, allowed, vocabulary, logits.stride(0), allowed.shape[1], BLOCK=1024, **_options(4),
         )
 
     def synchronize(self) -> None:
@@ -255,9 +255,11 @@ def _power(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _launch(tile: tiles.AttentionTile | tiles.ProductTile) -> dict[str, int]:
+def _options(num_warps: int) -> dict[str, Any]:
+    """Fused multiply-adds are asked for: versions of Triton differ in what they do unasked."""
+    return {"num_warps": num_warps, "enable_fp_fusion": True}
+
+
+def _launch(tile: tiles.AttentionTile | tiles.ProductTile) -> dict[str, Any]:
     """A tile as arguments of a launch."""
-    arguments = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    return arguments
-
-
+    return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "num_stages": tile.num_stages, **_options(tile.num_warps)}

@@ -36,22 +36,29 @@ _SLACK = 2048
 """Barriers, and scratch of reductions."""
 
 _EXTEND = (
-    AttentionTile(128, 128, 8, 3), AttentionTile(128, 128, 8, 2), AttentionTile(128, 64, 4, 3), AttentionTile(128, 64, 4, 2),
-    AttentionTile(64, 64, 4, 3), AttentionTile(64, 64, 4, 2), AttentionTile(64, 32, 4, 2), AttentionTile(32, 32, 4, 1),
-    AttentionTile(16, 16, 4, 1),
+    AttentionTile(128, 128, 8, 3), AttentionTile(128, 128, 8, 2), AttentionTile(128, 64, 8, 3), AttentionTile(128, 64, 8, 2),
+    AttentionTile(64, 64, 8, 3), AttentionTile(64, 64, 8, 2), AttentionTile(64, 64, 4, 2), AttentionTile(64, 32, 8, 2),
+    AttentionTile(64, 32, 4, 2), AttentionTile(32, 32, 4, 2), AttentionTile(32, 32, 4, 1), AttentionTile(16, 16, 4, 1),
 )
 _DECODE = (
     AttentionTile(16, 128, 4, 3), AttentionTile(16, 64, 4, 3), AttentionTile(16, 64, 4, 2), AttentionTile(16, 32, 4, 2),
     AttentionTile(16, 16, 4, 1),
 )
-_SPAN = (AttentionTile(64, 64, 4, 3), AttentionTile(64, 64, 4, 2), AttentionTile(64, 32, 4, 2), AttentionTile(32, 32, 4, 1),
-         AttentionTile(16, 16, 4, 1))
+_SPAN = (
+    AttentionTile(64, 64, 4, 3), AttentionTile(64, 64, 4, 2), AttentionTile(64, 64, 8, 2), AttentionTile(64, 32, 8, 2),
+    AttentionTile(32, 32, 4, 2), AttentionTile(32, 32, 4, 1), AttentionTile(16, 16, 4, 1),
+)
+_REGISTERS = 104
+"""Of a thread, for queries, scores and results. The rest of the 255 goes to addresses: seen to spill from 112 on."""
 
 
 def _fits(tile: AttentionTile, head_dim: int, dtype: torch.dtype, target: Target) -> bool:
-    """Shared memory, and registers: queries and their results are held by the threads, 64 KiB of them for 4 warps."""
-    held = tile.block_m * (2 * head_dim + tile.block_n) * 4
-    return tile.shared_memory(head_dim, dtype.itemsize) <= target.shared_memory and held <= tile.num_warps * 2**14 + 2**14
+    """Whether shared memory and registers hold the tile. Wide products read queries from shared memory."""
+    wide = target.wide_products and dtype.itemsize == 2 and tile.block_m >= 64
+    queries = 0 if wide else tile.block_m * head_dim * dtype.itemsize // 4
+    held = queries + tile.block_m * (tile.block_n + head_dim)
+    threads = tile.num_warps * (64 if target.vendor == "amd" else 32)
+    return tile.shared_memory(head_dim, dtype.itemsize) <= target.shared_memory and held <= _REGISTERS * threads
 
 
 def _first(candidates: tuple[AttentionTile, ...], least_m: int, head_dim: int, dtype: torch.dtype, target: Target) -> AttentionTile:
@@ -74,8 +81,6 @@ def extend_tile(head_dim: int, group: int, dtype: torch.dtype, target: Target) -
     if dtype == torch.float32:
         # products of float32 do not use tensor cores: large tiles only spill
         candidates = tuple(tile for tile in _EXTEND if tile.block_m * tile.block_n <= 64 * 32)
-    elif target.arch in ("sm_86", "sm_89", "sm_120", "sm_121") or target.vendor == "amd":
-        candidates = tuple(tile for tile in _EXTEND if tile.block_n <= 64)
     return _first(candidates, group, _padded(head_dim), dtype, target)
 
 
@@ -138,4 +143,4 @@ def row_block(width: int) -> tuple[int, int]:
 
 def vocabulary_block(target: Target) -> int:
     """Logits that the sampling kernel looks at in one go; it holds eight sums for each."""
-    return 8192 if target.vendor == "interpreter" else 1024
+    return 8192 if target.vendor == "interpreter" else 512
