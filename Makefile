@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NOT_DEFAULT := slow or interpret or compile or gpu
 
-.PHONY: demo test check bench setup model clean
+.PHONY: demo test check bench setup model clean soak
 .DELETE_ON_ERROR:
 
 demo: model
@@ -14,6 +14,11 @@ demo: model
 test: model
 	$(BIN)/python -m pytest -n 2 -m "not model and not ($(NOT_DEFAULT))"
 	$(BIN)/python -m pytest -m "model and not ($(NOT_DEFAULT))"
+
+# Random programs for ten minutes, then the property tests of tree and scheduler with hundreds of thousands of steps.
+soak: setup
+	$(BIN)/python tests/support/soak.py --seconds 600
+	ASGL_SOAK=15 $(BIN)/python -m pytest -n 2 --timeout 1800 tests/scheduling/test_scheduler.py tests/scheduling/test_radix_cache.py
 
 check: setup
 	$(BIN)/ruff check src tests examples bench

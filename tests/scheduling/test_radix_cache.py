@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 
 import pytest
@@ -15,6 +16,9 @@ from asgl.scheduling.radix_cache import Node, RadixCache, common_prefix
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=9)
 NAMESPACES = st.sampled_from([None, "salt"])
+
+SOAK = int(os.environ.get("ASGL_SOAK", "1"))
+"""How many times longer the machine runs than by default, then with random seeds; `make soak` sets it."""
 
 
 def ints(values) -> array[int]:
@@ -115,7 +119,7 @@ class RadixMachine(RuleBasedStateMachine):
 
 
 TestRadixCache = RadixMachine.TestCase
-TestRadixCache.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, derandomize=True)
+TestRadixCache.settings = settings(max_examples=300 * SOAK, stateful_step_count=40, deadline=None, derandomize=SOAK == 1)
 
 
 def filled(*sequences: list[int]) -> RadixCache[Waiting]:
