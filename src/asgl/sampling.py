@@ -94,6 +94,8 @@ class SamplingParams:
     """Generate at least so many: until then, end tokens and stop tokens are not sampled and stop strings do not stop."""
     stop: str | Sequence[str] | None = None
     """End before the earliest match of any of these strings; `()` clears what another level set."""
+    stop_regex: str | Sequence[str] | None = None
+    """End before the first match of any of these regular expressions: see `asgl.engine.stop_regex`; `()` clears."""
     stop_token_ids: Sequence[int] | None = None
     """End when one of these tokens is sampled."""
     keep_stop: bool | None = None
@@ -136,6 +138,7 @@ class SamplingParams:
                 raise ConfigError(f"{name} must be True or False, not {value!r}")
         # frozen: normalised forms are set past the guard, so that two equal settings compare equal
         object.__setattr__(self, "stop", _strings("stop", self.stop))
+        object.__setattr__(self, "stop_regex", _strings("stop_regex", self.stop_regex))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         if self.logit_bias is not None:
             if not isinstance(self.logit_bias, Mapping):
@@ -164,7 +167,7 @@ class SamplingParams:
 _FIELDS = tuple(field.name for field in fields(SamplingParams))
 
 LIBRARY_DEFAULTS = SamplingParams(
-    max_tokens=128, min_tokens=0, stop=(), stop_token_ids=(), keep_stop=False, ignore_eos=False, temperature=1.0,
+    max_tokens=128, min_tokens=0, stop=(), stop_regex=(), stop_token_ids=(), keep_stop=False, ignore_eos=False, temperature=1.0,
     top_p=1.0, top_k=0, min_p=0.0, frequency_penalty=0.0, presence_penalty=0.0, repetition_penalty=1.0, logit_bias={},
 )
 """The last level of every merge. It has no seed: an op without one draws its own from the system."""

@@ -6,10 +6,14 @@ import codecs
 from itertools import pairwise
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgl.engine.output import OutputText
+from asgl.engine.stop_regex import WINDOW, compiled
+from asgl.errors import ConfigError, GrammarError
+from asgl.sampling import SamplingParams
 
 
 class Pieces:
@@ -57,28 +61,57 @@ SIZES = st.lists(st.integers(1, 4), max_size=60)
 STOPS = st.lists(st.text(alphabet="ab\n é漢", min_size=1, max_size=3), max_size=3)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
-@given(TEXT, SIZES, STOPS, st.booleans())
-def test_the_earliest_stop_wins_however_the_text_is_cut_to_tokens(text, sizes, stops, keep_stop):
+REGEXES = ["a+", "b\\n", "[ab]{2,}é", "(?:ab|ba)+\\s", "(?<=b)a", "a(?!b)", "漢?\\n", "b$", "(a)b*\\1", "\\bé", "aba|b b", "\\s+é"]
+
+
+def first_match(text, stops, regexes):
+    """Where the match begins and ends that is complete first, by looking at every prefix of the whole text."""
+    for end in range(1, len(text) + 1):
+        prefix = text[:end]
+        found = [at for stop in stops if (at := prefix.find(stop)) >= 0]
+        found += [match.start() for pattern in regexes if (match := regex.search(pattern, prefix))]
+        if found:
+            return min(found), end
+    return None
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(TEXT, SIZES, STOPS, st.lists(st.sampled_from(REGEXES), max_size=2), st.booleans())
+def test_the_first_match_ends_the_text_however_it_is_cut_to_tokens(text, sizes, stops, regexes, keep_stop):
     pieces = cut(text, sizes)
-    output, reason, seen = run(pieces, stops=stops, keep_stop=keep_stop)
-    # the engine looks after every token, so of all matches the one that is complete first counts, of those the earliest
-    shown, expected = "", text
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for piece in pieces:
-        shown += decoder.decode(piece)
-        matches = [(shown.find(stop), order) for order, stop in enumerate(stops) if stop in shown]
-        if matches:
-            at, order = min(matches)
-            expected = text[: at + len(stops[order])] if keep_stop else text[:at]
-            assert output.matched_stop == stops[order]
-            break
+    output, reason, seen = run(pieces, stops=stops, stop_regexes=regexes, keep_stop=keep_stop)
+    match, expected = first_match(text, stops, regexes), text
+    if match is not None:
+        expected = text[: match[1] if keep_stop else match[0]]
+        assert output.matched_stop == text[slice(*match)]
     assert output.text == expected
-    assert (reason == "stop") == any(stop in text for stop in stops)
+    assert (reason == "stop") == (match is not None)
     for earlier, later in pairwise([*seen, output.text]):
         assert later.startswith(earlier)
     kept = b"".join(pieces[: output.kept_tokens]).decode("utf-8", "replace")
     assert kept + output.remainder == output.text
+
+
+def test_what_may_begin_a_match_is_held_back_up_to_the_window():
+    _, _, seen = run([b"x", b"a", b"b", b"q"], stop_regexes=["ab+c"])
+    assert seen == ["x", "x", "x", "xabq"]
+    _, _, seen = run([b"a" * 100] * 20, stop_regexes=["a+b"])
+    assert [len(text) for text in seen] == [max(0, 100 * count - WINDOW) for count in range(1, 21)]
+
+
+def test_an_expression_that_takes_too_long_ends_the_generation_with_an_error():
+    output = OutputText(lambda: Pieces([b"a" * 60, b"!"]), stop_regexes=["(?:(?:a|a)+)+$b"])
+    while output.error is None:
+        assert output.push(0 if not output.count else 1) in (None, "stopped")
+        assert output.count < 3
+    assert isinstance(output.error, GrammarError)
+
+
+@pytest.mark.parametrize("pattern", ["(", "a*", ""])
+def test_bad_expressions(pattern):
+    with pytest.raises(ConfigError, match="stop_regex"):
+        SamplingParams(stop_regex=pattern)
+        compiled(pattern)
 
 
 @pytest.mark.parametrize(("pieces", "stops", "text", "kept", "remainder"), [

@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from asgl.engine.output import OutputText
+from asgl.engine.stop_regex import compiled
 from asgl.engine.ticket import Listener, Ticket
 from asgl.errors import ConfigError, ContextLengthError
 from asgl.plan import SampledToken
@@ -128,6 +129,8 @@ class FakeEngine:
     def check_sampling(self, params: SamplingParams) -> None:
         if any(token >= 2048 for token in params.logit_bias or ()):
             raise ConfigError("there is no such token")
+        for pattern in params.stop_regex or ():
+            compiled(pattern)
 
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],
@@ -135,6 +138,7 @@ class FakeEngine:
     ) -> Ticket:
         output = OutputText(
             lambda: FakeDetokenizer(self.tokenizer), stops=tuple(params.stop or ()),
+            stop_regexes=tuple(params.stop_regex or ()),
             stop_tokens=tuple(params.stop_token_ids or ()), end_tokens=end_tokens, keep_stop=bool(params.keep_stop),
             min_tokens=params.min_tokens or 0,
         )

@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from asgl.engine.device import DeviceThread
 from asgl.engine.output import OutputText
+from asgl.engine.stop_regex import compiled
 from asgl.engine.ticket import Listener, Ticket
 from asgl.errors import (
     AsglError,
@@ -92,7 +93,9 @@ class Engine:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def check_sampling(self, params: SamplingParams) -> None:
-        """ConfigError if the parameters name a token that the model does not have."""
+        """ConfigError if the parameters name a token that the model does not have, or have a stop_regex that is none."""
+        for pattern in params.stop_regex or ():
+            compiled(pattern)
         for token in (*(params.stop_token_ids or ()), *(params.logit_bias or ())):
             if token >= self.tokenizer.vocabulary:
                 raise ConfigError(f"there is no token {token}: the model's vocabulary has {self.tokenizer.vocabulary} tokens")
@@ -118,6 +121,7 @@ class Engine:
         output = OutputText(
             self.tokenizer.detokenizer,
             stops=params.stop or (),
+            stop_regexes=params.stop_regex or (),
             stop_tokens=stop_tokens,
             end_tokens=end_tokens,
             keep_stop=bool(params.keep_stop),
@@ -315,6 +319,8 @@ class Engine:
             return
         if update.request.branches is not None:
             ticket.option_logprobs = update.request.branches.results()
+        if ticket.output is not None and ticket.output.error is not None:
+            return self._settle(ticket, error=ticket.output.error)
         self._settle(ticket, reason=update.reason)
 
     def _settle(self, ticket: Ticket, *, reason: FinishReason | None = None, error: BaseException | None = None) -> None:

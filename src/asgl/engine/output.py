@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+from asgl.engine.stop_regex import searches
+from asgl.errors import GrammarError
 from asgl.types import FinishReason
 
 
@@ -31,16 +33,21 @@ class Detokenizer(Protocol):
 
 
 class OutputText:
-    """The output of one generation. Made by the engine; `push` is called once for each sampled token, in order."""
+    """The output of one generation. Made by the engine; `push` is called once for each sampled token, in order.
 
-    __slots__ = ("_boundaries", "_detokenizer", "_end_tokens", "_keep_stop", "_longest", "_min_tokens", "_stop_tokens",
-                 "_stops", "_text", "count", "kept_tokens", "matched_stop", "remainder", "text")
+    Of stop strings and stop expressions the match that is complete first counts, of those complete at the same character the
+    one that begins first, of those the one that was given first: it does not matter which tokens the text came in.
+    """
+
+    __slots__ = ("_boundaries", "_detokenizer", "_end_tokens", "_keep_stop", "_longest", "_min_tokens", "_regexes",
+                 "_stop_tokens", "_stops", "_text", "count", "error", "kept_tokens", "matched_stop", "remainder", "text")
 
     def __init__(
         self,
         detokenizer: Callable[[], Detokenizer],
         *,
         stops: Sequence[str] = (),
+        stop_regexes: Sequence[str] = (),
         stop_tokens: Collection[int] = (),
         end_tokens: Collection[int] = (),
         keep_stop: bool = False,
@@ -49,6 +56,7 @@ class OutputText:
         self._detokenizer = detokenizer()
         self._stops = tuple(stops)
         self._longest = max(map(len, self._stops), default=0)
+        self._regexes = searches(stop_regexes)
         self._stop_tokens = frozenset(stop_tokens)
         self._end_tokens = frozenset(end_tokens)
         self._keep_stop = keep_stop
@@ -64,6 +72,8 @@ class OutputText:
         self.remainder = ""
         """Text after the kept tokens that is no whole token."""
         self.matched_stop: str | int | None = None
+        self.error: GrammarError | None = None
+        """Why the end could not be found. The generation ends with it."""
 
     def push(self, token_id: int) -> FinishReason | None:
         """Takes the next token; the reason if generation ends with it."""
@@ -75,10 +85,16 @@ class OutputText:
         self._text += self._detokenizer.push(token_id)
         self._boundaries.append(None if self._detokenizer.pending else len(self._text))
         self.kept_tokens = self.count
-        if may_end and self._stops and (found := self._earliest_stop(before)) is not None:
+        try:
+            found = self._first_stop(before) if may_end else self._skip()
+        except TimeoutError:
+            self.error = GrammarError(f"a stop_regex takes too long on the text so far ({len(self._text)} characters): simplify "
+                                      "it, mostly by giving nested repetitions a bound")
+            return "stopped"
+        if found is not None:
             self._cut(*found)
             return "stop"
-        self.text = self._text[: len(self._text) - self._held_back()]
+        self.text = self._text[: self._certain()]
         return None
 
     def finish(self) -> None:
@@ -95,18 +111,27 @@ class OutputText:
         self.finish()
         return reason
 
-    def _earliest_stop(self, before: int) -> tuple[int, str] | None:
-        """Where the earliest match of any stop begins; of two that begin together, the one that was given first."""
-        start = max(0, before - self._longest + 1)
-        found = [(at, order) for order, stop in enumerate(self._stops) if (at := self._text.find(stop, start)) >= 0]
+    def _first_stop(self, before: int) -> tuple[int, int] | None:
+        """Where the first match that is complete after character `before` or later begins and ends."""
+        found: list[tuple[int, int]] = []
+        for stop in self._stops:
+            if (at := self._text.find(stop, max(0, before - len(stop) + 1))) >= 0:
+                found.append((at + len(stop), at))
+        for search in self._regexes:
+            if (match := search.find(self._text, before)) is not None:
+                found.append(match[::-1])
         if not found:
             return None
-        at, order = min(found)
-        return at, self._stops[order]
+        end, at = min(found)
+        return at, end
 
-    def _cut(self, at: int, stop: str) -> None:
-        self.matched_stop = stop
-        end = at + len(stop) if self._keep_stop else at
+    def _skip(self) -> None:
+        for search in self._regexes:
+            search.skip(self._text)
+
+    def _cut(self, at: int, stop_end: int) -> None:
+        self.matched_stop = self._text[at:stop_end]
+        end = stop_end if self._keep_stop else at
         self.kept_tokens = whole = 0
         for count, boundary in enumerate(self._boundaries, 1):
             if boundary is not None and boundary <= end:
@@ -114,8 +139,13 @@ class OutputText:
         self.remainder = self._text[whole:end]
         self.text = self._text = self._text[:end]
 
+    def _certain(self) -> int:
+        """How much of the text no stop can cut."""
+        certain = len(self._text) - self._held_back()
+        return min([certain, *(search.alive for search in self._regexes)])
+
     def _held_back(self) -> int:
-        """How many last characters may be the beginning of a stop."""
+        """How many last characters may be the beginning of a stop string."""
         for length in range(min(self._longest - 1, len(self._text)), 0, -1):
             tail = self._text[-length:]
             if any(stop.startswith(tail) for stop in self._stops):

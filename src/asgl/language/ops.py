@@ -142,7 +142,8 @@ def extend(content: str | Content) -> Extend:
 
 def gen(
     name: str | None = None, *, max_tokens: int | None = None, min_tokens: int | None = None,
-    stop: str | Sequence[str] | None = None, stop_token_ids: Sequence[int] | None = None, keep_stop: bool | None = None,
+    stop: str | Sequence[str] | None = None, stop_regex: str | Sequence[str] | None = None,
+    stop_token_ids: Sequence[int] | None = None, keep_stop: bool | None = None,
     ignore_eos: bool | None = None, temperature: float | None = None, top_p: float | None = None, top_k: int | None = None,
     min_p: float | None = None, frequency_penalty: float | None = None, presence_penalty: float | None = None,
     repetition_penalty: float | None = None, logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
@@ -155,7 +156,7 @@ def gen(
     if isinstance(logprobs, bool) or not isinstance(logprobs, int) or logprobs < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"logprobs must be 0 or how many of the likeliest tokens to report, not {logprobs!r}")
     params = SamplingParams(
-        max_tokens=max_tokens, min_tokens=min_tokens, stop=stop, stop_token_ids=stop_token_ids, keep_stop=keep_stop,
+        max_tokens=max_tokens, min_tokens=min_tokens, stop=stop, stop_regex=stop_regex, stop_token_ids=stop_token_ids, keep_stop=keep_stop,
         ignore_eos=ignore_eos, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
         frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
         logit_bias=logit_bias, seed=seed,

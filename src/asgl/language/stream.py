@@ -29,6 +29,7 @@ class GenOptions(TypedDict, total=False):
     max_tokens: int | None
     min_tokens: int | None
     stop: str | Sequence[str] | None
+    stop_regex: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     keep_stop: bool | None
     ignore_eos: bool | None
