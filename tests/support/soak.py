@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from fake_runner import FakeRunner, expected_output, expected_scores
 
@@ -49,7 +50,7 @@ class LetterTokenizer:
 
     vocabulary = 256
     detokenizer = Letters
-    special_tokens: dict[str, int] = {}
+    special_tokens = MappingProxyType[str, int]({})
     end_tokens = ()
     bos = 1
     adds_bos = False
