@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from contextlib import asynccontextmanager
 
 import pytest
-from fake_runner import FakeRunner, expected_output, expected_scores
+from engine_harness import Gate, Letters, Waiter, generate, opened, settled, token_ids
+from fake_runner import expected_output, expected_scores
 
-from asgl.engine.device import DeviceThread
-from asgl.engine.engine import Engine
 from asgl.engine.ticket import Ticket
 from asgl.errors import (
     CapacityError,
@@ -22,104 +19,8 @@ from asgl.errors import (
     RequestError,
 )
 from asgl.plan import StepPlan
-from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
-from asgl.scheduling.scheduler import Scheduler
-from asgl.trace import RequestEvent, StepEvent, Tracers
-
-
-class Letters:
-    """A detokenizer: token t is the letter with that number."""
-
-    def push(self, token_id: int) -> str:
-        return chr(ord("a") + token_id % 26)
-
-    pending = False
-
-    def flush(self) -> str:
-        return ""
-
-
-class LetterTokenizer:
-    vocabulary = 50
-    detokenizer = Letters
-
-
-class Waiter:
-    """A listener that can be awaited."""
-
-    def __init__(self) -> None:
-        self.settled = asyncio.Event()
-        self.times = 0
-        self.progress: list[int] = []
-        self.then = None
-
-    def on_progress(self, ticket: Ticket) -> None:
-        self.progress.append(len(ticket.tokens))
-        if self.then is not None:
-            self.then(ticket)
-
-    def on_settled(self, ticket: Ticket) -> None:
-        self.times += 1
-        self.settled.set()
-
-
-class Gate:
-    """Holds the device thread in each step until it is let go, so that a test can act while a step is in flight."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Semaphore(0)
-        self.let_go = threading.Semaphore(0)
-        self.open = False
-
-    def __call__(self, plan: StepPlan) -> None:
-        if not self.open:
-            self.entered.release()
-            assert self.let_go.acquire(timeout=20)
-
-    async def step_begins(self) -> None:
-        assert await asyncio.to_thread(self.entered.acquire, timeout=20)
-
-    def leave_open(self) -> None:
-        self.open = True
-        self.let_go.release()
-
-
-@asynccontextmanager
-async def opened(capacity=500, before_step=None, context_length=200, tracers=(), **options):
-    device = DeviceThread()
-    runner = FakeRunner(capacity, before_step)
-    engine = Engine(runner, Scheduler(capacity=capacity, **options), device, tokenizer=LetterTokenizer(), context_length=context_length,
-                    tracers=Tracers(tracers))
-    engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.close()
-        await device.close()
-        engine.scheduler.check()
-        assert engine.scheduler.ledger.available == capacity
-        assert not engine.scheduler.running
-        assert not engine.scheduler.waiting
-        assert runner.closed
-        assert not [thread for thread in threading.enumerate() if thread.name == "asgl-device"]
-
-
-def params(**fields) -> SamplingParams:
-    return SamplingParams(**fields).over(LIBRARY_DEFAULTS)
-
-
-def generate(engine: Engine, prompt, waiter: Waiter | None = None, **fields) -> Ticket:
-    return engine.generate(prompt, params(**fields), seed=0, listener=waiter or Waiter())
-
-
-async def settled(*tickets: Ticket) -> None:
-    async with asyncio.timeout(20):
-        for ticket in tickets:
-            await ticket.listener.settled.wait()
-
-
-def token_ids(ticket: Ticket) -> list[int]:
-    return [token.token_id for token in ticket.tokens]
+from asgl.sampling import SamplingParams
+from asgl.trace import RequestEvent, StepEvent
 
 
 async def test_a_generation_is_told_token_by_token_and_settled_once():
@@ -282,7 +183,7 @@ async def test_cancelling_all_at_step_k_leaves_the_books_balanced(step):
     async with opened(before_step=before_step, capacity=64, max_batch_tokens=8) as engine:
         tickets += [generate(engine, [1, 2, 3, 4, 5, 6, 7, number], max_tokens=4) for number in range(3)]
         tickets.append(engine.score([1, 2, 3, 4, 9], [[1, 2], [1, 3, 4]], listener=Waiter()))
-        while not all(ticket.settled for ticket in tickets):
+        while not all(ticket.settled for ticket in tickets):  # noqa: ASYNC110  cancelled tickets tell nobody
             await asyncio.sleep(0)
         last = generate(engine, [1, 2, 3], max_tokens=3)
         await settled(last)

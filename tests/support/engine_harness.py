@@ -1,0 +1,112 @@
+"""An engine on a fake runner, for tests: opened, driven and closed with its books checked."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+
+from fake_runner import FakeRunner
+
+from asgl.engine.device import DeviceThread
+from asgl.engine.engine import Engine
+from asgl.engine.ticket import Ticket
+from asgl.plan import StepPlan
+from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
+from asgl.scheduling.scheduler import Scheduler
+from asgl.trace import Tracers
+
+
+class Letters:
+    """A detokenizer: token t is the letter with that number."""
+
+    def push(self, token_id: int) -> str:
+        return chr(ord("a") + token_id % 26)
+
+    pending = False
+
+    def flush(self) -> str:
+        return ""
+
+
+class LetterTokenizer:
+    vocabulary = 50
+    detokenizer = Letters
+
+
+class Waiter:
+    """A listener that can be awaited."""
+
+    def __init__(self) -> None:
+        self.settled = asyncio.Event()
+        self.times = 0
+        self.progress: list[int] = []
+        self.then = None
+
+    def on_progress(self, ticket: Ticket) -> None:
+        self.progress.append(len(ticket.tokens))
+        if self.then is not None:
+            self.then(ticket)
+
+    def on_settled(self, ticket: Ticket) -> None:
+        self.times += 1
+        self.settled.set()
+
+
+class Gate:
+    """Holds the device thread in each step until it is let go, so that a test can act while a step is in flight."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.let_go = threading.Semaphore(0)
+        self.open = False
+
+    def __call__(self, plan: StepPlan) -> None:
+        if not self.open:
+            self.entered.release()
+            assert self.let_go.acquire(timeout=20)
+
+    async def step_begins(self) -> None:
+        assert await asyncio.to_thread(self.entered.acquire, timeout=20)
+
+    def leave_open(self) -> None:
+        self.open = True
+        self.let_go.release()
+
+
+@asynccontextmanager
+async def opened(capacity=500, before_step=None, context_length=200, tracers=(), **options):
+    device = DeviceThread()
+    runner = FakeRunner(capacity, before_step)
+    engine = Engine(runner, Scheduler(capacity=capacity, **options), device, tokenizer=LetterTokenizer(),
+                    context_length=context_length, tracers=Tracers(tracers))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+        await device.close()
+        engine.scheduler.check()
+        assert engine.scheduler.ledger.available == capacity
+        assert not engine.scheduler.running
+        assert not engine.scheduler.waiting
+        assert runner.closed
+        assert not [thread for thread in threading.enumerate() if thread.name == "asgl-device"]
+
+
+def params(**fields) -> SamplingParams:
+    return SamplingParams(**fields).over(LIBRARY_DEFAULTS)
+
+
+def generate(engine: Engine, prompt, waiter: Waiter | None = None, **fields) -> Ticket:
+    return engine.generate(prompt, params(**fields), seed=0, listener=waiter or Waiter())
+
+
+async def settled(*tickets: Ticket) -> None:
+    async with asyncio.timeout(20):
+        for ticket in tickets:
+            await ticket.listener.settled.wait()
+
+
+def token_ids(ticket: Ticket) -> list[int]:
+    return [token.token_id for token in ticket.tokens]
