@@ -9,8 +9,8 @@ import asgl
 from asgl import errors
 
 PUBLIC = {
-    "Branches", "EngineStatistics", "Handle", "JsonlTracer", "Mark", "Message", "ModelInfo", "PromptStream", "Runtime",
-    "SamplingParams", "SelectHandle", "TaskHandle", "TokenLogprob", "Tracer", "assistant", "extend", "gen", "role", "select",
+    "Branches", "Budget", "EngineStatistics", "Handle", "JsonlTracer", "Mark", "Message", "ModelInfo", "PromptStream", "Runtime",
+    "SamplingParams", "SelectHandle", "TaskHandle", "TokenLogprob", "Tracer", "assistant", "budget", "extend", "gen", "role", "select",
     "system", "user",
 }
 

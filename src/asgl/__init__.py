@@ -31,12 +31,14 @@ from asgl.errors import (
 )
 from asgl.language import (
     Branches,
+    Budget,
     Handle,
     Mark,
     PromptStream,
     SelectHandle,
     TaskHandle,
     assistant,
+    budget,
     extend,
     gen,
     role,
@@ -54,6 +56,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsglError",
     "Branches",
+    "Budget",
     "BudgetError",
     "CapacityError",
     "CompileError",
@@ -87,6 +90,7 @@ __all__ = [
     "Tracer",
     "VariableError",
     "assistant",
+    "budget",
     "extend",
     "gen",
     "role",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from asgl.execution.runner import Runner
     from asgl.kernels.api import Kernels, WeightFormat
     from asgl.kernels.select import DTypeName, KernelName
+    from asgl.language.budgets import Budget
     from asgl.language.session import Session
     from asgl.language.stream import PromptStream
     from asgl.models.checkpoint import Checkpoint
@@ -195,14 +196,16 @@ class Runtime:
         sampling: SamplingParams | None = None,
         cache_salt: str | None = None,
         priority: int = 0,
+        budget: Budget | None = None,
         name: str | None = None,
     ) -> PromptStream:
         """A new prompt stream that begins with `text`.
 
         sampling: defaults for its ops. cache_salt: prompts share cached prefixes only with those of the same salt. priority:
-        higher is admitted first. name: for traces, and part of what seeds of its ops derive from.
+        higher is admitted first. budget: bounds all ops of the prompt and its forks, see `asgl.budget`. name: for traces, and part of what seeds of its ops derive from.
         """
-        return self._running.session.prompt(text, sampling=sampling, cache_salt=cache_salt, priority=priority, name=name)
+        return self._running.session.prompt(text, sampling=sampling, cache_salt=cache_salt, priority=priority, budget=budget,
+                                            name=name)
 
     def statistics(self) -> EngineStatistics:
         """A snapshot of the engine."""

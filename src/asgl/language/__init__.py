@@ -1,10 +1,11 @@
 """The language: prompt streams, the ops that are submitted to them, and forks."""
 
+from asgl.language.budgets import Budget, budget
 from asgl.language.fork import Branches, TaskHandle
 from asgl.language.handle import Handle, SelectHandle
 from asgl.language.ops import assistant, extend, gen, role, select, system, user
 from asgl.language.session import Session
 from asgl.language.stream import Mark, PromptStream
 
-__all__ = ["Branches", "Handle", "Mark", "PromptStream", "SelectHandle", "Session", "TaskHandle", "assistant", "extend", "gen",
-           "role", "select", "system", "user"]
+__all__ = ["Branches", "Budget", "Handle", "Mark", "PromptStream", "SelectHandle", "Session", "TaskHandle", "assistant", "budget",
+           "extend", "gen", "role", "select", "system", "user"]

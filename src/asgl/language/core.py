@@ -20,8 +20,9 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import ref
 
-from asgl.errors import ConfigError, EngineError, StreamClosedError, StreamError, VariableError
+from asgl.errors import BudgetError, ConfigError, EngineError, StreamClosedError, StreamError, VariableError
 from asgl.language import seeds
+from asgl.language.budgets import Allowance, Budget, allowance
 from asgl.language.handle import Handle
 from asgl.language.item import Begin, Block, CloseTurn, Item, Place, Point, SetVariable, Work
 from asgl.language.ops import FromHandle, Gen, Op, Role, Text, handles_of, map_gens
@@ -51,6 +52,7 @@ class Core:
     def __init__(
         self, session: Session, *, name: str | None, origin: tuple[str | None, str], path: tuple[int, ...],
         sampling: SamplingParams, namespace: str | None, priority: int, block: Block | None = None,
+        budgets: tuple[Budget, ...] = (),
     ) -> None:
         self.session = session
         self.id = self.root = session.next_id()
@@ -59,6 +61,8 @@ class Core:
         self.origin = origin
         self.path = path
         self.sampling = sampling
+        self.budgets = budgets
+        """Bound all ops of the stream and its forks, besides the budgets that are open where they are submitted."""
         self.block = block
         """The role block that is open where ops are submitted now."""
         self.place = Place(session.engine, namespace, priority)
@@ -107,12 +111,13 @@ class Core:
         self.check_accepts(grows)
         if isinstance(work, Op) and not isinstance(work, Text | FromHandle):
             work, numbered = self._resolve(work), True
-        return self.enqueue(work, numbered=numbered)
+        bound = allowance(self.budgets) if isinstance(work, Op) and not isinstance(work, Text) else None
+        return self.enqueue(work, numbered=numbered, bound=bound)
 
-    def enqueue(self, work: Work, *, numbered: bool = False) -> Item:
+    def enqueue(self, work: Work, *, numbered: bool = False, bound: Allowance | None = None) -> Item:
         """Queues the work, whatever state the stream is in."""
         block = None if isinstance(work, Begin | SetVariable | CloseTurn | Role) else self.block
-        item = Item(work, number=self._ops if numbered else None, block=block)
+        item = Item(work, number=self._ops if numbered else None, block=block, allowance=bound)
         self._ops += numbered
         self.queue.append(item)
         for name in item.names:
@@ -129,7 +134,7 @@ class Core:
 
     def _child(self, point: Item, path: tuple[int, ...]) -> Core:
         child = Core(self.session, name=self.name, origin=self.origin, path=path, sampling=self.sampling,
-                     namespace=self.place.namespace, priority=self.place.priority, block=self.block)
+                     namespace=self.place.namespace, priority=self.place.priority, block=self.block, budgets=self.budgets)
         parent: ref[Core] = ref(self)
         child.root, child.parent, child.base = self.root, parent, point
         child.emit_stream("forked", self)
@@ -178,9 +183,25 @@ class Core:
                 self._begun = self.state.savepoint()
                 self._steps = carry_out(item, self.state, self.place)
                 self._emit("started", item)
-                self._step(None, None)
+                self._step(None, self._admit(item))
         finally:
             self._advancing = False
+
+    def _admit(self, item: Item) -> BudgetError | None:
+        """The error with which an op ends that no budget has time for."""
+        if item.allowance is not None:
+            try:
+                item.allowance.begin(self._wake.interrupt)
+            except BudgetError as error:
+                return error
+        return None
+
+    def interrupt(self, error: Exception) -> None:
+        """Ends the running op with an error; what it waits for is cancelled, in the engine too."""
+        if self.wait is not None:
+            self.wait.cancel()
+            self._step(None, error)
+            self._advance()
 
     def resume(self) -> None:
         """What the running op waited for is there."""
@@ -206,12 +227,15 @@ class Core:
 
     def progressed(self) -> None:
         """The running op has new text."""
-        self.queue[0].changed.notify()
+        item = self.queue[0]
+        item.changed.notify()
         self.changed.notify()
+        if item.allowance is not None and item.ticket is not None:
+            item.allowance.count(len(item.ticket.tokens))
 
     def _finish(self, value: Any) -> None:
         item = self.queue.popleft()
-        self._rest()
+        self._rest(item)
         self.state.variables.update(item.values)
         self._forget_names(item)
         self._emit("finished", item)
@@ -224,7 +248,7 @@ class Core:
         assert self._begun is not None
         self.state.roll_back(self._begun)
         self.queue.clear()
-        self._rest()
+        self._rest(item)
         if isinstance(error, StreamError) and error.stream is None:
             error.stream = self.stream
         self.failure = failure = Failure(error, where=self.describe(), root=root)
@@ -253,7 +277,7 @@ class Core:
             self._steps.close()
             assert self._begun is not None
             self.state.roll_back(self._begun)
-            self._rest()
+            self._rest(item)
         self._drop(behind[:1], why or f"a {item.kind} of {self.describe()} was cancelled")
         self._drop(behind[1:], why or f"queued behind a {item.kind} of {self.describe()} that was cancelled")
         self.changed.notify()
@@ -280,8 +304,10 @@ class Core:
             self._emit("cancelled", item, why)
             item.settle(error=cancelled(why, self.stream, failure), failure=failure)
 
-    def _rest(self) -> None:
+    def _rest(self, item: Item) -> None:
         self.wait = self._steps = self._begun = None
+        if item.allowance is not None:
+            item.allowance.end()
 
     def _forget_names(self, item: Item) -> None:
         for name in item.names:

@@ -47,9 +47,10 @@ class Handle(Content, Generic[T_co]):
 
     def stop(self) -> bool:
         """Ends the generation that runs for the op now, and keeps its text; False if none does."""
-        if self.item.live is None or self.item.live.settled:
+        ticket = self.item.ticket
+        if ticket is None or ticket.settled or ticket.output is None:
             return False
-        self.core.place.engine.stop(self.item.live)
+        self.core.place.engine.stop(ticket)
         return True
 
     @property

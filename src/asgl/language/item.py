@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakSet
 
 from asgl.language.backend import Engine, Ticket
-from asgl.language.ops import Op, names_of
+from asgl.language.budgets import Allowance
+from asgl.language.ops import Gen, Op, Select, names_of
 from asgl.language.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -77,15 +78,17 @@ class Place(NamedTuple):
 class Item(Outcome):
     """A piece of work in a stream's queue, and what became of it. It does not know its stream, which may go before it."""
 
-    __slots__ = ("block", "index", "iterators", "live", "names", "number", "scores", "start", "text",
+    __slots__ = ("allowance", "block", "index", "iterators", "live", "names", "number", "part", "scores", "start", "text",
                  "ticket", "token_ids", "token_logprobs", "values", "work")
 
-    def __init__(self, work: Work, *, number: int | None, block: Block | None) -> None:
+    def __init__(self, work: Work, *, number: int | None, block: Block | None, allowance: Allowance | None = None) -> None:
         super().__init__()
         self.work = work
         self.number = number
         """The op's place among the ops of its stream; None for an errand."""
         self.block = block
+        self.allowance = allowance
+        """What it may spend; None if no budget bounds it."""
         self.names = (work.name,) if isinstance(work, SetVariable) else names_of(work)
         self.values: dict[str, Any] = {}
         """The variables that it sets, once it is done."""
@@ -99,6 +102,8 @@ class Item(Outcome):
         """The generation that runs for it now."""
         self.ticket: Ticket | None = None
         """The last request that was made for it."""
+        self.part: Gen | Select | None = None
+        """What of the op asks the model now."""
         self.index: int | None = None
         self.scores: list[float] | None = None
         self.token_logprobs: list[list[float]] | None = None

@@ -6,9 +6,10 @@ to any number of streams.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from asgl.errors import ConfigError
 from asgl.sampling import SamplingParams
@@ -68,6 +69,8 @@ class Gen(Content):
     name: str | None
     params: SamplingParams
     logprobs: int = 0
+    validate: Callable[[Any], object] | None = None
+    retries: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,11 +150,16 @@ def gen(
     ignore_eos: bool | None = None, temperature: float | None = None, top_p: float | None = None, top_k: int | None = None,
     min_p: float | None = None, frequency_penalty: float | None = None, presence_penalty: float | None = None,
     repetition_penalty: float | None = None, logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
-    logprobs: int = 0,
+    logprobs: int = 0, validate: Callable[[Any], object] | None = None, retries: int = 0,
 ) -> Gen:
     """Generates text; its value is the text, a str. `asgl.SamplingParams` explains the parameters; None is unset.
 
     `logprobs=k` reports each generated token's log-probability beside those of the k likeliest.
+
+    `validate` is called with the value. It is invalid if it raises, or returns False; then the generation is repeated from the
+    same point with another seed, `retries` times at most, and after that ends with OutputError, whose cause is what the
+    validator raised last. A validator may also return a string, which is invalid too: feedback that the next try gets to see
+    appended to the prompt, and that is gone afterwards. No text is shown while it runs: only a valid one becomes the op's.
     """
     if isinstance(logprobs, bool) or not isinstance(logprobs, int) or logprobs < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"logprobs must be 0 or how many of the likeliest tokens to report, not {logprobs!r}")
@@ -161,7 +169,14 @@ def gen(
         frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
         logit_bias=logit_bias, seed=seed,
     )
-    return Gen(_checked_name(name), params, logprobs)
+    if validate is not None and (not callable(validate) or inspect.iscoroutinefunction(validate)):
+        raise ConfigError(f"validate must be a plain function of the value, not {validate!r}")
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"retries must be an integer of 0 or more, not {retries!r}")
+    if retries and validate is None:
+        raise ConfigError("retries need a validator: give validate=, a function that raises, or returns False, for what is not "
+                          "valid")
+    return Gen(_checked_name(name), params, logprobs, validate, retries)
 
 
 def select(name: str | None, choices: Sequence[str], *, method: SelectMethod = "token_length_normalized") -> Select:

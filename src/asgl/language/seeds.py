@@ -22,6 +22,11 @@ def derive(seed: int, origin: tuple[str | None, str], path: tuple[int, ...], num
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
+def again(seed: int, attempt: int) -> int:
+    """The seed of a further try at the same gen; attempt 0 is the first, with the seed itself."""
+    return seed if not attempt else derive(seed, ("again", ""), (), 0, attempt)
+
+
 def random() -> int:
     """A seed that nobody can foresee, in 64 bits."""
     return int.from_bytes(os.urandom(8), "big")

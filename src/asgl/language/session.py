@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 from asgl.errors import ConfigError, EngineClosedError
 from asgl.language.backend import Engine
+from asgl.language.budgets import Budget
 from asgl.language.core import Core
 from asgl.language.outcome import Failure, unseen_errors
 from asgl.language.stream import PromptStream
@@ -32,7 +33,7 @@ class Session:
 
     def prompt(
         self, text: str = "", *, sampling: SamplingParams | None = None, cache_salt: str | None = None, priority: int = 0,
-        name: str | None = None,
+        budget: Budget | None = None, name: str | None = None,
     ) -> PromptStream:
         """A new stream that begins with `text`. Its KV is shared only with streams of the same `cache_salt`.
 
@@ -45,9 +46,12 @@ class Session:
         _check("sampling", sampling, SamplingParams, optional=True)
         _check("cache_salt", cache_salt, str, optional=True)
         _check("priority", priority, int)
+        _check("budget", budget, Budget, optional=True)
         _check("name", name, str, optional=True)
         core = Core(self, name=name, origin=(name, text), path=(), sampling=sampling or SamplingParams(),
-                    namespace=cache_salt, priority=priority)
+                    namespace=cache_salt, priority=priority, budgets=(budget,) if budget is not None else ())
+        if budget is not None:
+            budget.start()
         core.emit_stream("opened")
         stream = PromptStream(core)
         if text:

@@ -6,12 +6,13 @@ the state back, so an op needs no clean-up of its own.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Generator
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from asgl.errors import StreamError
-from asgl.language import roles
+from asgl.errors import OutputError, StreamError
+from asgl.language import roles, seeds
 from asgl.language.backend import Listener, Ticket
 from asgl.language.choices import best, scores_of
 from asgl.language.item import Begin, CloseTurn, Item, Join, Place, Point, Rewind, SetVariable, Work
@@ -114,10 +115,29 @@ def _extend(work: Extend, item: Item, state: State, place: Place) -> Steps:
 
 
 def _generate(work: Gen, item: Item, state: State, place: Place) -> Steps:
+    """Generates, again if the validator asks for it: each try starts from the same point, with a seed of its own."""
     yield from _seal(state, place)
-    engine, params, prompt = place.engine, work.params, state.prompt()
+    prompt, attempt, feedback = state.prompt(), 0, ""
+    while True:
+        after = array("i", [*prompt, *place.engine.tokenizer.encode(feedback)]) if feedback else prompt
+        ticket: Ticket = yield from _request(work, attempt, after, item, state, place)
+        value = ticket.text
+        verdict = _verdict(work, value)
+        if verdict.valid:
+            return _append_generated(work, ticket, value, item, state, place)
+        if attempt == work.retries or ticket.finish_reason == "stopped":
+            raise OutputError(f"no valid text in {attempt + 1} tries; the last: {ticket.text!r}: {verdict}", text=ticket.text,
+                              finish_reason=ticket.finish_reason or "", request_id=ticket.request_id) from verdict.error
+        attempt, feedback = attempt + 1, verdict.feedback
+
+
+def _request(work: Gen, attempt: int, prompt: array[int], item: Item, state: State, place: Place) -> Steps:
+    """One generation, which appends nothing; returns its ticket."""
+    engine, params, item.part = place.engine, work.params, work
     assert params.seed is not None
-    seed = params.seed
+    seed = seeds.again(params.seed, attempt)
+    if item.allowance is not None:
+        params = item.allowance.clamp(params)
     ends = () if params.ignore_eos else engine.tokenizer.end_tokens
     ends = tuple(dict.fromkeys((*ends, *roles.end_of_turn(state, engine))))
 
@@ -125,29 +145,57 @@ def _generate(work: Gen, item: Item, state: State, place: Place) -> Steps:
         return engine.generate(prompt, params, seed=seed, logprobs=work.logprobs or None, end_tokens=ends,
                                namespace=place.namespace, priority=place.priority, listener=listener)
 
-    ticket: Ticket = yield ForTicket(engine, submit, item, live=True)
+    ticket: Ticket = yield ForTicket(engine, submit, item, live=work.validate is None)
     item.live = None
+    if item.allowance is not None:
+        item.allowance.finish(len(ticket.tokens), ticket.finish_reason)
+    return ticket
+
+
+def _append_generated(work: Gen, ticket: Ticket, value: Any, item: Item, state: State, place: Place) -> Any:
     output = ticket.output
     assert output is not None
     tokens = [token.token_id for token in ticket.tokens[:output.kept_tokens]]
     if output.remainder:  # a stop cut a token in two: what is left of it is tokenized anew
-        tokens += engine.tokenizer.encode(output.remainder)
+        tokens += place.engine.tokenizer.encode(output.remainder)
     state.append_tokens(tokens, ticket.text)
     item.token_ids += tokens
     if work.name is not None:
-        item.values[work.name] = ticket.text
-    return ticket.text
+        item.values[work.name] = value
+    return value
+
+
+class _Verdict(NamedTuple):
+    """What a validator says of a value."""
+
+    valid: bool
+    feedback: str = ""
+    error: Exception | None = None
+
+    def __str__(self) -> str:
+        return repr(self.error) if self.error is not None else self.feedback or "the validator returned False"
+
+
+def _verdict(work: Gen, value: Any) -> _Verdict:
+    if work.validate is None:
+        return _Verdict(True)
+    try:
+        said = work.validate(value)
+    except Exception as error:
+        return _Verdict(False, error=error)
+    return _Verdict(False, said) if isinstance(said, str) and said else _Verdict(said is not False)
 
 
 def _select(work: Select, item: Item, state: State, place: Place) -> Steps:
     yield from _seal(state, place)
+    item.part = work
     encode = place.engine.tokenizer.encode
     prompt, options = state.prompt(), [encode(choice) for choice in work.choices]
     for choice, tokens in zip(work.choices, options, strict=True):
         if not tokens:
             raise StreamError(f"the model's vocabulary has no token for any part of the option {choice!r}: leave it out")
     logprobs: list[list[float]] = yield from _score(prompt, options, item, place)
-    ticket = item.ticket
+    ticket, item.part = item.ticket, None
     alone: list[list[float]] = []
     if work.method == "unconditional_likelihood_normalized":
         alone = yield from _score_alone(options, item, place)

@@ -43,6 +43,8 @@ class GenOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     seed: int | None
     logprobs: int
+    validate: Callable[[Any], object] | None
+    retries: int
 
 
 class Mark:

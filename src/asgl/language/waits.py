@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ReferenceType
 
 from asgl.language.backend import Engine, Listener, Ticket
+from asgl.language.ops import Gen, Select
 from asgl.language.outcome import Failure, cancelled
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ class Wake:
         self._core = core
         self.hold: Core | None = None
 
+    @property
+    def part(self) -> Gen | Select | None:
+        """What of the running op asks the model now. An engine that answers by script looks here."""
+        core = self._core()
+        return core.queue[0].part if core is not None and core.queue else None
+
     def on_progress(self, ticket: Ticket, /) -> None:
         if (core := self._core()) is not None:
             core.progressed()
@@ -36,6 +43,11 @@ class Wake:
     def on_settled(self, ticket: Ticket, /) -> None:
         if (core := self._core()) is not None and isinstance(core.wait, ForTicket) and core.wait.ticket is ticket:
             core.resume()
+
+    def interrupt(self, error: Exception) -> None:
+        """Ends the running op with an error."""
+        if (core := self._core()) is not None:
+            core.interrupt(error)
 
     def ready(self, wait: Wait) -> None:
         if (core := self._core()) is not None and core.wait is wait:
