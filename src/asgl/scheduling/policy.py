@@ -26,7 +26,7 @@ Key: TypeAlias = Callable[[Request], tuple[float, ...]]
 
 AGING = 0.01
 """How many matched tokens the wait while one token is computed is worth, to aged-lpm."""
-PATIENCE = 16_384
+PATIENCE = 32_768
 """The age, in tokens computed meanwhile, past which aged-lpm admits nothing before the oldest request."""
 
 
