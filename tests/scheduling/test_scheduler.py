@@ -54,6 +54,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             harness.scheduler.submit(request)
             harness.requests[request.id] = request
 
+    @rule(prompt=TOKENS, options=st.lists(st.lists(st.integers(0, 5), max_size=12), min_size=8, max_size=40))
+    def score_many(self, prompt, options):
+        self.score(prompt, options)
+
     @rule(prompt=TOKENS)
     def pin(self, prompt):
         self.pins.append(self.harness.scheduler.ledger.pin(array(INT, prompt), None))
@@ -253,6 +257,45 @@ def test_options_are_scored_with_common_prefixes_once(budget):
     follow = harness.submit([*prompt, 1, 2, 3, 5, 7], max_tokens=1)
     harness.run()
     assert follow.cached_tokens == 24
+    harness.verify_idle()
+
+
+@pytest.mark.parametrize("budget", [7, 64])
+def test_a_trie_larger_than_the_cache_is_worked_off(budget):
+    generator = random.Random(2)
+    options = [[generator.randrange(6) for _ in range(generator.randint(1, 9))] for _ in range(200)]
+    harness = Harness(40, max_batch_tokens=budget)
+    request = ScoreRequest(0, tokens(20), options)
+    assert request.branches.size > 10 * 40
+    assert request.need == 20 + 8
+    harness.requests[0] = request
+    harness.scheduler.submit(request)
+    for other in range(1, 4):  # beside generations that need the cache as well
+        harness.submit(tokens(10, other), max_tokens=12)
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()
+    assert len(harness.ended) == 4
+    # each token once, but for what a retraction may lose: a prompt and the way to the next edge
+    least = 20 + request.branches.size + 3 * (10 + 11)
+    assert least <= harness.runner.computed_tokens <= least + harness.scheduler.counters.retractions * request.need
+
+
+def test_a_select_that_is_retracted_goes_on_where_it_was():
+    harness = Harness(40, max_batch_tokens=8)
+    request = ScoreRequest(0, tokens(8), [[first, second, 1] for first in range(8) for second in range(8)])
+    harness.requests[0] = request
+    harness.scheduler.submit(request)
+    for _ in range(4):
+        harness.step()
+    left = request.branches.unfinished
+    assert 0 < left < len(request.branches.edges)
+    harness.scheduler._retract(request)
+    harness.run()
+    harness.verify_ended()
+    assert request.admissions == 2
+    # what was done is not computed again: at most the way to the next edge, and the prompt's last token
+    assert harness.runner.computed_tokens <= 8 + request.branches.size + 1 + request.branches.depth
     harness.verify_idle()
 
 

@@ -119,7 +119,7 @@ class OutputText:
                 found.append((at + len(stop), at))
         for search in self._regexes:
             if (match := search.find(self._text, before)) is not None:
-                found.append(match[::-1])
+                found.append((match[1], match[0]))
         if not found:
             return None
         end, at = min(found)

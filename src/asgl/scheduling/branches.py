@@ -7,28 +7,55 @@
 The log-probability of a token comes from its parent's logits, so only tokens that have children are computed (here a and
 b), each once however many options share it. Chains of them are the *edges*, each a row of a step that reads the slots of
 the prompt and of the edges above.
+
+The trie may be larger than the cache: it is worked off depth first. An edge that is computed is cached and locked, and let
+go once nothing below it is left, so that between two steps only the edges on the way to the next one are held.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from asgl.plan import INT
+
+if TYPE_CHECKING:
+    from asgl.scheduling.radix_cache import Node
 
 
 class Edge:
     """A chain of tokens to be computed. `nodes` are its trie nodes, `slots` those taken so far."""
 
-    __slots__ = ("nodes", "parent", "slots", "start", "tokens")
+    __slots__ = ("below", "done", "index", "node", "nodes", "parent", "slots", "start", "tokens")
 
-    def __init__(self, parent: Edge | None) -> None:
+    def __init__(self, parent: Edge | None, index: int) -> None:
         self.parent = parent
+        self.index = index
+        """Its place in depth-first order."""
         self.nodes: list[int] = []
         self.tokens = array(INT)
         self.slots = array(INT)
         self.start: int = parent.start + len(parent.tokens) if parent is not None else 0
         """How many tokens stand between the prompt and this edge."""
+        self.node: Node | None = None
+        """The locked node of the cache that the edge ends at, once it is computed. Before that its slots are its own."""
+        self.below = 0
+        """How many of the edges right below it are not done."""
+        self.done = False
+        """It and all that is below it is computed: it holds nothing any more."""
+        if parent is not None:
+            parent.below += 1
+
+    @property
+    def end(self) -> int:
+        """How many tokens there are from the prompt to the end of this edge."""
+        return self.start + len(self.tokens)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has slots for all its tokens."""
+        return len(self.slots) == len(self.tokens)
 
     def path(self) -> list[Edge]:
         """The edges from the prompt down to this one."""
@@ -49,14 +76,16 @@ class Branches:
         self._scores: list[float] = [0.0]
         self._paths = [self._add(option) for option in options]
         self.edges: list[Edge] = []
+        """In depth-first order: what is above comes first."""
         self._build_edges()
         self.size = sum(len(edge.tokens) for edge in self.edges)
         """How many tokens are computed, beyond the prompt."""
-
-    @property
-    def missing(self) -> int:
-        """How many of them have no slots yet."""
-        return self.size - sum(len(edge.slots) for edge in self.edges)
+        self.depth = max((edge.end for edge in self.edges), default=0)
+        """The most slots that have to be held at once, beyond the prompt's."""
+        self.unfinished = len(self.edges)
+        """How many edges are not done."""
+        self._first = 0
+        self._holding: dict[Edge, None] = {}
 
     def _add(self, option: Sequence[int]) -> list[int]:
         node = 0
@@ -77,7 +106,7 @@ class Branches:
         starts: list[tuple[int, Edge | None]] = [(child, None) for child in reversed(self._inner_children(0))]
         while starts:
             node, parent = starts.pop()
-            edge = Edge(parent)
+            edge = Edge(parent, len(self.edges))
             while True:
                 edge.nodes.append(node)
                 edge.tokens.append(self._tokens[node])
@@ -100,17 +129,52 @@ class Branches:
         for child, value in zip(self._children[node].values(), values, strict=True):
             self._scores[child] = value
 
-    def pending(self) -> list[tuple[Edge, int]]:
-        """The edges that are not computed whole, and the offset from which each is to be."""
-        return [(edge, len(edge.slots)) for edge in self.edges if len(edge.slots) < len(edge.tokens)]
+    # --- slots ------------------------------------------------------------------------------------------------------
 
-    def reset(self) -> array[int]:
-        """Forgets the slots, which the caller frees. What was recorded is overwritten when it is computed again."""
-        freed = array(INT)
-        for edge in self.edges:
-            freed.extend(edge.slots)
-            edge.slots = array(INT)
-        return freed
+    @property
+    def holding(self) -> list[Edge]:
+        """The edges that hold slots, of their own or locked in the cache."""
+        return list(self._holding)
+
+    @property
+    def reserve(self) -> int:
+        """How many slots more it may have to hold at once."""
+        return max(0, self.depth - sum(len(edge.slots) for edge in self._holding)) if self.unfinished else 0
+
+    def pending(self) -> Iterator[tuple[Edge, int]]:
+        """The edges that have no slots for all their tokens, in depth-first order, each with how many it has."""
+        while self._first < len(self.edges) and self.edges[self._first].done:
+            self._first += 1
+        for index in range(self._first, len(self.edges)):
+            edge = self.edges[index]
+            if not edge.done and not edge.complete:
+                yield edge, len(edge.slots)
+
+    def take(self, edge: Edge, slots: array[int]) -> None:
+        """The edge's next tokens are to be computed into these slots."""
+        edge.slots.extend(slots)
+        self._holding[edge] = None
+
+    def finish(self, edge: Edge) -> list[Edge]:
+        """The edge is computed. Returns the edges that are done by that, which the caller lets go of: it and those above."""
+        done: list[Edge] = []
+        above: Edge | None = edge
+        while above is not None and not above.below:
+            above.done = True
+            self.unfinished -= 1
+            del self._holding[above]
+            done.append(above)
+            above = above.parent
+            if above is not None:
+                above.below -= 1
+        return done
+
+    def reset(self) -> None:
+        """Forgets the slots, which the caller has freed. What is not done is computed again, what is done is not."""
+        for edge in self._holding:
+            edge.slots, edge.node = array(INT), None
+        self._holding.clear()
+        self._first = 0
 
     def results(self) -> list[list[float]]:
         """For each option the log-probabilities of its tokens."""

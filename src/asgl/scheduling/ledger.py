@@ -9,6 +9,8 @@ from array import array
 from collections.abc import Callable, Iterable
 
 from asgl.errors import InternalError
+from asgl.plan import INT
+from asgl.scheduling.branches import Edge
 from asgl.scheduling.radix_cache import Node, RadixCache
 from asgl.scheduling.request import Request
 from asgl.scheduling.slots import SlotPool
@@ -82,23 +84,40 @@ class Ledger:
         self._release_branches(request)
         self.unmatch(request)
 
+    def cache_edge(self, request: Request, edge: Edge) -> None:
+        """Gives the cache an edge that is computed, and holds it there by a lock, until all below it is computed too.
+
+        The edges above it must be in the cache.
+        """
+        branches = request.branches
+        assert branches is not None
+        if request.covered < request.computed:
+            self.cache_computed(request)
+        tokens, slots = request.tokens[:], request.slots[:]
+        for above in edge.path():
+            tokens.extend(above.tokens)
+            slots.extend(above.slots)
+        edge.node, existing, tree_slots = self.cache.insert(tokens, slots, request.namespace)
+        self.cache.lock(edge.node)
+        start = len(request.tokens) + edge.start
+        self.pool.give(slots[start:existing])
+        edge.slots = tree_slots[start:]
+        for done in branches.finish(edge):
+            assert done.node is not None
+            self.cache.unlock(done.node)
+            done.node, done.slots = None, array(INT)
+
     def _release_branches(self, request: Request) -> None:
-        """Caches the scored branches of a select that ran to its end: its stream goes on with one of them."""
+        """Lets go of what a select holds that did not run to its end. What it has computed stays cached."""
         branches = request.branches
         if branches is None:
             return
-        if branches.missing or request.remaining:
-            self.pool.give(branches.reset())
-            return
-        for edge in branches.edges:
-            tokens, slots = request.tokens[:], request.slots[:]
-            for above in edge.path():
-                tokens.extend(above.tokens)
-                slots.extend(above.slots)
-            _, existing, tree_slots = self.cache.insert(tokens, slots, request.namespace)
-            start = len(request.tokens) + edge.start
-            self.pool.give(slots[start:existing])
-            edge.slots = tree_slots[start:]
+        for edge in branches.holding:
+            if edge.node is not None:
+                self.cache.unlock(edge.node)
+            else:
+                self.pool.give(edge.slots)
+        branches.reset()
 
     # --- of the whole cache -----------------------------------------------------------------------------------------
 
@@ -139,7 +158,12 @@ class Ledger:
             owned.extend(request.slots[request.covered :])
             if request.branches is not None:
                 for edge in request.branches.edges:
-                    owned.extend(edge.slots)
+                    if edge.node is None:
+                        owned.extend(edge.slots)
+                    else:
+                        locked.append(edge.node)
+                        if edge.node.depth != len(request.tokens) + edge.end:
+                            raise InternalError(f"an edge of {request!r} has locked {edge.node!r}")
             if request.node is not None:
                 locked.append(request.node)
                 if request.node.depth != request.covered:

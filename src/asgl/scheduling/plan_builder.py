@@ -77,15 +77,17 @@ def _ask(row: Row, first: int, samples: list[SampleRow], scores: list[ScoreRow])
     elif branches is not None:
         scores.append(ScoreRow(last, branches.targets()))
     elif request.max_tokens > 0:
-        spec = request.spec
+        spec, grammar = request.spec, request.grammar
+        banned = request.banned if request.generated < request.min_tokens else ()
         samples.append(SampleRow(
             last,
             request.id,
             spec,
             request.generated,
-            request.banned if request.generated < request.min_tokens else (),
+            banned if grammar is None else (),
             request.tokens[:] if spec.needs_history else None,
             len(request.prompt),
+            grammar.mask(banned) if grammar is not None else None,
         ))
 
 

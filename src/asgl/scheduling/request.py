@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from asgl.plan import INT
@@ -23,6 +23,27 @@ class Output(Protocol):
     def push(self, token_id: int, /) -> FinishReason | None: ...
 
 
+class Grammar(Protocol):
+    """What the tokens of a generation must be: see `asgl.execution.grammar.Matcher`."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow. Asked after each token, and once before the first."""
+        ...
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that must come next, if it is known that they must. The same until the next `push`."""
+        ...
+
+    def mask(self, banned: Iterable[int], /) -> bytes:
+        """The tokens that may come next, as `plan.SampleRow.mask`: not those in `banned`, unless none remains."""
+        ...
+
+    def push(self, token_id: int, /) -> None:
+        """Goes on by a token that does not end the generation."""
+        ...
+
+
 class Request:
     """One piece of work: to extend the cache by a prompt, and then to generate tokens, or to score branches, or neither.
 
@@ -35,9 +56,9 @@ class Request:
                 |- covered -|- own -|
     """
 
-    __slots__ = ("admissions", "arrival", "arrived_at", "banned", "branches", "cached_tokens", "computed", "covered", "id",
-                 "leader", "matched", "max_tokens", "min_tokens", "namespace", "node", "output", "priority", "prompt",
-                 "retracted", "slots", "spec", "state", "tokens", "watched_at")
+    __slots__ = ("admissions", "arrival", "arrived_at", "banned", "branches", "cached_tokens", "computed", "covered",
+                 "grammar", "id", "leader", "matched", "max_tokens", "min_tokens", "namespace", "node", "output", "priority",
+                 "prompt", "retracted", "slots", "spec", "state", "tokens", "watched_at")
 
     def __init__(
         self,
@@ -50,6 +71,7 @@ class Request:
         min_tokens: int = 0,
         banned: Sequence[int] = (),
         branches: Branches | None = None,
+        grammar: Grammar | None = None,
         namespace: str | None = None,
         priority: int = 0,
     ) -> None:
@@ -64,6 +86,8 @@ class Request:
         """Tokens that may not be sampled before `min_tokens` are generated."""
         self.branches = branches
         """The tree of continuations to score, for a select."""
+        self.grammar = grammar
+        """What the generated tokens must be."""
         self.namespace = namespace
         self.priority = priority
 
@@ -106,7 +130,7 @@ class Request:
     @property
     def need(self) -> int:
         """The most slots that the request can ever hold at once. The last token of a generation needs none."""
-        branches = self.branches.size if self.branches is not None else 0
+        branches = self.branches.depth if self.branches is not None else 0
         return len(self.prompt) + max(self.max_tokens - 1, 0) + branches
 
     def __repr__(self) -> str:

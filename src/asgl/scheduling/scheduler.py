@@ -51,6 +51,7 @@ class Counters(NamespaceCounters):
     """What the scheduler counts, since its start."""
 
     steps: int = 0
+    forced_tokens: int = 0
     computed_tokens: int = 0
     """New tokens of all steps: the scheduler's measure of time."""
     retractions: int = 0
@@ -63,7 +64,8 @@ class Scheduler:
     max_running: requests that run at once. max_batch_tokens: new tokens a step computes at most; longer prompts are computed
     in chunks. max_waiting: requests that may wait; None for no limit. policy: one of `policy.POLICIES`. share_threshold: a
     waiting request is held back if a running one is about to compute at least so many more tokens of its prompt than the
-    cache has. patience: for aged-lpm, the age in computed tokens past which requests are admitted by age alone.
+    cache has. patience: for aged-lpm, the age in computed tokens past which requests are admitted by age alone. jump_forward:
+    tokens that a grammar forces are appended at once, and computed together; else one is sampled after the other.
 
     With aged-lpm the wait is bounded, whatever arrives later: past its patience a request is only behind older ones, so it is
     admitted before more tokens are computed than
@@ -83,10 +85,12 @@ class Scheduler:
         policy: str = "lpm",
         share_threshold: int = SHARE_THRESHOLD,
         patience: int = PATIENCE,
+        jump_forward: bool = True,
     ) -> None:
         self.max_running = min(max_running, max_batch_tokens)
         self.max_batch_tokens = max_batch_tokens
         self.max_waiting = max_waiting
+        self.jump_forward = jump_forward
         self.ledger = Ledger(capacity, self._on_move)
         self.running: list[Request] = []
         self.counters = Counters()
@@ -128,7 +132,13 @@ class Scheduler:
             )
         self._arrivals += 1
         request.arrival, request.arrived_at = self._arrivals, self.counters.computed_tokens
-        self._wait(request)
+        last, reason = self._jump(request, None, None)
+        if reason is not None:  # the grammar left no choice: nothing is to be computed
+            request.state = "ended"
+        else:
+            self._wait(request)
+        if last is not None or reason is not None:
+            self._updates.append(Update(request, last, reason, ended=reason is not None))
 
     def cancel(self, request: Request) -> None:
         """Ends the request now. What it has computed stays cached. A request that has ended is left alone."""
@@ -185,12 +195,13 @@ class Scheduler:
             request, count = row.request, len(row.tokens)
             if row.edge is None:
                 request.computed += count
+            if request.state == "running" and row.edge is None and self._leaders.is_leader(request):
+                self._share_progress(request)
             if row.edge is not None or (request.branches is not None and not request.remaining):
                 self._record_scores(row, scores)
             elif request.max_tokens > 0 and not request.remaining:
                 self._append(request, next(samples))
-            if request.state == "running" and row.edge is None and self._leaders.is_leader(request):
-                self._share_progress(request)
+        self._cache_edges(flight)
         for request in {row.request: None for row in flight}:
             if request.state == "running" and self._is_complete(request):
                 self._end(request)
@@ -229,7 +240,7 @@ class Scheduler:
                 count = min(len(edge.tokens) - offset, budget - used, self.ledger.available)
                 if count <= 0:
                     break
-                edge.slots.extend(self.ledger.allocate(count))
+                request.branches.take(edge, self.ledger.allocate(count))
                 context = request.slots[:]
                 for above in edge.path():
                     context.extend(above.slots)
@@ -281,9 +292,9 @@ class Scheduler:
         request.admissions += 1
         self._queue.charge(request, len(request.tokens) - request.covered + request.max_tokens - request.generated)
         if request.admissions == 1:
-            request.cached_tokens = request.covered
+            request.cached_tokens = min(request.covered, len(request.prompt))
             for counters in (self.counters, self._counters_of(request)):
-                counters.cached_tokens += request.covered
+                counters.cached_tokens += request.cached_tokens
                 counters.prompt_tokens += len(request.prompt)
         self.running.append(request)
         self._updates.append(Update(request, event="admitted"))
@@ -308,7 +319,7 @@ class Scheduler:
             more = ceil(more * self._reserve_share)
         branches = request.branches
         return (len(request.tokens) - len(request.slots) + max(more, 0)
-                + (branches.missing if branches is not None else 0))
+                + (branches.reserve if branches is not None else 0))
 
     def _wait(self, request: Request) -> None:
         request.state = "waiting"
@@ -364,16 +375,50 @@ class Scheduler:
     def _append(self, request: Request, token: SampledToken) -> None:
         if request.state != "running":
             return  # cancelled while the step ran
+        last, reason = self._jump(request, token, self._take(request, token))
+        if reason is None:
+            self._updates.append(Update(request, last))
+        else:
+            self._end(request, last, reason)
+
+    def _take(self, request: Request, token: SampledToken) -> FinishReason | None:
+        """Appends a token; the reason if the generation ends with it."""
         request.tokens.append(token.token_id)
         self.counters.generated_tokens += 1
         self._counters_of(request).generated_tokens += 1
         reason = request.output.push(token.token_id) if request.output is not None else None
-        if reason is None and request.generated >= request.max_tokens:
+        if reason is None and request.grammar is not None:
+            request.grammar.push(token.token_id)
+        return reason
+
+    def _jump(
+        self, request: Request, last: SampledToken | None, reason: FinishReason | None
+    ) -> tuple[SampledToken | None, FinishReason | None]:
+        """Appends the tokens that the grammar forces after the token `last`, which ended the generation with `reason` or did not.
+
+        Gives the news of all tokens but the last; returns that one, and the reason if the generation ends with it. What was
+        appended has no keys and values yet: the next step computes all of it at once. Where log-probabilities are asked for,
+        nothing is appended that was not sampled.
+        """
+        grammar = request.grammar
+        jumps = grammar is not None and self.jump_forward and request.spec.logprobs is None
+        while grammar is not None and jumps and reason is None and (forced := grammar.forced()):
+            room = request.max_tokens - request.generated
+            if room <= 0:
+                break
+            for token_id in forced[:room]:
+                if last is not None:
+                    self._updates.append(Update(request, last))
+                last = SampledToken(token_id)
+                self.counters.forced_tokens += 1
+                reason = self._take(request, last)
+                if reason is not None:
+                    break
+        if reason is None and grammar is not None and grammar.complete:
+            reason = "grammar"
+        if reason is None and 0 < request.max_tokens <= request.generated:
             reason = "length"
-        if reason is None:
-            self._updates.append(Update(request, token))
-        else:
-            self._end(request, token, reason)
+        return last, reason
 
     def _record_scores(self, row: Row, scores: Iterator[tuple[float, ...]]) -> None:
         branches = row.request.branches
@@ -384,11 +429,18 @@ class Scheduler:
         for offset in range(len(row.tokens)):
             branches.record(row.edge.nodes[row.edge_offset + offset], next(scores))
 
+    def _cache_edges(self, flight: list[Row]) -> None:
+        """Caches the edges of selects that are computed now, those above before those below."""
+        computed = [(row.edge.index, row.request, row.edge) for row in flight
+                    if row.edge is not None and row.edge.complete and row.request.state == "running"]
+        for _, request, edge in sorted(computed, key=lambda entry: entry[0]):
+            self.ledger.cache_edge(request, edge)
+
     def _is_complete(self, request: Request) -> bool:
         """Whether a request that generates nothing has all that it wants."""
         if request.max_tokens > 0 or request.remaining:
             return False
-        return request.branches is None or not request.branches.missing
+        return request.branches is None or not request.branches.unfinished
 
     def _end(self, request: Request, token: SampledToken | None = None, reason: FinishReason | None = None) -> None:
         request.state = "ended"
