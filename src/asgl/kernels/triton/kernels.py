@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +41,8 @@ class TritonKernels:
 
     `dtype` is of weights, keys, values and activations; what the interface says is float32 is. Matrix products of layers are
     torch's; logits have a kernel of their own, which does not round them. On the CPU it runs in Triton's interpreter only
-    (TRITON_INTERPRET=1), for tests. `target` overrides what is known of the device: for compiling without one.
+    (TRITON_INTERPRET=1), for tests. `progress` hears nothing: kernels are compiled at their first launch, which is what warming up
+    is for. `target` overrides what is known of the device: for compiling without one.
 
     Nothing here waits for the device, and no launch depends on what the device computed, so that a step can be captured in a
     graph. Tokens whose slot is negative are padding: they write no keys and values.
@@ -55,14 +57,15 @@ class TritonKernels:
         self,
         device: torch.device | str = "cuda",
         dtype: torch.dtype = torch.bfloat16,
-        weights: WeightFormat = "dense",
+        weights: WeightFormat | Literal["auto"] = "dense",
         deterministic: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
         target: Target | None = None,
     ) -> None:
         self.device = torch.device(device)
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ConfigError(f"the Triton kernels compute in float32, bfloat16 or float16, not in {dtype}")
-        if weights != "dense":
+        if weights not in ("auto", "dense"):
             raise ConfigError(f"the Triton kernels hold weights dense, not in {weights}; use weights='dense'")
         if deterministic:
             raise ConfigError("the Triton kernels have no deterministic mode; use deterministic=False")

@@ -1,0 +1,117 @@
+"""What the contract does not say of the Triton back end: padding, masks, copies, traffic, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from access import Monitor
+from test_contract import batch_of, generator, how_to_sample, rope_table
+from triton_bfloat16 import repair
+
+from asgl.errors import ConfigError
+from asgl.kernels.select import make_kernels
+from asgl.kernels.triton.kernels import TritonKernels
+
+pytestmark = [pytest.mark.interpret, pytest.mark.timeout(300)]
+repair()
+
+
+@pytest.fixture
+def kernels() -> TritonKernels:
+    return TritonKernels("cpu", torch.float32)
+
+
+def test_padding_is_written_nowhere(kernels: TritonKernels, monitor: Monitor) -> None:
+    """A negative slot: rows that only fill up a batch of fixed size."""
+    batch = batch_of(kernels, [[3, 5], [9], [9]], [1, 1, 1])
+    batch.slots[1:] = -1
+    cache = torch.full((2, 10, 2, 16), torch.nan)
+    q = kernels.rope_and_store(torch.randn(3, 8 * 16, generator=generator(1)), batch, rope_table(kernels, 64, 16), cache[0], cache[1])
+    assert not q.isnan().any()
+    written = ~cache.isnan().all(dim=(2, 3))
+    assert written.nonzero().tolist() == [[0, 5], [1, 5]]
+    assert monitor.launches[0].written["k_cache"] == 2 * 16 * 4
+
+
+def test_masks_ban_what_a_grammar_does_not_allow(kernels: TritonKernels, monitor: Monitor) -> None:
+    m, vocabulary = 3, 1100
+    allowed = torch.rand(m, vocabulary, generator=generator(1)) < 0.3
+    packed = torch.zeros(m, -(-vocabulary // 32), dtype=torch.int64)
+    for token in range(vocabulary):
+        packed[:, token // 32] |= allowed[:, token].long() << (token % 32)
+    logits = torch.randn(m, vocabulary, generator=generator(2))
+    expected = logits.masked_fill(~allowed, -torch.inf)
+    words = packed.to(torch.uint32).view(torch.int32)
+    kernels.mask_logits(logits, words)
+    assert torch.equal(logits, expected)
+    greedy = kernels.sample(logits, how_to_sample(kernels, m, temperature=0.0))
+    assert torch.equal(greedy, expected.argmax(dim=1))
+    # a mask that is shorter than the vocabulary allows nothing beyond its end
+    short = torch.zeros(m, vocabulary)
+    kernels.mask_logits(short, torch.full((m, 10), -1, dtype=torch.int32))
+    assert (short[:, :320] == 0).all()
+    assert (short[:, 320:] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_copy_slots(monitor: Monitor, dtype: torch.dtype) -> None:
+    kernels = TritonKernels("cpu", dtype)
+    pool = torch.randn(3, 2, 12, 3, 20, generator=generator(1)).to(dtype).view(6, 12, 3, 20)  # keys and values are layers alike
+    expected = pool.clone()
+    expected[:, [1, 7, 11]] = expected[:, [4, 0, 4]]
+    sources, destinations = torch.tensor([4, 0, 4], dtype=torch.int32), torch.tensor([1, 7, 11], dtype=torch.int32)
+    kernels.copy_slots(pool, sources, destinations)
+    assert torch.equal(pool, expected)
+    assert monitor.launches[0].read["pool"] == monitor.launches[0].written["pool"] == 6 * 3 * 60 * dtype.itemsize
+
+
+def test_elementwise_kernels_read_and_write_each_element_once(kernels: TritonKernels, monitor: Monitor, poisoned: None) -> None:
+    n, d = 5, 72
+    hidden, delta, weight = torch.randn(n, d), torch.randn(n, d), torch.randn(d)
+    kernels.add_rms_norm(hidden, delta, weight, 1e-5)
+    norm = monitor.launches[-1]
+    assert norm.read == {"hidden": n * d * 4, "delta": n * d * 4, "weight": n * d * 4}
+    assert norm.written == {"hidden": n * d * 4, "out": n * d * 4}
+    kernels.silu_and_mul(torch.randn(n, 2 * d))
+    assert monitor.launches[-1].read == {"gate_up": 2 * n * d * 4}
+    assert monitor.launches[-1].written == {"out": n * d * 4}
+    batch = batch_of(kernels, [list(range(n))], [n])
+    caches = torch.randn(2, 10, 2, 16)
+    kernels.rope_and_store(torch.randn(n, 8 * 16), batch, rope_table(kernels, 64, 16), caches[0], caches[1])
+    rope = monitor.launches[-1]
+    assert rope.read["qkv"] == n * 8 * 16 * 4
+    assert rope.written == {"q_out": n * 4 * 16 * 4, "k_cache": n * 2 * 16 * 4, "v_cache": n * 2 * 16 * 4}
+
+
+def test_the_head_reads_its_weight_once_for_64_rows(kernels: TritonKernels, monitor: Monitor) -> None:
+    for m, times in ((1, 1), (64, 1), (65, 2)):
+        kernels.head(torch.randn(m, 40), torch.randn(300, 40))
+        assert monitor.launches[-1].read["weight"] == times * 300 * 40 * 4
+        assert monitor.launches[-1].written == {"out": m * 300 * 4}
+
+
+def test_sampling_stays_in_bounds(kernels: TritonKernels, monitor: Monitor, poisoned: None) -> None:
+    """Rows with a stride, an odd vocabulary, edits at its ends."""
+    m, vocabulary = 3, 333
+    logits = torch.randn(m, vocabulary + 7, generator=generator(1))[:, :vocabulary]
+    ends = (torch.tensor([0, 2]), torch.tensor([0, vocabulary - 1]), torch.tensor([2.0, 3.0]))
+    how = how_to_sample(kernels, m, uniform=[0.0, 0.5, 1 - 2**-53], top_k=5, top_p=0.9, edits=ends, repetition=ends)
+    tokens = kernels.sample(logits.contiguous(), how)
+    assert ((tokens >= 0) & (tokens < vocabulary)).all()
+    assert {launch.kernel for launch in monitor.launches} == {"edit_kernel", "sample_kernel"}
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"dtype": torch.float64}, "float32, bfloat16 or float16, not in torch.float64"),
+    ({"weights": "int4"}, "use weights='dense'"),
+    ({"deterministic": True}, "no deterministic mode"),
+])
+def test_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TritonKernels("cpu", **options)  # type: ignore[arg-type]
+
+
+def test_chosen_by_name_in_the_interpreter() -> None:
+    kernels = make_kernels("triton", "cpu", "float32")
+    assert (kernels.name, kernels.device.type, kernels.weights) == ("triton", "cpu", "dense")
+    assert make_kernels("auto", "cpu", "float32").name != "triton"
