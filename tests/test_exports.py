@@ -9,9 +9,9 @@ import asgl
 from asgl import errors
 
 PUBLIC = {
-    "Branches", "Budget", "EngineStatistics", "Handle", "JsonlTracer", "Mark", "Message", "ModelInfo", "PromptStream", "Runtime",
-    "SamplingParams", "SelectHandle", "TaskHandle", "TokenLogprob", "Tracer", "assistant", "budget", "extend", "gen", "role", "select",
-    "system", "user",
+    "Branches", "Budget", "Completed", "EngineStatistics", "Function", "Handle", "JsonlTracer", "Mark", "Message",
+    "ModelInfo", "ProgramStream", "PromptStream", "Runtime", "SamplingParams", "SelectHandle", "TaskHandle",
+    "TokenLogprob", "Tracer", "assistant", "budget", "extend", "function", "gen", "role", "select", "system", "user",
 }
 
 

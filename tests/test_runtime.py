@@ -186,7 +186,7 @@ async def test_a_program_cancelled_at_every_step_leaves_the_books_balanced(model
 @pytest.mark.parametrize("step", [0, 1, 2, 5, 9])
 async def test_a_runner_that_raises_at_step_k_reaches_the_program(model, step):
     async with runtime(model, max_batch_tokens=16) as rt:
-        runner = rt._running.runner
+        runner = rt._running.engine._runner
         run = runner.run
 
         def failing(plan):

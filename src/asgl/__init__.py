@@ -46,6 +46,7 @@ from asgl.language import (
     system,
     user,
 )
+from asgl.language.function import Completed, Function, ProgramStream, function
 from asgl.runtime import Runtime
 from asgl.sampling import SamplingParams
 from asgl.trace import JsonlTracer, Tracer
@@ -60,12 +61,14 @@ __all__ = [
     "BudgetError",
     "CapacityError",
     "CompileError",
+    "Completed",
     "ConfigError",
     "ContextLengthError",
     "EngineClosedError",
     "EngineCrashedError",
     "EngineError",
     "EngineStatistics",
+    "Function",
     "GrammarError",
     "Handle",
     "InternalError",
@@ -76,6 +79,7 @@ __all__ = [
     "ModelInfo",
     "OpCancelledError",
     "OutputError",
+    "ProgramStream",
     "PromptStream",
     "QueueFullError",
     "RequestError",
@@ -92,6 +96,7 @@ __all__ = [
     "assistant",
     "budget",
     "extend",
+    "function",
     "gen",
     "role",
     "select",

@@ -1,7 +1,9 @@
-"""Progress of a pull as a bar in the terminal, for the command line and for a Runtime that fetches its model."""
+"""Progress as bars in the terminal: of a pull, for the command line and a Runtime that fetches its model, and of a batch."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -9,12 +11,15 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+from asgl.types import EngineStatistics
 
 
 class ProgressBar:
@@ -57,3 +62,46 @@ class ProgressBar:
         if self._task is not None:
             total = self._progress.tasks[self._progress.task_ids.index(self._task)].total
             self._progress.update(self._task, completed=total)
+
+
+class BatchBar:
+    """The progress of a batch of programs, with programs and tokens per second and the share of prompt tokens that were cached.
+
+    A context manager; called after each program. Drawn on standard error; a console that is no terminal gets nothing.
+    """
+
+    def __init__(self, total: int, what: str, statistics: Callable[[], EngineStatistics], *, console: Console | None = None,
+                 clock: Callable[[], float] = time.perf_counter) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"),
+            TimeRemainingColumn(), console=console or Console(stderr=True),
+        )
+        self._total, self._what, self._statistics, self._clock = total, what, statistics, clock
+        self._began = clock()
+        self._before = statistics()
+        self._done = 0
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if self._progress.console.is_terminal:
+            self._progress.start()
+            self._task = self._progress.add_task(self._what, total=self._total, rates="")
+        return self
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._task is not None:
+            self._progress.update(self._task, completed=self._done, rates=self.rates())
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._task is not None:
+            self._progress.stop()
+
+    def rates(self) -> str:
+        """How fast it went since the beginning."""
+        now, before = self._statistics(), self._before
+        seconds = max(self._clock() - self._began, 1e-9)
+        prompt, cached = now.prompt_tokens - before.prompt_tokens, now.cached_tokens - before.cached_tokens
+        tokens = now.generated_tokens - before.generated_tokens
+        return (f"{self._done / seconds:.1f} programs/s  {tokens / seconds:.0f} tokens/s  "
+                f"{cached / prompt if prompt else 0:.0%} cached")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
@@ -13,7 +14,6 @@ from asgl.trace import Tracer, Tracers, default_tracers
 from asgl.types import EngineStatistics, ModelInfo
 
 if TYPE_CHECKING:
-    from asgl.engine.device import DeviceThread
     from asgl.engine.engine import Engine
     from asgl.execution.runner import Runner
     from asgl.kernels.api import Kernels, WeightFormat
@@ -31,11 +31,12 @@ _SHOWN_FAILURES = 16
 class _Opened(NamedTuple):
     """What lives while the block is open."""
 
-    checkpoint: Checkpoint
-    device: DeviceThread
     engine: Engine
     session: Session
-    runner: Runner
+    tokenizer: Tokenizer
+    model: ModelInfo
+    close: Callable[[], Awaitable[None]]
+    """Closes the engine and frees what it used."""
 
 
 class Runtime:
@@ -114,6 +115,10 @@ class Runtime:
         if self._entered:
             raise EngineError("a Runtime is entered once; make another one")
         self._entered = True
+        self._opened = await self._open()
+        return self
+
+    async def _open(self) -> _Opened:
         # what needs torch is imported here, so that `import asgl` is quick
         from asgl.engine.device import DeviceThread
         from asgl.engine.engine import Engine
@@ -140,8 +145,14 @@ class Runtime:
             await device.close()
             raise
         engine.start()
-        self._opened = _Opened(checkpoint, device, engine, Session(engine), runner)
-        return self
+
+        async def close() -> None:
+            try:
+                await engine.close()
+            finally:
+                await device.close()
+
+        return _Opened(engine, Session(engine), checkpoint.tokenizer, runner.info, close)
 
     def _load(self) -> tuple[Checkpoint, Kernels, Runner]:
         """Reads the model and packs its weights. On the device thread."""
@@ -168,10 +179,7 @@ class Runtime:
         try:
             await opened.session.aclose()
         finally:
-            try:
-                await opened.engine.close()
-            finally:
-                await opened.device.close()
+            await opened.close()
         failures = opened.session.unseen_failures()
         if not failures:
             return
@@ -196,31 +204,56 @@ class Runtime:
         sampling: SamplingParams | None = None,
         cache_salt: str | None = None,
         priority: int = 0,
+        deadline: float | None = None,
         budget: Budget | None = None,
         name: str | None = None,
     ) -> PromptStream:
         """A new prompt stream that begins with `text`.
 
         sampling: defaults for its ops. cache_salt: prompts share cached prefixes only with those of the same salt. priority:
-        higher is admitted first. budget: bounds all ops of the prompt and its forks, see `asgl.budget`. name: for traces, and part of what seeds of its ops derive from.
+        higher is admitted first. deadline: seconds from the moment that an op asks the engine: a request that has not ended by
+        then is cancelled, and the op ends with BudgetError. budget: bounds all ops of the prompt and its forks, see
+        `asgl.budget`. name: for traces, and part of what seeds of its ops derive from.
         """
-        return self._running.session.prompt(text, sampling=sampling, cache_salt=cache_salt, priority=priority, budget=budget,
-                                            name=name)
+        return self._running.session.prompt(text, sampling=sampling, cache_salt=cache_salt, priority=priority,
+                                            deadline=deadline, budget=budget, name=name)
 
     def statistics(self) -> EngineStatistics:
         """A snapshot of the engine."""
         return self._running.engine.statistics()
 
+    def batch_progress(self, total: int, what: str, /) -> AbstractContextManager[Callable[[], object]]:
+        """A bar in the terminal for a batch of `total` programs; what entering it gives is called after each of them."""
+        from asgl.progress import BatchBar
+
+        return BatchBar(total, what, self.statistics)
+
     async def flush_cache(self) -> int:
         """Drops all cached prefixes that no running request reads; how many tokens that was."""
         return self._running.engine.flush_cache()
 
+    async def pin(self, s: PromptStream, *, seconds: float = 600) -> None:
+        """Computes what `s` says by now, and keeps it in the cache for that long, whatever else is asked for.
+
+        A pin yields only where a request could not run at all otherwise, oldest first. It does not keep the stream, which may
+        go on, or go away. Raises ConfigError for a bad argument, CapacityError for a prompt larger than the cache.
+        """
+        from asgl.language.stream import PromptStream
+
+        if not isinstance(s, PromptStream):
+            raise ConfigError(f"pin takes a prompt stream, not {s!r}")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+            raise ConfigError(f"seconds must be a finite number above 0, not {seconds!r}")
+        engine = self._running.engine
+        tokens = await s.prefetch()
+        engine.pin(tokens, namespace=s.cache_salt, seconds=seconds)
+
     @property
     def model(self) -> ModelInfo:
         """What was loaded."""
-        return self._running.runner.info
+        return self._running.model
 
     @property
     def tokenizer(self) -> Tokenizer:
         """`encode(text)` takes text as data; `decode(ids)`; `special_tokens`."""
-        return self._running.checkpoint.tokenizer
+        return self._running.tokenizer
