@@ -106,7 +106,7 @@ class OutputError(RequestError):
 
 
 class BudgetError(RequestError):
-    """A budget was passed: `spent` of `limit`."""
+    """A budget or a deadline was passed: `spent` of `limit`, tokens or seconds as the message says."""
 
     def __init__(self, message: str, *, spent: float, limit: float, request_id: int | None = None) -> None:
         super().__init__(message, request_id=request_id)

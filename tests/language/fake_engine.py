@@ -47,6 +47,7 @@ class FakeTokenizer:
         self.end_tokens = (EOS,)
         self.bos = bos
         self.adds_bos = adds_bos
+        self.space_prefix = ""
         self.encoded: list[str] = []
 
     def encode(self, text: str) -> list[int]:

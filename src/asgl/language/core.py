@@ -52,7 +52,7 @@ class Core:
     def __init__(
         self, session: Session, *, name: str | None, origin: tuple[str | None, str], path: tuple[int, ...],
         sampling: SamplingParams, namespace: str | None, priority: int, block: Block | None = None,
-        budgets: tuple[Budget, ...] = (),
+        budgets: tuple[Budget, ...] = (), deadline: float | None = None,
     ) -> None:
         self.session = session
         self.id = self.root = session.next_id()
@@ -65,7 +65,7 @@ class Core:
         """Bound all ops of the stream and its forks, besides the budgets that are open where they are submitted."""
         self.block = block
         """The role block that is open where ops are submitted now."""
-        self.place = Place(session.engine, namespace, priority)
+        self.place = Place(session.engine, namespace, priority, deadline)
         self.state = State(session.engine.tokenizer)
         self.queue: deque[Item] = deque()
         self.submitted: dict[str, Item] = {}
@@ -134,7 +134,8 @@ class Core:
 
     def _child(self, point: Item, path: tuple[int, ...]) -> Core:
         child = Core(self.session, name=self.name, origin=self.origin, path=path, sampling=self.sampling,
-                     namespace=self.place.namespace, priority=self.place.priority, block=self.block, budgets=self.budgets)
+                     namespace=self.place.namespace, priority=self.place.priority, block=self.block, budgets=self.budgets,
+                     deadline=self.place.deadline)
         parent: ref[Core] = ref(self)
         child.root, child.parent, child.base = self.root, parent, point
         child.emit_stream("forked", self)

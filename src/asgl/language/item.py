@@ -73,6 +73,8 @@ class Place(NamedTuple):
     engine: Engine
     namespace: str | None
     priority: int
+    deadline: float | None = None
+    """Seconds that each request may take."""
 
 
 class Item(Outcome):

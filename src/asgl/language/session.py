@@ -33,9 +33,11 @@ class Session:
 
     def prompt(
         self, text: str = "", *, sampling: SamplingParams | None = None, cache_salt: str | None = None, priority: int = 0,
-        budget: Budget | None = None, name: str | None = None,
+        deadline: float | None = None, budget: Budget | None = None, name: str | None = None,
     ) -> PromptStream:
         """A new stream that begins with `text`. Its KV is shared only with streams of the same `cache_salt`.
+
+        Each request to the engine that its ops make may take `deadline` seconds.
 
         ConfigError for a bad argument, EngineClosedError once the Runtime was left.
         """
@@ -46,10 +48,13 @@ class Session:
         _check("sampling", sampling, SamplingParams, optional=True)
         _check("cache_salt", cache_salt, str, optional=True)
         _check("priority", priority, int)
+        if deadline is not None and (isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0):
+            raise ConfigError(f"deadline must be a number of seconds above 0, not {deadline!r}")
         _check("budget", budget, Budget, optional=True)
         _check("name", name, str, optional=True)
         core = Core(self, name=name, origin=(name, text), path=(), sampling=sampling or SamplingParams(),
-                    namespace=cache_salt, priority=priority, budgets=(budget,) if budget is not None else ())
+                    namespace=cache_salt, priority=priority, budgets=(budget,) if budget is not None else (),
+                    deadline=deadline)
         if budget is not None:
             budget.start()
         core.emit_stream("opened")

@@ -69,7 +69,12 @@ class State:
         """All tokens, the run that is not sealed yet as it would be tokenized now; of an earlier point if `upto` is given."""
         run = self.run if upto is None else Run(upto.parts)
         tokens = self.tokens if upto is None else self.tokens[:upto.tokens]
-        return [*(tokens or self._leading_bos(run)), *run.token_ids(self._tokenizer.encode)]
+        return [*(tokens or self._leading_bos(run)), *run.token_ids(self._tokenizer.encode, self._prefix(tokens))]
+
+    @property
+    def prefix(self) -> str:
+        """What goes before the next text that is tokenized: only the first of a prompt has something."""
+        return self._prefix(self.tokens)
 
     # --- growing
 
@@ -143,6 +148,11 @@ class State:
     def _say(self, text: str) -> None:
         self._texts.append(text)
         self.text_length += len(text)
+
+    def _prefix(self, tokens: array[int]) -> str:
+        prefix = self._tokenizer.space_prefix
+        control = self._tokenizer.special_tokens.values() if prefix else ()
+        return "" if not prefix or any(token not in control for token in tokens) else prefix
 
     def _leading_bos(self, run: Run) -> list[int]:
         """The token that the tokenizer puts before everything, unless the run begins with it, or there is no text at all."""

@@ -84,9 +84,10 @@ def _seal(state: State, place: Place) -> Steps:
     parts, encode = state.run.parts, place.engine.tokenizer.encode
     if not parts:
         return
-    if state.run.bytes > SYNCHRONOUS_BYTES and not state.run.knows(parts):
-        state.run.learn(parts, (yield InThread(place.engine, token_ids_of, parts, encode)))
-    state.seal(state.run.token_ids(encode))
+    prefix = state.prefix
+    if state.run.bytes > SYNCHRONOUS_BYTES and not state.run.knows(parts, prefix):
+        state.run.learn(parts, prefix, (yield InThread(place.engine, token_ids_of, parts, encode, prefix)))
+    state.seal(state.run.token_ids(encode, prefix))
 
 
 def _message(work: Role, item: Item, state: State, place: Place) -> Steps:
@@ -111,7 +112,7 @@ def _extend(work: Extend, item: Item, state: State, place: Place) -> Steps:
     if state.tokens:
         def submit(listener: Listener) -> Ticket:
             return place.engine.extend(state.tokens, namespace=place.namespace, priority=place.priority, listener=listener)
-        yield ForTicket(place.engine, submit, item)
+        yield ForTicket(place, submit, item)
 
 
 def _generate(work: Gen, item: Item, state: State, place: Place) -> Steps:
@@ -145,7 +146,7 @@ def _request(work: Gen, attempt: int, prompt: array[int], item: Item, state: Sta
         return engine.generate(prompt, params, seed=seed, logprobs=work.logprobs or None, end_tokens=ends,
                                namespace=place.namespace, priority=place.priority, listener=listener)
 
-    ticket: Ticket = yield ForTicket(engine, submit, item, live=work.validate is None)
+    ticket: Ticket = yield ForTicket(place, submit, item, live=work.validate is None)
     item.live = None
     if item.allowance is not None:
         item.allowance.finish(len(ticket.tokens), ticket.finish_reason)
@@ -189,11 +190,8 @@ def _verdict(work: Gen, value: Any) -> _Verdict:
 def _select(work: Select, item: Item, state: State, place: Place) -> Steps:
     yield from _seal(state, place)
     item.part = work
-    encode = place.engine.tokenizer.encode
-    prompt, options = state.prompt(), [encode(choice) for choice in work.choices]
-    for choice, tokens in zip(work.choices, options, strict=True):
-        if not tokens:
-            raise StreamError(f"the model's vocabulary has no token for any part of the option {choice!r}: leave it out")
+    prompt = state.prompt()
+    options = yield from _encoded_options(work, state.prefix, place)
     logprobs: list[list[float]] = yield from _score(prompt, options, item, place)
     ticket, item.part = item.ticket, None
     alone: list[list[float]] = []
@@ -211,11 +209,25 @@ def _select(work: Select, item: Item, state: State, place: Place) -> Steps:
     return choice
 
 
+def _encoded_options(work: Select, before: str, place: Place) -> Steps:
+    """The tokens of `before` and each option; off the loop if there is much to tokenize."""
+    def encoded() -> list[list[int]]:
+        return [encode(before + choice) for choice in work.choices]
+
+    encode = place.engine.tokenizer.encode
+    long = sum(map(len, work.choices)) + len(before) * len(work.choices) > SYNCHRONOUS_BYTES
+    options: list[list[int]] = (yield InThread(place.engine, encoded)) if long else encoded()
+    for choice, tokens in zip(work.choices, options, strict=True):
+        if not tokens:
+            raise StreamError(f"the model's vocabulary has no token for any part of the option {choice!r}: leave it out")
+    return options
+
+
 def _score(prompt: Any, options: list[list[int]], item: Item, place: Place) -> Steps:
     def submit(listener: Listener) -> Ticket:
         return place.engine.score(prompt, options, namespace=place.namespace, priority=place.priority, listener=listener)
 
-    ticket: Ticket = yield ForTicket(place.engine, submit, item)
+    ticket: Ticket = yield ForTicket(place, submit, item)
     return [list(option) for option in ticket.option_logprobs]
 
 

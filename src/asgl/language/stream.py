@@ -214,6 +214,11 @@ class PromptStream:
         return self._core.name
 
     @property
+    def cache_salt(self) -> str | None:
+        """The streams that this one shares cached prefixes with are those of the same salt."""
+        return self._core.place.namespace
+
+    @property
     def error(self) -> BaseException | None:
         """Of a branch of `fork(on_error="keep")`: the failure that nobody awaited, or None."""
         return self._core.error
@@ -240,6 +245,15 @@ class PromptStream:
         if last.error is not None:
             raise last.failure.error if last.failure is not None else last.error
         return None
+
+    async def prefetch(self) -> list[int]:
+        """Computes the KV of all that is submitted by now; the tokens."""
+        core = self._core
+        handle = self.extend("")
+        point = core.submit(Point(), grows=False)
+        await handle
+        await core.settled(point)
+        return list(point.result().tokens)
 
     # --- going back, going apart
 

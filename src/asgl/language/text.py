@@ -28,7 +28,7 @@ class Run:
         self._parts: list[Part] = list(parts)
         self._tail: list[str] = []
         """Texts after the parts, not joined yet: a thousand appends are joined once."""
-        self._known: tuple[tuple[Part, ...], list[int]] | None = None
+        self._known: tuple[tuple[Part, ...], str, list[int]] | None = None
 
     def append(self, part: Part) -> None:
         if isinstance(part, str):
@@ -58,20 +58,23 @@ class Run:
         self._parts = list(parts)
         self._tail.clear()
 
-    def token_ids(self, encode: Callable[[str], list[int]]) -> list[int]:
-        """The tokens of the run, which stays as it is. What was once tokenized is remembered as long as nothing is added."""
+    def token_ids(self, encode: Callable[[str], list[int]], prefix: str = "") -> list[int]:
+        """The tokens of the run, which stays as it is; `prefix` goes before its first text.
+
+        What was once tokenized is remembered as long as nothing is added.
+        """
         parts = self.parts
-        if self._known is None or self._known[0] != parts:
-            self.learn(parts, token_ids_of(parts, encode))
+        if self._known is None or not self.knows(parts, prefix):
+            self.learn(parts, prefix, token_ids_of(parts, encode, prefix))
             assert self._known is not None
-        return self._known[1]
+        return self._known[2]
 
-    def learn(self, parts: tuple[Part, ...], token_ids: list[int]) -> None:
+    def learn(self, parts: tuple[Part, ...], prefix: str, token_ids: list[int]) -> None:
         """Remembers the tokens of `parts`."""
-        self._known = (parts, token_ids)
+        self._known = (parts, prefix, token_ids)
 
-    def knows(self, parts: tuple[Part, ...]) -> bool:
-        return self._known is not None and self._known[0] == parts
+    def knows(self, parts: tuple[Part, ...], prefix: str) -> bool:
+        return self._known is not None and self._known[:2] == (parts, prefix)
 
     def _join(self) -> None:
         if not self._tail:
@@ -84,12 +87,13 @@ class Run:
             self._parts.append(text)
 
 
-def token_ids_of(parts: Sequence[Part], encode: Callable[[str], list[int]]) -> list[int]:
-    """Control tokens as they are, each text tokenized on its own, as data."""
+def token_ids_of(parts: Sequence[Part], encode: Callable[[str], list[int]], prefix: str = "") -> list[int]:
+    """Control tokens as they are, each text tokenized on its own, as data; `prefix` goes before the first text."""
     ids: list[int] = []
     for part in parts:
         if isinstance(part, int):
             ids.append(part)
         else:
-            ids += encode(part)
+            ids += encode(prefix + part)
+            prefix = ""
     return ids

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ReferenceType
 
+from asgl.errors import BudgetError
 from asgl.language.backend import Engine, Listener, Ticket
 from asgl.language.ops import Gen, Select
 from asgl.language.outcome import Failure, cancelled
@@ -14,7 +15,7 @@ from asgl.language.outcome import Failure, cancelled
 if TYPE_CHECKING:
     from asgl.language.core import Core
     from asgl.language.handle import Handle
-    from asgl.language.item import Item
+    from asgl.language.item import Item, Place
 
 
 class Wake:
@@ -70,14 +71,17 @@ class ForTicket:
 
     failure: Failure | None = None
 
-    def __init__(self, engine: Engine, submit: Callable[[Listener], Ticket], item: Item, *, live: bool = False) -> None:
-        self._engine, self._submit, self._item, self._live = engine, submit, item, live
+    def __init__(self, place: Place, submit: Callable[[Listener], Ticket], item: Item, *, live: bool = False) -> None:
+        self._engine, self._deadline, self._submit, self._item, self._live = place.engine, place.deadline, submit, item, live
         self.ticket: Ticket | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def start(self, wake: Wake) -> None:
         self.ticket = self._item.ticket = self._submit(wake)
         if self._live:
             self._item.live = self.ticket
+        if self._deadline is not None and not self.ticket.settled:
+            self._timer = asyncio.get_running_loop().call_later(self._deadline, self._expire, wake, self._deadline)
 
     @property
     def done(self) -> bool:
@@ -85,13 +89,26 @@ class ForTicket:
 
     def result(self) -> Ticket:
         assert self.ticket is not None
+        self._stop_timer()
         if self.ticket.error is not None:
             raise self.ticket.error
         return self.ticket
 
     def cancel(self) -> None:
+        self._stop_timer()
         if self.ticket is not None and not self.ticket.settled:
             self._engine.cancel(self.ticket)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self, wake: Wake, deadline: float) -> None:
+        assert self.ticket is not None
+        if not self.ticket.settled:
+            wake.interrupt(BudgetError(
+                f"request {self.ticket.request_id} was not done within the deadline of {deadline:g} seconds: raise it, or ask "
+                "for less", spent=deadline, limit=deadline, request_id=self.ticket.request_id))
 
 
 class ForHandle:
