@@ -48,6 +48,8 @@ class SampleRow:
     """The request's tokens so far, prompt first, if `spec.needs_history`."""
     prompt_length: int = 0
     """How many tokens of `history` are prompt."""
+    mask: bytes | None = None
+    """The only tokens that may be sampled, as bits: token t is bit t % 8 of byte t // 8. At least one. None: all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,16 @@ FinishReason = Literal["stop", "eos", "length", "grammar", "stopped"]
 grammar, or `Handle.stop()`."""
 
 
+class GrammarSource(NamedTuple):
+    """What constrains a generation, as its author wrote it."""
+
+    kind: Literal["regex", "json_schema", "grammar", "choices"]
+    text: str
+    """The regular expression, the schema as JSON, the Lark grammar, or the choices as a JSON list."""
+    open_end: bool = False
+    """Where the text may end, it ends with any token that it cannot go on with: a number ends where another word begins."""
+
+
 class Message(TypedDict):
     """A chat message, in the shape of the OpenAI API."""
 

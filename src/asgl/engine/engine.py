@@ -25,8 +25,10 @@ from asgl.errors import (
     EngineClosedError,
     EngineCrashedError,
     EngineError,
+    GrammarError,
     RequestError,
 )
+from asgl.execution.grammar import Compiler, Grammar
 from asgl.models.chat_template import ChatTemplate
 from asgl.models.tokenizer import Tokenizer
 from asgl.plan import INT, StepPlan, StepResult
@@ -77,6 +79,8 @@ class Engine:
         self.context_length = context_length
         self.defaults = defaults.over(LIBRARY_DEFAULTS)
         self.tracers = tracers if tracers is not None else Tracers()
+        self.grammars = Compiler(tokenizer)
+        """Compiles what `generate` takes as its grammar. Slow: for `run_in_thread`."""
         self._runner = runner
         self._device = device
         self._clock = clock
@@ -108,13 +112,15 @@ class Engine:
         seed: int,
         logprobs: int | None = None,
         end_tokens: Sequence[int] = (),
+        grammar: Grammar | None = None,
         namespace: str | None = None,
         priority: int = 0,
         listener: Listener,
     ) -> Ticket:
         """Generates tokens after `prompt`. `params` must be complete: see `SamplingParams.over`.
 
-        `end_tokens` end the generation with reason "eos". `max_tokens` is cut to what the model's context leaves. What is wrong
+        `end_tokens` end the generation with reason "eos"; with a grammar, which `grammars` compiles, only where the text may
+        end, and the reason is "grammar" once nothing may follow. `max_tokens` is cut to what the model's context leaves. What is wrong
         with the request settles the ticket before this returns.
         """
         stop_tokens = params.stop_token_ids or ()
@@ -136,6 +142,7 @@ class Engine:
             output=output,
             min_tokens=params.min_tokens or 0,
             banned=(*end_tokens, *stop_tokens),
+            grammar=grammar.matcher(end_tokens) if grammar is not None else None,
             namespace=namespace,
             priority=priority,
         )
@@ -319,13 +326,16 @@ class Engine:
             return
         if update.request.branches is not None:
             ticket.option_logprobs = update.request.branches.results()
-        if ticket.output is not None and ticket.output.error is not None:
-            return self._settle(ticket, error=ticket.output.error)
-        self._settle(ticket, reason=update.reason)
+        error = ticket.output.error if ticket.output is not None else None
+        grammar = update.request.grammar
+        if error is None and grammar is not None and grammar.error is not None:
+            error = GrammarError(f"the grammar cannot go on after {ticket.text[-100:]!r}: {grammar.error}",
+                                 request_id=ticket.request_id)
+        self._settle(ticket, reason=update.reason if error is None else None, error=error)
 
     def _settle(self, ticket: Ticket, *, reason: FinishReason | None = None, error: BaseException | None = None) -> None:
         self._tickets.pop(ticket.request_id, None)
-        if ticket.output is not None and reason in ("length", "stopped"):
+        if ticket.output is not None and reason in ("length", "stopped", "grammar"):
             ticket.output.finish()
         if error is not None:
             self._emit_request("failed", ticket, repr(error))
@@ -371,7 +381,7 @@ class Engine:
             prompt_tokens=counters.prompt_tokens,
             cached_tokens=counters.cached_tokens,
             generated_tokens=counters.generated_tokens,
-            forced_tokens=0,
+            forced_tokens=counters.forced_tokens,
             evicted_tokens=scheduler.ledger.cache.evicted,
             retractions=counters.retractions,
             cancelled=self._cancelled,

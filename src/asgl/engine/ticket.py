@@ -55,6 +55,11 @@ class Ticket:
         return len(self.request.prompt)
 
     @property
+    def whole(self) -> bool:
+        """Whether the tokens are all that the grammar of the request asks for; True without a grammar."""
+        return self.request.grammar is None or self.request.grammar.accepting
+
+    @property
     def cached_tokens(self) -> int:
         """How many of the prompt's tokens were found in the cache when the request was first admitted."""
         return self.request.cached_tokens

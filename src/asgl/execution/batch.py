@@ -44,6 +44,8 @@ def lower(plan: StepPlan, *, capacity: int, vocabulary: int, context: int, devic
         raise InternalError(f"step {plan.number}: the context of a row does not end with the slots of its new tokens")
     for sample in plan.samples:
         _index(plan, sample.index)
+        if sample.mask is not None and (len(sample.mask) != (vocabulary + 7) // 8 or not any(sample.mask)):
+            raise InternalError(f"step {plan.number}: the mask of request {sample.request_id} is not one of {vocabulary}")
     for score in plan.scores:
         _index(plan, score.index)
         if score.targets and not (min(score.targets) >= 0 and max(score.targets) < vocabulary):

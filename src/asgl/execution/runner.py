@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from asgl.errors import EngineClosedError
 from asgl.execution.batch import lower
 from asgl.execution.kv_pool import KVPool, default_capacity
-from asgl.execution.sampler import sample, score
+from asgl.execution.masks import forbidden, split
+from asgl.execution.sampler import sample, sample_among, score
 from asgl.kernels.api import Kernels
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.llama import Llama
@@ -48,10 +50,15 @@ class Runner:
         with torch.inference_mode():
             self._pool: KVPool | None = KVPool(config, capacity, kernels.device, kernels.kv_dtype)
             self._model: Llama | None = Llama(checkpoint, kernels)
-        self.info = ModelInfo(
+        self.info = self._describe(checkpoint, kernels, self._model)
+
+    @staticmethod
+    def _describe(checkpoint: Checkpoint, kernels: Kernels, model: Llama) -> ModelInfo:
+        config = checkpoint.config
+        return ModelInfo(
             name=checkpoint.name,
             architecture=config.architecture,
-            parameters=self._model.parameters,
+            parameters=model.parameters,
             context_length=config.context_length,
             vocabulary=config.vocabulary,
             dtype=str(kernels.kv_dtype).removeprefix("torch."),
@@ -86,12 +93,32 @@ class Runner:
         scores: list[tuple[float, ...]] = []
         for begin in range(0, len(plan.samples), _HEAD_ROWS):
             rows = plan.samples[begin : begin + _HEAD_ROWS]
-            samples.extend(sample(self._kernels, model.head(hidden[begin : begin + len(rows)]), rows))
+            samples.extend(self._sampled(model, hidden[begin : begin + len(rows)], rows))
         for begin in range(0, len(plan.scores), _HEAD_ROWS):
             asked = plan.scores[begin : begin + _HEAD_ROWS]
             first = len(plan.samples) + begin
             scores.extend(score(self._kernels, model.head(hidden[first : first + len(asked)]), asked))
         return samples, scores
+
+    def _sampled(self, model: Llama, hidden: Tensor, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
+        """A token for each row, of as few logits as will do."""
+        decided, few, rest = split(rows)
+        if len(rest) == len(rows):
+            return sample(self._kernels, model.head(hidden), rows)
+        found = {row: SampledToken(token) for row, token in decided}
+        if few:
+            asked = [rows[row] for row in few]
+            barred = forbidden(asked, self.info.vocabulary)
+            assert barred is not None
+            tokens = np.flatnonzero(~barred.all(axis=0))
+            logits = model.head_some(hidden[few], torch.from_numpy(tokens).to(hidden.device))
+            if logits is None:
+                rest = sorted([*few, *rest])
+            else:
+                found.update(zip(few, sample_among(self._kernels, logits, asked, tokens, barred[:, tokens]), strict=True))
+        if rest:
+            found.update(zip(rest, sample(self._kernels, model.head(hidden[rest]), [rows[row] for row in rest]), strict=True))
+        return [found[row] for row in range(len(rows))]
 
     def warm_up(self) -> None:
         """Runs each kind of work once, so that the first request does not pay for it. Overwrites the pool: call it

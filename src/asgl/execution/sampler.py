@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asgl.execution.masks import forbidden
 from asgl.kernels.api import Kernels, SamplingBatch
 from asgl.plan import SampledToken, SampleRow, ScoreRow
 
@@ -41,8 +42,13 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def sampling_batch(samples: Sequence[SampleRow], vocabulary: int, device: torch.device) -> SamplingBatch:
-    """The tensors of the sampling kernel. Banned and biased tokens outside the vocabulary are left out."""
+def sampling_batch(
+    samples: Sequence[SampleRow], vocabulary: int, device: torch.device, columns: NDArray[np.int64] | None = None
+) -> SamplingBatch:
+    """The tensors of the sampling kernel. Banned and biased tokens outside the vocabulary are left out.
+
+    `columns`: the tokens that there are logits of, in rising order; None for all.
+    """
     specs = [sample.spec for sample in samples]
 
     def column(values: list[float] | list[int] | NDArray[np.float64], dtype: torch.dtype) -> Tensor:
@@ -51,8 +57,8 @@ def sampling_batch(samples: Sequence[SampleRow], vocabulary: int, device: torch.
     edits: list[_Edits] = []
     repetitions: list[_Edits] = []
     for sample in samples:
-        edits.append(_additions(sample, vocabulary))
-        repetitions.append(_repetitions(sample))
+        edits.append(_among(columns, _additions(sample, vocabulary)))
+        repetitions.append(_among(columns, _repetitions(sample)))
     return SamplingBatch(
         temperature=column([spec.temperature for spec in specs], torch.float32),
         top_p=column([spec.top_p for spec in specs], torch.float32),
@@ -99,6 +105,17 @@ def _repetitions(sample: SampleRow) -> _Edits:
     return tokens, np.full(len(tokens), penalty)
 
 
+def _among(columns: NDArray[np.int64] | None, edits: _Edits) -> _Edits:
+    """The edits of those tokens alone, by column."""
+    if columns is None:
+        return edits
+    tokens, values = edits
+    place = np.searchsorted(columns, tokens)
+    there = place < len(columns)
+    there[there] = columns[place[there]] == tokens[there]
+    return place[there], values[there]
+
+
 def _triples(edits: list[_Edits], device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
     if not any(len(tokens) for tokens, _ in edits):
         return None
@@ -111,10 +128,12 @@ def _triples(edits: list[_Edits], device: torch.device) -> tuple[Tensor, Tensor,
 def sample(kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow]) -> tuple[SampledToken, ...]:
     """A token for each row of float32 logits [m, vocabulary], which may be overwritten.
 
-    Log-probabilities are those of the logits as given, and are computed only for the rows that ask for them.
+    Log-probabilities are those of the logits as given, before masks, and are computed only for the rows that ask for them.
     """
     asking = [row for row, wanted in enumerate(samples) if wanted.spec.logprobs is not None]
     logprobs = kernels.log_softmax(logits if len(asking) == len(samples) else logits[asking]) if asking else None
+    if (barred := forbidden(samples, logits.shape[1])) is not None:
+        logits = logits.masked_fill_(torch.from_numpy(barred).to(logits.device), -torch.inf)
     tokens = kernels.sample(logits, sampling_batch(samples, logits.shape[1], logits.device)).tolist()
     results = [SampledToken(token) for token in tokens]
     if logprobs is not None:
@@ -126,6 +145,18 @@ def sample(kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow]) -> tu
             top = tuple(zip(ids[i][:count], values[i][:count], strict=True))
             results[row] = SampledToken(tokens[row], own[i][0], top)
     return tuple(results)
+
+
+def sample_among(
+    kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow], columns: NDArray[np.int64], barred: NDArray[np.bool_]
+) -> list[SampledToken]:
+    """As `sample`, from the logits [m, k] of the tokens `columns` alone, of which each row may not have those `barred` [m, k].
+
+    No row may ask for log-probabilities.
+    """
+    logits = logits.masked_fill_(torch.from_numpy(barred).to(logits.device), -torch.inf)
+    places = kernels.sample(logits, sampling_batch(samples, logits.shape[1], logits.device, columns)).tolist()
+    return [SampledToken(int(columns[place])) for place in places]
 
 
 def score(kernels: Kernels, logits: Tensor, scores: Sequence[ScoreRow]) -> list[tuple[float, ...]]:

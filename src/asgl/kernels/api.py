@@ -136,8 +136,8 @@ class Kernels(Protocol):
         ...
 
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Any:
-        """Prepares the weight [vocabulary, d] of the output layer; what comes back is only ever given to `head`. It
-        is not put in fewer bits than it has in the file, whatever `weights` says."""
+        """Prepares the weight [vocabulary, d] of the output layer; what comes back is only ever given to `head`
+        (and `head_some`). It is not put in fewer bits than it has in the file, whatever `weights` says."""
         ...
 
     def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Any:
@@ -200,6 +200,16 @@ class Kernels(Protocol):
 
     def synchronize(self) -> None:
         """Waits until everything that was launched is done."""
+        ...
+
+
+@runtime_checkable
+class PartialHead(Protocol):
+    """A back end that can compute the logits of some tokens alone."""
+
+    def head_some(self, x: Tensor, weight: Any, token_ids: Tensor) -> Tensor | None:
+        """float32 logits [m, k] of the tokens `token_ids` (int64 [k]) for the m rows x: of what `head` gives, those columns,
+        up to rounding. None if all have to be computed."""
         ...
 
 

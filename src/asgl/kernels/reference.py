@@ -7,6 +7,7 @@ weight of the head.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,6 +40,14 @@ def quantize(weight: Tensor, bits: int, group: int = _GROUP) -> QuantizedTensor:
     scale = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
     quants = ((grouped - low.unsqueeze(2)) / scale.unsqueeze(2)).round_().clamp_(0, 2**bits - 1).to(torch.uint8)
     return QuantizedTensor(quants.view(n, k), scale, low, 4 if bits == 4 else 8, group)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The weight of the output layer, as it is and as `head` takes it."""
+
+    dense: Tensor
+    packed: Tensor
 
 
 def _pack(weight: Tensor) -> Tensor:
@@ -101,8 +110,9 @@ class ReferenceKernels:
                 weight = quantize(self._dense(weight, torch.float32), bits)
         return self._packed(weight, self.kv_dtype)
 
-    def pack_head(self, weight: Tensor | QuantizedTensor) -> Any:
-        return self._packed(weight, torch.float32)
+    def pack_head(self, weight: Tensor | QuantizedTensor) -> Head:
+        dense = self._dense(weight, torch.float32)
+        return Head(dense, _pack(dense) if self._packs[torch.float32] else dense)
 
     def _packed(self, weight: Tensor | QuantizedTensor, dtype: torch.dtype) -> Tensor:
         dense = self._dense(weight, dtype)
@@ -159,8 +169,13 @@ class ReferenceKernels:
         gate, up = gate_up.chunk(2, dim=1)
         return (F.silu(gate.float()) * up.float()).to(self.kv_dtype)
 
-    def head(self, x: Tensor, weight: Any) -> Tensor:
-        return self._product(x.float(), weight)
+    def head(self, x: Tensor, weight: Head) -> Tensor:
+        return self._product(x.float(), weight.packed)
+
+    def head_some(self, x: Tensor, weight: Head, token_ids: Tensor) -> Tensor | None:
+        if self._deterministic:  # products of another shape may add up in another order
+            return None
+        return F.linear(x.float(), weight.dense[token_ids])
 
     def log_softmax(self, logits: Tensor) -> Tensor:
         return torch.log_softmax(logits, dim=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asgl.errors import ModelError
-from asgl.kernels.api import Batch, FusedKernels, Kernels, LayerWeights, QuantizedTensor
+from asgl.kernels.api import Batch, FusedKernels, Kernels, LayerWeights, PartialHead, QuantizedTensor
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.config import ModelConfig
 
@@ -88,6 +88,11 @@ class Llama:
     def head(self, hidden: Tensor) -> Tensor:
         """float32 logits [m, vocabulary] of hidden states [m, d]. May be a buffer that the next call overwrites."""
         return self._kernels.head(hidden, self._head)
+
+    def head_some(self, hidden: Tensor, token_ids: Tensor) -> Tensor | None:
+        """The logits [m, k] of the tokens `token_ids` (int64 [k]) alone; None if the back end computes all or none."""
+        kernels = self._kernels
+        return kernels.head_some(hidden, self._head, token_ids) if isinstance(kernels, PartialHead) else None
 
 
 def _dense(tensor: Tensor | QuantizedTensor) -> Tensor:

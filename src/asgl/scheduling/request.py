@@ -27,8 +27,22 @@ class Grammar(Protocol):
     """What the tokens of a generation must be: see `asgl.execution.grammar.Matcher`."""
 
     @property
+    def error(self) -> str | None:
+        """Why the generation cannot go on, if it is complete for another reason than that its text is whole."""
+        ...
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the text so far is whole."""
+        ...
+
+    @property
     def complete(self) -> bool:
         """Whether nothing may follow. Asked after each token, and once before the first."""
+        ...
+
+    def ends(self, token_id: int, /) -> bool:
+        """Whether a sampled token is none of the text, but says that it ends here."""
         ...
 
     def forced(self) -> Sequence[int]:

@@ -386,9 +386,12 @@ class Scheduler:
         request.tokens.append(token.token_id)
         self.counters.generated_tokens += 1
         self._counters_of(request).generated_tokens += 1
+        grammar = request.grammar
+        if grammar is not None and grammar.ends(token.token_id):
+            return "grammar"
         reason = request.output.push(token.token_id) if request.output is not None else None
-        if reason is None and request.grammar is not None:
-            request.grammar.push(token.token_id)
+        if reason is None and grammar is not None:
+            grammar.push(token.token_id)
         return reason
 
     def _jump(

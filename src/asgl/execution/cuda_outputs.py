@@ -1,0 +1,154 @@
+"""From hidden states to what a step reports, without waiting for the device in between.
+
+As sampler.py, but that all tensors go up before the step and come down after it: host lists are made only once everything is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asgl.execution.cuda_device import CudaDevice
+from asgl.execution.sampler import sampling_batch
+from asgl.kernels.api import Kernels, SamplingBatch
+from asgl.models.llama import Llama
+from asgl.plan import SampledToken, SampleRow, ScoreRow, StepPlan
+
+_HEAD_ROWS = 64
+"""Logits of so many tokens are held at once."""
+
+
+@dataclass(slots=True)
+class _Samples:
+    """Rows that are sampled at once, with places in the upload."""
+
+    rows: tuple[SampleRow, ...]
+    how: SamplingBatch
+    fields: dict[str, list[int]]
+    asking: list[int]
+    asking_at: int | None
+    mask_at: int | None
+
+
+class Outputs:
+    """What one step reports. `inputs` go up with the batch, and come back as `sent`; `compute` launches; `read` after the wait."""
+
+    def __init__(self, plan: StepPlan, device: CudaDevice, kernels: Kernels, vocabulary: int) -> None:
+        self.inputs: list[Tensor] = []
+        self.sent: list[Tensor] = []
+        self._device, self._kernels, self._vocabulary = device, kernels, vocabulary
+        self._results: list[Callable[[], list[SampledToken]]] = []
+        self._scored: list[Callable[[], list[tuple[float, ...]]]] = []
+        indices = [row.index for row in plan.samples] + [row.index for row in plan.scores]
+        self.wanted = bool(indices)
+        self.inputs.append(torch.tensor(indices, dtype=torch.int64))
+        self._samples = [self._prepare(plan.samples[at : at + _HEAD_ROWS]) for at in range(0, len(plan.samples), _HEAD_ROWS)]
+        self._scores = [(asked := plan.scores[at : at + _HEAD_ROWS], self._targets(asked))
+                        for at in range(0, len(plan.scores), _HEAD_ROWS)]
+
+    @property
+    def at(self) -> Tensor:
+        """int64 on the device: the flattened tokens that are asked for."""
+        return self.sent[0]
+
+    def _add(self, tensor: Tensor) -> int:
+        self.inputs.append(tensor)
+        return len(self.inputs) - 1
+
+    def _prepare(self, rows: tuple[SampleRow, ...]) -> _Samples:
+        how = sampling_batch([replace(row, mask=None) for row in rows], self._vocabulary, torch.device("cpu"))
+        fields: dict[str, list[int]] = {}
+        for name in ("temperature", "top_p", "top_k", "min_p", "uniform"):
+            fields[name] = [self._add(getattr(how, name))]
+        for name in ("edits", "repetition"):
+            if (triple := getattr(how, name)) is not None:
+                fields[name] = [self._add(part) for part in triple]
+        asking = [place for place, row in enumerate(rows) if row.spec.logprobs is not None]
+        masked = any(row.mask is not None for row in rows)
+        return _Samples(rows, how, fields, asking, self._add(torch.tensor(asking)) if asking else None,
+                        self._add(_masks(rows, self._vocabulary)) if masked else None)
+
+    def _targets(self, asked: tuple[ScoreRow, ...]) -> int:
+        """The place of int64 [2, targets]: row and token."""
+        pairs = [(row, target) for row, score in enumerate(asked) for target in score.targets]
+        return self._add(torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T.contiguous())
+
+    # --- on the device ---
+
+    def compute(self, model: Llama, hidden: Tensor) -> None:
+        """Launches everything, and the copies to the host. hidden [asked, d], in the order of the plan."""
+        first = 0
+        for part in self._samples:
+            self._sample(part, model.head(hidden[first : first + len(part.rows)]))
+            first += len(part.rows)
+        for asked, targets in self._scores:
+            logprobs = self._kernels.log_softmax(model.head(hidden[first : first + len(asked)]))
+            rows, tokens = self.sent[targets]
+            self._scored.append(_score_reader(asked, self._device.download(logprobs[rows, tokens])))
+            first += len(asked)
+
+    def _sample(self, part: _Samples, logits: Tensor) -> None:
+        how = replace(part.how, **{name: self.sent[places[0]] if len(places) == 1 else tuple(self.sent[at] for at in places)
+                                   for name, places in part.fields.items()})
+        logprobs = None
+        if part.asking_at is not None:
+            asking = self.sent[part.asking_at]
+            logprobs = self._kernels.log_softmax(logits.index_select(0, asking))
+        if part.mask_at is not None:
+            self._kernels.mask_logits(logits, self.sent[part.mask_at])  # pyright: ignore[reportAttributeAccessIssue]
+        tokens = self._kernels.sample(logits, how)
+        down = [self._device.download(tokens)]
+        if logprobs is not None:
+            chosen = tokens.index_select(0, self.sent[part.asking_at or 0])
+            down.append(self._device.download(logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1)))
+            most = max(part.rows[row].spec.logprobs or 0 for row in part.asking)
+            if most:
+                down.extend(map(self._device.download, logprobs.topk(min(most, self._vocabulary), dim=1)))
+        self._results.append(_sample_reader(part, down))
+
+    # --- after the wait ---
+
+    def read(self) -> tuple[tuple[SampledToken, ...], tuple[tuple[float, ...], ...]]:
+        """What the plan asked for, in its order."""
+        return (tuple(token for result in self._results for token in result()),
+                tuple(score for result in self._scored for score in result()))
+
+
+def _masks(rows: tuple[SampleRow, ...], vocabulary: int) -> Tensor:
+    """int32 [rows, words], 32 tokens a word; all ones for rows without a mask."""
+    words = -(-vocabulary // 32)
+    packed = np.full((len(rows), 4 * words), 255, np.uint8)
+    for place, row in enumerate(rows):
+        if row.mask is not None:
+            bits = np.frombuffer(row.mask, np.uint8)[: 4 * words]
+            packed[place] = 0
+            packed[place, : len(bits)] = bits
+    return torch.from_numpy(packed.view("<i4"))
+
+
+def _sample_reader(part: _Samples, down: list[Tensor]) -> Callable[[], list[SampledToken]]:
+    def read() -> list[SampledToken]:
+        tokens: list[int] = down[0].tolist()
+        results = [SampledToken(token) for token in tokens]
+        if part.asking:
+            own = down[1].tolist()
+            values, ids = (down[2].tolist(), down[3].tolist()) if len(down) > 2 else ([[]] * len(own), [[]] * len(own))
+            for place, row in enumerate(part.asking):
+                count = part.rows[row].spec.logprobs or 0
+                top = tuple(zip(ids[place][:count], values[place][:count], strict=True))
+                results[row] = SampledToken(tokens[row], own[place], top)
+        return results
+
+    return read
+
+
+def _score_reader(asked: tuple[ScoreRow, ...], down: Tensor) -> Callable[[], list[tuple[float, ...]]]:
+    def read() -> list[tuple[float, ...]]:
+        found = iter(down.tolist())
+        return [tuple(next(found) for _ in score.targets) for score in asked]
+
+    return read

@@ -1,0 +1,271 @@
+"""The runner on GPUs: what a step needs goes up in one copy, decode steps are replays of captured graphs, results come down in
+copies that are waited for once.
+
+A graph is captured for each *bucket* of decode rows, with and without shared spans. A step of fewer rows is padded: padding rows have
+one token without a slot, so that its keys and values are written nowhere, and read one scratch slot. All addresses of a graph are
+those of one buffer, which is packed anew for every step.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asgl.errors import ConfigError, EngineClosedError, EngineError
+from asgl.execution.batch import lower
+from asgl.execution.cuda_device import Buffer, CudaDevice
+from asgl.execution.cuda_outputs import Outputs
+from asgl.execution.kv_pool import KVPool, slot_bytes
+from asgl.execution.runner import Runner
+from asgl.kernels.api import Batch, Kernels
+from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, SpanPlan, Spans, plan_spans
+from asgl.kernels.triton.target import Target
+from asgl.models.checkpoint import Checkpoint
+from asgl.models.llama import Llama
+from asgl.plan import StepPlan, StepResult
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+"""Decode rows of the captured graphs; steps of more rows are launched one kernel at a time."""
+_UNITS, _ENTRIES, _PARTIALS = 256, 512, 1024
+"""Room in a graph for a step's spans; a step that needs more is launched one kernel at a time."""
+_INDICES = 2**20
+"""Slots of contexts that a graph has room for, over all rows."""
+_RESERVE = 10
+"""One in so many bytes is left to activations, graphs, and other processes,"""
+_RESERVE_LEAST = 512 * 2**20
+"""and at least so many."""
+_LEAST_CAPACITY = 256
+
+
+class GraphKernels(Kernels, Protocol):
+    """A back end whose launches can be captured: none depends on what the device computed."""
+
+    target: Target
+
+    def rows_of_span_tile(self, heads: int, kv_heads: int, head_dim: int) -> int: ...
+
+    def mask_logits(self, logits: Tensor, allowed: Tensor) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    replay: Callable[[], None]
+    hidden: Tensor
+
+
+class CudaRunner(Runner):
+    """As `Runner`, on a GPU. Everything is allocated and launched on a stream of its own.
+
+    capacity None takes nine tenths of the memory that the weights leave, and less if that cannot be had. ConfigError if a capacity
+    does not fit; EngineError if a step runs out of memory, twice.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        kernels: GraphKernels,
+        capacity: int | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        buckets: Sequence[int] = BUCKETS,
+        cuda: Any = torch.cuda,
+    ) -> None:
+        self._config = config = checkpoint.config
+        self._kernels: GraphKernels = kernels
+        self._clock = clock
+        self._buckets = tuple(sorted(buckets))
+        self._graphs: dict[tuple[int, bool], _Graph] = {}
+        self._device = CudaDevice(kernels.device, cuda)
+        with torch.inference_mode(), self._device.on_stream():
+            try:
+                self._model: Llama | None = Llama(checkpoint, kernels)
+            except cuda.OutOfMemoryError as error:
+                raise ConfigError(f"the weights of {checkpoint.name} do not fit {kernels.device}: {error}; use a smaller model, or "
+                                  "another device") from error
+            self._pool: KVPool | None = self._make_pool(capacity)
+            self._static = Buffer(self._static_bytes(), kernels.device)
+        self.capacity = self._pool.capacity
+        self.info = self._describe(checkpoint, kernels, self._model)
+        self._span_rows = kernels.rows_of_span_tile(config.heads, config.kv_heads, config.head_dim)
+
+    def _make_pool(self, capacity: int | None) -> KVPool:
+        """The pool after the weights, from the memory that is left: the next smaller one if the device refuses."""
+        kernels, device = self._kernels, self._device
+        room = device.free_memory()
+        each = slot_bytes(self._config, kernels.kv_dtype)
+        wanted = capacity or (room - max(room // _RESERVE, _RESERVE_LEAST)) // each - 1
+        while wanted >= (1 if capacity is not None else _LEAST_CAPACITY):
+            try:
+                return KVPool(self._config, wanted, kernels.device, kernels.kv_dtype)
+            except device.cuda.OutOfMemoryError as error:
+                if capacity is not None:
+                    raise ConfigError(
+                        f"a KV cache for {capacity} tokens takes {capacity * each / 2**30:.1f} GiB, and {kernels.device} refused it "
+                        f"with {room / 2**30:.1f} GiB free; choose a smaller kv_cache_tokens, or leave it out"
+                    ) from error
+                device.cuda.empty_cache()
+                wanted = wanted * 3 // 4
+        raise ConfigError(
+            f"{kernels.device} has {room / 2**20:.0f} MiB free beside the weights: not enough for a KV cache of {_LEAST_CAPACITY} tokens "
+            f"({each} bytes each) and for the work of a step; end other processes on it, or use a smaller model"
+        )
+
+    # --- a step ---
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Runs a step and waits for it. InternalError if the plan is not sound; EngineClosedError after `close`."""
+        start = self._clock()
+        if self._model is None or self._pool is None:
+            raise EngineClosedError("the runner was closed")
+        info = self.info
+        batch = lower(plan, capacity=self.capacity, vocabulary=info.vocabulary, context=info.context_length,
+                      device=torch.device("cpu"))
+        cuda = self._device.cuda
+        with self._device.on_stream():
+            try:
+                samples, scores = self._step(plan, batch)
+            except cuda.OutOfMemoryError:
+                # what a step writes it writes again: nothing of a plan is lost before it is committed
+                cuda.empty_cache()
+                try:
+                    samples, scores = self._step(plan, batch)
+                except cuda.OutOfMemoryError as error:
+                    raise EngineError(
+                        f"the GPU ran out of memory in a step of {plan.tokens} tokens, also after its caches were freed; open the "
+                        f"Runtime with fewer kv_cache_tokens (now {self.capacity}) or a smaller max_batch_tokens"
+                    ) from error
+        return StepResult(samples, scores, self._clock() - start)
+
+    def _step(self, plan: StepPlan, batch: Batch) -> tuple[Any, Any]:
+        outputs = Outputs(plan, self._device, self._kernels, self.info.vocabulary)
+        spans = plan_spans(batch.shared, batch.decode_rows, self._config.kv_heads, self._span_rows, self._kernels.target.multiprocessors)
+        bucket = self._bucket(batch, spans)
+        if bucket is not None and outputs.wanted:
+            hidden = self._replay(bucket, batch, spans, outputs)
+        else:
+            hidden = self._launch(batch, spans, outputs)
+        if hidden is not None:
+            assert self._model is not None
+            outputs.compute(self._model, hidden)
+        self._device.finish()
+        return outputs.read()
+
+    def _launch(self, batch: Batch, spans: SpanPlan | None, outputs: Outputs) -> Tensor | None:
+        """One kernel at a time. The rows of hidden states that are asked for."""
+        assert self._model is not None
+        assert self._pool is not None
+        tables = [] if spans is None else [torch.from_numpy(table) for table in (spans.units, spans.entries, spans.rows)]
+        sent = self._device.upload([batch.input_ids, batch.positions, batch.slots, batch.qo_indptr, batch.kv_indptr, *tables,
+                                    batch.kv_indices, *outputs.inputs])
+        count = 6 + len(tables)
+        outputs.sent = sent[count:]
+        return self._model.forward(_batch(sent[:count], batch.decode_rows, batch.max_qo, batch.max_kv, spans), self._pool.layers,
+                                   outputs.at if outputs.wanted else None)
+
+    # --- graphs ---
+
+    def _bucket(self, batch: Batch, spans: SpanPlan | None) -> int | None:
+        """The bucket whose graph can run the batch; None if there is none."""
+        place = bisect_left(self._buckets, batch.rows)
+        if batch.decode_rows < batch.rows or place == len(self._buckets) or len(batch.kv_indices) + self._buckets[place] > self._indices:
+            return None
+        if spans is not None and (len(spans.units) > _UNITS or len(spans.entries) > _ENTRIES or spans.partials > _PARTIALS):
+            return None
+        return self._buckets[place]
+
+    @property
+    def _indices(self) -> int:
+        return min(_INDICES, self._buckets[-1] * (self._config.context_length + 1))
+
+    def _static_bytes(self) -> int:
+        """Of all that a graph reads, at the largest bucket."""
+        most = self._buckets[-1]
+        return 4 * (5 * (most + 8) + ROW * (most + 4) + UNIT * _UNITS + ENTRY * _ENTRIES + self._indices) + 4096
+
+    def _packed(self, bucket: int, batch: Batch, spans: SpanPlan | None) -> list[Tensor]:
+        """The batch, padded to the bucket: tensors whose places in the buffer depend on the bucket only."""
+        missing = bucket - batch.rows
+
+        def padded(tensor: Tensor, value: int) -> Tensor:
+            return torch.cat((tensor, tensor.new_full((missing,), value)))
+
+        def rising(indptr: Tensor) -> Tensor:
+            return torch.cat((indptr, indptr[-1] + torch.arange(1, missing + 1, dtype=torch.int32)))
+
+        tables: list[Tensor] = []
+        if spans is not None:
+            for table, rows in ((spans.units, _UNITS), (spans.entries, _ENTRIES), (spans.rows, bucket)):
+                whole = np.zeros((rows, table.shape[1]), np.int32)
+                whole[: len(table)] = table
+                tables.append(torch.from_numpy(whole))
+        return [padded(batch.input_ids, 0), padded(batch.positions, 0), padded(batch.slots, -1), rising(batch.qo_indptr),
+                rising(batch.kv_indptr), *tables, padded(batch.kv_indices, self.capacity)]
+
+    def _replay(self, bucket: int, batch: Batch, spans: SpanPlan | None, outputs: Outputs) -> Tensor:
+        """Runs the bucket's graph. The rows of hidden states that are asked for."""
+        packed = self._packed(bucket, batch, spans)
+        graph = self._graphs.get((bucket, spans is not None)) or self._capture(bucket, packed, spans is not None)
+        self._device.upload(packed, self._static)
+        outputs.sent = self._device.upload(outputs.inputs)
+        graph.replay()
+        return graph.hidden[outputs.at]
+
+    def _capture(self, bucket: int, packed: list[Tensor], spanned: bool) -> _Graph:
+        """Runs the step once, which compiles its kernels, then captures it."""
+        assert self._model is not None
+        assert self._pool is not None
+        model, layers = self._model, self._pool.layers
+        sent = self._device.upload(packed, self._static)
+        room = SpanPlan(np.empty((_UNITS, UNIT)), np.empty((_ENTRIES, ENTRY)), np.empty((bucket, ROW)), _PARTIALS) if spanned else None
+        batch = _batch(sent, bucket, 1, self._config.context_length, room)
+        every = torch.arange(bucket, device=self._device.device)
+
+        def launch() -> Tensor:
+            hidden = model.forward(batch, layers, every)
+            assert hidden is not None
+            return hidden
+
+        launch()
+        graph, hidden = self._device.capture(launch)
+        made = self._graphs[bucket, spanned] = _Graph(graph.replay, hidden)
+        return made
+
+    def warm_up(self) -> None:
+        """Compiles the kernels, and captures the graph of each bucket. Overwrites the pool: call it first."""
+        super().warm_up()
+        with torch.inference_mode(), self._device.on_stream():
+            for bucket in reversed(self._buckets):  # the largest first: the others fit into its memory
+                one = torch.zeros(1, dtype=torch.int32)
+                ends = torch.tensor([0, 1], dtype=torch.int32)
+                alone = Batch(one, one, one, ends, ends, one, decode_rows=1, max_qo=1, max_kv=1)
+                if (bucket, False) not in self._graphs:
+                    self._capture(bucket, self._packed(bucket, alone, None), spanned=False)
+            self._device.finish()
+
+    def close(self) -> None:
+        """Frees the weights, the pool and the graphs. May be called again."""
+        if self._model is not None:
+            self._graphs.clear()
+            super().close()
+            self._device.cuda.empty_cache()
+
+
+def _batch(sent: list[Tensor], decode_rows: int, max_qo: int, max_kv: int, spans: SpanPlan | None) -> SpannedBatch:
+    """The batch of uploaded tensors: five, then the tables of spans if there are any, then the slots."""
+    on_device = None if spans is None else Spans(sent[5], sent[6], sent[7], spans.partials)
+    return SpannedBatch(*sent[:5], sent[-1], decode_rows=decode_rows, max_qo=max_qo, max_kv=max_kv, spans=on_device)
+
+
+def make_runner(checkpoint: Checkpoint, kernels: Kernels, capacity: int | None = None) -> Runner:
+    """The runner for a back end's device."""
+    if kernels.device.type == "cuda" and kernels.name == "triton":
+        return CudaRunner(checkpoint, kernels, capacity)  # pyright: ignore[reportArgumentType]
+    return Runner(checkpoint, kernels, capacity)

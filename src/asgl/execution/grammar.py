@@ -1,0 +1,368 @@
+"""Constrained decoding: grammars compiled by llguidance, and the state of one generation in one of them.
+
+    Compiler   of an engine: knows the model's vocabulary, keeps what it compiled
+    Grammar    compiled; immutable, shared by all generations that ask for the same source
+    Matcher    one generation's place in a grammar: which tokens may come next, and which must
+
+To llguidance, the end of a text is a token of its own behind the vocabulary: which of the model's tokens end a generation
+differs from one generation to the next, and none of them is part of a grammar.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from asgl.errors import GrammarError
+from asgl.types import GrammarSource
+
+_SHOWN = 2_000
+"""So many characters of llguidance's messages are passed on: they may quote the whole source."""
+_SUBSCHEMAS = 200
+"""So many parts of a schema are tried, to say which of them is wrong."""
+
+
+class Vocabulary(Protocol):
+    """What a grammar needs of a tokenizer; see `asgl.models.tokenizer.Tokenizer`."""
+
+    vocabulary: int
+
+    def encode(self, text: str, /) -> list[int]: ...
+
+    def token_bytes(self, token_id: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a source may cost. Past any of them it is refused with GrammarError."""
+
+    characters: int = 1_000_000
+    """Of the source."""
+    seconds: float = 3.0
+    """To compile it and to find the first tokens it allows, on a thread of its own."""
+    symbols: int = 200_000
+    """Of the compiled grammar."""
+    lexer_states: int = 50_000
+    """Of the automaton, which grows as text is generated; one or two kilobytes each."""
+    step_items: int = 50_000
+    """Items of the parser for one token; some 20 a microsecond."""
+    step_fuel: int = 200_000
+    """Work of the lexer for one token; some 14 units a microsecond."""
+
+
+class Matcher:
+    """The place of one generation in its grammar. `asgl.scheduling.request.Grammar` says how it is used.
+
+    Belongs to one thread at a time. A generation never goes back, and so neither does this.
+    """
+
+    __slots__ = ("_all", "_allowed", "_bytes", "_ends", "_forced", "_matcher", "_open_end", "error")
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int, ends: Iterable[int], open_end: bool) -> None:
+        self._matcher = matcher
+        self._bytes = (vocabulary + 7) // 8
+        self._all = (1 << vocabulary) - 1
+        self._open_end = open_end
+        self._ends = self._all if open_end else _bits(ends)
+        """The tokens that may come where the text may end, as bits."""
+        self._allowed: int | None = None
+        """The tokens that may follow, token t as bit t, ends not among them; None: not known yet."""
+        self._forced: list[int] | None = None
+        self.error: str | None = None
+        """Why the generation cannot go on, if that is not because it is complete."""
+
+    @property
+    def accepting(self) -> bool:
+        """Whether what was generated so far is a whole sentence of the grammar."""
+        return self.error is None and self._matcher.is_accepting()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow: the sentence is whole, or the grammar gave up (then `error` says why)."""
+        return self.error is not None or (not self._forced and self._following() == 0)
+
+    def ends(self, token_id: int) -> bool:
+        """Whether the token, one that `mask` gave, only says that the text ends before it."""
+        return self._open_end and not self._following() >> token_id & 1
+
+    def push(self, token_id: int) -> None:
+        """Goes on by a token, one that `mask` or `forced` gave and that ends nothing."""
+        self._allowed = self._forced = None
+        if self.error is None and not self._matcher.consume_token(token_id):
+            self._fail(f"token {token_id} was refused: {self._matcher.get_error()}")
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that must come next, in the tokenization that the text would have by itself.
+
+        The last of the text that must come may be missing: where what follows it could change how it is tokenized.
+        """
+        if self._forced is None:
+            forced = [] if self.error is not None else self._matcher.compute_ff_tokens()
+            # fewer, if the vocabulary lacks a byte of what must come: `_following` then says so
+            self._forced = forced[: self._matcher.validate_tokens(forced)] if forced else forced
+        return self._forced
+
+    def mask(self, banned: Iterable[int] = ()) -> bytes:
+        """Which tokens may come next, as bits: token t is bit t % 8 of byte t // 8.
+
+        Those in `banned` are left out, unless none would remain.
+        """
+        if forced := self.forced():
+            return (1 << forced[0]).to_bytes(self._bytes, "little")
+        allowed = self._following()
+        if self._matcher.is_accepting():
+            allowed |= self._ends
+        return ((allowed & ~_bits(banned)) or allowed).to_bytes(self._bytes, "little")
+
+    def _following(self) -> int:
+        if self._allowed is None:
+            allowed = 0
+            if not self._matcher.is_stopped():
+                allowed = int.from_bytes(self._matcher.compute_bitmask(), "little") & self._all
+            self._allowed = allowed
+            if self._matcher.is_error():
+                self._fail(self._matcher.get_error())
+            elif not allowed and not self._matcher.is_accepting():
+                self._fail("the model's vocabulary has no token for what must come next")
+        return self._allowed
+
+    def _fail(self, why: str) -> None:
+        self.error = why[:_SHOWN]
+        self._allowed = 0
+
+
+def _bits(tokens: Iterable[int]) -> int:
+    bits = 0
+    for token in tokens:
+        bits |= 1 << token
+    return bits
+
+
+class Grammar:
+    """A compiled grammar: where a `Matcher` begins. Immutable."""
+
+    __slots__ = ("_open_end", "_start", "_vocabulary")
+
+    def __init__(self, start: LLMatcher, vocabulary: int, open_end: bool) -> None:
+        self._start = start
+        self._vocabulary = vocabulary
+        self._open_end = open_end
+
+    def matcher(self, ends: Iterable[int]) -> Matcher:
+        """A generation at its beginning, which may end with one of the tokens `ends` wherever the grammar lets it end."""
+        return Matcher(self._start.deep_copy(), self._vocabulary, ends, self._open_end)
+
+
+class Compiler:
+    """Compiles grammars for the vocabulary of one tokenizer, and keeps those used last. May be called from several threads."""
+
+    def __init__(self, vocabulary: Vocabulary, limits: Limits | None = None, kept: int = 256) -> None:
+        self._vocabulary = vocabulary
+        self._limits = limits or Limits()
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._grammars: OrderedDict[GrammarSource, Future[Grammar]] = OrderedDict()
+        self._tokenizer: Future[LLTokenizer] | None = None
+
+    def known(self, source: GrammarSource) -> Grammar | None:
+        """The grammar, if it was compiled before and is still kept."""
+        with self._lock:
+            future = self._grammars.get(source)
+            if future is None or not future.done():
+                return None
+            self._grammars.move_to_end(source)
+        return future.result()
+
+    def compile(self, source: GrammarSource) -> Grammar:
+        """The grammar of the source. Blocks for about a millisecond, and at most the time limit: not for the event loop.
+
+        GrammarError for a source that is wrong, or past the limits. Threads that ask for the same source at the same time
+        wait for one of them.
+        """
+        with self._lock:
+            future = self._grammars.get(source)
+            if (mine := future is None):
+                future = self._grammars[source] = Future()
+            self._grammars.move_to_end(source)
+        if mine:
+            try:
+                future.set_result(self._compile(source))
+            except BaseException as error:
+                with self._lock:
+                    self._grammars.pop(source, None)
+                future.set_exception(error)
+            with self._lock:
+                while len(self._grammars) > self._kept:
+                    self._grammars.popitem(last=False)
+        return future.result()
+
+    def _compile(self, source: GrammarSource) -> Grammar:
+        limits = self._limits
+        if len(source.text) > limits.characters:
+            raise GrammarError(f"the {_named(source)} has {len(source.text)} characters, and the limit is {limits.characters}")
+        tokenizer = self._llguidance_tokenizer()
+        try:
+            definition = _definition(source)
+        except RecursionError:
+            raise GrammarError(f"the {_named(source)} is nested too deeply") from None
+        start = _within(limits.seconds, _named(source), lambda: self._start(tokenizer, definition))
+        if start.is_error():
+            raise GrammarError(f"the {_named(source)} does not compile{_where(source, start.get_error())}")
+        return Grammar(start, self._vocabulary.vocabulary, source.open_end)
+
+    def _start(self, tokenizer: LLTokenizer, definition: str) -> LLMatcher:
+        limits = self._limits
+        start = LLMatcher(tokenizer, definition, log_level=0, limits=LLParserLimits(
+            max_grammar_size=limits.symbols, max_lexer_states=limits.lexer_states, step_max_items=limits.step_items,
+            step_lexer_fuel=limits.step_fuel, verbose_errors=False,
+        ))
+        if not start.is_error() and not start.is_stopped():
+            start.deep_copy().compute_bitmask()  # builds what all generations share, and shows whether that is slow
+        return start
+
+    def _llguidance_tokenizer(self) -> LLTokenizer:
+        """Made with the first grammar: it takes a tenth of a second."""
+        with self._lock:
+            future = self._tokenizer
+            if (mine := future is None):
+                future = self._tokenizer = Future()
+        if mine:
+            try:
+                adapter = _Adapter(self._vocabulary)
+                future.set_result(LLTokenizer(TokenizerWrapper(adapter), eos_token=adapter.eos_token_id))
+            except BaseException as error:
+                self._tokenizer = None
+                future.set_exception(error)
+        return future.result()
+
+
+class _Adapter:
+    """The vocabulary as llguidance reads it: control tokens and the like have no text, and the end is one more token."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokens = [vocabulary.token_bytes(token) for token in range(vocabulary.vocabulary)] + [b"<|end of the text|>"]
+        self.eos_token_id = vocabulary.vocabulary
+        self.bos_token_id = None
+        self.special_token_ids = [token for token, text in enumerate(self.tokens) if not text] + [self.eos_token_id]
+        self._encode = vocabulary.encode
+
+    def __call__(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise TypeError("text, not bytes")  # llguidance asks once which of the two is taken
+        return self._encode(text)
+
+
+def _within(seconds: float, what: str, work: Callable[[], LLMatcher]) -> LLMatcher:
+    """The result of work that cannot be interrupted; past the time it is left to end by itself, on its own thread."""
+    done: Future[LLMatcher] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="asgl-grammar", daemon=True).start()
+    try:
+        return done.result(seconds)
+    except TimeoutError:
+        raise GrammarError(f"the {what} took more than {seconds:g} seconds to compile: make it simpler, with fewer optional "
+                           "parts and bounded repetitions") from None
+
+
+def _named(source: GrammarSource) -> str:
+    return {"regex": "regex", "json_schema": "JSON schema", "grammar": "grammar", "choices": "list of choices"}[source.kind]
+
+
+def _definition(source: GrammarSource) -> str:
+    """The source in llguidance's own form."""
+    if source.kind == "regex":
+        return LLMatcher.grammar_from_regex(source.text)
+    if source.kind == "grammar":
+        return LLMatcher.grammar_from_lark(source.text)
+    if source.kind == "choices":
+        options: list[str] = json.loads(source.text)
+        return LLMatcher.grammar_from_regex("|".join(map(_literal, options)))
+    return _schema_definition(json.loads(source.text))
+
+
+def _literal(text: str) -> str:
+    """A regex of this very text."""
+    return "".join(sign if sign.isascii() and sign.isalnum() else f"\\x{{{ord(sign):X}}}" for sign in text)
+
+
+def _schema_definition(schema: Any) -> str:
+    if isinstance(schema, bool):
+        schema = {} if schema else {"not": {}}
+    # as json.dumps writes: what models have seen most, and no choice of white space between what is fixed
+    return LLMatcher.grammar_from_json_schema(
+        json.dumps(_plain_unions(schema)), defaults={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    )
+
+
+def _plain_unions(schema: Any) -> Any:
+    """The schema with each union that has a discriminator, which makes its members exclude each other, as `anyOf`."""
+    if isinstance(schema, list):
+        return [_plain_unions(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    values = ("const", "enum", "default", "examples")
+    plain = {key: part if key in values else _plain_unions(part) for key, part in schema.items()}
+    if isinstance(plain.get("discriminator"), dict) and "oneOf" in plain and "anyOf" not in plain:
+        del plain["discriminator"]
+        plain["anyOf"] = plain.pop("oneOf")
+    return plain
+
+
+def _where(source: GrammarSource, error: str) -> str:
+    """What is wrong, and as far as can be said where."""
+    if source.kind == "json_schema":
+        schema = json.loads(source.text)
+        path = _path_to_error(schema, error) if isinstance(schema, dict) else ""
+        return (f" at {path}" if path else "") + f": {error[:_SHOWN]}"
+    if source.kind in ("regex", "choices"):  # leaves out the grammar that llguidance put around the expression
+        error = error.partition("regex parse error:\n")[2].partition("\n   1 |")[0] or error
+    return f":\n{error[:_SHOWN].rstrip()}"
+
+
+def _path_to_error(schema: dict[str, Any], error: str) -> str:
+    """The path, as a JSON pointer, of the deepest part of the schema that is wrong in the same way all by itself."""
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    path, left = "", _SUBSCHEMAS
+    part: Any = schema
+    found = True
+    while found and left > 0:
+        found = False
+        for key, inner in _parts(part):
+            left -= 1
+            if left < 0:
+                break
+            if not isinstance(inner, dict):
+                continue
+            definition = _schema_definition({**shared, **inner})
+            if LLMatcher.validate_grammar(definition) == error:
+                path, part, found = f"{path}/{key}", inner, True
+                break
+    return path
+
+
+def _parts(schema: Any) -> Iterator[tuple[str, Any]]:
+    """The schemas directly inside of a schema, with their paths."""
+    if not isinstance(schema, dict):
+        return
+    for key in ("properties", "patternProperties", "$defs", "definitions"):
+        if isinstance(schema.get(key), dict):
+            yield from ((f"{key}/{name}", part) for name, part in schema[key].items())
+    for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        if isinstance(schema.get(key), list):
+            yield from ((f"{key}/{index}", part) for index, part in enumerate(schema[key]))
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield key, schema[key]
