@@ -191,3 +191,15 @@ async def test_a_crowd_that_comes_and_goes():
         left = [ticket for number, ticket in enumerate(tickets) if number % 3]
         await settled(*left)
         assert all(ticket.error is None for ticket in left)
+
+
+async def test_ten_thousand_idle_prefixes_do_not_starve_one_request():
+    """What streams have computed and do not use is evicted when somebody needs the room."""
+    async with opened(capacity=2000, context_length=3000, max_batch_tokens=512) as engine:
+        prefetches = [engine.extend([number % 50, number // 50 % 50, number // 2500, 1], listener=Waiter())
+                      for number in range(10_000)]
+        await settled(*prefetches)
+        assert engine.statistics().evictable > 1900
+        ticket = generate(engine, [number % 50 for number in range(1500)], max_tokens=400)
+        await settled(ticket)
+        assert token_ids(ticket) == expected_output([number % 50 for number in range(1500)], 400)
