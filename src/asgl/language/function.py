@@ -100,6 +100,7 @@ class Function(Generic[P, T_co]):
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error must be 'raise' or 'return', not {on_error!r}")
         running = self.as_completed(rt, items, concurrency=concurrency)
+        running.until_failure = on_error == "raise"
         outcomes: list[ProgramStream[T_co] | Exception | None] = [None] * len(running)
         shown = rt.batch_progress(len(running), self._name) if progress else contextlib.nullcontext(_nothing)
         with shown as advance:
@@ -149,11 +150,14 @@ class Completed(Generic[T_co]):
 
     def __init__(self, calls: list[Callable[[], Awaitable[ProgramStream[T_co]]]], concurrency: int, name: str) -> None:
         self._calls = calls
+        self.until_failure = False
+        """Whether no program is begun after one has failed."""
         self._concurrency = min(concurrency, len(calls))
         self._name = name
         self._group = anyio.create_task_group()
         self._ended: deque[tuple[int, ProgramStream[T_co] | Exception]] = deque()
         self._given = 0
+        self._failed = False
         self._changed = Signal()
         self._exit: BaseException | None = None
         """A KeyboardInterrupt or SystemExit that a program raised."""
@@ -193,6 +197,8 @@ class Completed(Generic[T_co]):
     async def _work(self, waiting: Iterator[tuple[int, Callable[[], Awaitable[ProgramStream[T_co]]]]]) -> None:
         """Runs one program after the other."""
         for index, call in waiting:
+            if self._failed and self.until_failure:
+                return
             try:
                 outcome: ProgramStream[T_co] | Exception = await call()
             except Exception as error:
@@ -208,6 +214,7 @@ class Completed(Generic[T_co]):
                 return
             if isinstance(outcome, Exception):
                 outcome.add_note(f"in item {index} of {self._name}")
+                self._failed = True
             self._ended.append((index, outcome))
             self._changed.notify()
 
