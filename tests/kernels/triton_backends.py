@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+
 from asgl.kernels.triton.kernels import TritonKernels, interpreting
 
 if interpreting():

@@ -24,8 +24,12 @@ class Buffer:
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.size = size
-        self.host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.host = _pinned(size, device)
         self.device = torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _pinned(size: int, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 class CudaDevice:
@@ -37,7 +41,7 @@ class CudaDevice:
         self.stream: Any = cuda.Stream(device)
         self._event: Any = cuda.Event()
         self._in = Buffer(1 << 20, device)
-        self._out = Buffer(1 << 20, device)
+        self._out = _pinned(1 << 20, device)
         self._used = 0
         self._pool: Any = None
 
@@ -47,7 +51,8 @@ class CudaDevice:
 
     def upload(self, tensors: Sequence[Tensor], into: Buffer | None = None) -> list[Tensor]:
         """Copies host tensors to the device in one asynchronous copy; the results are valid on the stream, until the next upload
-        into the same buffer. Without a buffer of the caller's, there is one that grows."""
+        into the same buffer, which must not be packed again before `finish`. Without a buffer of the caller's, there is one that
+        grows."""
         places, size = [], 0
         for tensor in tensors:
             places.append(size)
@@ -65,10 +70,10 @@ class CudaDevice:
         """Starts to copy a device tensor to the host; the result is valid after `finish`, until the step after."""
         tensor = tensor.contiguous()
         size = -(-tensor.numel() * tensor.element_size() // _ALIGNED) * _ALIGNED
-        if self._used + size > self._out.size:
+        if self._used + size > len(self._out):
             # what was handed out keeps its memory until it is read
-            self._out, self._used = Buffer(2 * (self._out.size + size), self.device), 0
-        host = _view(self._out.host, self._used, tensor)
+            self._out, self._used = _pinned(2 * (len(self._out) + size), self.device), 0
+        host = _view(self._out, self._used, tensor)
         self._used += size
         host.copy_(tensor, non_blocking=True)
         return host

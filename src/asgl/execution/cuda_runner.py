@@ -1,4 +1,4 @@
-"""The runner on GPUs: what a step needs goes up in one copy, decode steps are replays of captured graphs, results come down in
+"""The runner on GPUs: a step's batch goes up in one copy, decode steps are replays of captured graphs, and results come down in
 copies that are waited for once.
 
 A graph is captured for each *bucket* of decode rows, with and without shared spans. A step of fewer rows is padded: padding rows have
@@ -97,24 +97,27 @@ class CudaRunner(Runner):
 
     def _make_pool(self, capacity: int | None) -> KVPool:
         """The pool after the weights, from the memory that is left: the next smaller one if the device refuses."""
-        kernels, device = self._kernels, self._device
-        room = device.free_memory()
+        kernels, cuda = self._kernels, self._device.cuda
+        room = self._device.free_memory()
         each = slot_bytes(self._config, kernels.kv_dtype)
-        wanted = capacity or (room - max(room // _RESERVE, _RESERVE_LEAST)) // each - 1
-        while wanted >= (1 if capacity is not None else _LEAST_CAPACITY):
+        if capacity is not None:
+            try:
+                return KVPool(self._config, capacity, kernels.device, kernels.kv_dtype)
+            except cuda.OutOfMemoryError as error:
+                raise ConfigError(
+                    f"a KV cache for {capacity} tokens takes {capacity * each / 2**30:.1f} GiB, and {kernels.device} refused it with "
+                    f"{room / 2**30:.1f} GiB free; choose a smaller kv_cache_tokens, or leave it out"
+                ) from error
+        wanted = (room - max(room // _RESERVE, _RESERVE_LEAST)) // each - 1
+        while wanted >= _LEAST_CAPACITY:
             try:
                 return KVPool(self._config, wanted, kernels.device, kernels.kv_dtype)
-            except device.cuda.OutOfMemoryError as error:
-                if capacity is not None:
-                    raise ConfigError(
-                        f"a KV cache for {capacity} tokens takes {capacity * each / 2**30:.1f} GiB, and {kernels.device} refused it "
-                        f"with {room / 2**30:.1f} GiB free; choose a smaller kv_cache_tokens, or leave it out"
-                    ) from error
-                device.cuda.empty_cache()
+            except cuda.OutOfMemoryError:
+                cuda.empty_cache()
                 wanted = wanted * 3 // 4
         raise ConfigError(
-            f"{kernels.device} has {room / 2**20:.0f} MiB free beside the weights: not enough for a KV cache of {_LEAST_CAPACITY} tokens "
-            f"({each} bytes each) and for the work of a step; end other processes on it, or use a smaller model"
+            f"{kernels.device} has {room / 2**20:.0f} MiB free beside the weights: not enough for a KV cache of {_LEAST_CAPACITY} "
+            f"tokens ({each} bytes each) and for the work of a step; end other processes on it, or use a smaller model"
         )
 
     # --- a step ---
@@ -134,6 +137,7 @@ class CudaRunner(Runner):
                 samples, scores = self._step(plan, batch)
             except cuda.OutOfMemoryError:
                 # what a step writes it writes again: nothing of a plan is lost before it is committed
+                self._device.finish()
                 cuda.empty_cache()
                 try:
                     samples, scores = self._step(plan, batch)
@@ -183,11 +187,11 @@ class CudaRunner(Runner):
 
     @property
     def _indices(self) -> int:
-        return min(_INDICES, self._buckets[-1] * (self._config.context_length + 1))
+        return min(_INDICES, max(self._buckets, default=0) * (self._config.context_length + 1))
 
     def _static_bytes(self) -> int:
         """Of all that a graph reads, at the largest bucket."""
-        most = self._buckets[-1]
+        most = max(self._buckets, default=0)
         return 4 * (5 * (most + 8) + ROW * (most + 4) + UNIT * _UNITS + ENTRY * _ENTRIES + self._indices) + 4096
 
     def _packed(self, bucket: int, batch: Batch, spans: SpanPlan | None) -> list[Tensor]:
@@ -234,6 +238,7 @@ class CudaRunner(Runner):
             return hidden
 
         launch()
+        self._device.finish()
         graph, hidden = self._device.capture(launch)
         made = self._graphs[bucket, spanned] = _Graph(graph.replay, hidden)
         return made

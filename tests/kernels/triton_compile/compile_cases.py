@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from fake_driver import Launch, fake_driver
+
 from asgl.kernels.api import Batch, SamplingBatch
 from asgl.kernels.triton.kernels import TritonKernels
-from fake_driver import Launch, fake_driver
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asgl.kernels.triton.target import Target, target_of
 from triton.backends.compiler import GPUTarget
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver
+
+from asgl.kernels.triton.target import Target, target_of
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,19 +15,12 @@ from torch import Tensor
 from asgl.errors import ConfigError
 from asgl.kernels.api import Batch, QuantizedTensor, SamplingBatch, WeightFormat
 from asgl.kernels.triton import attention, elementwise, sampling, tiles
-from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, Spans, plan_spans
+from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, Spans, plan_spans
 from asgl.kernels.triton.target import INTERPRETER, Target, target_of_device
 
 _LOG2_E = math.log2(math.e)
 _MERGED = 16
 """Partial results that the merge kernel adds up in one go."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpannedBatch(Batch):
-    """A batch whose shared spans were planned by the caller, so that nothing is uploaded in a step. None: there are none."""
-
-    spans: Spans | None = None
 
 
 def interpreting() -> bool:
@@ -106,7 +98,8 @@ class TritonKernels:
         n, d = hidden.shape
         out = hidden.new_empty((n, d), dtype=self.kv_dtype)
         block, warps = tiles.row_block(d)
-        elementwise.add_rms_norm_kernel[(n,)](
+        _run(
+            elementwise.add_rms_norm_kernel, (n,),
             hidden, hidden if delta is None else delta, weight, out, d, eps, ADD=delta is not None, BLOCK=block, **_options(warps),
         )
         return out
@@ -120,7 +113,8 @@ class TritonKernels:
         heads = every - 2 * kv_heads
         q = qkv.new_empty((n, heads, head_dim), dtype=self.kv_dtype)
         block_h = min(16, 1 << (every - 1).bit_length())
-        elementwise.rope_and_store_kernel[(n, triton.cdiv(every, block_h))](
+        _run(
+            elementwise.rope_and_store_kernel, (n, triton.cdiv(every, block_h)),
             qkv.contiguous(), batch.positions, batch.slots, rope, k_cache, v_cache, q, HEADS=heads, KV_HEADS=kv_heads,
             HALF=head_dim // 2, BLOCK_H=block_h, BLOCK_D=_power(head_dim // 2), **_options(4),
         )
@@ -138,7 +132,8 @@ class TritonKernels:
             tile = tiles.extend_tile(head_dim, group, self.kv_dtype, self.target)
             rows = batch.rows - batch.decode_rows
             most = (n - batch.decode_rows) // (tile.block_m // group) + rows
-            attention.extend_kernel[(most, k_cache.shape[1])](
+            _run(
+                attention.extend_kernel, (most, k_cache.shape[1]),
                 q, k_cache, v_cache, batch.qo_indptr, batch.kv_indptr, batch.kv_indices, out, batch.decode_rows, batch.rows,
                 scale * _LOG2_E, **shape, **_launch(tile),
             )
@@ -157,7 +152,8 @@ class TritonKernels:
         partial = out if direct else torch.empty((partials, heads, head_dim), dtype=torch.float32, device=q.device)
         lse = out if direct else torch.empty((partials, heads), dtype=torch.float32, device=q.device)
         row_spans = batch.kv_indptr if spans is None else spans.rows
-        attention.decode_kernel[(rows, kv_heads, splits)](
+        _run(
+            attention.decode_kernel, (rows, kv_heads, splits),
             q, k_cache, v_cache, batch.kv_indptr, batch.kv_indices, row_spans, partial, lse, out, scale,
             SPANNED=spans is not None, SPLITS=splits, DIRECT=direct, **shape, **_launch(tile),
         )
@@ -165,11 +161,13 @@ class TritonKernels:
             return
         if spans is not None:
             tile = tiles.span_tile(head_dim, group, self.kv_dtype, self.target)
-            attention.span_kernel[(spans.units.shape[0], kv_heads)](
+            _run(
+                attention.span_kernel, (spans.units.shape[0], kv_heads),
                 q, k_cache, v_cache, batch.kv_indptr, batch.kv_indices, spans.units, spans.entries, partial, lse,
                 rows * splits, scale, **shape, **_launch(tile),
             )
-        attention.merge_kernel[(rows, heads)](
+        _run(
+            attention.merge_kernel, (rows, heads),
             partial, lse, row_spans, rows * splits, out, SPANNED=spans is not None, SPLITS=splits, HEADS=heads,
             HEAD_DIM=head_dim, BLOCK_D=shape["BLOCK_D"], BLOCK_P=_MERGED, **_options(2),
         )
@@ -200,7 +198,10 @@ class TritonKernels:
         n, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty((n, width), dtype=self.kv_dtype)
         block = min(1024, _power(width))
-        elementwise.silu_and_mul_kernel[(n, triton.cdiv(width, block))](gate_up.contiguous(), out, width, BLOCK=block, **_options(4))
+        _run(
+            elementwise.silu_and_mul_kernel, (n, triton.cdiv(width, block)),
+            gate_up.contiguous(), out, width, BLOCK=block, **_options(4),
+        )
         return out
 
     def copy_slots(self, pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
@@ -210,7 +211,10 @@ class TritonKernels:
         width = pool[0, 0].numel()
         block = min(1024, _power(width))
         grid = (sources.shape[0], layers, triton.cdiv(width, block))
-        elementwise.copy_slots_kernel[grid](pool, sources, destinations, slots * width, width, BLOCK=block, **_options(max(1, block // 256)))
+        _run(
+            elementwise.copy_slots_kernel, grid,
+            pool, sources, destinations, slots * width, width, BLOCK=block, **_options(max(1, block // 256)),
+        )
 
     # --- logits ---
 
@@ -218,7 +222,8 @@ class TritonKernels:
         (m, k), n = x.shape, weight.shape[0]
         out = torch.empty((m, n), dtype=torch.float32, device=x.device)
         tile = tiles.head_tile(m, self.kv_dtype, self.target)
-        elementwise.head_kernel[(triton.cdiv(n, tile.block_n), triton.cdiv(m, tile.block_m))](
+        _run(
+            elementwise.head_kernel, (triton.cdiv(n, tile.block_n), triton.cdiv(m, tile.block_m)),
             x, weight, out, m, n, k, BLOCK_K=tile.block_k, PRECISION=self._precision, **_launch(tile),
         )
         return out
@@ -230,11 +235,13 @@ class TritonKernels:
         m, vocabulary = logits.shape
         for edits, repetition in ((how.repetition, True), (how.edits, False)):
             if edits is not None and (count := edits[0].shape[0]):
-                sampling.edit_kernel[(triton.cdiv(count, 256),)](
+                _run(
+                    sampling.edit_kernel, (triton.cdiv(count, 256),),
                     logits, *edits, count, logits.stride(0), REPETITION=repetition, BLOCK=256, **_options(4),
                 )
         tokens = torch.empty(m, dtype=torch.int64, device=logits.device)
-        sampling.sample_kernel[(m,)](
+        _run(
+            sampling.sample_kernel, (m,),
             logits, how.temperature, how.top_k, how.top_p, how.min_p, how.uniform, tokens, vocabulary, logits.stride(0),
             GREEDY=how.all_greedy, FILTERED=not how.unfiltered, BLOCK=tiles.vocabulary_block(self.target), **_options(4),
         )
@@ -244,7 +251,8 @@ class TritonKernels:
         """Bans in place what a grammar does not allow: logits float32 [m, vocabulary]; allowed int32 [m, words], 32 tokens a word,
         the lowest bit first."""
         m, vocabulary = logits.shape
-        sampling.mask_kernel[(m, triton.cdiv(vocabulary, 1024))](
+        _run(
+            sampling.mask_kernel, (m, triton.cdiv(vocabulary, 1024)),
             logits, allowed, vocabulary, logits.stride(0), allowed.shape[1], BLOCK=1024, **_options(4),
         )
 
@@ -256,6 +264,11 @@ class TritonKernels:
 def _power(number: int) -> int:
     """The least power of two that is not less."""
     return 1 << (number - 1).bit_length()
+
+
+def _run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launches a kernel on the current stream."""
+    kernel[grid](*arguments, **constants)
 
 
 def _options(num_warps: int) -> dict[str, Any]:

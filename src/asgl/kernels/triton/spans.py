@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asgl.kernels.api import Batch
+
 UNIT, ENTRY, ROW = 6, 2, 3
 """Integers of a unit, an entry and a row in the tables; the kernels say what they mean."""
 _PIECE = 256
@@ -41,6 +43,13 @@ class Spans:
     entries: Tensor
     rows: Tensor
     partials: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpannedBatch(Batch):
+    """A batch whose shared spans were planned by the caller, so that nothing is uploaded in a step. None: there are none."""
+
+    spans: Spans | None = None
 
 
 def plan_spans(shared: SharedSpans, decode_rows: int, kv_heads: int, rows_of_tile: int, multiprocessors: int) -> SpanPlan | None:
