@@ -156,7 +156,7 @@ class Runtime:
 
     def _load(self) -> tuple[Checkpoint, Kernels, Runner]:
         """Reads the model and packs its weights. On the device thread."""
-        from asgl.execution.runner import Runner
+        from asgl.execution.cuda_runner import make_runner
         from asgl.kernels.select import make_kernels
         from asgl.models.registry import open_checkpoint
         from asgl.progress import ProgressBar
@@ -165,7 +165,7 @@ class Runtime:
             checkpoint = open_checkpoint(self._model, progress=progress)
             try:
                 kernels = make_kernels(self._kernels, self._device, self._dtype, self._weights, self._deterministic)
-                runner = Runner(checkpoint, kernels, self._capacity)
+                runner = make_runner(checkpoint, kernels, self._capacity)
                 runner.warm_up()
             finally:
                 checkpoint.close()
