@@ -135,7 +135,7 @@ class FakeEngine:
 
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],
-        namespace: str | None = None, priority: int = 0, listener: Listener,
+        grammar: Any = None, namespace: str | None = None, priority: int = 0, listener: Listener,
     ) -> Ticket:
         output = OutputText(
             lambda: FakeDetokenizer(self.tokenizer), stops=tuple(params.stop or ()),

@@ -89,11 +89,12 @@ async def test_sampling_is_merged_field_by_field_at_submission() -> None:
 async def test_bad_arguments_raise_at_the_call_and_queue_nothing() -> None:
     engine, s = open_stream(text="a")
     for wrong in ({"max_tokens": -1}, {"temperature": "hot"}, {"logprobs": True}, {"logprobs": -1}, {"name": 3},
-                  {"min_tokens": 500}, {"logit_bias": {5000: 1.0}}):
+                  {"min_tokens": 500}, {"logit_bias": {5000: 1.0}}, {"regex": "a", "dtype": int}, {"regex": 3},
+                  {"dtype": str}, {"choices": []}, {"choices": "ab"}, {"json_schema": int}, {"json_schema": {"a": object()}}):
         with pytest.raises(ConfigError):
             s.gen(**wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        s.gen(regex="a")  # type: ignore[call-arg]
+        s.gen(rejex="a")  # type: ignore[call-arg]
     assert engine.requests == []
     assert await s.gen() == "ok"
 

@@ -25,6 +25,14 @@ from asgl.types import GrammarSource
 
 _SHOWN = 2_000
 """So many characters of llguidance's messages are passed on: they may quote the whole source."""
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+"""Where a schema holds others: by name, in a list, or one."""
+_OPEN = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties"})
+"""With one of these, an object's schema speaks of properties that it does not name."""
+_FURTHER = frozenset({"$ref", "anyOf", "oneOf", "if", "dependentSchemas"})
+"""With one of these, an object must fit another schema as well."""
 _SUBSCHEMAS = 200
 """So many parts of a schema are tried, to say which of them is wrong."""
 
@@ -63,12 +71,13 @@ class Matcher:
     Belongs to one thread at a time. A generation never goes back, and so neither does this.
     """
 
-    __slots__ = ("_all", "_allowed", "_bytes", "_ends", "_forced", "_matcher", "_open_end", "error")
+    __slots__ = ("_all", "_allowed", "_bytes", "_ends", "_forced", "_matcher", "_open_end", "_texts", "error")
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int, ends: Iterable[int], open_end: bool) -> None:
+    def __init__(self, matcher: LLMatcher, texts: Sequence[bytes], ends: Iterable[int], open_end: bool) -> None:
         self._matcher = matcher
-        self._bytes = (vocabulary + 7) // 8
-        self._all = (1 << vocabulary) - 1
+        self._texts = texts
+        self._bytes = (len(texts) + 7) // 8
+        self._all = (1 << len(texts)) - 1
         self._open_end = open_end
         self._ends = self._all if open_end else _bits(ends)
         """The tokens that may come where the text may end, as bits."""
@@ -105,8 +114,9 @@ class Matcher:
         """
         if self._forced is None:
             forced = [] if self.error is not None else self._matcher.compute_ff_tokens()
-            # fewer, if the vocabulary lacks a byte of what must come: `_following` then says so
-            self._forced = forced[: self._matcher.validate_tokens(forced)] if forced else forced
+            text = b"".join([self._texts[token] for token in forced])
+            # if the vocabulary lacks a byte of what must come, it is missing here, and `_following` says so when it is its turn
+            self._forced = forced if self._matcher.compute_ff_bytes().startswith(text) else []
         return self._forced
 
     def mask(self, banned: Iterable[int] = ()) -> bytes:
@@ -148,16 +158,16 @@ def _bits(tokens: Iterable[int]) -> int:
 class Grammar:
     """A compiled grammar: where a `Matcher` begins. Immutable."""
 
-    __slots__ = ("_open_end", "_start", "_vocabulary")
+    __slots__ = ("_open_end", "_start", "_texts")
 
-    def __init__(self, start: LLMatcher, vocabulary: int, open_end: bool) -> None:
+    def __init__(self, start: LLMatcher, texts: Sequence[bytes], open_end: bool) -> None:
         self._start = start
-        self._vocabulary = vocabulary
+        self._texts = texts
         self._open_end = open_end
 
     def matcher(self, ends: Iterable[int]) -> Matcher:
         """A generation at its beginning, which may end with one of the tokens `ends` wherever the grammar lets it end."""
-        return Matcher(self._start.deep_copy(), self._vocabulary, ends, self._open_end)
+        return Matcher(self._start.deep_copy(), self._texts, ends, self._open_end)
 
 
 class Compiler:
@@ -169,7 +179,7 @@ class Compiler:
         self._kept = kept
         self._lock = threading.Lock()
         self._grammars: OrderedDict[GrammarSource, Future[Grammar]] = OrderedDict()
-        self._tokenizer: Future[LLTokenizer] | None = None
+        self._tokenizer: Future[tuple[LLTokenizer, Sequence[bytes]]] | None = None
 
     def known(self, source: GrammarSource) -> Grammar | None:
         """The grammar, if it was compiled before and is still kept."""
@@ -207,7 +217,7 @@ class Compiler:
         limits = self._limits
         if len(source.text) > limits.characters:
             raise GrammarError(f"the {_named(source)} has {len(source.text)} characters, and the limit is {limits.characters}")
-        tokenizer = self._llguidance_tokenizer()
+        tokenizer, texts = self._llguidance_tokenizer()
         try:
             definition = _definition(source)
         except RecursionError:
@@ -215,7 +225,7 @@ class Compiler:
         start = _within(limits.seconds, _named(source), lambda: self._start(tokenizer, definition))
         if start.is_error():
             raise GrammarError(f"the {_named(source)} does not compile{_where(source, start.get_error())}")
-        return Grammar(start, self._vocabulary.vocabulary, source.open_end)
+        return Grammar(start, texts, source.open_end)
 
     def _start(self, tokenizer: LLTokenizer, definition: str) -> LLMatcher:
         limits = self._limits
@@ -227,8 +237,8 @@ class Compiler:
             start.deep_copy().compute_bitmask()  # builds what all generations share, and shows whether that is slow
         return start
 
-    def _llguidance_tokenizer(self) -> LLTokenizer:
-        """Made with the first grammar: it takes a tenth of a second."""
+    def _llguidance_tokenizer(self) -> tuple[LLTokenizer, Sequence[bytes]]:
+        """The vocabulary for llguidance, and the bytes of its tokens. It takes a tenth of a second, with the first grammar."""
         with self._lock:
             future = self._tokenizer
             if (mine := future is None):
@@ -236,7 +246,8 @@ class Compiler:
         if mine:
             try:
                 adapter = _Adapter(self._vocabulary)
-                future.set_result(LLTokenizer(TokenizerWrapper(adapter), eos_token=adapter.eos_token_id))
+                tokenizer = LLTokenizer(TokenizerWrapper(adapter), eos_token=adapter.eos_token_id)
+                future.set_result((tokenizer, adapter.tokens[: adapter.eos_token_id]))
             except BaseException as error:
                 self._tokenizer = None
                 future.set_exception(error)
@@ -299,26 +310,52 @@ def _literal(text: str) -> str:
 
 
 def _schema_definition(schema: Any) -> str:
-    if isinstance(schema, bool):
-        schema = {} if schema else {"not": {}}
-    # as json.dumps writes: what models have seen most, and no choice of white space between what is fixed
+    """The schema as a grammar. It asks for less than it could in two ways, and what it allows is valid all the same: white space
+    is as json.dumps writes it, and an object has no properties but those that are named, unless it says that it may."""
+    if not isinstance(schema, dict):
+        schema = {} if schema is True else {"not": {}}
     return LLMatcher.grammar_from_json_schema(
-        json.dumps(_plain_unions(schema)), defaults={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        json.dumps(_prepared(schema, not _intersects(schema))),
+        defaults={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
     )
 
 
-def _plain_unions(schema: Any) -> Any:
-    """The schema with each union that has a discriminator, which makes its members exclude each other, as `anyOf`."""
-    if isinstance(schema, list):
-        return [_plain_unions(part) for part in schema]
+def _prepared(schema: Any, close: bool) -> Any:
+    """The schema with unions whose members exclude each other by a discriminator as `anyOf`, and its objects closed."""
     if not isinstance(schema, dict):
         return schema
-    values = ("const", "enum", "default", "examples")
-    plain = {key: part if key in values else _plain_unions(part) for key, part in schema.items()}
-    if isinstance(plain.get("discriminator"), dict) and "oneOf" in plain and "anyOf" not in plain:
-        del plain["discriminator"]
-        plain["anyOf"] = plain.pop("oneOf")
-    return plain
+    ready: dict[str, Any] = {}
+    for key, part in schema.items():
+        if key in _NAMED and isinstance(part, dict):
+            ready[key] = {name: _prepared(inner, close) for name, inner in part.items()}
+        elif key in _LISTED and isinstance(part, list):
+            ready[key] = [_prepared(inner, close) for inner in part]
+        else:
+            ready[key] = _prepared(part, close) if key in _SINGLE else part
+    if isinstance(ready.get("discriminator"), dict) and "oneOf" in ready and "anyOf" not in ready:
+        del ready["discriminator"]
+        ready["anyOf"] = ready.pop("oneOf")
+    if close and "properties" in ready and not _OPEN.intersection(ready):
+        ready["additionalProperties"] = False
+    return ready
+
+
+def _intersects(schema: dict[str, Any]) -> bool:
+    """Whether anything has to fit two object schemas at once, of which neither may then be closed."""
+    if "allOf" in schema or ("properties" in schema and _FURTHER.intersection(schema)):
+        return True
+    return any(isinstance(part, dict) and _intersects(part) for _, part in _parts(schema))
+
+
+def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schemas directly inside of a schema, with their paths."""
+    for key, part in schema.items():
+        if key in _NAMED and isinstance(part, dict):
+            yield from ((f"{key}/{name}", inner) for name, inner in part.items())
+        elif key in _LISTED and isinstance(part, list):
+            yield from ((f"{key}/{index}", inner) for index, inner in enumerate(part))
+        elif key in _SINGLE:
+            yield key, part
 
 
 def _where(source: GrammarSource, error: str) -> str:
@@ -335,34 +372,12 @@ def _where(source: GrammarSource, error: str) -> str:
 def _path_to_error(schema: dict[str, Any], error: str) -> str:
     """The path, as a JSON pointer, of the deepest part of the schema that is wrong in the same way all by itself."""
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    path, left = "", _SUBSCHEMAS
-    part: Any = schema
-    found = True
-    while found and left > 0:
-        found = False
-        for key, inner in _parts(part):
-            left -= 1
-            if left < 0:
-                break
-            if not isinstance(inner, dict):
-                continue
-            definition = _schema_definition({**shared, **inner})
-            if LLMatcher.validate_grammar(definition) == error:
-                path, part, found = f"{path}/{key}", inner, True
-                break
+    path, part, left = "", schema, _SUBSCHEMAS
+    inner = _parts(part)
+    while left > 0 and (found := next(inner, None)) is not None:
+        left -= 1
+        key, candidate = found
+        if isinstance(candidate, dict) and LLMatcher.validate_grammar(_schema_definition({**shared, **candidate})) == error:
+            path, part = f"{path}/{key}", candidate
+            inner = _parts(part)
     return path
-
-
-def _parts(schema: Any) -> Iterator[tuple[str, Any]]:
-    """The schemas directly inside of a schema, with their paths."""
-    if not isinstance(schema, dict):
-        return
-    for key in ("properties", "patternProperties", "$defs", "definitions"):
-        if isinstance(schema.get(key), dict):
-            yield from ((f"{key}/{name}", part) for name, part in schema[key].items())
-    for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
-        if isinstance(schema.get(key), list):
-            yield from ((f"{key}/{index}", part) for index, part in enumerate(schema[key]))
-    for key in ("items", "additionalProperties"):
-        if isinstance(schema.get(key), dict):
-            yield key, schema[key]

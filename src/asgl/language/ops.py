@@ -9,13 +9,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, get_args, overload
 
 from asgl.errors import ConfigError
+from asgl.language.constraint import Constraint, JsonModel, JsonSchema, checked_choices, constraint
 from asgl.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from asgl.language.handle import Handle
+
+T_co = TypeVar("T_co", covariant=True)
+ScalarT = TypeVar("ScalarT", bound=int | float)
+ModelT = TypeVar("ModelT", bound=JsonModel)
 
 SelectMethod: TypeAlias = Literal[
     "token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized", "sum"
@@ -71,6 +76,11 @@ class Gen(Content):
     logprobs: int = 0
     validate: Callable[[Any], object] | None = None
     retries: int = 0
+    constraint: Constraint | None = None
+
+
+class TypedGen(Gen, Generic[T_co]):
+    """A Gen whose value is no str."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,39 @@ def extend(content: str | Content) -> Extend:
     return Extend(texts)
 
 
+class GenOptions(TypedDict, total=False):
+    """The keyword arguments of `gen`; `asgl.SamplingParams` explains them. None, or leaving one out, is unset."""
+
+    max_tokens: int | None
+    min_tokens: int | None
+    stop: str | Sequence[str] | None
+    stop_regex: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    keep_stop: bool | None
+    ignore_eos: bool | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    logprobs: int
+    validate: Callable[[Any], object] | None
+    retries: int
+    regex: str | None
+    grammar: str | None
+    choices: Sequence[str] | None
+
+
+@overload
+def gen(name: str | None = None, *, dtype: type[ScalarT], **options: Unpack[GenOptions]) -> TypedGen[ScalarT]: ...
+@overload
+def gen(name: str | None = None, *, json_schema: type[ModelT], **options: Unpack[GenOptions]) -> TypedGen[ModelT]: ...
+@overload
+def gen(name: str | None = None, *, json_schema: JsonSchema | None = None, **options: Unpack[GenOptions]) -> Gen: ...
 def gen(
     name: str | None = None, *, max_tokens: int | None = None, min_tokens: int | None = None,
     stop: str | Sequence[str] | None = None, stop_regex: str | Sequence[str] | None = None,
@@ -150,11 +193,18 @@ def gen(
     ignore_eos: bool | None = None, temperature: float | None = None, top_p: float | None = None, top_k: int | None = None,
     min_p: float | None = None, frequency_penalty: float | None = None, presence_penalty: float | None = None,
     repetition_penalty: float | None = None, logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
-    logprobs: int = 0, validate: Callable[[Any], object] | None = None, retries: int = 0,
+    logprobs: int = 0, validate: Callable[[Any], object] | None = None, retries: int = 0, regex: str | None = None,
+    json_schema: JsonSchema | type[JsonModel] | None = None, grammar: str | None = None, choices: Sequence[str] | None = None,
+    dtype: type | None = None,
 ) -> Gen:
     """Generates text; its value is the text, a str. `asgl.SamplingParams` explains the parameters; None is unset.
 
     `logprobs=k` reports each generated token's log-probability beside those of the k likeliest.
+
+    At most one of these says what the text must be, from its first character to its last: `regex`, a regular expression;
+    `json_schema`, a JSON schema, or a pydantic model class, of which the value then is an instance; `grammar`, a grammar in
+    Lark's notation; `choices`, a list of texts; `dtype`, int, float or bool, of which the value then is one. GrammarError if
+    it does not compile; OutputError, which has the text, if max_tokens cut the text short.
 
     `validate` is called with the value. It is invalid if it raises, or returns False; then the generation is repeated from the
     same point with another seed, `retries` times at most, and after that ends with OutputError, whose cause is what the
@@ -164,8 +214,8 @@ def gen(
     if isinstance(logprobs, bool) or not isinstance(logprobs, int) or logprobs < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"logprobs must be 0 or how many of the likeliest tokens to report, not {logprobs!r}")
     params = SamplingParams(
-        max_tokens=max_tokens, min_tokens=min_tokens, stop=stop, stop_regex=stop_regex, stop_token_ids=stop_token_ids, keep_stop=keep_stop,
-        ignore_eos=ignore_eos, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        max_tokens=max_tokens, min_tokens=min_tokens, stop=stop, stop_regex=stop_regex, stop_token_ids=stop_token_ids,
+        keep_stop=keep_stop, ignore_eos=ignore_eos, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
         frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
         logit_bias=logit_bias, seed=seed,
     )
@@ -173,22 +223,17 @@ def gen(
         raise ConfigError(f"validate must be a plain function of the value, not {validate!r}")
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"retries must be an integer of 0 or more, not {retries!r}")
-    if retries and validate is None:
+    limits = constraint(regex, json_schema, grammar, choices, dtype)
+    if retries and validate is None and limits is None:
         raise ConfigError("retries need a validator: give validate=, a function that raises, or returns False, for what is not "
                           "valid")
-    return Gen(_checked_name(name), params, logprobs, validate, retries)
+    kind = Gen if limits is None or limits.parse is None else TypedGen
+    return kind(_checked_name(name), params, logprobs, validate, retries, limits)
 
 
 def select(name: str | None, choices: Sequence[str], *, method: SelectMethod = "token_length_normalized") -> Select:
     """Appends the likeliest of `choices`; its value is the chosen str. `asgl.language.choices` explains the methods."""
-    if isinstance(choices, str):
-        raise ConfigError(f"choices must be a list of strings, not one string: {choices!r}")
-    options = tuple(choices)
-    if not options:
-        raise ConfigError("choices is empty: give at least one option")
-    for option in options:
-        if not isinstance(option, str) or not option:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"choices must be strings, none of them empty, not {option!r}")
+    options = checked_choices(choices)
     if method not in get_args(SelectMethod):
         raise ConfigError(f"method must be one of {', '.join(get_args(SelectMethod))}, not {method!r}")
     return Select(_checked_name(name), options, method)
