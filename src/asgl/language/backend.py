@@ -9,7 +9,7 @@ from asgl.engine.output import OutputText
 from asgl.plan import SampledToken
 from asgl.sampling import SamplingParams
 from asgl.trace import Tracers
-from asgl.types import FinishReason
+from asgl.types import FinishReason, GrammarSource
 
 
 class Tokenizer(Protocol):
@@ -70,11 +70,23 @@ class Ticket(Protocol):
     def text(self) -> str: ...
     @property
     def matched_stop(self) -> str | int | None: ...
+    @property
+    def whole(self) -> bool: ...
 
 
 class Listener(Protocol):
     def on_progress(self, ticket: Any, /) -> None: ...
     def on_settled(self, ticket: Any, /) -> None: ...
+
+
+class Grammars(Protocol):
+    """Grammars by their sources. What they are is the engine's own business."""
+
+    def known(self, source: GrammarSource, /) -> Any:
+        """The grammar, if it is compiled already, else None."""
+
+    def compile(self, source: GrammarSource, /) -> Any:
+        """The grammar; GrammarError if it does not compile. To be called off the loop."""
 
 
 class Engine(Protocol):
@@ -88,13 +100,15 @@ class Engine(Protocol):
     def tracers(self) -> Tracers: ...
     @property
     def defaults(self) -> SamplingParams: ...
+    @property
+    def grammars(self) -> Grammars: ...
 
     def check_sampling(self, params: SamplingParams, /) -> None:
         """ConfigError if the parameters do not fit the model."""
 
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],
-        namespace: str | None = None, priority: int = 0, listener: Listener,
+        grammar: Any = None, namespace: str | None = None, priority: int = 0, listener: Listener,
     ) -> Ticket: ...
 
     def score(

@@ -115,4 +115,4 @@ class Item(Outcome):
 
     @property
     def kind(self) -> str:
-        return type(self.work).__name__.lower()
+        return "gen" if isinstance(self.work, Gen) else type(self.work).__name__.lower()

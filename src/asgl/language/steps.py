@@ -122,11 +122,12 @@ def _generate(work: Gen, item: Item, state: State, place: Place) -> Steps:
     while True:
         after = array("i", [*prompt, *place.engine.tokenizer.encode(feedback)]) if feedback else prompt
         ticket: Ticket = yield from _request(work, attempt, after, item, state, place)
-        value = ticket.text
-        verdict = _verdict(work, value)
+        value, verdict = _verdict(work, ticket)
         if verdict.valid:
             return _append_generated(work, ticket, value, item, state, place)
         if attempt == work.retries or ticket.finish_reason == "stopped":
+            if isinstance(verdict.error, OutputError) and not attempt:
+                raise verdict.error
             raise OutputError(f"no valid text in {attempt + 1} tries; the last: {ticket.text!r}: {verdict}", text=ticket.text,
                               finish_reason=ticket.finish_reason or "", request_id=ticket.request_id) from verdict.error
         attempt, feedback = attempt + 1, verdict.feedback
@@ -135,6 +136,10 @@ def _generate(work: Gen, item: Item, state: State, place: Place) -> Steps:
 def _request(work: Gen, attempt: int, prompt: array[int], item: Item, state: State, place: Place) -> Steps:
     """One generation, which appends nothing; returns its ticket."""
     engine, params, item.part = place.engine, work.params, work
+    grammar: Any = None
+    if work.constraint is not None:
+        source = work.constraint.source
+        grammar = engine.grammars.known(source) or (yield InThread(engine, engine.grammars.compile, source))
     assert params.seed is not None
     seed = seeds.again(params.seed, attempt)
     if item.allowance is not None:
@@ -144,9 +149,9 @@ def _request(work: Gen, attempt: int, prompt: array[int], item: Item, state: Sta
 
     def submit(listener: Listener) -> Ticket:
         return engine.generate(prompt, params, seed=seed, logprobs=work.logprobs or None, end_tokens=ends,
-                               namespace=place.namespace, priority=place.priority, listener=listener)
+                               grammar=grammar, namespace=place.namespace, priority=place.priority, listener=listener)
 
-    ticket: Ticket = yield ForTicket(place, submit, item, live=work.validate is None)
+    ticket: Ticket = yield ForTicket(place, submit, item, live=work.validate is None and not work.retries)
     item.live = None
     if item.allowance is not None:
         item.allowance.finish(len(ticket.tokens), ticket.finish_reason)
@@ -177,14 +182,15 @@ class _Verdict(NamedTuple):
         return repr(self.error) if self.error is not None else self.feedback or "the validator returned False"
 
 
-def _verdict(work: Gen, value: Any) -> _Verdict:
-    if work.validate is None:
-        return _Verdict(True)
+def _verdict(work: Gen, ticket: Ticket) -> tuple[Any, _Verdict]:
+    """The value of what was generated, and whether it is valid."""
+    value: Any = None
     try:
-        said = work.validate(value)
+        value = ticket.text if work.constraint is None else work.constraint.value(ticket)
+        said = work.validate(value) if work.validate is not None else None
     except Exception as error:
-        return _Verdict(False, error=error)
-    return _Verdict(False, said) if isinstance(said, str) and said else _Verdict(said is not False)
+        return value, _Verdict(False, error=error)
+    return value, _Verdict(False, said) if isinstance(said, str) and said else _Verdict(said is not False)
 
 
 def _select(work: Select, item: Item, state: State, place: Place) -> Steps:

@@ -6,45 +6,34 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 from weakref import ref
 
 from asgl.errors import ConfigError, VariableError
 from asgl.language import ops
+from asgl.language.constraint import JsonSchema
 from asgl.language.core import Core
 from asgl.language.fork import Branches, OnError, TaskHandle
 from asgl.language.handle import Handle, SelectHandle
 from asgl.language.item import Begin, Block, CloseTurn, Item, Join, Point, Rewind, SetVariable
-from asgl.language.ops import Content, Extend, Gen, Op, Role, Select, SelectMethod
+from asgl.language.ops import (
+    Content,
+    Extend,
+    Gen,
+    GenOptions,
+    ModelT,
+    Op,
+    Role,
+    ScalarT,
+    Select,
+    SelectMethod,
+    TypedGen,
+)
 from asgl.types import Message
 
 P = ParamSpec("P")
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")
-
-
-class GenOptions(TypedDict, total=False):
-    """The keyword arguments of `gen`; `asgl.SamplingParams` explains them. None, or leaving one out, is unset."""
-
-    max_tokens: int | None
-    min_tokens: int | None
-    stop: str | Sequence[str] | None
-    stop_regex: str | Sequence[str] | None
-    stop_token_ids: Sequence[int] | None
-    keep_stop: bool | None
-    ignore_eos: bool | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    frequency_penalty: float | None
-    presence_penalty: float | None
-    repetition_penalty: float | None
-    logit_bias: Mapping[int, float] | None
-    seed: int | None
-    logprobs: int
-    validate: Callable[[Any], object] | None
-    retries: int
 
 
 class Mark:
@@ -75,6 +64,8 @@ class PromptStream:
     @overload
     def submit(self, content: Extend) -> Handle[None]: ...
     @overload
+    def submit(self, content: TypedGen[T]) -> Handle[T]: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
     def submit(self, content: Gen | Role) -> Handle[str]: ...
     @overload
     def submit(self, content: Select) -> SelectHandle: ...
@@ -102,8 +93,18 @@ class PromptStream:
         """Appends text and computes its KV; awaiting it waits for that. `await s.extend("")` computes what is there."""
         return self.submit(ops.extend(content))
 
-    def gen(self, name: str | None = None, **options: Unpack[GenOptions]) -> Handle[str]:
-        """Generates text; the handle's value is the text, and the variable `name` is set to it."""
+    @overload
+    def gen(self, name: str | None = None, *, dtype: type[ScalarT], **options: Unpack[GenOptions]) -> Handle[ScalarT]: ...
+    @overload
+    def gen(self, name: str | None = None, *, json_schema: type[ModelT], **options: Unpack[GenOptions]) -> Handle[ModelT]: ...
+    @overload
+    def gen(self, name: str | None = None, *, json_schema: JsonSchema | None = None, **options: Unpack[GenOptions]
+            ) -> Handle[str]: ...
+    def gen(self, name: str | None = None, **options: Any) -> Handle[Any]:
+        """Generates text; the handle's value is the text, or what the text stands for (`dtype`, `json_schema`: see `asgl.gen`).
+
+        The variable `name` is set to the value.
+        """
         return self.submit(ops.gen(name, **options))
 
     def select(self, name: str | None, choices: Sequence[str], *,
@@ -114,7 +115,16 @@ class PromptStream:
         """
         return self.submit(ops.select(name, choices, method=method))
 
-    async def sample(self, name: str | None = None, *, n: int, **options: Unpack[GenOptions]) -> list[str]:
+    @overload
+    async def sample(self, name: str | None = None, *, n: int, dtype: type[ScalarT], **options: Unpack[GenOptions]
+                     ) -> list[ScalarT]: ...
+    @overload
+    async def sample(self, name: str | None = None, *, n: int, json_schema: type[ModelT], **options: Unpack[GenOptions]
+                     ) -> list[ModelT]: ...
+    @overload
+    async def sample(self, name: str | None = None, *, n: int, json_schema: JsonSchema | None = None,
+                     **options: Unpack[GenOptions]) -> list[str]: ...
+    async def sample(self, name: str | None = None, *, n: int, **options: Any) -> list[Any]:
         """`n` different continuations from this point, by forking. Appends nothing; sets the variable `name` to the list.
 
         With a `seed`, each derives its own from it. If one fails the others are cancelled, and its error is raised.
