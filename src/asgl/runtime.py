@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
@@ -127,7 +128,7 @@ class Runtime:
 
         device = DeviceThread()
         try:
-            checkpoint, kernels, runner = await device.run(self._load)
+            checkpoint, kernels, runner, known_by = await device.run(self._load)
             batch_tokens = self._max_batch_tokens or (_GPU_BATCH_TOKENS if kernels.device.type == "cuda" else _CPU_BATCH_TOKENS)
             engine = Engine(
                 runner,
@@ -139,6 +140,7 @@ class Runtime:
                 chat_template=checkpoint.chat_template,
                 defaults=self._sampling,
                 tracers=Tracers((*self._tracers, *default_tracers.get())),
+                fingerprint=known_by,
             )
             engine.check_sampling(self._sampling)
         except BaseException:
@@ -154,10 +156,11 @@ class Runtime:
 
         return _Opened(engine, Session(engine), checkpoint.tokenizer, runner.info, close)
 
-    def _load(self) -> tuple[Checkpoint, Kernels, Runner]:
+    def _load(self) -> tuple[Checkpoint, Kernels, Runner, str]:
         """Reads the model and packs its weights. On the device thread."""
         from asgl.execution.cuda_runner import make_runner
         from asgl.kernels.select import make_kernels
+        from asgl.models.fingerprint import fingerprint
         from asgl.models.registry import open_checkpoint
         from asgl.progress import ProgressBar
 
@@ -167,9 +170,10 @@ class Runtime:
                 kernels = make_kernels(self._kernels, self._device, self._dtype, self._weights, self._deterministic)
                 runner = make_runner(checkpoint, kernels, self._capacity)
                 runner.warm_up()
+                known_by = fingerprint(checkpoint)
             finally:
                 checkpoint.close()
-        return checkpoint, kernels, runner
+        return checkpoint, kernels, runner, known_by
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -231,6 +235,36 @@ class Runtime:
     async def flush_cache(self) -> int:
         """Drops all cached prefixes that no running request reads; how many tokens that was."""
         return self._running.engine.flush_cache()
+
+    def load(
+        self, path: str | os.PathLike[str], *, kv: bool = True, sampling: SamplingParams | None = None,
+        cache_salt: str | None = None, priority: int = 0, deadline: float | None = None, budget: Budget | None = None,
+    ) -> PromptStream:
+        """The prompt that `PromptStream.save` wrote: its text, tokens, variables and messages, and its place in the derivation
+        of seeds, so that it goes on as the one that was saved would have.
+
+        The other arguments are those of `prompt`. If the file has keys and values they are cached first, as far as slots are
+        free, and the first op waits for that; with kv=False they are left alone. Raises ModelError if the file cannot be read or
+        was saved by another model; keys and values that turn out damaged are a failure of the stream, which it then ends with.
+        """
+        return self._running.session.load(Path(path), kv=kv, sampling=sampling, cache_salt=cache_salt, priority=priority,
+                                          deadline=deadline, budget=budget)
+
+    async def save_cache(self, path: str | os.PathLike[str]) -> int:
+        """Writes the whole prefix cache to a file, for a warm start; how many tokens that was.
+
+        The file has the tokens of all prompts that are cached, and the names of their namespaces. It appears whole or not at
+        all. Raises ConfigError if it cannot be written.
+        """
+        return await self._running.engine.saved.save_cache(Path(path))
+
+    async def load_cache(self, path: str | os.PathLike[str]) -> int:
+        """Adds what `save_cache` wrote to the prefix cache; how many tokens that was.
+
+        If there are fewer free slots than the file has tokens, those prefixes are loaded that had been used last; nothing is
+        evicted for it. Raises ModelError if the file cannot be read or was saved by another model, dtype or format of weights.
+        """
+        return await self._running.engine.saved.load_cache(Path(path))
 
     async def pin(self, s: PromptStream, *, seconds: float = 600) -> None:
         """Computes what `s` says by now, and keeps it in the cache for that long, whatever else is asked for.

@@ -10,12 +10,13 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio.to_thread
 
 from asgl.engine.device import DeviceThread
 from asgl.engine.output import OutputText
+from asgl.engine.saved import SavedState
 from asgl.engine.stop_regex import compiled
 from asgl.engine.ticket import Listener, Ticket
 from asgl.errors import (
@@ -37,7 +38,10 @@ from asgl.scheduling.branches import Branches
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler, Update
 from asgl.trace import RequestEvent, StepEvent, Tracers
-from asgl.types import EngineStatistics, FinishReason, NamespaceStatistics
+from asgl.types import EngineStatistics, FinishReason, ModelInfo, NamespaceStatistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -48,7 +52,14 @@ _SETTLING_TURNS = 3
 class Runner(Protocol):
     """What computes plans; see `asgl.execution.runner`."""
 
+    @property
+    def info(self) -> ModelInfo: ...
+
     def run(self, plan: StepPlan, /) -> StepResult: ...
+
+    def read_kv(self, slots: Sequence[int], /) -> Tensor: ...
+
+    def write_kv(self, slots: Sequence[int], values: Tensor, /) -> None: ...
 
     def close(self) -> None: ...
 
@@ -57,7 +68,8 @@ class Engine:
     """Serves requests until it is closed. Belongs to the event loop in which `start` was called.
 
     tokenizer, chat_template, defaults: of the model and its Runtime; the engine itself only makes detokenizers, the rest is for
-    the language above. context_length: of the model, in tokens. clock: seconds, for the times in tickets and statistics.
+    the language above. context_length: of the model, in tokens. fingerprint: of the model, for files. clock: seconds, for the
+    times in tickets and statistics.
     """
 
     def __init__(
@@ -71,6 +83,7 @@ class Engine:
         chat_template: ChatTemplate | None = None,
         defaults: SamplingParams = LIBRARY_DEFAULTS,
         tracers: Tracers | None = None,
+        fingerprint: str = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.scheduler = scheduler
@@ -83,12 +96,14 @@ class Engine:
         """Compiles what `generate` takes as its grammar. Slow: for `run_in_thread`."""
         self._runner = runner
         self._device = device
+        self._wake = asyncio.Event()
+        self.saved = SavedState(scheduler.ledger, device, runner, fingerprint, self._wake.set)
+        """Files of what is cached."""
         self._clock = clock
         self._tickets: dict[int, Ticket] = {}
         self._next_id = 0
         self._cancelled = 0
         self._plan_seconds = self._run_seconds = self._idle_seconds = 0.0
-        self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._end: EngineError | None = None
@@ -120,8 +135,8 @@ class Engine:
         """Generates tokens after `prompt`. `params` must be complete: see `SamplingParams.over`.
 
         `end_tokens` end the generation with reason "eos"; with a grammar, which `grammars` compiles, only where the text may
-        end, and the reason is "grammar" once nothing may follow. `max_tokens` is cut to what the model's context leaves. What is wrong
-        with the request settles the ticket before this returns.
+        end, and the reason is "grammar" once nothing may follow. `max_tokens` is cut to what the model's context leaves. What is
+        wrong with the request settles the ticket before this returns.
         """
         stop_tokens = params.stop_token_ids or ()
         output = OutputText(

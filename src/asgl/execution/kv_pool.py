@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ _SHARE = 4
 """By default a pool takes at most a quarter of the memory,"""
 _MOST = 4 * 2**30
 """and on CPUs no more than so many bytes."""
+_TOUCHED = 2048
+"""So many slots of a CPU's pool are written at the start."""
 
 
 class KVPool:
     """Keys and values of `capacity` tokens.
 
-    On a GPU all memory is taken here. On a CPU the addresses are, and the first slots, which are given out first, for one
-    context's worth of tokens: the rest is taken from the system page by page as it is first used, which costs a token some
+    On a GPU all memory is taken here. On a CPU the addresses are, and the first slots, which are given out first: the rest is
+    taken from the system page by page as it is first used, which costs a token some
     microseconds once, while touching gigabytes here would cost every start seconds.
 
     `layers` holds a pair (keys, values) for each layer, [capacity + 1, kv_heads, head_dim]: the last slot is scratch
@@ -44,10 +47,22 @@ class KVPool:
         if device.type == "cpu":
             # numpy's zeros are pages that the system has promised, torch's are written
             memory = torch.from_numpy(np.zeros(self.bytes, np.uint8)).view(dtype).view(shape)
-            memory[:, :, : config.context_length].fill_(0.0)
+            memory[:, :, :_TOUCHED].fill_(0.0)
         else:
             memory = torch.zeros(shape, dtype=dtype, device=device)
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in memory]
+        self._memory = memory
+
+    def read(self, slots: Sequence[int]) -> Tensor:
+        """A copy of the keys and values of these slots, on the CPU: [layers, 2, len(slots), kv_heads, head_dim]."""
+        return self._memory.index_select(2, self._indices(slots)).cpu()
+
+    def write(self, slots: Sequence[int], values: Tensor) -> None:
+        """Sets the keys and values of these slots, in the shape that `read` gives them."""
+        self._memory.index_copy_(2, self._indices(slots), values.to(self._memory.device))
+
+    def _indices(self, slots: Sequence[int]) -> Tensor:
+        return torch.tensor(list(slots), dtype=torch.long, device=self._memory.device)
 
 
 def slot_bytes(config: ModelConfig, dtype: torch.dtype) -> int:

@@ -132,6 +132,23 @@ class Runner:
             self.run(StepPlan(0, 1, one, one, one, array(INT, [0, 1]), array(INT, [0, 1]), one,
                               samples=(SampleRow(0, 0, spec, 0),)))
 
+    @torch.inference_mode()
+    def read_kv(self, slots: Sequence[int]) -> Tensor:
+        """A copy of the keys and values of the slots: see `KVPool.read`. EngineClosedError after `close`."""
+        return self._open_pool.read(slots)
+
+    @torch.inference_mode()
+    def write_kv(self, slots: Sequence[int], values: Tensor) -> None:
+        """Sets the keys and values of the slots, and waits for that. EngineClosedError after `close`."""
+        self._open_pool.write(slots, values)
+        self._kernels.synchronize()
+
+    @property
+    def _open_pool(self) -> KVPool:
+        if self._pool is None:
+            raise EngineClosedError("the runner was closed")
+        return self._pool
+
     def close(self) -> None:
         """Frees the weights and the pool. May be called again."""
         self._model = self._pool = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from asgl.engine.output import OutputText
@@ -89,6 +90,14 @@ class Grammars(Protocol):
         """The grammar; GrammarError if it does not compile. To be called off the loop."""
 
 
+class Saved(Protocol):
+    """The part of `asgl.engine.saved.SavedState` that prompts need."""
+
+    async def save_prompt(self, path: Path, state: Mapping[str, Any], tokens: Any, namespace: str | None, /) -> None: ...
+    def read_prompt(self, path: Path, kv: bool, /) -> tuple[dict[str, Any], bool]: ...
+    async def load_prompt(self, path: Path, tokens: Any, namespace: str | None, /) -> int: ...
+
+
 class Engine(Protocol):
     """`generate`, `score` and `extend` enqueue at once. An error known at once settles the ticket before they return."""
 
@@ -102,6 +111,8 @@ class Engine(Protocol):
     def defaults(self) -> SamplingParams: ...
     @property
     def grammars(self) -> Grammars: ...
+    @property
+    def saved(self) -> Saved: ...
 
     def check_sampling(self, params: SamplingParams, /) -> None:
         """ConfigError if the parameters do not fit the model."""

@@ -17,6 +17,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import ref
 
@@ -24,10 +25,10 @@ from asgl.errors import BudgetError, ConfigError, EngineError, StreamClosedError
 from asgl.language import seeds
 from asgl.language.budgets import Allowance, Budget, allowance
 from asgl.language.handle import Handle
-from asgl.language.item import Begin, Block, CloseTurn, Item, Place, Point, SetVariable, Work
+from asgl.language.item import Begin, Block, CloseTurn, Item, Place, Point, Restore, SetVariable, Work
 from asgl.language.ops import FromHandle, Gen, Op, Role, Text, handles_of, map_gens
 from asgl.language.outcome import Failure, Signal, cancelled
-from asgl.language.state import Savepoint, State
+from asgl.language.state import Savepoint, Snapshot, State
 from asgl.language.steps import Steps, carry_out, close_turn
 from asgl.language.waits import Wait, Wake
 from asgl.sampling import SamplingParams
@@ -116,7 +117,7 @@ class Core:
 
     def enqueue(self, work: Work, *, numbered: bool = False, bound: Allowance | None = None) -> Item:
         """Queues the work, whatever state the stream is in."""
-        block = None if isinstance(work, Begin | SetVariable | CloseTurn | Role) else self.block
+        block = None if isinstance(work, Begin | Restore | SetVariable | CloseTurn | Role) else self.block
         item = Item(work, number=self._ops if numbered else None, block=block, allowance=bound)
         self._ops += numbered
         self.queue.append(item)
@@ -171,6 +172,20 @@ class Core:
             return replace(gen, params=replace(params, seed=seed))
 
         return map_gens(op, complete)
+
+    @property
+    def ops(self) -> int:
+        """How many numbered ops were submitted: seeds derive from it."""
+        return self._ops
+
+    @classmethod
+    def resumed(cls, session: Session, ops: int, snapshot: Snapshot, file: Path | None, **options: Any) -> Core:
+        """A stream that goes on from a saved state. `file`: of keys and values to be cached first."""
+        core = cls(session, **options)
+        core._ops = ops
+        core.emit_stream("opened")
+        core.enqueue(Restore(snapshot, file))
+        return core
 
     # --- carrying out
 
@@ -258,6 +273,8 @@ class Core:
             self.closed = "the engine failed or was closed"
         elif isinstance(item.work, Begin):
             self.closed = "the stream that it begins from failed"
+        elif isinstance(item.work, Restore):
+            self.closed = "what it was to be loaded from could not be read"
         self._forget_names(item)
         self._emit("failed", item, repr(error))
         item.settle(error=error, failure=failure)
@@ -299,7 +316,7 @@ class Core:
         for item in items:
             if isinstance(item.work, CloseTurn):  # its block was left all the same
                 close_turn(replace(item.work, by_exception=True), self.state, self.place)
-            elif isinstance(item.work, Begin):
+            elif isinstance(item.work, Begin | Restore):
                 self.closed = "it was cancelled before it began"
             self._forget_names(item)
             self._emit("cancelled", item, why)
@@ -354,7 +371,7 @@ class Core:
         if item is None and name in self.state.variables:
             return self.state.variables[name]
         known = ", ".join(map(repr, sorted(self.state.variables))) or "none"
-        pending = item is not None or bool(self.queue and isinstance(self.queue[0].work, Begin))
+        pending = item is not None or bool(self.queue and isinstance(self.queue[0].work, Begin | Restore))
         what = (f"the variable {name!r} is not finished: await s.get({name!r})" if pending
                 else f"there is no variable {name!r}")
         raise VariableError(f"{what} (finished variables: {known})", stream=self.stream, name=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakSet
 
@@ -10,6 +11,7 @@ from asgl.language.backend import Engine, Ticket
 from asgl.language.budgets import Allowance
 from asgl.language.ops import Gen, Op, Select, names_of
 from asgl.language.outcome import Outcome
+from asgl.language.state import Snapshot
 
 if TYPE_CHECKING:
     from asgl.language.handle import Handle
@@ -64,7 +66,15 @@ class Join:
     spans: tuple[tuple[Item, Handle[Any]], ...]
 
 
-Work: TypeAlias = Op | Point | Begin | SetVariable | Rewind | CloseTurn | Join
+@dataclass(frozen=True)
+class Restore:
+    """Makes the state what was saved: the first errand of a prompt that was loaded. `path`: of its keys and values."""
+
+    snapshot: Snapshot
+    path: Path | None
+
+
+Work: TypeAlias = Op | Point | Begin | Restore | SetVariable | Rewind | CloseTurn | Join
 
 
 class Place(NamedTuple):

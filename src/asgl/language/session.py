@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import count
+from pathlib import Path
 from weakref import WeakSet
 
 from asgl.errors import ConfigError, EngineClosedError
@@ -11,6 +12,7 @@ from asgl.language.backend import Engine
 from asgl.language.budgets import Budget
 from asgl.language.core import Core
 from asgl.language.outcome import Failure, unseen_errors
+from asgl.language.saved import from_json
 from asgl.language.stream import PromptStream
 from asgl.sampling import SamplingParams
 
@@ -41,17 +43,9 @@ class Session:
 
         ConfigError for a bad argument, EngineClosedError once the Runtime was left.
         """
-        self.check_loop()
-        if self._closed:
-            raise EngineClosedError("the Runtime was left: make prompts inside its block")
         _check("text", text, str)
-        _check("sampling", sampling, SamplingParams, optional=True)
-        _check("cache_salt", cache_salt, str, optional=True)
-        _check("priority", priority, int)
-        if deadline is not None and (isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0):
-            raise ConfigError(f"deadline must be a number of seconds above 0, not {deadline!r}")
-        _check("budget", budget, Budget, optional=True)
         _check("name", name, str, optional=True)
+        self._check_prompt(sampling, cache_salt, priority, deadline, budget)
         core = Core(self, name=name, origin=(name, text), path=(), sampling=sampling or SamplingParams(),
                     namespace=cache_salt, priority=priority, budgets=(budget,) if budget is not None else (),
                     deadline=deadline)
@@ -62,6 +56,32 @@ class Session:
         if text:
             stream.append(text)
         return stream
+
+    def _check_prompt(self, sampling: object, cache_salt: object, priority: object, deadline: object, budget: object) -> None:
+        self.check_loop()
+        if self._closed:
+            raise EngineClosedError("the Runtime was left: make prompts inside its block")
+        _check("sampling", sampling, SamplingParams, optional=True)
+        _check("cache_salt", cache_salt, str, optional=True)
+        _check("priority", priority, int)
+        if deadline is not None and (isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0):
+            raise ConfigError(f"deadline must be a number of seconds above 0, not {deadline!r}")
+        _check("budget", budget, Budget, optional=True)
+
+    def load(
+        self, path: Path, *, kv: bool = True, sampling: SamplingParams | None = None, cache_salt: str | None = None,
+        priority: int = 0, deadline: float | None = None, budget: Budget | None = None,
+    ) -> PromptStream:
+        """A stream that goes on from what `PromptStream.save` wrote. ModelError if the file is wrong."""
+        self._check_prompt(sampling, cache_salt, priority, deadline, budget)
+        state, has_kv = self.engine.saved.read_prompt(path, kv)
+        prompt = from_json(state, str(path))
+        core = Core.resumed(self, prompt.ops, prompt.snapshot, path if has_kv else None, name=prompt.name,
+                            origin=prompt.origin, path=prompt.path, sampling=sampling or SamplingParams(), namespace=cache_salt,
+                            priority=priority, deadline=deadline, budgets=(budget,) if budget is not None else ())
+        if budget is not None:
+            budget.start()
+        return PromptStream(core)
 
     async def aclose(self) -> None:
         """Closes all streams and cancels what runs on them. Idempotent."""

@@ -15,12 +15,12 @@ from asgl.errors import OutputError, StreamError
 from asgl.language import roles, seeds
 from asgl.language.backend import Listener, Ticket
 from asgl.language.choices import best, scores_of
-from asgl.language.item import Begin, CloseTurn, Item, Join, Place, Point, Rewind, SetVariable, Work
+from asgl.language.item import Begin, CloseTurn, Item, Join, Place, Point, Restore, Rewind, SetVariable, Work
 from asgl.language.ops import Extend, FromHandle, Gen, Role, Select, Text
 from asgl.language.outcome import cancelled
 from asgl.language.state import Snapshot, State
 from asgl.language.text import SYNCHRONOUS_BYTES, token_ids_of
-from asgl.language.waits import ForHandle, ForTicket, InThread, Wait
+from asgl.language.waits import ForCall, ForHandle, ForTicket, InThread, Wait
 
 Steps: TypeAlias = Generator[Wait, Any, Any]
 
@@ -31,6 +31,11 @@ def carry_out(item: Item, state: State, place: Place) -> Steps:
     if isinstance(work, Begin):
         begun: Item = yield ForHandle(work.point)
         state.restore(begun.value)
+    elif isinstance(work, Restore):
+        path, snapshot = work.path, work.snapshot
+        if path is not None:
+            yield ForCall(lambda: place.engine.saved.load_prompt(path, snapshot.tokens, place.namespace))
+        state.restore(snapshot)
     elif isinstance(work, SetVariable):
         item.values[work.name] = work.value
     elif isinstance(work, Rewind):

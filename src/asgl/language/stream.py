@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 from weakref import ref
 
 from asgl.errors import ConfigError, VariableError
-from asgl.language import ops
+from asgl.language import ops, saved
 from asgl.language.constraint import JsonSchema
 from asgl.language.core import Core
 from asgl.language.fork import Branches, OnError, TaskHandle
 from asgl.language.handle import Handle, SelectHandle
-from asgl.language.item import Begin, Block, CloseTurn, Item, Join, Point, Rewind, SetVariable
+from asgl.language.item import Begin, Block, CloseTurn, Item, Join, Point, Restore, Rewind, SetVariable
 from asgl.language.ops import (
     Content,
     Extend,
@@ -29,6 +31,7 @@ from asgl.language.ops import (
     SelectMethod,
     TypedGen,
 )
+from asgl.language.state import Snapshot
 from asgl.types import Message
 
 P = ParamSpec("P")
@@ -193,7 +196,7 @@ class PromptStream:
     async def get(self, name: str) -> Any:
         """The variable's value; waits if an op that sets it was submitted. Cancelling this does not cancel the op."""
         core = self._core
-        if name not in core.submitted and core.queue and isinstance((begin := core.queue[0]).work, Begin):
+        if name not in core.submitted and core.queue and isinstance((begin := core.queue[0]).work, Begin | Restore):
             await core.settled(begin)
             begin.result()
         item = core.submitted.get(name)
@@ -328,6 +331,24 @@ class PromptStream:
         if not isinstance(self._core.group, Branches):
             raise ConfigError(f"{self._core.describe()} is no branch of an open fork block: start_soon needs one to run in")
         return self._core.group.start(self, lambda: fn(self, *args, **kwargs))
+
+    async def save(self, path: str | os.PathLike[str], *, kv: bool = False) -> None:
+        """Writes what the stream says once all that is submitted by now is done: text, tokens, variables and messages.
+
+        `Runtime.load` goes on from it, in this process or another. With kv=True the file has the keys and values too, some
+        kilobytes a token, which are computed first if they are not cached. It appears whole or not at all. Raises ConfigError
+        if a variable is no JSON, inside a role block, or if the file cannot be written.
+        """
+        core = self._core
+        if kv:
+            await self.prefetch()
+        point = core.submit(Point(), grows=False)
+        ops = core.ops
+        await core.settled(point)
+        snapshot: Snapshot = point.result()
+        state = saved.to_json(snapshot) | {"name": core.name, "origin": core.origin, "path": core.path, "ops": ops}
+        tokens = snapshot.tokens if kv else None
+        await core.place.engine.saved.save_prompt(Path(path), state, tokens, core.place.namespace)
 
     # --- the end
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ReferenceType
 
@@ -149,17 +149,17 @@ class ForHandle:
             wake.ready(self)
 
 
-class InThread:
-    """Runs a function off the loop; the result is what it returns."""
+class ForCall:
+    """Awaits what a call gives, as a task of its own; the result is that of the task."""
 
     failure: Failure | None = None
 
-    def __init__(self, engine: Engine, function: Callable[..., Any], *args: Any) -> None:
-        self._engine, self._function, self._args = engine, function, args
+    def __init__(self, call: Callable[[], Awaitable[Any]]) -> None:
+        self._call = call
         self._task: asyncio.Future[Any] | None = None
 
     def start(self, wake: Wake) -> None:
-        self._task = asyncio.ensure_future(self._engine.run_in_thread(self._function, *self._args))
+        self._task = asyncio.ensure_future(self._call())
         self._task.add_done_callback(lambda _: wake.ready(self))
 
     @property
@@ -173,3 +173,10 @@ class InThread:
     def cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+
+class InThread(ForCall):
+    """Runs a function off the loop; the result is what it returns."""
+
+    def __init__(self, engine: Engine, function: Callable[..., Any], *args: Any) -> None:
+        super().__init__(lambda: engine.run_in_thread(function, *args))

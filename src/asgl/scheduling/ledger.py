@@ -27,6 +27,8 @@ class Ledger:
         self.cache: RadixCache[Request] = RadixCache(on_move)
         self._pins: dict[int, Node] = {}
         self._pin_number = 0
+        self._reserved: set[int] = set()
+        """Slots that are being filled from elsewhere."""
 
     @property
     def capacity(self) -> int:
@@ -127,6 +129,33 @@ class Ledger:
         self.pool.give(slots)
         return len(slots)
 
+    def reserve(self, count: int) -> array[int]:
+        """Takes up to `count` of the free slots, to be filled from elsewhere and then given to `adopt` or `give_back`."""
+        slots = self.pool.take(min(count, self.pool.free))
+        self._reserved.update(slots)
+        return slots
+
+    def give_back(self, slots: array[int]) -> None:
+        """Frees reserved slots."""
+        self._reserved.difference_update(slots)
+        self.pool.give(slots)
+
+    def adopt(self, tokens: array[int], slots: array[int], namespace: str | None) -> int:
+        """Caches the last `len(slots)` tokens of a prefix in reserved slots; how many of them the cache did not have.
+
+        None, if what is before them is not cached any more. Slots that are not needed are freed.
+        """
+        start = len(tokens) - len(slots)
+        above = self.cache.match(tokens, namespace, start).slots
+        if len(above) < start:
+            self.give_back(slots)
+            return 0
+        existing = self.cache.insert(tokens, above + slots, namespace).existing
+        self._reserved.difference_update(slots)
+        duplicates = slots[: existing - start]
+        self.pool.give(duplicates)
+        return len(slots) - len(duplicates)
+
     def pin(self, tokens: array[int], namespace: str | None) -> int:
         """Keeps what is cached of `tokens` from eviction; a number to `unpin` it by."""
         node, _ = self.cache.match(tokens, namespace, len(tokens))
@@ -151,7 +180,7 @@ class Ledger:
     def check(self, holders: Iterable[Request]) -> None:
         """Raises InternalError if the books do not balance. `holders`: the requests that own slots. O(capacity)."""
         self.cache.check()
-        owned: list[int] = []
+        owned: list[int] = list(self._reserved)
         locks: dict[Node, int] = {}
         locked = list(self._pins.values())
         for request in holders:

@@ -1,0 +1,243 @@
+"""Saved caches and prompts: what one Runtime writes another goes on from, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import asgl
+from asgl.engine.saved import read_header
+from tiny import tiny_directory
+
+PROMPTS = ["the other thing and the other", "the other thing on", "and now something else", "the"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_directory(tmp_path_factory.mktemp("tiny"))
+
+
+@asynccontextmanager
+async def opened(model: Path, **options: Any) -> AsyncIterator[asgl.Runtime]:
+    """A Runtime whose books balance whenever it is left."""
+    async with asgl.Runtime(model, kernels="reference", sampling=asgl.SamplingParams(seed=5, max_tokens=6, ignore_eos=True),
+                            **{"kv_cache_tokens": 1000, "dtype": "float32", **options}) as rt:
+        yield rt
+        rt._running.engine.scheduler.check()  # type: ignore[attr-defined]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def filled(rt: asgl.Runtime) -> list[str]:
+    """Caches some prompts, one in a namespace of its own; what is generated after each."""
+    said = [await rt.prompt(text, name="p").gen() for text in PROMPTS]
+    return [*said, await rt.prompt(PROMPTS[0], name="p", cache_salt="salt").gen()]
+
+
+async def test_a_saved_cache_is_a_warm_start_with_the_same_output(model: Path, tmp_path: Path) -> None:
+    async with opened(model) as rt:
+        said = await filled(rt)
+        saved = await rt.save_cache(tmp_path / "cache")
+        assert saved == rt.statistics().evictable
+    assert names(tmp_path) == ["cache"]
+    async with opened(model) as rt:
+        assert await rt.load_cache(tmp_path / "cache") == saved
+        assert await rt.load_cache(tmp_path / "cache") == 0  # it is there already
+        assert rt.statistics().evictable == saved
+        assert await filled(rt) == said
+        seen = rt.statistics()
+        assert seen.prompt_tokens - seen.cached_tokens == len(PROMPTS) + 1  # the last token of each
+        assert await rt.prompt(PROMPTS[0], cache_salt="other").extend("") is None
+        assert rt.statistics().cached_tokens == seen.cached_tokens
+
+
+@pytest.mark.parametrize("capacity", [20, 35, 61])
+async def test_a_smaller_cache_takes_what_was_used_last(model: Path, tmp_path: Path, capacity: int) -> None:
+    async with opened(model) as rt:
+        await filled(rt)
+        await rt.prompt("used last of all").extend("")
+        saved = await rt.save_cache(tmp_path / "cache")
+    async with opened(model, kv_cache_tokens=capacity) as rt:
+        loaded = await rt.load_cache(tmp_path / "cache")
+        assert loaded == rt.statistics().evictable == min(saved, capacity)
+        handle = rt.prompt("used last of all").gen(max_tokens=1)
+        await handle
+        assert handle.cached_tokens == handle.prompt_tokens - 1  # type: ignore[operator]
+
+
+async def test_loading_evicts_nothing_and_goes_on_beside_requests(model: Path, tmp_path: Path) -> None:
+    async with opened(model) as rt:
+        said = await filled(rt)
+        saved = await rt.save_cache(tmp_path / "cache")
+    async with opened(model, kv_cache_tokens=saved + 80) as rt:
+        await rt.prompt("what was there before " * 3).extend("")
+        running = [rt.prompt(text, name="p").gen() for text in PROMPTS]
+        loading = asyncio.ensure_future(rt.load_cache(tmp_path / "cache"))
+        assert [await handle for handle in running] == said[: len(PROMPTS)]
+        assert 0 <= await loading <= saved
+    async with opened(model, kv_cache_tokens=saved + 80) as rt:
+        await rt.prompt("what was there before " * 3).extend("")
+        loaded = await rt.load_cache(tmp_path / "cache")
+        seen = rt.statistics()
+        assert (seen.evicted_tokens, seen.free) == (0, max(0, seen.capacity - seen.evictable))
+        assert loaded > saved // 2
+
+
+async def test_an_empty_cache(model: Path, tmp_path: Path) -> None:
+    async with opened(model) as rt:
+        assert await rt.save_cache(tmp_path / "cache") == 0
+        assert await rt.load_cache(tmp_path / "cache") == 0
+
+
+async def test_a_loading_that_is_cancelled_or_fails_frees_its_slots(model: Path, tmp_path: Path) -> None:
+    async with opened(model) as rt:
+        await filled(rt)
+        await rt.save_cache(tmp_path / "cache")
+        await rt.flush_cache()
+        engine = rt._running.engine  # type: ignore[attr-defined]
+
+        def broken(slots: object, values: object) -> None:
+            raise RuntimeError("the device is gone")
+
+        engine._runner.write_kv, working = broken, engine._runner.write_kv
+        with pytest.raises(RuntimeError, match="device is gone"):
+            await rt.load_cache(tmp_path / "cache")
+        engine._runner.write_kv = working
+        task = asyncio.ensure_future(rt.load_cache(tmp_path / "cache"))
+        while not engine.scheduler.ledger._reserved:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        seen = rt.statistics()
+        assert seen.free == seen.capacity
+
+
+async def test_what_is_not_for_this_model_is_refused(model: Path, tmp_path: Path,
+                                                     tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tiny_directory(tmp_path_factory.mktemp("other"), seed=1)
+    async with opened(model) as rt:
+        await filled(rt)
+        await rt.save_cache(tmp_path / "cache")
+        s = rt.prompt("the prompt")
+        await s.save(tmp_path / "prompt", kv=True)
+    async with opened(other) as rt:
+        with pytest.raises(asgl.ModelError, match="saved by the model"):
+            await rt.load_cache(tmp_path / "cache")
+        with pytest.raises(asgl.ModelError, match="saved by the model"):
+            rt.load(tmp_path / "prompt")
+    async with opened(model, dtype="bfloat16") as rt:
+        with pytest.raises(asgl.ModelError, match="dtype='float32'"):
+            await rt.load_cache(tmp_path / "cache")
+        with pytest.raises(asgl.ModelError, match="dtype='float32'"):
+            rt.load(tmp_path / "prompt")
+        assert rt.load(tmp_path / "prompt", kv=False).text == "the prompt"
+        with pytest.raises(asgl.ModelError, match="not a saved cache"):
+            await rt.load_cache(tmp_path / "prompt")
+
+
+async def test_damaged_files_are_refused(model: Path, tmp_path: Path) -> None:
+    async with opened(model) as rt:
+        await filled(rt)
+        path, bad = tmp_path / "cache", tmp_path / "bad"
+        await rt.save_cache(path)
+        header, tensors, whole = read_header(path), load_file(path), path.read_bytes()
+        for content in (b"", b"{}", whole[:100], whole[:-10], b"\xff" * 100):
+            bad.write_bytes(content)
+            with pytest.raises(asgl.ModelError, match="bad"):
+                await rt.load_cache(bad)
+        nodes = tensors["nodes"]
+        for change in (
+            {"nodes": nodes.index_fill(1, torch.tensor(0), 7)}, {"nodes": nodes[:1]}, {"nodes": nodes * 0},
+            {"tokens": tensors["tokens"][:-1]}, {"kv": tensors["kv"][:, :, :-1].contiguous()}, {"kv": tensors["kv"].half()},
+        ):
+            save_file(tensors | change, bad, metadata={"asgl": json.dumps(header)})
+            with pytest.raises(asgl.ModelError, match="bad"):
+                await rt.load_cache(bad)
+        with pytest.raises(asgl.ModelError, match="nowhere"):
+            await rt.load_cache(tmp_path / "nowhere")
+        with pytest.raises(asgl.ConfigError, match="cannot be written"):
+            await rt.save_cache(tmp_path / "no folder" / "cache")
+        assert names(tmp_path) == ["bad", "cache"]
+
+
+@pytest.mark.parametrize("kv", [False, True])
+async def test_a_saved_prompt_goes_on_as_it_would_have(model: Path, tmp_path: Path, kv: bool) -> None:
+    async with opened(model) as rt:
+        s = rt.prompt(name="chat")
+        s.system("Be good.")
+        s.user("Say a thing.")
+        s.assistant(asgl.gen("first"))
+        s["numbers"] = [1, 2.5, None]
+        await s.save(tmp_path / "prompt", kv=kv)
+        before = (s.text, s.token_ids, dict(s.variables), s.messages())
+        s.user("More.")
+        s.assistant(asgl.gen("second"))
+        await s.sync()
+        after = s.text
+    async with opened(model) as rt:
+        s = rt.load(tmp_path / "prompt")
+        await s.sync()
+        assert (s.text, s.token_ids, dict(s.variables), s.messages()) == before
+        assert s.name == "chat"
+        s.user("More.")
+        handle = s.assistant(asgl.gen("second"))
+        await handle
+        assert s.text == after
+        assert (handle.cached_tokens or 0) >= (len(before[1]) if kv else 0)
+        if not kv:
+            assert handle.cached_tokens == 0
+
+
+async def test_variables_of_a_prompt_that_is_still_loading_are_waited_for(model: Path, tmp_path: Path) -> None:
+    async with opened(model) as rt:
+        s = rt.prompt("a text")
+        s["x"] = "y"
+        await s.save(tmp_path / "prompt", kv=True)
+        await rt.flush_cache()
+        loaded = rt.load(tmp_path / "prompt")
+        with pytest.raises(asgl.VariableError, match="not finished"):
+            loaded["x"]
+        assert await loaded.get("x") == "y"
+        broken = load_file(tmp_path / "prompt")["kv"][:, :, :-1].contiguous().half()
+        header = read_header(tmp_path / "prompt")
+        save_file({"kv": broken}, tmp_path / "prompt", metadata={"asgl": json.dumps(header)})
+        failing = rt.load(tmp_path / "prompt")
+        with pytest.raises(asgl.OpCancelledError) as caught:
+            await failing.gen()
+        assert isinstance(caught.value.__cause__, asgl.ModelError)
+        assert "keys and values are torch.float16" in str(caught.value.__cause__)
+        with pytest.raises(asgl.StreamClosedError, match="could not be read"):
+            failing += "more"
+
+
+async def test_what_cannot_be_saved(model: Path, tmp_path: Path) -> None:
+    async with opened(model) as rt:
+        s = rt.prompt("a text")
+        s["x"] = object()
+        with pytest.raises(asgl.ConfigError, match="'x'"):
+            await s.save(tmp_path / "prompt")
+        s["x"] = (1, 2)  # would come back as a list
+        with pytest.raises(asgl.ConfigError, match="'x'"):
+            await s.save(tmp_path / "prompt")
+        s["x"] = None
+        with s.role("user"):
+            s += "hi"
+            with pytest.raises(asgl.ConfigError, match="open"):
+                await s.save(tmp_path / "prompt")
+        await s.save(tmp_path / "prompt")
+        state = read_header(tmp_path / "prompt")
+        state["state"]["tokens"] = [10**9]
+        save_file({}, tmp_path / "prompt", metadata={"asgl": json.dumps(state)})
+        with pytest.raises(asgl.ModelError, match="vocabulary"):
+            rt.load(tmp_path / "prompt")
