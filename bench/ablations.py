@@ -1,0 +1,91 @@
+"""asgl without one of its parts at a time: what each of them is worth.
+
+All variants run on one open Runtime, whose engine gets a fresh scheduler before each run: so a run starts with an empty
+cache, and an ablation is a scheduler, or a client, that lacks a part.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+from asgl.scheduling.radix_cache import Insertion, Match, Node, RadixCache
+from asgl.scheduling.scheduler import Scheduler
+
+_NEVER = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What differs from asgl as it is."""
+
+    name: str
+    about: str
+    policy: str = "lpm"
+    shares_in_batch: bool = True
+    cache: type[RadixCache[Any]] | None = None
+    forks_streams: bool = True
+    sequential: bool = False
+
+
+class NoCache(RadixCache[Any]):
+    """Finds nothing: every request computes its whole prompt."""
+
+    _inserting = False
+
+    def match(self, tokens: array[int], namespace: str | None, limit: int) -> Match:
+        if self._inserting:
+            return super().match(tokens, namespace, limit)
+        return Match(self._root(namespace), array(tokens.typecode))
+
+    def insert(self, tokens: array[int], slots: array[int], namespace: str | None) -> Insertion:
+        self._inserting = True
+        try:
+            return super().insert(tokens, slots, namespace)
+        finally:
+            self._inserting = False
+
+
+class Table(NoCache):
+    """Finds whole entries only: a cached sequence is reused by prompts that begin with all of it, as in a table of prompts.
+    What two entries have in common is of no use to a third that differs from both."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._ends: set[Node] = set()
+
+    def match(self, tokens: array[int], namespace: str | None, limit: int) -> Match:
+        if self._inserting:
+            return super().match(tokens, namespace, limit)
+        node, slots = RadixCache.match(self, tokens, namespace, limit)
+        while node.parent is not None and node not in self._ends:
+            node = node.parent
+        return Match(node, slots[: node.depth])
+
+    def insert(self, tokens: array[int], slots: array[int], namespace: str | None) -> Insertion:
+        inserted = super().insert(tokens, slots, namespace)
+        self._ends.add(inserted.node)
+        return inserted
+
+
+VARIANTS = {variant.name: variant for variant in (
+    Variant("asgl", "as it is"),
+    Variant("asgl:no-cache", "no prefix is reused", cache=NoCache, shares_in_batch=False),
+    Variant("asgl:no-tree", "whole cached sequences are reused, not parts of them", cache=Table, shares_in_batch=False),
+    Variant("asgl:fcfs", "requests are admitted in the order they came", policy="fcfs"),
+    Variant("asgl:random", "requests are admitted in a random order", policy="random"),
+    Variant("asgl:no-fork", "branches are prompts of their own, of the same text", forks_streams=False),
+    Variant("asgl:no-in-batch", "requests that share a prefix do not wait for the first to compute it", shares_in_batch=False),
+    Variant("asgl:sequential", "one generation at a time inside a program", sequential=True),
+)}
+
+
+def make_scheduler(variant: Variant, *, capacity: int, max_running: int, max_batch_tokens: int) -> Scheduler:
+    """A scheduler with an empty cache, without what the variant lacks."""
+    options: dict[str, Any] = {} if variant.shares_in_batch else {"share_threshold": _NEVER}
+    scheduler = Scheduler(capacity=capacity, max_running=max_running, max_batch_tokens=max_batch_tokens, policy=variant.policy,
+                          **options)
+    if variant.cache is not None:
+        scheduler.ledger.cache = variant.cache(scheduler._on_move)
+    return scheduler

@@ -1,0 +1,1 @@
+"""Engines of others, each in an environment and a process of its own."""

@@ -1,0 +1,29 @@
+"""The peers by name, each in the best configuration that we know of."""
+
+from __future__ import annotations
+
+from bench.peers.llama_cpp import LlamaServer
+from bench.peers.remote import Limits, Peer, PeerError, hf_model, worker
+
+PEERS = ("openvino", "vllm", "llama.cpp", "transformers")
+
+
+def make_peer(name: str, model: str, limits: Limits) -> Peer | LlamaServer:
+    """A peer that can be started. PeerError if it is not installed."""
+    from asgl.models.pull import pull
+
+    if name == "openvino":
+        return worker(name, "openvino_worker.py", str(pull(model)), str(limits.kv_gib), str(limits.running),
+                      environment={"OPENVINO_TELEMETRY": "0"})
+    if name == "vllm":
+        # one thread a core, bound: what its documentation advises where nothing else runs
+        return worker(name, "vllm_worker.py", str(hf_model(model)), str(limits.kv_gib), str(limits.running), environment={
+            "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_NUM_THREADS": "2",
+            "VLLM_CPU_KVCACHE_SPACE": str(limits.kv_gib), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+            "VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"})
+    if name == "transformers":
+        return worker(name, "transformers_worker.py", str(hf_model(model)), "16",
+                      environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
+    if name == "llama.cpp":
+        return LlamaServer(model, limits)
+    raise PeerError(f"there is no peer {name!r}; there are {', '.join(PEERS)}")

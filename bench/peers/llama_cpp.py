@@ -1,0 +1,141 @@
+"""llama.cpp's server, over HTTP on the loopback interface.
+
+The model is requantized to Q4_0, the format that llama.cpp computes fastest on this kind of machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from bench import paths
+from bench.client import Completion, Options, Unsupported, Usage
+from bench.peers.install import installed
+from bench.peers.remote import Limits, PeerError, kill_group
+
+_HOST = "127.0.0.1"
+_START_SECONDS = 120.0
+_KV_BYTES = 23_040
+"""Of a token of SmolLM2-135M, in 16 bits."""
+
+
+class LlamaServer:
+    """`start`, `complete`, `stop`. It shares prefixes inside a slot and between slots by copying; it cannot score options."""
+
+    def __init__(self, model: str, limits: Limits) -> None:
+        self.name = "llama.cpp"
+        if installed(self.name) is None:
+            raise PeerError("llama.cpp is not installed: run `make peers`")
+        self._model = model
+        self._limits = limits
+        self._bin = paths.peers() / self.name / "bin"
+        self._port = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self.about: dict[str, Any] = {}
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        from asgl.models.pull import pull
+
+        model = paths.peers() / self.name / "model-q4_0.gguf"
+        if not model.exists():
+            partial = model.with_suffix(".part")
+            subprocess.run([str(self._bin / "llama-quantize"), "--allow-requantize", str(pull(self._model)), str(partial), "q4_0",
+                            "2"], check=True, env=self._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            partial.rename(model)
+        with socket.socket() as probe:
+            probe.bind((_HOST, 0))
+            self._port = probe.getsockname()[1]
+        tokens = self._limits.tokens(_KV_BYTES)
+        log = paths.peers() / f"{self.name}.log"
+        with open(log, "ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                str(self._bin / "llama-server"), "-m", str(model), "--host", _HOST, "--port", str(self._port), "-t", "2",
+                "-tb", "2", "-c", str(tokens), "-np", str(self._limits.running), "--kv-unified", "-fa", "on", "-ub", "512",
+                "-b", "2048", "--cache-reuse", "64", "--no-webui", stdout=output, stderr=output, env=self._environment(),
+                start_new_session=True)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                while not await self._healthy():
+                    if self._process.returncode is not None:
+                        raise PeerError(f"llama.cpp did not start; its log is {log}")
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            await self.stop()
+            raise PeerError(f"llama.cpp did not start in {_START_SECONDS:.0f} s; its log is {log}") from None
+        version = subprocess.run([str(self._bin / "llama-server"), "--version"], capture_output=True, text=True, check=False,
+                                 env=self._environment())
+        first = next((line for line in (version.stderr + version.stdout).splitlines() if line.startswith("version")), "unknown")
+        self.about = {"version": first.removeprefix("version: "), "settings":
+                      f"llama-server, Q4_0, flash attention, {self._limits.running} slots with {tokens} tokens of KV in common, "
+                      "prompt cache, 2 threads"}
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            if process.returncode is None:
+                process.terminate()
+                try:
+                    async with asyncio.timeout(10):
+                        await process.wait()
+                except TimeoutError:
+                    pass
+            kill_group(process.pid)
+            await process.wait()
+
+    async def complete(self, prompt: str, options: Options) -> Completion:
+        body: dict[str, Any] = {"prompt": prompt, "n_predict": options.max_tokens, "stop": list(options.stop),
+                                "temperature": options.temperature, "seed": options.seed, "ignore_eos": options.exact,
+                                "cache_prompt": True}
+        if options.temperature > 0:
+            body |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        if options.regex is not None:
+            if options.gbnf is None:
+                raise Unsupported("llama.cpp takes grammars, not regular expressions")
+            body["grammar"] = options.gbnf
+        status, reply = await _post(self._port, "/completion", body)
+        if status != 200:
+            raise PeerError(f"llama.cpp: status {status}: {reply}")
+        timings = reply["timings"]
+        return Completion(reply["content"], Usage(
+            timings["prompt_n"] + timings.get("cache_n", 0), timings.get("cache_n"), timings["predicted_n"],
+            timings["prompt_ms"] / 1000))
+
+    async def score(self, prompt: str, choices: Sequence[str]) -> tuple[list[list[float]], Usage]:
+        raise Unsupported("llama.cpp's server does not score given text")
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "LD_LIBRARY_PATH": str(self._bin)}
+
+    async def _healthy(self) -> bool:
+        try:
+            status, _ = await _post(self._port, "/tokenize", {"content": ""})
+        except OSError:
+            return False
+        return status == 200
+
+
+async def _post(port: int, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    """The status and the JSON of the answer."""
+    reader, writer = await asyncio.open_connection(_HOST, port, limit=1 << 24)
+    try:
+        content = json.dumps(body).encode()
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: {_HOST}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+                     f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        await writer.drain()
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        lengths = [line.split(":", 1)[1] for line in head if line.lower().startswith("content-length:")]
+        answer = await reader.readexactly(int(lengths[0])) if lengths else await reader.read()
+        return int(head[0].split()[1]), json.loads(answer)
+    except asyncio.IncompleteReadError as error:
+        raise ConnectionError("the server closed the connection") from error
+    finally:
+        writer.close()

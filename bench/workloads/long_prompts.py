@@ -1,0 +1,99 @@
+"""Long prompts: documents, conversations, extraction, and prefixes that many requests bring at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bench import data
+from bench.client import Client, Options
+from bench.workloads.base import Workload
+
+# --- JSON from a document, by a regular expression ------------------------------------------------------------------------
+
+FIELDS = r'\{"title": "[A-Za-z ]{4,24}", "place": "[A-Za-z ]{4,16}", "year": [0-9]{4}, "pages": [0-9]{2,3}, "old": (true|false)\}'
+FIELDS_GBNF = (r'root ::= "{\"title\": \"" [A-Za-z ]{4,24} "\", \"place\": \"" [A-Za-z ]{4,16} "\", \"year\": " [0-9]{4} '
+               r'", \"pages\": " [0-9]{2,3} ", \"old\": " ("true" | "false") "}"')
+
+
+def _json_items(count: int) -> Sequence[str]:
+    document = data.passage(7, 2200)  # about 3,000 tokens, shared by all
+    return [f"{document}\n\nDescribe the part of the text about {data.passage(300 + number, 3)!r} as JSON: "
+            for number in range(count)]
+
+
+async def _json(client: Client, item: str) -> str:
+    return await client.prompt(item).gen(Options(max_tokens=96, regex=FIELDS, gbnf=FIELDS_GBNF))
+
+
+JSON_REGEX = Workload("json-regex", "a document of 3,000 tokens shared by all; 5 fields that match a regular expression",
+                      _json_items, _json, 24)
+
+
+# --- conversations --------------------------------------------------------------------------------------------------------
+
+
+class Talk(NamedTuple):
+    turns: tuple[str, ...]
+    tokens: tuple[int, ...]
+
+
+def _talks(count: int, tokens: Sequence[int]) -> Sequence[Talk]:
+    """Four turns of 256-512 tokens in; seeded text in the paper's shape."""
+    return [Talk(tuple(data.passage(number * 4 + turn, 190 + 40 * ((number + turn) % 5)) for turn in range(4)),
+                 tuple(tokens[(number + turn) % len(tokens)] for turn in range(4))) for number in range(count)]
+
+
+async def _chat(client: Client, item: Talk) -> None:
+    s = client.prompt("A conversation.\n")
+    for turn, tokens in zip(item.turns, item.tokens, strict=True):
+        s.append(f"\nUser: {turn}\nAssistant:")
+        await s.gen(Options(max_tokens=tokens, exact=True))
+
+
+CHAT_SHORT = Workload("chat-short", "4 turns of 256-512 tokens in, 4-8 out", lambda count: _talks(count, (4, 5, 6, 7, 8)), _chat, 24)
+CHAT_LONG = Workload("chat-long", "4 turns of 256-512 tokens in, 256 out", lambda count: _talks(count, (256,)), _chat, 12)
+
+
+# --- questions about several documents ------------------------------------------------------------------------------------
+
+
+def _document_items(count: int) -> Sequence[tuple[str, tuple[str, ...]]]:
+    documents = "".join(f"Document {number}: {data.passage(2000 + number, 120)}\n\n" for number in range(10))
+    return [(documents, tuple(f"What does document {(program + question) % 10} say about "
+                              f"{data.passage(program * 8 + question, 2)!r}?" for question in range(4)))
+            for program in range(count)]
+
+
+async def _ask_documents(client: Client, item: tuple[str, tuple[str, ...]]) -> int:
+    documents, questions = item
+    s = client.prompt(documents)
+    async with s.fork(len(questions)) as branches:
+        for b, question in zip(branches, questions, strict=True):
+            b.append(f"Question: {question}\nAnswer:")
+        answers = await asyncio.gather(*(b.gen(Options(max_tokens=32, exact=True)) for b in branches))
+    return len(answers)
+
+
+DOCUMENTS = Workload("multi-document", "10 documents shared by all, 4 questions a program in parallel, 32 out", _document_items,
+                     _ask_documents, 24)
+
+
+# --- prefixes shared inside one batch -------------------------------------------------------------------------------------
+
+
+def _in_batch_items(count: int) -> Sequence[str]:
+    """Ten prefixes of about 1,024 tokens, each with tails of about 128; those of one prefix come together."""
+    per_prefix = -(-count // 10)
+    items = [data.passage(4000 + prefix, 740) + " " + data.passage(60_000 + prefix * 40 + tail, 92)
+             for prefix in range(10) for tail in range(per_prefix)]
+    return items[:: max(len(items) // count, 1)][:count] if count < 10 else items[:count]
+
+
+async def _one_token(client: Client, item: str) -> str:
+    return await client.prompt(item).gen(Options(max_tokens=1, exact=True))
+
+
+IN_BATCH = Workload("in-batch-prefix", "10 prefixes of 1,024 tokens, 32 requests each, all at once; 1 out", _in_batch_items,
+                    _one_token, 320, concurrency=320)
