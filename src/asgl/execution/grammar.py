@@ -25,6 +25,7 @@ from asgl.types import GrammarSource
 
 _SHOWN = 2_000
 """So many characters of llguidance's messages are passed on: they may quote the whole source."""
+_LACKING = "the model's vocabulary has no token for what must come next"
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
@@ -95,7 +96,7 @@ class Matcher:
     @property
     def complete(self) -> bool:
         """Whether nothing may follow: the sentence is whole, or the grammar gave up (then `error` says why)."""
-        return self.error is not None or (not self._forced and self._following() == 0)
+        return self.error is not None or (not self.forced() and self._following() == 0)
 
     def ends(self, token_id: int) -> bool:
         """Whether the token, one that `mask` gave, only says that the text ends before it."""
@@ -113,11 +114,22 @@ class Matcher:
         The last of the text that must come may be missing: where what follows it could change how it is tokenized.
         """
         if self._forced is None:
-            forced = [] if self.error is not None else self._matcher.compute_ff_tokens()
-            text = b"".join([self._texts[token] for token in forced])
-            # if the vocabulary lacks a byte of what must come, it is missing here, and `_following` says so when it is its turn
-            self._forced = forced if self._matcher.compute_ff_bytes().startswith(text) else []
+            self._forced = [] if self.error is not None else self._checked(self._matcher.compute_ff_tokens())
         return self._forced
+
+    def _checked(self, forced: list[int]) -> list[int]:
+        """The forced tokens before the first byte that the vocabulary lacks, which tokenizers leave out."""
+        text = b"".join([self._texts[token] for token in forced])
+        left = self._matcher.compute_ff_bytes() if forced else b""
+        if left.startswith(text):
+            return forced
+        for count, token in enumerate(forced):
+            if not left.startswith(self._texts[token]):
+                if not count:
+                    self._fail(_LACKING)
+                return forced[:count]
+            left = left[len(self._texts[token]):]
+        return forced
 
     def mask(self, banned: Iterable[int] = ()) -> bytes:
         """Which tokens may come next, as bits: token t is bit t % 8 of byte t // 8.
@@ -140,7 +152,7 @@ class Matcher:
             if self._matcher.is_error():
                 self._fail(self._matcher.get_error())
             elif not allowed and not self._matcher.is_accepting():
-                self._fail("the model's vocabulary has no token for what must come next")
+                self._fail(_LACKING)
         return self._allowed
 
     def _fail(self, why: str) -> None:

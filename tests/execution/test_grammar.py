@@ -1,0 +1,266 @@
+"""Grammars alone: what compiles, what is refused and how fast, what may come next, and what must."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from asgl.errors import GrammarError
+from asgl.execution import grammar as module
+from asgl.execution.grammar import Compiler, Limits, Matcher
+from asgl.models.tokenizer import Tokenizer
+from asgl.models.tokenizer_json import tokenizer_json
+from asgl.types import GrammarSource
+from tiny import tokenizer_definition, vocabulary
+
+ENDS = (282, 283)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(json.dumps(tokenizer_definition()))
+    return tokenizer_json(path, vocabulary=len(vocabulary()[0]))
+
+
+@pytest.fixture
+def compiler(tokenizer: Tokenizer) -> Compiler:
+    return Compiler(tokenizer)
+
+
+def regex(text: str, open_end: bool = False) -> GrammarSource:
+    return GrammarSource("regex", text, open_end)
+
+
+def schema(content: object) -> GrammarSource:
+    return GrammarSource("json_schema", json.dumps(content))
+
+
+def choices(*options: str) -> GrammarSource:
+    return GrammarSource("choices", json.dumps(options))
+
+
+def allowed(matcher: Matcher, banned=()) -> set[int]:
+    mask = matcher.mask(banned)
+    return {token for token in range(len(mask) * 8) if mask[token // 8] >> token % 8 & 1}
+
+
+def push_text(matcher: Matcher, tokenizer: Tokenizer, text: str) -> None:
+    for token in tokenizer.encode(text):
+        assert token in allowed(matcher)
+        matcher.push(token)
+
+
+def accepts(compiler: Compiler, tokenizer: Tokenizer, source: GrammarSource, text: str) -> bool:
+    """Whether the text is a sentence, in the longest tokens that the grammar takes."""
+    matcher, left = compiler.compile(source).matcher(()), text.encode()
+    while left:
+        fits = [token for token in allowed(matcher) if left.startswith(tokenizer.token_bytes(token))] if not matcher.complete else []
+        if not fits:
+            return False
+        longest = max(fits, key=lambda token: len(tokenizer.token_bytes(token)))
+        matcher.push(longest)
+        left = left[len(tokenizer.token_bytes(longest)):]
+    return matcher.accepting
+
+
+def test_the_mask_has_the_tokens_that_may_come_and_the_ends_where_the_text_may_end(compiler, tokenizer):
+    matcher = compiler.compile(regex("(the|th)?")).matcher(ENDS)
+    the, th = tokenizer.encode("the")[0], tokenizer.encode("th")[0]
+    assert allowed(matcher) == {ord("t"), th, the, *ENDS}
+    assert matcher.accepting
+    assert len(matcher.mask()) == 288 // 8
+    matcher.push(ord("t"))
+    assert not matcher.accepting
+    assert allowed(matcher) == {ord("h")} | {token for token in range(256, 288) if tokenizer.token_bytes(token) == b"he"}
+    matcher.push(ord("h"))
+    assert allowed(matcher) == {ord("e"), *ENDS}
+    assert not matcher.complete
+    matcher.push(ord("e"))
+    assert matcher.complete
+    assert matcher.accepting
+    assert matcher.error is None
+
+
+def test_banned_tokens_are_left_out_unless_nothing_else_remains(compiler):
+    matcher = compiler.compile(regex("[ab]?")).matcher(ENDS)
+    assert allowed(matcher, ENDS) == {ord("a"), ord("b")}
+    assert allowed(matcher, [ord("a"), ord("b"), *ENDS]) == {ord("a"), ord("b"), *ENDS}
+
+
+def test_forced_tokens_are_those_of_the_whole_text_and_stop_short_of_what_may_still_merge(compiler, tokenizer):
+    matcher = compiler.compile(regex("and you(r|th)")).matcher(ENDS)
+    forced = list(matcher.forced())
+    assert tokenizer.decode(forced) == "and you"[: len(tokenizer.decode(forced))]
+    assert forced == tokenizer.encode("and your")[: len(forced)] == tokenizer.encode("and youth")[: len(forced)]
+    assert len(forced) >= 1
+    for token in forced:
+        matcher.push(token)
+    assert matcher.forced() == []
+    whole = compiler.compile(regex("the other and you")).matcher(ENDS)
+    assert list(whole.forced()) == tokenizer.encode("the other and you")
+    assert allowed(whole) == {whole.forced()[0]}
+
+
+def test_a_number_with_an_open_end_ends_with_any_other_token(compiler):
+    matcher = compiler.compile(regex("-?[1-9][0-9]*", open_end=True)).matcher(ENDS)
+    assert allowed(matcher) == {ord("-"), *range(ord("1"), ord("9") + 1)}
+    assert matcher.ends(ord("x"))
+    assert not matcher.ends(ord("4"))
+    matcher.push(ord("4"))
+    assert len(allowed(matcher)) == 288
+    assert not matcher.ends(ord("2"))
+    assert matcher.ends(ord("."))
+    assert matcher.ends(ENDS[0])
+
+
+@pytest.mark.parametrize(("source", "right", "wrong"), [
+    (choices("yes", "no", "yes please"), ["yes", "no", "yes please"], ["", "ye", "yes ", "noo"]),
+    (choices("a.b", "[x]\n\"'\\", "Zürich 中", "{1}"), ["a.b", "[x]\n\"'\\", "Zürich 中", "{1}"], ["axb", "x", "Zurich", "1"]),
+    (regex("^a{2,3}(b|é)$"), ["aab", "aaaé"], ["ab", "aaaab", "aac"]),
+    (GrammarSource("grammar", 'start: e\ne: N "+" e | N\nN: /[0-9]/'), ["1", "1+2+3"], ["1+", "+", "12"]),
+    (schema({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "null"}}, "required": ["a"]}),
+     ['{"a": 1}', '{"a": -20, "b": null}'], ['{"a":1}', '{"b": null}', '{"a": 1, "c": 2}', '{"a": 1.5}', "{}"]),
+    (schema({"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "null"}}),
+     ["{}", '{"a": 1, "c": null}'], ['{"a": 1, "c": 2}']),
+    (schema({"type": "object", "properties": {"properties": {"const": 1}}, "required": ["properties"]}),
+     ['{"properties": 1}'], ['{"properties": 1, "additionalProperties": 2}']),
+    (schema({"allOf": [{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]},
+                       {"type": "object", "properties": {"b": {"const": 2}}, "required": ["b"]}]}),
+     ['{"a": 1, "b": 2}'], ['{"a": 1}']),
+    (schema({"oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}], "discriminator": {"propertyName": "k"},
+             "$defs": {name: {"type": "object", "properties": {"k": {"const": name}}, "required": ["k"]} for name in "AB"}}),
+     ['{"k": "A"}', '{"k": "B"}'], ['{"k": "C"}']),
+    (schema({"enum": ["x", 1, None]}), ['"x"', "1", "null"], ["x", "2"]),
+])
+def test_sentences(compiler, tokenizer, source, right, wrong):
+    for text in right:
+        assert accepts(compiler, tokenizer, source, text), text
+    for text in wrong:
+        assert not accepts(compiler, tokenizer, source, text), text
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    (regex("a(b"), r"the regex does not compile:\n    a\(b\n     \^\nerror: unclosed group"),
+    (regex("(?=a)b"), "look-ahead"),
+    (regex(r"(a)\1"), "backreferences are not supported"),
+    (GrammarSource("grammar", 'start: foo\nbar: "x"'), r"the grammar does not compile:\nat 1\(8\): unknown name: .foo."),
+    (schema({"type": "object", "properties": {"x": {}, "a": {"type": "array", "items": {"type": "strin"}}}}),
+     r"the JSON schema does not compile at /properties/a/items: Invalid type: strin"),
+    (schema({"type": "object", "properties": {"a": {"$ref": "#/$defs/X"}}, "$defs": {"X": {"type": "integer", "minimum": 5, "maximum": 3}}}),
+     r"at /properties/a: Unsatisfiable schema"),
+    (schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
+    (schema(False), "the JSON schema does not compile"),
+])
+def test_what_does_not_compile_says_where(compiler, source, message):
+    with pytest.raises(GrammarError, match=message):
+        compiler.compile(source)
+    assert compiler.known(source) is None
+
+
+def test_a_schema_that_explodes_is_refused_in_time(tokenizer):
+    wide = schema({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}})
+    began = time.perf_counter()
+    with pytest.raises(GrammarError, match=r"more than 0\.2 seconds"):
+        Compiler(tokenizer, Limits(seconds=0.2)).compile(wide)
+    assert time.perf_counter() - began < 5
+    product = schema({"allOf": [{"anyOf": [
+        {"type": "object", "properties": {f"a{i}{j}": {"type": "string"}}, "required": [f"a{i}{j}"]} for j in range(6)
+    ]} for i in range(6)]})
+    with pytest.raises(GrammarError, match="too large"):
+        Compiler(tokenizer).compile(product)
+    with pytest.raises(GrammarError, match="1000 characters, and the limit is 999"):
+        Compiler(tokenizer, Limits(characters=999)).compile(regex("a" * 1000))
+    deep: dict = {"type": "string"}
+    for _ in range(400):
+        deep = {"type": "object", "properties": {"a": deep}}
+    with pytest.raises(GrammarError, match=r"nested too deeply|recursion"):
+        Compiler(tokenizer).compile(schema(deep))
+
+
+def test_a_grammar_that_gets_too_complex_while_it_runs_gives_up(tokenizer):
+    matcher = Compiler(tokenizer, Limits(step_fuel=60)).compile(regex(r"([a-z]{1,40}[0-9]{1,40}){1,40}x")).matcher(ENDS)
+    for token in tokenizer.encode("a1b2c3d4e5f6g7h8" * 4):
+        if matcher.complete:
+            break
+        matcher.mask()
+        matcher.push(token)
+    assert matcher.complete
+    assert not matcher.accepting
+    assert matcher.error
+
+
+def test_bytes_that_the_vocabulary_lacks_end_the_generation_with_an_error(tokenizer):
+    class Lacking:
+        vocabulary = tokenizer.vocabulary
+
+        def encode(self, text: str) -> list[int]:
+            return [token for token in tokenizer.encode(text) if token != ord("q")]
+
+        def token_bytes(self, token_id: int) -> bytes:
+            return b"" if token_id == ord("q") else tokenizer.token_bytes(token_id)
+
+    compiler = Compiler(Lacking())
+    matcher = compiler.compile(regex("aqb")).matcher(ENDS)
+    while not matcher.complete:
+        matcher.push(min(allowed(matcher)))
+    assert "no token for what must come next" in (matcher.error or "")
+    assert not matcher.accepting
+    either = compiler.compile(regex("a[qr]b")).matcher(ENDS)
+    while not either.complete:
+        either.push(min(allowed(either)))
+    assert either.accepting
+
+
+def test_generations_in_one_grammar_do_not_see_each_other(compiler, tokenizer):
+    grammar = compiler.compile(regex("[ab]c[de]"))
+    first, second = grammar.matcher(ENDS), grammar.matcher(())
+    push_text(first, tokenizer, "ac")
+    assert allowed(second) == {ord("a"), ord("b")}
+    push_text(second, tokenizer, "bcd")
+    assert second.complete
+    assert allowed(first) == {ord("d"), ord("e")}
+
+
+def test_compiled_grammars_are_kept_those_used_last(tokenizer, monkeypatch):
+    compiler = Compiler(tokenizer, kept=2)
+    a, b, c = (compiler.compile(regex(text)) for text in "abc")
+    assert compiler.known(regex("a")) is None
+    assert compiler.known(regex("b")) is b
+    assert compiler.compile(regex("c")) is c
+    compiler.compile(regex("d"))
+    assert compiler.known(regex("b")) is None
+    assert compiler.known(regex("c")) is c
+    assert compiler.compile(regex("a")) is not a
+
+
+def test_threads_that_ask_for_the_same_grammar_wait_for_one_of_them(tokenizer, monkeypatch):
+    compiler = Compiler(tokenizer)
+    entered, gate, times = threading.Semaphore(0), threading.Event(), []
+
+    def slow(source: GrammarSource) -> str:
+        times.append(source)
+        entered.release()
+        assert gate.wait(20)
+        return module.LLMatcher.grammar_from_regex(source.text)
+
+    monkeypatch.setattr(module, "_definition", slow)
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(compiler.compile, regex("a+")) for _ in range(4)]
+        assert entered.acquire(timeout=20)
+        assert compiler.known(regex("a+")) is None
+        gate.set()
+        assert len({id(one.result(20)) for one in found}) == 1
+    assert len(times) == 1
+
+
+def test_no_torch():
+    program = "import sys, asgl.execution.grammar; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2], timeout=60)
