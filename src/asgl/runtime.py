@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from asgl.models.tokenizer import Tokenizer
 
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 512, 8192
+_STEP_SECONDS = 0.12
+"""About how long requests that decode may wait for a piece of somebody's prompt."""
 _SHOWN_FAILURES = 16
 
 
@@ -51,7 +53,7 @@ class Runtime:
     kernels: "auto", "reference", "cpu" or "triton". What is asked for by name and cannot be had raises ConfigError.
     kv_cache_tokens: capacity of the KV cache in tokens; None takes what the memory allows.
     max_running: at most so many requests in a step. max_batch_tokens: at most so many new tokens in a step (None: 512 on CPUs,
-        8192 on GPUs); longer prompts are computed in pieces. max_waiting: at most so many requests wait for admission, the
+        8192 on GPUs); longer prompts are computed in pieces, and in smaller ones while others decode. max_waiting: at most so many requests wait for admission, the
         next fails with QueueFullError; None for no limit.
     policy: the order in which waiting requests are admitted: "lpm" (longest cached prefix first), "aged-lpm" (the same with a
         bounded wait), "dfs-weight", "fcfs" or "random"; see docs/scheduling.md.
@@ -133,7 +135,7 @@ class Runtime:
             engine = Engine(
                 runner,
                 Scheduler(capacity=runner.capacity, max_running=self._max_running, max_batch_tokens=batch_tokens,
-                          max_waiting=self._max_waiting, policy=self._policy),
+                          max_waiting=self._max_waiting, policy=self._policy, step_seconds=_STEP_SECONDS),
                 device,
                 tokenizer=checkpoint.tokenizer,
                 context_length=checkpoint.config.context_length,

@@ -16,6 +16,7 @@ from asgl.errors import CapacityError, InternalError, QueueFullError, RequestErr
 from asgl.plan import SampledToken, StepPlan, StepResult
 from asgl.scheduling.ledger import Ledger
 from asgl.scheduling.plan_builder import Row, build_plan
+from asgl.scheduling.pace import Pace
 from asgl.scheduling.policy import PATIENCE, make_queue
 from asgl.scheduling.request import Request
 from asgl.scheduling.sharing import SHARE_THRESHOLD, Leaders
@@ -66,6 +67,7 @@ class Scheduler:
     waiting request is held back if a running one is about to compute at least so many more tokens of its prompt than the
     cache has. patience: for aged-lpm, the age in computed tokens past which requests are admitted by age alone. jump_forward:
     tokens that a grammar forces are appended at once, and computed together; else one is sampled after the other.
+    step_seconds: about how long a step may take while requests decode, judged by earlier ones; None for no bound.
 
     With aged-lpm the wait is bounded, whatever arrives later: past its patience a request is only behind older ones, so it is
     admitted before more tokens are computed than
@@ -86,6 +88,7 @@ class Scheduler:
         share_threshold: int = SHARE_THRESHOLD,
         patience: int = PATIENCE,
         jump_forward: bool = True,
+        step_seconds: float | None = None,
     ) -> None:
         self.max_running = min(max_running, max_batch_tokens)
         self.max_batch_tokens = max_batch_tokens
@@ -97,6 +100,7 @@ class Scheduler:
         self._queue = Waiting(lambda: make_queue(policy), patience if policy == "aged-lpm" else None)
         make_queue(policy)  # a wrong name is told now
         self._leaders = Leaders(share_threshold)
+        self._pace = Pace(max_batch_tokens, step_seconds)
         self._arrivals = 0
         self._reserve_share = _RESERVE_START
         """The share of the tokens it may still generate that is reserved for a request that was never retracted."""
@@ -169,13 +173,12 @@ class Scheduler:
         """The next step; None if there is nothing to compute. Call `commit` or `abandon` before the next `plan`."""
         if self._flight is not None:
             raise InternalError("a step was planned while another is in flight")
-        budget = self.max_batch_tokens
         rows: list[Row] = []
         self._make_room_for_decodes()
         for request in self.running:
             if request.remaining == 1:
                 rows.append(self._row(request, 1))
-                budget -= 1
+        budget = self._pace.budget(len(rows)) - len(rows)
         for request in self.running:
             if request.remaining > 1 or request.branches is not None:
                 budget -= self._extend(request, budget, rows)
@@ -190,6 +193,7 @@ class Scheduler:
     def commit(self, result: StepResult) -> None:
         """Takes the result of the step in flight."""
         flight = self._end_flight()
+        self._pace.saw(sum(len(row.tokens) for row in flight), result.seconds)
         samples, scores = iter(result.samples), iter(result.scores)
         for row in flight:
             request, count = row.request, len(row.tokens)

@@ -1,0 +1,30 @@
+"""How large a step may be: running decodes wait for all of it, so its length is bounded in time, not in tokens alone."""
+
+from __future__ import annotations
+
+_LEAST = 32
+"""Tokens that a step may have, however slow the device is: below that a prompt would take for ever."""
+_SAMPLE = 64
+"""Steps of fewer tokens say little about the time of a token."""
+
+
+class Pace:
+    """Learns from each step what a token of a prompt takes. `most`: tokens of a step at most; `seconds`: how long running
+    decodes may wait for a step, None for as long as it takes."""
+
+    def __init__(self, most: int, seconds: float | None) -> None:
+        self._most = most
+        self._seconds = seconds
+        self._per_token = 0.0
+
+    def budget(self, decodes: int) -> int:
+        """How many tokens the next step may have, while so many requests decode."""
+        if self._seconds is None or not decodes or not self._per_token:
+            return self._most
+        return max(min(self._most, int(self._seconds / self._per_token)), decodes + _LEAST)
+
+    def saw(self, tokens: int, seconds: float) -> None:
+        """A step of so many tokens took so long. Later tokens of a long prompt take longer: the last step counts half."""
+        if tokens >= _SAMPLE:
+            per_token = seconds / tokens
+            self._per_token = (self._per_token + per_token) / 2 if self._per_token else per_token

@@ -1,0 +1,52 @@
+"""The length of a step, bounded in time."""
+
+from __future__ import annotations
+
+import pytest
+from scheduler_harness import Harness, tokens
+
+from asgl.scheduling.pace import Pace
+
+
+def test_a_step_has_as_many_tokens_as_its_time_allows():
+    pace = Pace(512, 0.1)
+    assert pace.budget(4) == 512
+    pace.saw(100, 0.1)
+    assert pace.budget(4) == 100
+    assert pace.budget(0) == 512
+    pace.saw(100, 0.3)
+    assert pace.budget(4) == 50
+
+
+def test_it_always_goes_on_and_never_passes_the_most():
+    pace = Pace(512, 0.1)
+    pace.saw(100, 100.0)
+    assert pace.budget(8) == 40
+    pace = Pace(512, 0.1)
+    pace.saw(100, 1e-6)
+    assert pace.budget(8) == 512
+
+
+def test_steps_of_decodes_say_nothing():
+    pace = Pace(512, 0.1)
+    pace.saw(8, 10.0)
+    assert pace.budget(8) == 512
+
+
+def test_without_a_bound():
+    pace = Pace(512, None)
+    pace.saw(100, 100.0)
+    assert pace.budget(8) == 512
+
+
+@pytest.mark.parametrize(("seconds", "longest"), [(None, 256), (0.05, 100)])
+def test_decodes_beside_a_long_prompt(seconds, longest):
+    """The fake device takes a millisecond a token."""
+    harness = Harness(2000, max_batch_tokens=256, step_seconds=seconds)
+    harness.submit(tokens(100), max_tokens=60)
+    harness.step()
+    harness.submit(tokens(1000, 1), max_tokens=1)
+    harness.run()
+    mixed = [plan.tokens for plan in harness.runner.steps if plan.decode_rows and plan.rows > plan.decode_rows]
+    assert max(mixed) == longest if seconds is None else max(mixed) <= longest
+    harness.verify_ended()
