@@ -62,7 +62,9 @@ def accepts(compiler: Compiler, tokenizer: Tokenizer, source: GrammarSource, tex
     """Whether the text is a sentence, in the longest tokens that the grammar takes."""
     matcher, left = compiler.compile(source).matcher(()), text.encode()
     while left:
-        fits = [token for token in allowed(matcher) if left.startswith(tokenizer.token_bytes(token))] if not matcher.complete else []
+        if matcher.complete:
+            return False
+        fits = [token for token in allowed(matcher) if left.startswith(tokenizer.token_bytes(token))]
         if not fits:
             return False
         longest = max(fits, key=lambda token: len(tokenizer.token_bytes(token)))
@@ -154,7 +156,8 @@ def test_sentences(compiler, tokenizer, source, right, wrong):
     (GrammarSource("grammar", 'start: foo\nbar: "x"'), r"the grammar does not compile:\nat 1\(8\): unknown name: .foo."),
     (schema({"type": "object", "properties": {"x": {}, "a": {"type": "array", "items": {"type": "strin"}}}}),
      r"the JSON schema does not compile at /properties/a/items: Invalid type: strin"),
-    (schema({"type": "object", "properties": {"a": {"$ref": "#/$defs/X"}}, "$defs": {"X": {"type": "integer", "minimum": 5, "maximum": 3}}}),
+    (schema({"type": "object", "properties": {"a": {"$ref": "#/$defs/X"}},
+             "$defs": {"X": {"type": "integer", "minimum": 5, "maximum": 3}}}),
      r"at /properties/a: Unsatisfiable schema"),
     (schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
     (schema(False), "the JSON schema does not compile"),
