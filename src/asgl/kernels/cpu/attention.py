@@ -7,6 +7,7 @@ them - of all rows of the unit, and of all query heads of the KV head - are one 
 Scratch of a thread, for Q = queries of a unit * heads of a group:
 
     zeros                  [kv_heads, head_dim] bfloat16: what positions past the end read
+    addresses              of the keys and of the values of a block
     keys                   two tiles of 32 positions; values: head_dim / 32 tiles of 64 positions
     queries                [Q, head_dim] elements, of each KV head
     scores, weights        [Q, 64] float32, and as elements
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from asgl.kernels.cpu import simd, team
+from asgl.kernels.cpu import simd, streaming, team
 from asgl.kernels.cpu.dots import OUTPUTS, TILE_STEP, add_dot_rows, dot_rows
 from asgl.kernels.cpu.simd import (
     ELEMENT,
@@ -46,7 +47,6 @@ from asgl.kernels.cpu.simd import (
     maximum,
     mul,
     operation,
-    prefetch,
     set_f32,
     set_i64,
     splat,
@@ -58,6 +58,7 @@ from asgl.kernels.cpu.simd import (
     void,
     zero,
 )
+from asgl.kernels.cpu.streaming import mix_rows, score_rows, touch
 from asgl.kernels.cpu.units import BLOCK, COUNT, INDEX, LENGTH, PARTIAL, POSITION, TOKENS, UNIT
 
 _LOWEST = np.float32(-1e30)
@@ -186,17 +187,9 @@ def _slots_of_block(indices: int, count: int, cache: int, token_bytes: int, zero
 
 
 @kernel
-def _prefetch_block(indices: int, count: int, cache: int, token_bytes: int, of_head: int, head_bytes: int) -> None:
-    for i in range(count):
-        at = cache + get_i32(indices + i * 4) * token_bytes + of_head
-        for line in range(0, head_bytes, 64):
-            prefetch(at + line)
-
-
-@kernel
 def _unit(
     unit: int, tokens: int, limits: int, indices: int, q: int, k_cache: int, v_cache: int, heads: int, kv_heads: int,
-    head_dim: int, scale: float, partials: int, out: int, scratch: int,
+    head_dim: int, scale: float, partials: int, out: int, scratch: int, packed_only: bool,
 ) -> None:
     """Computes a unit: its final results to `out`, or its partial ones to `partials` (see `attention_phases`)."""
     group, token_bytes, head_bytes = heads // kv_heads, kv_heads * head_dim * 2, head_dim * 2
@@ -205,6 +198,7 @@ def _unit(
     indices += get_i64(unit + INDEX * 8) * 4
     position, partial = get_i64(unit + POSITION * 8), get_i64(unit + PARTIAL * 8)
     queries = count * group
+    streamed = queries <= streaming.QUERIES and not packed_only
 
     zeros = scratch
     k_at = zeros + token_bytes
@@ -234,20 +228,20 @@ def _unit(
 
     for start in range(0, length, BLOCK):
         block = min(BLOCK, length - start)
-        ahead = min(BLOCK, length - start - block)
         steps = (block + LANES - 1) // LANES * (LANES // PER_WORD)  # past the end are zeros, of weight 0
         _slots_of_block(indices + start * 4, block, k_cache, token_bytes, zeros, k_at)
         _slots_of_block(indices + start * 4, block, v_cache, token_bytes, zeros, v_at)
+        touch(k_at, block, token_bytes)
+        touch(v_at, block, token_bytes)
         for head in range(kv_heads):
-            _prefetch_block(indices + (start + block) * 4, ahead, k_cache, token_bytes, head * head_bytes, head_bytes)
-            _prefetch_block(indices + (start + block) * 4, ahead, v_cache, token_bytes, head * head_bytes, head_bytes)
-            _pack_keys(k_at, head * head_bytes, block, head_dim, keys)
-            _pack_values(v_at, head * head_bytes, steps, head_dim, values)
-            own = gathered + head * queries * head_dim * ELEMENT
-            for half in range(2):
-                if half * OUTPUTS < block:
-                    tile = keys + half * (head_dim // PER_WORD) * TILE_STEP
-                    dot_rows(own, head_dim * ELEMENT, queries, tile, head_dim // PER_WORD, scores + half * 128, BLOCK * 4)
+            own, mixed = gathered + head * queries * head_dim * ELEMENT, results + head * queries * head_dim * 4
+            if streamed:
+                score_rows(k_at, head * head_bytes, block, own, queries, head_dim, scores, BLOCK * 4)
+            else:
+                _pack_keys(k_at, head * head_bytes, block, head_dim, keys)
+                for half in range((block + OUTPUTS - 1) // OUTPUTS):
+                    tile, at = keys + half * (head_dim // PER_WORD) * TILE_STEP, scores + half * 4 * OUTPUTS
+                    dot_rows(own, head_dim * ELEMENT, queries, tile, head_dim // PER_WORD, at, BLOCK * 4)
             for i in range(queries):
                 seen = get_i64(limits + get_i64(tokens + i // group * 8) * 8) - position - start
                 of = head * queries + i
@@ -255,10 +249,13 @@ def _unit(
                     scores + i * BLOCK * 4, weights + i * _WEIGHTS, min(seen, block), scale,
                     tops + of * 4, sums + of * 4, results + of * head_dim * 4, head_dim,
                 )
+            if streamed:
+                mix_rows(v_at, head * head_bytes, steps, weights, _WEIGHTS, queries, head_dim, mixed)
+                continue
+            _pack_values(v_at, head * head_bytes, steps, head_dim, values)
             for d in range(0, head_dim, OUTPUTS):
                 tile = values + d // OUTPUTS * (BLOCK // PER_WORD) * TILE_STEP
-                at = results + (head * queries * head_dim + d) * 4
-                add_dot_rows(weights, _WEIGHTS, queries, tile, steps, at, head_dim * 4)
+                add_dot_rows(weights, _WEIGHTS, queries, tile, steps, mixed + d * 4, head_dim * 4)
 
     for head in range(kv_heads):
         for i in range(queries):
@@ -302,12 +299,13 @@ def _merge(parts: int, count: int, partials: int, heads: int, head_dim: int, out
 def attention_phases(
     job: int, phase: int, number: int, units: int, unit_count: int, tokens: int, limits: int, merged: int, merged_count: int,
     parts: int, order: int, indices: int, q: int, k_cache: int, v_cache: int, heads: int, kv_heads: int, head_dim: int,
-    scale: float, partials: int, out: int, scratch: int,
+    scale: float, partials: int, out: int, scratch: int, packed_only: bool,
 ) -> None:
     """One thread's part of attention: the phases `phase` (units) and `phase + 1` (merges).
 
     q and out [n, heads, head_dim] elements; caches [slots, kv_heads, head_dim] bfloat16; the rest as `plan_units` returns it.
-    `partials` holds float32 [partial results, heads, 16 + head_dim]: top and sum, padding, result.
+    `partials` holds float32 [partial results, heads, 16 + head_dim]: top and sum, padding, result. `packed_only` keeps to one
+    way of computing for any number of queries.
     """
     while True:
         unit = team.claim(job, phase, number, 1, unit_count)
@@ -315,7 +313,7 @@ def attention_phases(
             break
         _unit(
             units + unit * UNIT * 8, tokens, limits, indices, q, k_cache, v_cache, heads, kv_heads, head_dim, scale,
-            partials, out, scratch,
+            partials, out, scratch, packed_only,
         )
         team.finish(job, phase, 1)
     team.wait(job, phase, number, unit_count)

@@ -20,7 +20,7 @@ FIELDS = {
     "linear": "job x ldx rows weight bits k outputs out ldo scratch room packed_only grain",
     "rope_and_store": "job qkv rows heads kv_heads head_dim positions slots rope k_cache v_cache out",
     "attention": "job units unit_count tokens limits merged merged_count parts order indices q k_cache v_cache heads kv_heads "
-    "head_dim scale:float partials out scratch room",
+    "head_dim scale:float partials out scratch room packed_only",
     "layers": "job table layers hidden rows d f heads kv_heads head_dim eps:float rope positions slots norm packed_only normed qkv q "
     "units unit_count tokens limits merged merged_count parts order indices scale:float partials attended gated wanted at "
     "kept_attended kept_hidden out scratch room",
@@ -63,6 +63,7 @@ def attention(record, thread, number):
     attention_phases(
         a.job, 0, number, a.units, a.unit_count, a.tokens, a.limits, a.merged, a.merged_count, a.parts, a.order, a.indices, a.q,
         a.k_cache, a.v_cache, a.heads, a.kv_heads, a.head_dim, a.scale, a.partials, a.out, scratch,
+        a.packed_only != 0,
     )
 
 

@@ -220,7 +220,7 @@ class CpuKernels:
         scratch, room = self._scratch(attention.room(max(QUERIES, heads // kv_heads), kv_heads, head_dim))
         self._compiled.attention(
             self._team.address, *units.arguments, q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), heads,
-            kv_heads, head_dim, scale, partials.data_ptr(), out.data_ptr(), scratch, room,
+            kv_heads, head_dim, scale, partials.data_ptr(), out.data_ptr(), scratch, room, self._deterministic,
         )
         return out
 

@@ -69,6 +69,7 @@ def layers_job(a, thread: int, number: int) -> None:
         attention_phases(
             a.job, phase + 3, number, a.units, a.unit_count, a.tokens, a.limits, a.merged, a.merged_count, a.parts, a.order,
             a.indices, a.q, keys, values, a.heads, a.kv_heads, a.head_dim, a.scale, a.partials, attended, scratch,
+            packed_only,
         )
         if i == a.layers - 1:  # from here on tokens no longer see each other
             _rows_phase(

@@ -282,15 +282,6 @@ def load_elements(builder: Any, address: Any) -> Any:
     return emit_load(builder, address, FVEC, 4)
 
 
-@operation(void, i64)
-def prefetch(builder: Any, address: Any) -> None:
-    """Asks for the cache line at an address."""
-    place = pointer(builder, address, I8)
-    kind = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [place, *(ir.Constant(I32, v) for v in (0, 3, 1))])
-
-
 # --- arithmetic ---
 
 

@@ -29,8 +29,8 @@ QUERIES = 96
 """Queries of a KV head in a unit: enough to pay for packing its keys and values, few enough for scratch to stay in L2."""
 PACKING = 12
 """Packing a position costs as much as scoring it for so many queries; reading it from memory is of the same order."""
-_SHARES = 12
-"""Units of a thread, if they can be cut so fine."""
+_SHARES = 5
+"""Units of a thread, if they can be cut so fine: each costs a merge, and without them threads would end unevenly."""
 
 
 _START, _END, _SLOT, _FIRST, _TOKENS = range(5)

@@ -11,6 +11,7 @@ from asgl.errors import ConfigError
 from asgl.kernels.api import QuantizedTensor
 from asgl.kernels.cpu.dots import GROUP, OUTPUTS
 from asgl.kernels.cpu.simd import LANES
+from asgl.kernels.memory import use_large_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def pack(weight: Tensor | QuantizedTensor) -> Packed:
         tiles, bits = _quantized_tiles(weight), weight.bits
     else:
         tiles, bits = _dense_tiles(weight), 16
-    memory = tiles.reshape(-1)
+    memory = use_large_pages(torch.empty(tiles.numel(), dtype=torch.uint8)).copy_(tiles.reshape(-1))
     return Packed(memory, memory.data_ptr(), bits, outputs, k)
 
 

@@ -1,0 +1,168 @@
+"""Scores and mixtures of up to four queries straight from the cache, where packing tiles would cost more than it saves.
+
+Keys and values are given by the addresses (int64) of their tokens, to which `offset` is added; tokens past the end of a block must
+point at zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from asgl.kernels.cpu import simd
+from asgl.kernels.cpu.simd import FVEC, HVEC, I16, I32, I64, IVEC, LANES, PER_WORD, const, get_shared, i64, kernel, operation, void
+
+QUERIES = 8
+"""Up to so many queries, packing does not pay."""
+_AT_ONCE = 4
+
+
+def _token(builder: Any, addresses: Any, index: Any, offset: Any) -> Any:
+    at = simd.emit_load(builder, builder.add(addresses, builder.mul(index, ir.Constant(I64, 8))), I64, 8)
+    return builder.add(at, offset)
+
+
+def _emit_words(builder: Any, address: Any) -> Any:
+    """16 words of elements for `dot`, of the bfloat16 at an address."""
+    if PER_WORD == 2:
+        return simd.emit_load(builder, address, IVEC, 2)
+    return builder.shl(builder.zext(simd.emit_load(builder, address, HVEC, 2), IVEC), const(16))
+
+
+def _add_up(builder: Any, vectors: list[Any]) -> Any:
+    """A vector of the sums of 16 vectors, by halving and pairing them four times."""
+    step = LANES // 2
+    while step:
+        paired = []
+        for a, b in zip(vectors[:step], vectors[step:], strict=True):
+            stay = [lane if not lane & step else LANES + lane for lane in range(LANES)]
+            move = [lane + step if not lane & step else LANES + lane - step for lane in range(LANES)]
+            halves = (builder.shuffle_vector(a, b, ir.Constant(IVEC, order)) for order in (stay, move))
+            paired.append(builder.fadd(*halves))
+        vectors, step = paired, step // 2
+    return vectors[0]
+
+
+@operation(void, i64, i64, i64, i64, i64)
+def _score(builder: Any, addresses: Any, offset: Any, query: Any, chunks: Any, out: Any) -> None:
+    """The products of a query (elements) with 16 keys; `chunks` vectors of words are a head."""
+    slots = [cgutils.alloca_once(builder, FVEC) for _ in range(LANES)]
+    for slot in slots:
+        builder.store(const(0.0, FVEC), slot)
+    with cgutils.for_range(builder, chunks) as loop:
+        own = simd.emit_load(builder, builder.add(query, builder.mul(loop.index, ir.Constant(I64, 64))), IVEC, 4)
+        at = builder.add(offset, builder.mul(loop.index, ir.Constant(I64, 2 * LANES * PER_WORD)))
+        for i, slot in enumerate(slots):
+            key = _emit_words(builder, _token(builder, addresses, ir.Constant(I64, i), at))
+            builder.store(simd.emit_dot(builder, builder.load(slot, typ=FVEC), key, own), slot)
+    simd.emit_store(builder, out, _add_up(builder, [builder.load(slot, typ=FVEC) for slot in slots]), 4)
+
+
+def _value_words(builder: Any, addresses: Any, step: Any, offset: Any, vectors: int) -> list[Any]:
+    """Words of a step (a pair of tokens, or one) for 16 * vectors outputs."""
+    if PER_WORD == 1:
+        at = _token(builder, addresses, step, offset)
+        return [_emit_words(builder, builder.add(at, ir.Constant(I64, 32 * i))) for i in range(vectors)]
+    wide = ir.VectorType(I16, 2 * LANES)
+    first = builder.mul(step, ir.Constant(I64, 2))
+    tokens = [_token(builder, addresses, index, offset) for index in (first, builder.add(first, ir.Constant(I64, 1)))]
+    words = []
+    for chunk in range(vectors // 2):
+        rows = [simd.emit_load(builder, builder.add(at, ir.Constant(I64, 64 * chunk)), wide, 2) for at in tokens]
+        for half in range(2):
+            order = [place for i in range(half * LANES, (half + 1) * LANES) for place in (i, 2 * LANES + i)]
+            zipped = builder.shuffle_vector(*rows, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
+            words.append(builder.bitcast(zipped, IVEC))
+    return words
+
+
+def _mix(rows: int, vectors: int) -> Any:
+    """results += weights . values, for 16 * vectors of the outputs of `rows` queries."""
+
+    def emit(
+        builder: Any, addresses: Any, offset: Any, steps: Any, weights: Any, ldw: Any, results: Any, ldr: Any
+    ) -> None:
+        def place(row: int, i: int) -> Any:
+            start = builder.add(results, builder.mul(ldr, ir.Constant(I64, row)))
+            return builder.add(start, ir.Constant(I64, 64 * i))
+
+        slots = [[cgutils.alloca_once(builder, FVEC) for _ in range(vectors)] for _ in range(rows)]
+        for row in range(rows):
+            for i in range(vectors):
+                builder.store(simd.emit_load(builder, place(row, i), FVEC, 4), slots[row][i])
+        with cgutils.for_range(builder, steps) as loop:
+            words = _value_words(builder, addresses, loop.index, offset, vectors)
+            for row in range(rows):
+                at = builder.add(builder.mul(ldw, ir.Constant(I64, row)), builder.mul(loop.index, ir.Constant(I64, 4)))
+                weight = simd.emit_splat(builder, simd.emit_load(builder, builder.add(weights, at), I32, 4))
+                for slot, word in zip(slots[row], words, strict=True):
+                    builder.store(simd.emit_dot(builder, builder.load(slot, typ=FVEC), weight, word), slot)
+        for row in range(rows):
+            for i in range(vectors):
+                simd.emit_store(builder, place(row, i), builder.load(slots[row][i], typ=FVEC), 4)
+
+    emit.__name__ = f"mix_{rows}_{vectors}"
+    return operation(void, *[i64] * 7)(emit)
+
+
+_mix_1_2, _mix_2_2, _mix_3_2, _mix_4_2 = (_mix(rows, 2) for rows in (1, 2, 3, 4))
+_mix_1_4, _mix_2_4, _mix_3_4, _mix_4_4 = (_mix(rows, 4) for rows in (1, 2, 3, 4))
+
+
+@kernel
+def touch(addresses: int, rows: int, row_bytes: int) -> None:
+    """Reads a word of each line of the rows at these addresses, in the order of memory.
+
+    The work that follows goes through the rows head by head. Memory read in that order comes at a third of the rate: lines that
+    follow each other are fetched ahead by the processor itself. (Prefetch instructions do not help: while some 24 lines are on
+    their way, others that are asked for are dropped.)
+    """
+    for i in range(rows):
+        row = get_shared(addresses + i * 8)
+        for line in range(0, row_bytes, 64):
+            get_shared(row + line)  # a plain load, but one that is not optimized away
+
+
+@kernel
+def score_rows(addresses: int, offset: int, count: int, q: int, rows: int, head_dim: int, scores: int, lds: int) -> None:
+    """scores [rows, count] of queries [rows, head_dim] elements; `count` of up to 64 keys is rounded up to 16."""
+    chunks = head_dim // (LANES * PER_WORD)
+    for first in range(0, count, LANES):
+        for row in range(rows):
+            at = q + row * head_dim * simd.ELEMENT
+            _score(addresses + first * 8, offset, at, chunks, scores + row * lds + first * 4)
+
+
+@kernel
+def mix_rows(
+    addresses: int, offset: int, steps: int, weights: int, ldw: int, rows: int, head_dim: int, results: int
+) -> None:
+    """results [rows, head_dim] float32 += weights (elements, `steps` words of them) . values."""
+    ldr = head_dim * 4
+    for row in range(0, rows, _AT_ONCE):
+        left, own = min(rows - row, _AT_ONCE), weights + row * ldw
+        d = 0
+        while d < head_dim:
+            at, out = offset + d * 2, results + row * ldr + d * 4
+            if head_dim - d >= 64:
+                if left == 4:
+                    _mix_4_4(addresses, at, steps, own, ldw, out, ldr)
+                elif left == 3:
+                    _mix_3_4(addresses, at, steps, own, ldw, out, ldr)
+                elif left == 2:
+                    _mix_2_4(addresses, at, steps, own, ldw, out, ldr)
+                else:
+                    _mix_1_4(addresses, at, steps, own, ldw, out, ldr)
+                d += 64
+                continue
+            if left == 4:
+                _mix_4_2(addresses, at, steps, own, ldw, out, ldr)
+            elif left == 3:
+                _mix_3_2(addresses, at, steps, own, ldw, out, ldr)
+            elif left == 2:
+                _mix_2_2(addresses, at, steps, own, ldw, out, ldr)
+            else:
+                _mix_1_2(addresses, at, steps, own, ldw, out, ldr)
+            d += 32
