@@ -11,7 +11,8 @@ from asgl import errors
 PUBLIC = {
     "Branches", "Budget", "Completed", "EngineStatistics", "Function", "Handle", "JsonlTracer", "Mark", "Message",
     "ModelInfo", "ProgramStream", "PromptStream", "Runtime", "SamplingParams", "SelectHandle", "TaskHandle",
-    "TokenLogprob", "Tracer", "assistant", "budget", "extend", "function", "gen", "role", "select", "system", "user",
+    "TokenLogprob", "Tool", "ToolCall", "Tracer", "assistant", "budget", "extend", "function", "gen", "role", "select",
+    "system", "tool", "user",
 }
 
 

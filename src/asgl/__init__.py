@@ -37,6 +37,8 @@ from asgl.language import (
     PromptStream,
     SelectHandle,
     TaskHandle,
+    Tool,
+    ToolCall,
     assistant,
     budget,
     extend,
@@ -44,6 +46,7 @@ from asgl.language import (
     role,
     select,
     system,
+    tool,
     user,
 )
 from asgl.language.function import Completed, Function, ProgramStream, function
@@ -90,6 +93,8 @@ __all__ = [
     "StreamError",
     "TaskHandle",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
     "ToolError",
     "Tracer",
     "VariableError",
@@ -101,5 +106,6 @@ __all__ = [
     "role",
     "select",
     "system",
+    "tool",
     "user",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from fake_engine import END, START, FakeEngine, FakeTemplate
 from sentencepiece_model import train

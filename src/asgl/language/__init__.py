@@ -6,6 +6,7 @@ from asgl.language.handle import Handle, SelectHandle
 from asgl.language.ops import assistant, extend, gen, role, select, system, user
 from asgl.language.session import Session
 from asgl.language.stream import Mark, PromptStream
+from asgl.language.tools import Tool, ToolCall, tool
 
-__all__ = ["Branches", "Budget", "Handle", "Mark", "PromptStream", "SelectHandle", "Session", "TaskHandle", "assistant", "budget",
-           "extend", "gen", "role", "select", "system", "user"]
+__all__ = ["Branches", "Budget", "Handle", "Mark", "PromptStream", "SelectHandle", "Session", "TaskHandle", "Tool",
+           "ToolCall", "assistant", "budget", "extend", "gen", "role", "select", "system", "tool", "user"]

@@ -12,6 +12,7 @@ from asgl.language.budgets import Allowance
 from asgl.language.ops import Gen, Op, Select, names_of
 from asgl.language.outcome import Outcome
 from asgl.language.state import Snapshot
+from asgl.types import Message
 
 if TYPE_CHECKING:
     from asgl.language.handle import Handle
@@ -74,7 +75,19 @@ class Restore:
     path: Path | None
 
 
-Work: TypeAlias = Op | Point | Begin | Restore | SetVariable | Rewind | CloseTurn | Join
+Piece: TypeAlias = tuple[str, bool]
+"""Text, and whether it is the chat template's: only then are control tokens in it meant."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """Appends text, and puts whole messages that it is among those of the stream."""
+
+    pieces: tuple[Piece, ...]
+    messages: tuple[Message, ...] = ()
+
+
+Work: TypeAlias = Op | Point | Begin | Restore | Write | SetVariable | Rewind | CloseTurn | Join
 
 
 class Place(NamedTuple):

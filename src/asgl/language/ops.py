@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypedDict, T
 
 from asgl.errors import ConfigError
 from asgl.language.constraint import Constraint, JsonModel, JsonSchema, checked_choices, constraint
+from asgl.language.tools import Tool, by_name
 from asgl.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class Role(Content):
 
     role: str
     content: tuple[Text | FromHandle | Extend | Gen | Select, ...]
+    tools: tuple[Tool[..., Any], ...] = ()
+    """What a system message tells of."""
 
 
 Op: TypeAlias = Text | FromHandle | Extend | Gen | Select | Role
@@ -250,9 +253,11 @@ def role(role: str, content: str | Content) -> Role:
     return Role(role, inner)
 
 
-def system(content: str | Content) -> Role:
-    """A whole system message."""
-    return role("system", content)
+def system(content: str | Content, *, tools: Sequence[Tool[..., Any]] = ()) -> Role:
+    """A whole system message. It tells the model of `tools`: in its own way if its chat template has one, else in text."""
+    if tools:
+        by_name(tools)
+    return replace(role("system", content), tools=tuple(tools))
 
 
 def user(content: str | Content) -> Role:

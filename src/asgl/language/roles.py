@@ -6,28 +6,47 @@ one run with the content next to it. Content itself is always tokenized as data,
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from typing import Any
+
 from asgl.errors import ModelError
 from asgl.language.backend import ChatTemplate, Engine, RoleParts
 from asgl.language.state import State, Turn
+from asgl.language.tools import Tool, described, function_schemas
+from asgl.models import chat_template as models
 from asgl.models.chat_template import segments
+from asgl.models.tool_template import system_with_tools, tool_parts
 from asgl.types import Message
 
 
-def begin_turn(state: State, engine: Engine, block: object, role: str) -> None:
+def begin_turn(state: State, engine: Engine, block: object, role: str, tools: Sequence[Tool[..., Any]] = ()) -> str:
     """Writes the header of a message, and before the first one what the template puts before all: the default system message.
 
-    ModelError if the model has no template, or one that does not know the role.
+    A system message may tell of `tools`: in the template's own way, if it has one. Else what is to follow the content is
+    returned. ModelError if the model has no template, or one that does not know the role.
     """
     template = _template(engine)
     parts = template.role_parts(role)
+    told, suffix = "", None
+    if tools and isinstance(template, models.ChatTemplate) and tool_parts(template) is not None:
+        schemas = function_schemas(tools)
+        if any(token in json.dumps(schemas, ensure_ascii=False) for token in engine.tokenizer.special_tokens):
+            raise ModelError("the description of a tool has the text of a control token in it, which the model's chat template "
+                             "would take for one: write it otherwise")
+        parts = system_with_tools(template, schemas)
+        suffix = parts.suffix
+    elif tools:
+        told = "\n\n" + described(tools)
     if not state.has_roles:
         if not state.text_length and not state.tokens:
-            _write(state, engine, template.head)
+            write(state, engine, template.head)
         if role != "system" and template.default_system is not None:
-            _write(state, engine, template.default_system)
+            write(state, engine, template.default_system)
         state.has_roles = True
-    _write(state, engine, parts.prefix)
-    state.turn = Turn(block, role, state.text_length)
+    write(state, engine, parts.prefix)
+    state.turn = Turn(block, role, state.text_length, suffix)
+    return told
 
 
 def end_turn(state: State, engine: Engine) -> None:
@@ -35,7 +54,7 @@ def end_turn(state: State, engine: Engine) -> None:
     turn = state.turn
     assert turn is not None
     state.messages.append(Message(role=turn.role, content=state.text[turn.start:]))
-    _write(state, engine, _template(engine).role_parts(turn.role).suffix)
+    write(state, engine, turn.suffix if turn.suffix is not None else _template(engine).role_parts(turn.role).suffix)
     state.turn = None
 
 
@@ -57,7 +76,8 @@ def _template(engine: Engine) -> ChatTemplate:
     return engine.chat_template
 
 
-def _write(state: State, engine: Engine, text: str) -> None:
+def write(state: State, engine: Engine, text: str) -> None:
+    """Appends text of the template: control tokens in it are meant."""
     for part in segments(text, engine.tokenizer.special_tokens):
         if isinstance(part, int):
             state.append_control(part, engine.tokenizer.decode([part]))

@@ -21,6 +21,8 @@ class Turn:
     role: str
     start: int
     """Where its content begins in the stream's text."""
+    suffix: str | None = None
+    """What the template writes after it, if that is not what it always writes after this role."""
 
 
 class Savepoint(NamedTuple):

@@ -15,7 +15,7 @@ from asgl.errors import OutputError, StreamError
 from asgl.language import roles, seeds
 from asgl.language.backend import Listener, Ticket
 from asgl.language.choices import best, scores_of
-from asgl.language.item import Begin, CloseTurn, Item, Join, Place, Point, Restore, Rewind, SetVariable, Work
+from asgl.language.item import Begin, CloseTurn, Item, Join, Place, Point, Restore, Rewind, SetVariable, Work, Write
 from asgl.language.ops import Extend, FromHandle, Gen, Role, Select, Text
 from asgl.language.outcome import cancelled
 from asgl.language.state import Snapshot, State
@@ -36,6 +36,13 @@ def carry_out(item: Item, state: State, place: Place) -> Steps:
         if path is not None:
             yield ForCall(lambda: place.engine.saved.load_prompt(path, snapshot.tokens, place.namespace))
         state.restore(snapshot)
+    elif isinstance(work, Write):
+        for text, of_template in work.pieces:
+            if of_template:
+                roles.write(state, place.engine, text)
+            else:
+                state.append(text)
+        state.messages += work.messages
     elif isinstance(work, SetVariable):
         item.values[work.name] = work.value
     elif isinstance(work, Rewind):
@@ -96,7 +103,7 @@ def _seal(state: State, place: Place) -> Steps:
 
 
 def _message(work: Role, item: Item, state: State, place: Place) -> Steps:
-    roles.begin_turn(state, place.engine, item, work.role)
+    told = roles.begin_turn(state, place.engine, item, work.role, work.tools)
     item.start = state.text_length
     trims = roles.parts_of(place.engine, work.role).trims
     last = len(work.content) - 1
@@ -106,6 +113,7 @@ def _message(work: Role, item: Item, state: State, place: Place) -> Steps:
             part = replace(part, text=text.rstrip() if index == last else text)
         yield from _content(part, item, state, place)
     item.text = state.text[item.start:]
+    state.append(told)
     roles.end_turn(state, place.engine)
     return item.text
 

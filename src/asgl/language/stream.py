@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 from weakref import ref
 
 from asgl.errors import ConfigError, VariableError
 from asgl.language import ops, saved
+from asgl.language.calling import OnToolError, call_tools
 from asgl.language.constraint import JsonSchema
 from asgl.language.core import Core
 from asgl.language.fork import Branches, OnError, TaskHandle
@@ -32,6 +33,7 @@ from asgl.language.ops import (
     TypedGen,
 )
 from asgl.language.state import Snapshot
+from asgl.language.tools import Tool, ToolCall
 from asgl.types import Message
 
 P = ParamSpec("P")
@@ -83,7 +85,7 @@ class PromptStream:
             raise ConfigError("there is nothing to submit")
         return handle
 
-    def __iadd__(self, content: Content | str) -> PromptStream:
+    def __iadd__(self, content: Content | str) -> Self:
         self.append(content)
         return self
 
@@ -152,9 +154,9 @@ class PromptStream:
 
     # --- roles
 
-    def system(self, content: str | Content) -> Handle[str]:
-        """A whole system message; the handle's value is its content."""
-        return self.submit(ops.system(content))
+    def system(self, content: str | Content, *, tools: Sequence[Tool[..., Any]] = ()) -> Handle[str]:
+        """A whole system message, which tells the model of `tools`; the handle's value is its content."""
+        return self.submit(ops.system(content, tools=tools))
 
     def user(self, content: str | Content) -> Handle[str]:
         """A whole message of the user; the handle's value is its content."""
@@ -175,6 +177,23 @@ class PromptStream:
         finished = self._core.finished
         messages = self._core.state.messages if finished is None else self._core.state.messages[:finished.messages]
         return [Message(role=message["role"], content=message["content"]) for message in messages]
+
+    async def call_tools(
+        self, tools: Sequence[Tool[..., Any]], *, on_error: OnToolError = "model", timeout: float | None = None,
+        parallel: bool = False, **options: Unpack[GenOptions],
+    ) -> list[ToolCall]:
+        """Lets the model call a tool, runs it, and appends the result: see `asgl.language.tools`. Returns the calls.
+
+        The call is generated after all that is submitted, constrained to the tools' schemas, in a message of the assistant if
+        the stream has messages. `options` are those of `gen`; `max_tokens` must be enough for the call. With parallel=True
+        the model may make up to 8 calls, which run at once.
+
+        What a tool raises, also TimeoutError after `timeout` seconds, the model is told instead of a result, and is in
+        `ToolCall.error`. With on_error="program" it is raised as ToolError, with what the tool raised as its cause, and calls
+        that still run are cancelled. However this fails or is cancelled, the stream then says what it said before.
+        Nothing else should be submitted to the stream meanwhile. Raises OutputError for a call that max_tokens cut short.
+        """
+        return await call_tools(self, tools, on_error=on_error, timeout=timeout, parallel=parallel, options=options)
 
     # --- what is there
 
@@ -357,7 +376,7 @@ class PromptStream:
         self._core.close("aclose() was called")
         await asyncio.sleep(0)
 
-    async def __aenter__(self) -> PromptStream:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,

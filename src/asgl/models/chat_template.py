@@ -46,9 +46,10 @@ class ChatTemplate:
         self.source, self._bos, self._eos = source, bos, eos
         self._parts: dict[str, RoleParts] = {}
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The whole conversation as text."""
-        return self._render(messages, add_generation_prompt, self._bos)
+    def render(self, messages: Sequence[Message | Mapping[str, Any]], add_generation_prompt: bool = False, *,
+               tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """The whole conversation as text; `tools` as JSON schemas of functions, in the form that templates expect."""
+        return self._render(messages, add_generation_prompt, self._bos, tools)
 
     def role_parts(self, role: str) -> RoleParts:
         """What goes around the content of a message of that role, at any place in a conversation.
@@ -70,10 +71,12 @@ class ChatTemplate:
         none."""
         return self._turns.default_system
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, bos: str) -> str:
+    def _render(self, messages: Sequence[Message | Mapping[str, Any]], add_generation_prompt: bool, bos: str,
+                tools: Sequence[Mapping[str, Any]] | None = None) -> str:
         return self._rendered({
             "messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt,
-            "bos_token": bos, "eos_token": self._eos, "tools": None, "documents": None,
+            "bos_token": bos, "eos_token": self._eos, "tools": tools,
+            "documents": None,
         })
 
     @cached_property

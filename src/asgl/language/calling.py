@@ -1,0 +1,217 @@
+"""How a model's call of tools is generated, run and answered: see `asgl.language.tools` and `PromptStream.call_tools`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+
+import anyio
+
+from asgl.errors import ConfigError, ModelError, OutputError, StreamError, ToolError
+from asgl.language import roles
+from asgl.language.item import Piece, Write
+from asgl.language.tools import Tool, ToolCall, by_name, call_schema, json_value, list_schema, result_text
+from asgl.models.tool_template import ToolParts, tool_parts
+from asgl.types import Message
+
+if TYPE_CHECKING:
+    from asgl.language.core import Core
+    from asgl.language.stream import Mark, PromptStream
+
+OnToolError: TypeAlias = Literal["model", "program"]
+MOST_CALLS = 8
+"""So many calls are made at once at most, if more than one may be."""
+
+
+class _Asked(NamedTuple):
+    """A call as it was generated."""
+
+    tool: Tool[..., Any]
+    arguments: dict[str, Any]
+
+
+class _Style:
+    """How calls and results are written into one stream. This one: as lines of text."""
+
+    name_key, arguments_key = "name", "arguments"
+
+    def __init__(self, tools: Mapping[str, Tool[..., Any]], parallel: bool) -> None:
+        self.tools, self.parallel = tools, parallel
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        """Of the generation, as an argument of `gen`."""
+        schema = call_schema(list(self.tools.values()), self.name_key, self.arguments_key)
+        return {"json_schema": list_schema(schema, MOST_CALLS) if self.parallel else schema}
+
+    def opening(self) -> Write:
+        return Write(())
+
+    def calls_of(self, text: str) -> list[Any]:
+        value = json.loads(text)
+        return value if self.parallel else [value]
+
+    def answer(self, text: str, calls: Sequence[ToolCall]) -> Write:
+        """What is written after the calls, which were `text`."""
+        return Write((("\n" + "".join(f"{_plain(call)}\n" for call in calls), False),))
+
+
+class _ChatStyle(_Style):
+    """As messages, each result one of its own."""
+
+    def __init__(self, tools: Mapping[str, Tool[..., Any]], parallel: bool, core: Core) -> None:
+        super().__init__(tools, parallel)
+        self._call = roles.parts_of(core.place.engine, "assistant")
+        try:
+            self._role, self._result = "tool", roles.parts_of(core.place.engine, "tool")
+        except ModelError:
+            self._role, self._result = "user", roles.parts_of(core.place.engine, "user")
+
+    def opening(self) -> Write:
+        return Write(((self._call.prefix, True),))
+
+    def answer(self, text: str, calls: Sequence[ToolCall]) -> Write:
+        pieces: list[Piece] = [(self._call.suffix, True)]
+        messages = [Message(role="assistant", content=text)]
+        for call in calls:
+            pieces += [(self._result.prefix, True), (_plain(call), False), (self._result.suffix, True)]
+            messages.append(Message(role=self._role, content=_plain(call)))
+        return Write(tuple(pieces), tuple(messages))
+
+
+class _OwnStyle(_Style):
+    """As the model's own template writes them."""
+
+    def __init__(self, tools: Mapping[str, Tool[..., Any]], parallel: bool, core: Core, parts: ToolParts) -> None:
+        super().__init__(tools, parallel)
+        self._parts = parts
+        self.name_key, self.arguments_key = parts.name_key, parts.arguments_key
+        special = core.place.engine.tokenizer.special_tokens
+        if parallel and (parts.between_calls is None or any(token in parts.between_calls for token in special)):
+            raise ModelError("the model's chat template writes one call in a message: leave out parallel=True")
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        if not self.parallel:
+            return super().constraint
+        schema = call_schema(list(self.tools.values()), self.name_key, self.arguments_key)
+        spacing = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        call = json.dumps(schema | {"x-guidance": spacing})
+        more = f"({json.dumps(self._parts.between_calls)} call){{0,{MOST_CALLS - 1}}}"
+        return {"grammar": f"start: call {more}\ncall: %json {call}"}
+
+    def opening(self) -> Write:
+        return Write(((self._parts.before, True),))
+
+    def calls_of(self, text: str) -> list[Any]:
+        calls: list[Any] = []
+        at = 0
+        while at < len(text):
+            call, end = json.JSONDecoder().raw_decode(text, at)
+            calls.append(call)
+            at = end + (len(self._parts.between_calls or "") if end < len(text) else 0)
+        return calls
+
+    def answer(self, text: str, calls: Sequence[ToolCall]) -> Write:
+        pieces: list[Piece] = [(self._parts.middle, True)]
+        messages = [Message(role="assistant", content=text)]
+        for index, call in enumerate(calls):
+            content = result_text(call.result if call.error is None else {"error": _told(call.error)})
+            pieces += [(self._parts.between_results, True)] if index else []
+            pieces.append((content, False))
+            messages.append(Message(role="tool", content=content))
+        return Write((*pieces, (self._parts.after, True)), tuple(messages))
+
+
+async def call_tools(
+    stream: PromptStream, tools: Sequence[Tool[..., Any]], *, on_error: OnToolError, timeout: float | None, parallel: bool,
+    options: Mapping[str, Any],
+) -> list[ToolCall]:
+    """See `PromptStream.call_tools`."""
+    named = by_name(tools)
+    if on_error not in get_args(OnToolError):
+        raise ConfigError(f"on_error must be 'model' or 'program', not {on_error!r}")
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+        raise ConfigError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+    core = stream._core
+    if core.block is not None:
+        raise ConfigError(f"call_tools writes messages of its own, and a {core.block.role!r} message is open: leave it first")
+    await stream.sync()
+    mark = stream.mark()
+    await core.settled(mark.item)
+    style = _style_of(core, mark.item.result().has_roles, named, parallel)
+    try:
+        core.submit(style.opening())
+        handle = stream.gen(None, **{**options, **style.constraint})
+        await handle
+        asked = _asked(handle.text, handle.finish_reason or "", style)
+        calls = await _run(asked, on_error, math.inf if timeout is None else timeout)
+        core.submit(style.answer(handle.text, calls))
+    except BaseException:
+        _take_back(stream, mark)
+        raise
+    return calls
+
+
+def _style_of(core: Core, has_roles: bool, tools: Mapping[str, Tool[..., Any]], parallel: bool) -> _Style:
+    if not has_roles:
+        return _Style(tools, parallel)
+    parts = tool_parts(core.place.engine.chat_template)
+    return _ChatStyle(tools, parallel, core) if parts is None else _OwnStyle(tools, parallel, core, parts)
+
+
+def _asked(text: str, finish_reason: str, style: _Style) -> list[_Asked]:
+    """OutputError for what is no call: only where the constraint was not kept (a scripted Runtime, say)."""
+    try:
+        return [_Asked(style.tools[call[style.name_key]], dict(call[style.arguments_key])) for call in style.calls_of(text)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"the text {text!r} is no call of one of the tools {', '.join(style.tools)}: {error!r}", text=text,
+                          finish_reason=finish_reason) from error
+
+
+async def _run(asked: Sequence[_Asked], on_error: OnToolError, timeout: float) -> list[ToolCall]:
+    """Runs all calls at once. ToolError at the first failure if the program is to hear of it: the others are cancelled."""
+    calls: dict[int, ToolCall] = {}
+    failures: list[ToolError] = []
+
+    async def run(index: int, tool: Tool[..., Any], arguments: dict[str, Any]) -> None:
+        try:
+            values = tool.arguments(arguments)
+            with anyio.fail_after(None if math.isinf(timeout) else timeout):
+                result = await tool.function(**values)
+            result_text(result)  # what is no JSON fails here
+            calls[index] = ToolCall(tool, arguments, result)
+        except Exception as error:
+            if on_error == "program":
+                what = f"did not end within {timeout:g} seconds" if isinstance(error, TimeoutError) else f"raised {error!r}"
+                failure = ToolError(f"the tool {tool.name!r} {what}", tool=tool.name, arguments=arguments)
+                failure.__cause__ = error
+                failures.append(failure)
+                group.cancel_scope.cancel()
+            calls[index] = ToolCall(tool, arguments, error=error)
+
+    async with anyio.create_task_group() as group:
+        for index, call in enumerate(asked):
+            group.start_soon(run, index, call.tool, call.arguments)
+    if failures:
+        raise failures[0]
+    return [calls[index] for index in range(len(asked))]
+
+
+def _take_back(stream: PromptStream, mark: Mark) -> None:
+    """The stream says again what it said before."""
+    with suppress(StreamError):  # it was closed meanwhile, or failed, and says so itself
+        stream.rewind(mark)
+
+
+def _plain(call: ToolCall) -> str:
+    said = {"error": _told(call.error)} if call.error is not None else {"result": json_value(call.result)}
+    return json.dumps({"name": call.tool.name, **said}, ensure_ascii=False)
+
+
+def _told(error: Exception) -> str:
+    """What a model is told of an error: no traceback."""
+    return "timed out" if isinstance(error, TimeoutError) and not str(error) else f"{type(error).__name__}: {error}"
