@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from asgl.execution.masks import FEW, forbidden, split
 from asgl.execution.runner import Runner
 from asgl.kernels.api import PartialHead
 from asgl.kernels.reference import ReferenceKernels
-from asgl.plan import SampleRow, StepPlan
+from asgl.plan import INT, SampleRow, StepPlan
 from asgl.sampling import SamplingSpec
 
 V = 211
@@ -74,32 +75,36 @@ def test_forbidden_is_the_opposite_of_the_masks():
 def plan_of(rows: list[SampleRow]) -> StepPlan:
     plan = step([Row([3 + number, 5, 9], [number * 3, number * 3 + 1, number * 3 + 2], sample=sampled.spec)
                  for number, sampled in enumerate(rows)])
-    samples = tuple(replace(made, draw=number, banned=given.banned, mask=given.mask)
+    samples = tuple(replace(made, draw=number, banned=given.banned, history=given.history,
+                            prompt_length=given.prompt_length, mask=given.mask)
                     for number, (made, given) in enumerate(zip(plan.samples, rows, strict=True)))
     return replace(plan, samples=samples)
 
 
-def random_rows(seed: int, count: int) -> list[SampleRow]:
+def random_rows(seed: int, count: int, most: int) -> list[SampleRow]:
     generator = random.Random(seed)
     rows = []
     for _ in range(count):
-        allowed = generator.sample(range(V), generator.choice([1, 2, 3, 20, 200]))
+        allowed = generator.sample(range(V), generator.choice([size for size in (1, 2, 3, 8, 20, 200) if size <= most]))
         spec = SamplingSpec(
             temperature=generator.choice([0.0, 0.7, 1.0, 2.0]), top_p=generator.choice([1.0, 0.8]),
             top_k=generator.choice([0, 2, 50]), min_p=generator.choice([0.0, 0.1]), seed=generator.randrange(2**32),
-            logit_bias=tuple((token, generator.uniform(-2, 2)) for token in generator.sample(range(V), 5)),
+            logit_bias=tuple((token, generator.uniform(-4, 4)) for token in generator.sample([*range(V), *allowed], 5)),
+            presence_penalty=generator.choice([0.0, 2.0]), repetition_penalty=generator.choice([1.0, 1.5]),
             logprobs=generator.choice([None, None, None, 2]),
         )
         chosen = None if generator.random() < 0.2 else allowed
         banned = tuple(generator.sample(range(V), 3)) if chosen is None else ()
-        rows.append(SampleRow(0, 0, spec, 0, banned, mask=None if chosen is None else mask(chosen)))
+        history = array(INT, generator.sample([*range(V), *allowed], 30))
+        rows.append(SampleRow(0, 0, spec, 0, banned, history, 10, None if chosen is None else mask(chosen)))
     return rows
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_the_same_tokens_from_the_allowed_logits_alone(seed):
+@pytest.mark.parametrize("most", [8, 200])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_same_tokens_from_the_allowed_logits_alone(seed, most):
     assert isinstance(ReferenceKernels(), PartialHead)
-    rows = random_rows(seed, 24)
+    rows = random_rows(seed, 8 if most < 20 else 24, most)
     some = Runner(MemoryCheckpoint(), ReferenceKernels(), 100).run(plan_of(rows))
     whole = Runner(MemoryCheckpoint(), Whole(), 100).run(plan_of(rows))
     assert [token.token_id for token in some.samples] == [token.token_id for token in whole.samples]

@@ -190,7 +190,7 @@ def test_any_mixture_chunked_retracted_cancelled_and_failed(seed):
 
 
 def test_forced_tokens_outgrow_the_cache_and_the_request_goes_on_later():
-    harness = Harness(64, max_batch_tokens=16)
+    harness = Harness(64)
     harness.submit(tokens(8, seed=9), max_tokens=50)
     harness.run()
     harness.scheduler._reserve_share = 0.1  # as after a long time without a retraction: many are admitted at once

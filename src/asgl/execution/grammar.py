@@ -60,6 +60,8 @@ class Limits:
     """Of the compiled grammar."""
     lexer_states: int = 50_000
     """Of the automaton, which grows as text is generated; one or two kilobytes each."""
+    row_items: int = 10_000
+    """Items of the parser after one byte."""
     step_items: int = 50_000
     """Items of the parser for one token; some 20 a microsecond."""
     step_fuel: int = 200_000
@@ -242,8 +244,8 @@ class Compiler:
     def _start(self, tokenizer: LLTokenizer, definition: str) -> LLMatcher:
         limits = self._limits
         start = LLMatcher(tokenizer, definition, log_level=0, limits=LLParserLimits(
-            max_grammar_size=limits.symbols, max_lexer_states=limits.lexer_states, step_max_items=limits.step_items,
-            step_lexer_fuel=limits.step_fuel, verbose_errors=False,
+            max_items_in_row=limits.row_items, max_grammar_size=limits.symbols, max_lexer_states=limits.lexer_states,
+            step_max_items=limits.step_items, step_lexer_fuel=limits.step_fuel, verbose_errors=False,
         ))
         if not start.is_error() and not start.is_stopped():
             start.deep_copy().compute_bitmask()  # builds what all generations share, and shows whether that is slow

@@ -115,7 +115,7 @@ class Runner:
             if logits is None:
                 rest = sorted([*few, *rest])
             else:
-                found.update(zip(few, sample_among(self._kernels, logits, asked, tokens, barred[:, tokens]), strict=True))
+                found.update(zip(few, sample_among(self._kernels, logits, asked, tokens, barred), strict=True))
         if rest:
             found.update(zip(rest, sample(self._kernels, model.head(hidden[rest]), [rows[row] for row in rest]), strict=True))
         return [found[row] for row in range(len(rows))]

@@ -50,6 +50,7 @@ def sampling_batch(
     `columns`: the tokens that there are logits of, in rising order; None for all.
     """
     specs = [sample.spec for sample in samples]
+    logits = vocabulary if columns is None else len(columns)
 
     def column(values: list[float] | list[int] | NDArray[np.float64], dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(values, dtype=dtype).to(device)
@@ -62,7 +63,7 @@ def sampling_batch(
     return SamplingBatch(
         temperature=column([spec.temperature for spec in specs], torch.float32),
         top_p=column([spec.top_p for spec in specs], torch.float32),
-        top_k=column([min(spec.top_k, vocabulary) for spec in specs], torch.int32),
+        top_k=column([min(spec.top_k, logits) for spec in specs], torch.int32),
         min_p=column([spec.min_p for spec in specs], torch.float32),
         uniform=column(uniforms([spec.seed for spec in specs], [sample.draw for sample in samples]), torch.float64),
         edits=_triples(edits, device),
@@ -150,12 +151,12 @@ def sample(kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow]) -> tu
 def sample_among(
     kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow], columns: NDArray[np.int64], barred: NDArray[np.bool_]
 ) -> list[SampledToken]:
-    """As `sample`, from the logits [m, k] of the tokens `columns` alone, of which each row may not have those `barred` [m, k].
+    """As `sample`, from the logits [m, k] of the tokens `columns` alone. `barred` [m, vocabulary]: those that a row may not have.
 
     No row may ask for log-probabilities.
     """
-    logits = logits.masked_fill_(torch.from_numpy(barred).to(logits.device), -torch.inf)
-    places = kernels.sample(logits, sampling_batch(samples, logits.shape[1], logits.device, columns)).tolist()
+    logits = logits.masked_fill_(torch.from_numpy(barred[:, columns]).to(logits.device), -torch.inf)
+    places = kernels.sample(logits, sampling_batch(samples, barred.shape[1], logits.device, columns)).tolist()
     return [SampledToken(int(columns[place])) for place in places]
 
 
