@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 from asgl.engine.output import OutputText
 from asgl.engine.ticket import Listener, Ticket
@@ -32,13 +32,21 @@ from asgl.scheduling.request import Request
 from asgl.trace import Tracer, Tracers, default_tracers
 from asgl.types import EngineStatistics, FinishReason, GrammarSource, ModelInfo
 
-Answer: TypeAlias = Any
+
+class JsonModel(Protocol):
+    """A pydantic model, or anything that writes itself as JSON."""
+
+    def model_dump_json(self) -> str: ...
+
+
+Answer: TypeAlias = str | float | Mapping[str, Any] | JsonModel | BaseException | Callable[[str], Any]
 """What the model says to one gen or select: a str; a bool, number, dict or pydantic model, which is said as JSON; an exception,
 with which the op then fails; for a select also the index of the option; or a function of the prompt's text that gives one of
 these."""
-Script: TypeAlias = Mapping[str | None, Answer | Sequence[Answer]]
-"""Answers by the name of the variable, None for ops without one. A list gives its answers one by one, in the order in which the
-ops ask; anything else answers as often as it is asked."""
+Answers: TypeAlias = Answer | Sequence[Answer]
+"""A list gives its answers one by one, in the order in which the ops ask; anything else answers as often as it is asked."""
+Script: TypeAlias = Mapping[Any, Answers]
+"""Answers by the name of the variable, a str, or None for ops without one."""
 
 _SHOWN = 80
 _CONTROL = {"<|bos|>": 0, "<|eos|>": 1, "<|im_start|>": 2, "<|im_end|>": 3}
@@ -62,7 +70,7 @@ class Asked(NamedTuple):
 
 
 class ScriptedRuntime(Runtime):
-    """A Runtime that answers by `script`: see `Script` and `Answer`.
+    """A Runtime that answers by `script`: see `Script`, `Answers` and `Answer`.
 
     A word, with the white space before it, is a token; answers end at stops and at max_tokens as a model's would. Messages are
     written in ChatML. An answer must be what the op may say: one of a select's options, or of `choices`, or a match of the
@@ -100,8 +108,9 @@ class _Answers:
     """The script, and how much of it was used."""
 
     def __init__(self, script: Script) -> None:
-        self._script = {name: answer if isinstance(answer, str | Mapping | BaseException) or not isinstance(answer, Sequence)
-                        else list(cast("Sequence[Any]", answer)) for name, answer in script.items()}
+        self._script: dict[str | None, Any] = {
+            name: answer if isinstance(answer, str | Mapping) or not isinstance(answer, Sequence) else list(answer)
+            for name, answer in script.items()}
         self._used = dict.fromkeys(self._script, 0)
         self.asked: list[Asked] = []
 

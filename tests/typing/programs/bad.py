@@ -1,0 +1,28 @@
+"""What a type checker must refuse: every line with a comment is an error to both, and a comment without an error is one too."""
+
+from __future__ import annotations
+
+import asgl
+
+
+@asgl.function
+async def tips(s: asgl.PromptStream, topic: str, n: int = 3) -> int:
+    return n
+
+
+async def program(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
+    s.gen("x", max_token=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    s.gen("x", max_tokens="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    s.gen("x", dtype=str)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
+    s.select("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    s.select("x", ["a"], method="best")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    number: int = await s.gen("x")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    print(number)
+    await tips(rt, topci="x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await tips(s, 3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await tips("rt", "x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await tips.batch(rt, [], on_error="ignore")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    s.fork(3, on_error="raise")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    asgl.budget(2000)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    asgl.function(lambda s: s)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType]
+    s += 3  # type: ignore[arg-type]  # pyright: ignore[reportOperatorIssue, reportUnknownVariableType]

@@ -1,0 +1,133 @@
+"""A user's program, checked by mypy --strict and by basedpyright: each `assert_type` is what an editor would show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, assert_type
+
+from pydantic import BaseModel
+
+import asgl
+from asgl.testing import ScriptedRuntime
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+async def ops(s: asgl.PromptStream) -> None:
+    s += "text"
+    s += asgl.user("Hi") + asgl.assistant(asgl.gen("reply"))
+    assert_type(s, asgl.PromptStream)
+
+    handle = s.gen("x", max_tokens=8, stop=["\n"], temperature=0.5)
+    assert_type(handle, asgl.Handle[str])
+    assert_type(await handle, str)
+    assert_type(handle.text, str)
+    assert_type(handle.token_ids, list[int])
+    assert_type(handle.logprobs, list[asgl.TokenLogprob] | None)
+    async for piece in handle:
+        assert_type(piece, str)
+    async for piece in s.pieces():
+        assert_type(piece, str)
+
+    verdict = s.select("verdict", ["yes", "no"])
+    assert_type(verdict, asgl.SelectHandle)
+    assert_type(await verdict, str)
+    assert_type(verdict.index, int | None)
+    assert_type(s.extend("more"), asgl.Handle[None])
+    assert_type(s.user("hi"), asgl.Handle[str])
+    assert_type(s["x"], Any)
+    assert_type(await s.get("x"), Any)
+    assert_type(s.variables, Mapping[str, Any])
+    assert_type(s.messages(), list[asgl.Message])
+    assert_type(s.submit(asgl.gen("x")), asgl.Handle[str])
+    assert_type(s.submit(asgl.select("x", ["a"])), asgl.SelectHandle)
+    mark = s.mark()
+    assert_type(mark, asgl.Mark)
+    s.rewind(mark)
+    with s.role("assistant") as inside:
+        assert_type(inside, asgl.PromptStream)
+
+
+async def values(s: asgl.PromptStream) -> None:
+    assert_type(await s.gen("n", dtype=int), int)
+    assert_type(await s.gen("n", dtype=float), float)
+    assert_type(await s.gen("n", dtype=bool), bool)
+    assert_type(await s.gen("who", json_schema=Person), Person)
+    assert_type(s.gen("who", json_schema=Person, max_tokens=64), asgl.Handle[Person])
+    assert_type(await s.gen("raw", json_schema={"type": "object"}), str)
+    assert_type(await s.gen("r", regex="[a-z]+"), str)
+    assert_type(await s.gen("c", choices=["a", "b"]), str)
+    assert_type(s.submit(asgl.gen("n", dtype=int)), asgl.Handle[int])
+    assert_type(await s.gen("v", validate=int, retries=2), str)
+    assert_type(await s.sample("x", n=3), list[str])
+    assert_type(await s.sample("x", n=3, dtype=int), list[int])
+    assert_type(await s.sample("x", n=3, json_schema=Person), list[Person])
+
+
+async def length(s: asgl.PromptStream, topic: str) -> int:
+    return len(await s.gen()) + len(topic)
+
+
+async def forks(s: asgl.PromptStream) -> None:
+    async with s.fork(3) as branches:
+        assert_type(branches, asgl.Branches)
+        assert_type(branches[0], asgl.PromptStream)
+        task = branches[0].start_soon(length, "topic")
+        assert_type(task, asgl.TaskHandle[int])
+        assert_type(await task, int)
+        for branch in branches:
+            assert_type(branch, asgl.PromptStream)
+    assert_type(branches.gather("x"), list[Any])
+    assert_type(await s.map(length, ["a", "b"]), list[int])
+    assert_type(s.copy(), asgl.PromptStream)
+
+
+@asgl.function
+async def tips(s: asgl.PromptStream, topic: str, n: int = 3) -> list[str]:
+    """Tips on a topic."""
+    s += f"{n} tips on {topic}:"
+    return (await s.gen("tips")).splitlines()
+
+
+async def programs(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
+    finished = await tips(rt, topic="health")
+    assert_type(finished, asgl.ProgramStream[list[str]])
+    assert_type(finished.returned, list[str])
+    finished += "one may go on"
+    assert_type(await tips(s, "health", n=2), list[str])
+
+    streams = await tips.batch(rt, ["a", ("b", 2), {"topic": "c"}])
+    assert_type(streams, list[asgl.ProgramStream[list[str]]])
+    outcomes = await tips.batch(rt, ["a"], on_error="return", progress=False)
+    assert_type(outcomes, list[asgl.ProgramStream[list[str]] | Exception])
+    async with tips.as_completed(rt, ["a"]) as results:
+        async for index, outcome in results:
+            assert_type(index, int)
+            assert_type(outcome, asgl.ProgramStream[list[str]] | Exception)
+
+
+async def main() -> None:
+    async with asgl.Runtime("smollm2-135m", sampling=asgl.SamplingParams(seed=1)) as rt:
+        assert_type(rt, asgl.Runtime)
+        assert_type(rt.statistics(), asgl.EngineStatistics)
+        assert_type(rt.model, asgl.ModelInfo)
+        with asgl.budget(tokens=2000, seconds=30) as spending:
+            assert_type(spending, asgl.Budget)
+            async with rt.prompt("text", budget=asgl.budget(tokens=100)) as s:
+                await ops(s)
+        await programs(rt, rt.prompt())
+    try:
+        await ops(s)
+    except asgl.BudgetError as error:
+        assert_type(error.spent, float)
+    except asgl.VariableError as error:
+        assert_type(error.name, str)
+
+
+async def check() -> None:
+    async with ScriptedRuntime({"x": ["a", "b"], None: "c", "f": lambda prompt: prompt}) as rt:
+        assert_type(rt, ScriptedRuntime)
+        await programs(rt, rt.prompt())
