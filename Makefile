@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NOT_DEFAULT := slow or interpret or compile or gpu
 
-.PHONY: demo test check bench setup model clean soak
+.PHONY: demo test check bench bench-quick peers setup model clean soak test-interpret test-compile gpu
 .DELETE_ON_ERROR:
 
 demo: model
@@ -19,6 +19,40 @@ test: model
 soak: setup
 	$(BIN)/python tests/support/soak.py --seconds 600
 	ASGL_SOAK=15 $(BIN)/python -m pytest -n 2 --timeout 1800 tests/scheduling/test_scheduler.py tests/scheduling/test_radix_cache.py
+
+# The Triton kernels without a GPU: their numbers in Triton's interpreter, and what they compile to. Each in a process of its own.
+test-interpret: setup
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 300 \
+		tests/kernels/test_contract.py tests/kernels/triton tests/execution/cuda_graphs
+
+test-compile: setup
+	ASGL_LANE=compile OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels/triton_compile
+
+# On a machine with a GPU, torch >= 2.11 for it and triton >= 3.6: tests on the device, then measurements to docs/gpu-measured.md.
+gpu:
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv --system-site-packages .venv-gpu
+	.venv-gpu/bin/python -c "import torch; assert torch.cuda.is_available(), 'torch ' + torch.__version__ + ' sees no GPU'"
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]' pytest pytest-asyncio pytest-timeout pytest-xdist
+	ASGL_TEST_GPU=cuda .venv-gpu/bin/python -m pytest -o filterwarnings=default --timeout 600 tests/kernels/test_contract.py tests/gpu
+	.venv-gpu/bin/python bench/gpu.py
+
+# Everything the paper measured, against all peers: `make peers` first. Takes about half an hour on a quiet machine.
+bench: model
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt matplotlib
+	$(BIN)/python -m bench run --engine asgl --engine peers --rounds 3 --kind race
+	$(BIN)/python -m bench run --engine ablations --rounds 3 --scale 0.5 --kind ablations
+	$(BIN)/python -m bench run --engine asgl --engine peers --rounds 1 --kind growth \
+		--workload few-shot-mcq --workload tree-of-thought --concurrency 1 4 16 64
+	$(BIN)/python -m bench.decode --engine asgl --engine peers
+	$(BIN)/python -m bench report
+
+# asgl and its ablations alone, on a fifth of the programs: under three minutes.
+bench-quick: model
+	$(BIN)/python -m bench run --engine ablations --rounds 1 --scale 0.1 --limit 10 --kind ablations --name quick
+
+# The engines that asgl is raced against, each in an environment of its own under the cache directory. Resumable; takes gigabytes.
+peers: setup
+	$(BIN)/python -m bench.peers.install
 
 check: setup
 	$(BIN)/ruff check src tests examples bench

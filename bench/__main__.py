@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 from collections.abc import Sequence
 
 from bench import results
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    # a harness that is told to end stops the peers that it has started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from bench.race import Settings, race
 
     engines: list[str] = []

@@ -122,10 +122,10 @@ async def race(settings: Settings, kind: str) -> dict[str, Any]:
     load = os.getloadavg()
     limits = optimum.measure()
     async with AsyncExitStack() as stack:
-        engines, missing = await _open(settings, stack)
+        engines, missing = await open_engines(settings, stack)
         model = _model(settings) if any(isinstance(engine, AsglEngine) for engine in engines) else None
         for engine in engines:
-            await _warm_up(engine, settings)
+            await warm_up(engine, settings)
         rows: list[dict[str, Any]] = []
         for name in settings.workloads:
             for concurrency in settings.concurrency:
@@ -133,10 +133,11 @@ async def race(settings: Settings, kind: str) -> dict[str, Any]:
         about = {engine.name: engine.about for engine in engines}
     return results.document(kind, rows, load_before=load, engines=about, missing=missing, model=settings.model,
                             machine_limits={name: float(f"{value:.4g}") for name, value in limits._asdict().items()},
-                            scale=settings.scale, equal_limits={"running": settings.limits.running, "kv_gib": settings.limits.kv_gib})
+                            scale=settings.scale,
+                            equal_limits={"running": settings.limits.running, "kv_gib": settings.limits.kv_gib})
 
 
-async def _open(settings: Settings, stack: AsyncExitStack) -> tuple[list[Engine], dict[str, str]]:
+async def open_engines(settings: Settings, stack: AsyncExitStack) -> tuple[list[Engine], dict[str, str]]:
     """The engines that could be opened, and why the others are missing."""
     engines: list[Engine] = []
     missing: dict[str, str] = {}
@@ -188,7 +189,7 @@ def _model(settings: Settings) -> optimum.Model:
     return optimum.Model(2.0 * linear, 2.0 * head, linear * 0.625 + head * 1.0625)
 
 
-async def _warm_up(engine: Engine, settings: Settings) -> None:
+async def warm_up(engine: Engine, settings: Settings) -> None:
     """A few programs of the first workload, and some that fork, apart from what is measured."""
     for name, count in ((settings.workloads[0], 2), ("tree-of-thought", 1)):
         workload = WORKLOADS[name]

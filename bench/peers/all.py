@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.peers.install import installed
 from bench.peers.llama_cpp import LlamaServer
 from bench.peers.remote import Limits, Peer, PeerError, hf_model, worker
 
@@ -12,6 +13,10 @@ def make_peer(name: str, model: str, limits: Limits) -> Peer | LlamaServer:
     """A peer that can be started. PeerError if it is not installed."""
     from asgl.models.pull import pull
 
+    if name not in PEERS:
+        raise PeerError(f"there is no peer {name!r}; there are {', '.join(PEERS)}")
+    if installed(name) is None:
+        raise PeerError(f"{name} is not installed: run `make peers`")
     if name == "openvino":
         return worker(name, "openvino_worker.py", str(pull(model)), str(limits.kv_gib), str(limits.running),
                       environment={"OPENVINO_TELEMETRY": "0"})
@@ -24,6 +29,4 @@ def make_peer(name: str, model: str, limits: Limits) -> Peer | LlamaServer:
     if name == "transformers":
         return worker(name, "transformers_worker.py", str(hf_model(model)), "16",
                       environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
-    if name == "llama.cpp":
-        return LlamaServer(model, limits)
-    raise PeerError(f"there is no peer {name!r}; there are {', '.join(PEERS)}")
+    return LlamaServer(model, limits)

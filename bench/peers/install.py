@@ -91,7 +91,7 @@ def main(names: Sequence[str]) -> int:
     wanted = list(names) or list(RECIPES)
     if unknown := set(wanted) - set(RECIPES):
         raise SystemExit(f"there is no peer {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
-    return 0 if all([install(peer, RECIPES[peer]) for peer in wanted]) else 1
+    return 0 if sum(not install(peer, RECIPES[peer]) for peer in wanted) == 0 else 1
 
 
 if __name__ == "__main__":

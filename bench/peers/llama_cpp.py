@@ -11,11 +11,12 @@ import os
 import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from bench import paths
 from bench.client import Completion, Options, Unsupported, Usage
-from bench.peers.install import installed
 from bench.peers.remote import Limits, PeerError, kill_group
 
 _HOST = "127.0.0.1"
@@ -29,8 +30,6 @@ class LlamaServer:
 
     def __init__(self, model: str, limits: Limits) -> None:
         self.name = "llama.cpp"
-        if installed(self.name) is None:
-            raise PeerError("llama.cpp is not installed: run `make peers`")
         self._model = model
         self._limits = limits
         self._bin = paths.peers() / self.name / "bin"
@@ -43,20 +42,13 @@ class LlamaServer:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        from asgl.models.pull import pull
-
-        model = paths.peers() / self.name / "model-q4_0.gguf"
-        if not model.exists():
-            partial = model.with_suffix(".part")
-            subprocess.run([str(self._bin / "llama-quantize"), "--allow-requantize", str(pull(self._model)), str(partial), "q4_0",
-                            "2"], check=True, env=self._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            partial.rename(model)
+        model = self._quantized()
         with socket.socket() as probe:
             probe.bind((_HOST, 0))
             self._port = probe.getsockname()[1]
         tokens = self._limits.tokens(_KV_BYTES)
         log = paths.peers() / f"{self.name}.log"
-        with open(log, "ab") as output:
+        with open(log, "ab") as output:  # noqa: ASYNC230  nothing else runs yet
             self._process = await asyncio.create_subprocess_exec(
                 str(self._bin / "llama-server"), "-m", str(model), "--host", _HOST, "--port", str(self._port), "-t", "2",
                 "-tb", "2", "-c", str(tokens), "-np", str(self._limits.running), "--kv-unified", "-fa", "on", "-ub", "512",
@@ -71,10 +63,7 @@ class LlamaServer:
         except TimeoutError:
             await self.stop()
             raise PeerError(f"llama.cpp did not start in {_START_SECONDS:.0f} s; its log is {log}") from None
-        version = subprocess.run([str(self._bin / "llama-server"), "--version"], capture_output=True, text=True, check=False,
-                                 env=self._environment())
-        first = next((line for line in (version.stderr + version.stdout).splitlines() if line.startswith("version")), "unknown")
-        self.about = {"version": first.removeprefix("version: "), "settings":
+        self.about = {"version": self._version(), "settings":
                       f"llama-server, Q4_0, flash attention, {self._limits.running} slots with {tokens} tokens of KV in common, "
                       "prompt cache, 2 threads"}
 
@@ -83,11 +72,9 @@ class LlamaServer:
         if process is not None:
             if process.returncode is None:
                 process.terminate()
-                try:
+                with suppress(TimeoutError):
                     async with asyncio.timeout(10):
                         await process.wait()
-                except TimeoutError:
-                    pass
             kill_group(process.pid)
             await process.wait()
 
@@ -111,6 +98,24 @@ class LlamaServer:
 
     async def score(self, prompt: str, choices: Sequence[str]) -> tuple[list[list[float]], Usage]:
         raise Unsupported("llama.cpp's server does not score given text")
+
+    def _quantized(self) -> Path:
+        """The model in Q4_0, written when first needed."""
+        from asgl.models.pull import pull
+
+        model = paths.peers() / self.name / "model-q4_0.gguf"
+        if not model.exists():
+            partial = model.with_suffix(".part")
+            subprocess.run([str(self._bin / "llama-quantize"), "--allow-requantize", str(pull(self._model)), str(partial), "q4_0",
+                            "2"], check=True, env=self._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            partial.rename(model)
+        return model
+
+    def _version(self) -> str:
+        done = subprocess.run([str(self._bin / "llama-server"), "--version"], capture_output=True, text=True, check=False,
+                              env=self._environment())
+        lines = (done.stderr + done.stdout).splitlines()
+        return next((line.removeprefix("version: ") for line in lines if line.startswith("version")), "unknown")
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "LD_LIBRARY_PATH": str(self._bin)}

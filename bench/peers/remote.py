@@ -7,7 +7,9 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ class Peer:
     async def start(self) -> None:
         """Starts the worker and waits until its model is loaded. PeerError if it ends before, or takes too long."""
         log = paths.peers() / f"{self.name}.log"
-        with open(log, "ab") as errors:
+        with open(log, "ab") as errors:  # noqa: ASYNC230  nothing else runs yet
             self._process = await asyncio.create_subprocess_exec(
                 *self.command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
                 env={**os.environ, **self.environment}, limit=_LINE_LIMIT, start_new_session=True)
@@ -79,11 +81,9 @@ class Peer:
             return
         assert process.stdin is not None
         process.stdin.close()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(_STOP_SECONDS):
                 await process.wait()
-        except TimeoutError:
-            pass
         kill_group(process.pid)
         await process.wait()
         if self._reader is not None:
@@ -121,7 +121,8 @@ class Peer:
         return reply
 
     async def _read(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         stdout = self._process.stdout
         while line := await stdout.readline():
             reply = json.loads(line)
@@ -135,10 +136,8 @@ class Peer:
 
 def kill_group(pid: int) -> None:
     """Ends what a worker, which leads a process group, may have left behind."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, 9)
-    except ProcessLookupError:
-        pass
 
 
 def _usage(reply: dict[str, Any]) -> Usage:
@@ -149,16 +148,12 @@ def hf_model(model: str) -> Path:
     """The model as a directory in Hugging Face's layout, converted when first needed."""
     directory = paths.peers() / "model"
     if not (directory / "config.json").exists():
-        import sys
-
         subprocess.run([sys.executable, "-m", "bench.peers.convert", model, str(directory)], check=True, cwd=paths.REPOSITORY)
     return directory
 
 
 def worker(name: str, script: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Peer:
-    """A peer by its worker script. PeerError if it is not installed."""
+    """A peer by its worker script. It must be installed."""
     python = installed(name)
-    if python is None:
-        raise PeerError(f"{name} is not installed: run `make peers`")
     path = Path(__file__).parent / "workers" / script
     return Peer(name, [str(python), str(path), *arguments], environment or {})

@@ -28,7 +28,7 @@ class Question(NamedTuple):
 
 def _choice_question(problem: data.Problem, generator: random.Random) -> tuple[str, int]:
     """A GSM8K question with four numbers to choose from, one of them right."""
-    wrong = [number for number in (problem.number + step for step in (-10, -5, -2, -1, 1, 2, 3, 5, 10, 20))]
+    wrong = [problem.number + step for step in (-10, -5, -2, -1, 1, 2, 3, 5, 10, 20)]
     options = generator.sample(wrong, 3)
     right = generator.randrange(4)
     options.insert(right, problem.number)

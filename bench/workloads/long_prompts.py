@@ -24,7 +24,7 @@ def _json_items(count: int) -> Sequence[str]:
 
 
 async def _json(client: Client, item: str) -> str:
-    return await client.prompt(item).gen(Options(max_tokens=96, regex=FIELDS, gbnf=FIELDS_GBNF))
+    return await client.prompt(item).gen(Options(max_tokens=128, regex=FIELDS, gbnf=FIELDS_GBNF))
 
 
 JSON_REGEX = Workload("json-regex", "a document of 3,000 tokens shared by all; 5 fields that match a regular expression",
@@ -52,7 +52,8 @@ async def _chat(client: Client, item: Talk) -> None:
         await s.gen(Options(max_tokens=tokens, exact=True))
 
 
-CHAT_SHORT = Workload("chat-short", "4 turns of 256-512 tokens in, 4-8 out", lambda count: _talks(count, (4, 5, 6, 7, 8)), _chat, 24)
+CHAT_SHORT = Workload("chat-short", "4 turns of 256-512 tokens in, 4-8 out",
+                      lambda count: _talks(count, (4, 5, 6, 7, 8)), _chat, 24)
 CHAT_LONG = Workload("chat-long", "4 turns of 256-512 tokens in, 256 out", lambda count: _talks(count, (256,)), _chat, 12)
 
 

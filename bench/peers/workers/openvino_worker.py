@@ -65,6 +65,6 @@ if __name__ == "__main__":
     out = take_output()
     serve(OpenVino(model, kv_gib, max_running), out, {
         "version": version("openvino-genai"),
-        "settings": f"ContinuousBatchingPipeline, GGUF Q4_1, prefix caching, split fuse with 512 tokens a step, {kv_gib} GiB of KV, "
-                    f"{max_running} sequences, 2 threads",
+        "settings": f"ContinuousBatchingPipeline, GGUF Q4_1, prefix caching, split fuse with 512 tokens a step, "
+                    f"{kv_gib} GiB of KV, {max_running} sequences, 2 threads",
     })
