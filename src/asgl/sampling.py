@@ -100,6 +100,9 @@ class SamplingParams:
     """End when one of these tokens is sampled."""
     keep_stop: bool | None = None
     """Keep the matched stop in the text."""
+    token_healing: bool | None = None
+    """Generate the last tokens of the prompt once more, if a longer token begins as they do: see `asgl.engine.healing`. Without
+    effect where the text is constrained."""
     ignore_eos: bool | None = None
     """Do not end at the model's end token."""
     temperature: float | None = None
@@ -132,7 +135,7 @@ class SamplingParams:
         _number("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
         _number("presence_penalty", self.presence_penalty, -math.inf, math.inf)
         _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
-        for name in ("keep_stop", "ignore_eos"):
+        for name in ("keep_stop", "token_healing", "ignore_eos"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, bool):
                 raise ConfigError(f"{name} must be True or False, not {value!r}")
@@ -167,7 +170,8 @@ class SamplingParams:
 _FIELDS = tuple(field.name for field in fields(SamplingParams))
 
 LIBRARY_DEFAULTS = SamplingParams(
-    max_tokens=128, min_tokens=0, stop=(), stop_regex=(), stop_token_ids=(), keep_stop=False, ignore_eos=False, temperature=1.0,
+    max_tokens=128, min_tokens=0, stop=(), stop_regex=(), stop_token_ids=(), keep_stop=False, token_healing=False,
+    ignore_eos=False, temperature=1.0,
     top_p=1.0, top_k=0, min_p=0.0, frequency_penalty=0.0, presence_penalty=0.0, repetition_penalty=1.0, logit_bias={},
 )
 """The last level of every merge. It has no seed: an op without one draws its own from the system."""

@@ -191,6 +191,9 @@ class _WordTokenizer:
     def encode(self, text: str) -> list[int]:
         return [self.id_of(word) for word in _WORDS.findall(text)]
 
+    def token_bytes(self, token_id: int, /) -> bytes:
+        return self._words[token_id].encode() if token_id >= len(_CONTROL) else b""
+
     def decode(self, ids: Iterable[int], *, control: bool = True) -> str:
         return "".join(self._words[token] for token in ids if control or token >= len(_CONTROL))
 
@@ -256,6 +259,10 @@ class _ScriptedEngine:
 
     def check_sampling(self, params: SamplingParams, /) -> None:
         """All parameters fit a script."""
+
+    def heal(self, prompt: Sequence[int], /) -> tuple[int, str]:
+        """Words are whole: nothing is to be healed."""
+        return 0, ""
 
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],

@@ -61,7 +61,8 @@ SIZES = st.lists(st.integers(1, 4), max_size=60)
 STOPS = st.lists(st.text(alphabet="ab\n é漢", min_size=1, max_size=3), max_size=3)
 
 
-REGEXES = ["a+", "b\\n", "[ab]{2,}é", "(?:ab|ba)+\\s", "(?<=b)a", "a(?!b)", "漢?\\n", "b$", "(a)b*\\1", "\\bé", "aba|b b", "\\s+é"]
+REGEXES = ["a+", "b\\n", "[ab]{2,}é", "(?:ab|ba)+\\s", "(?<=b)a", "a(?!b)", "漢?\\n",
+           "b$", "(a)b*\\1", "\\bé", "aba|b b", "\\s+é"]
 
 
 def first_match(text, stops, regexes):

@@ -63,6 +63,9 @@ class FakeTokenizer:
                 at += 1
         return ids
 
+    def token_bytes(self, token_id: int, /) -> bytes:
+        return self.bytes_of(token_id)
+
     def bytes_of(self, token_id: int) -> bytes:
         if token_id >= _PAIRS:
             return bytes((97 + (token_id - _PAIRS) // 26, 97 + (token_id - _PAIRS) % 26))

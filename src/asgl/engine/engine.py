@@ -10,11 +10,13 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio.to_thread
 
 from asgl.engine.device import DeviceThread
+from asgl.engine.healing import HealedBeginning, Healer
 from asgl.engine.output import OutputText
 from asgl.engine.saved import SavedState
 from asgl.engine.stop_regex import compiled
@@ -119,6 +121,14 @@ class Engine:
             if token >= self.tokenizer.vocabulary:
                 raise ConfigError(f"there is no token {token}: the model's vocabulary has {self.tokenizer.vocabulary} tokens")
 
+    def heal(self, prompt: Sequence[int]) -> tuple[int, str]:
+        """How many tokens at the end of the prompt to generate once more, and their text: see `healing`."""
+        return self._healer.tail(prompt)
+
+    @cached_property
+    def _healer(self) -> Healer:
+        return Healer(self.tokenizer)
+
     def generate(
         self,
         prompt: Sequence[int],
@@ -139,6 +149,8 @@ class Engine:
         wrong with the request settles the ticket before this returns.
         """
         stop_tokens = params.stop_token_ids or ()
+        healed, given = self.heal(prompt) if params.token_healing and grammar is None else (0, "")
+        prompt = prompt[: len(prompt) - healed]
         output = OutputText(
             self.tokenizer.detokenizer,
             stops=params.stop or (),
@@ -147,6 +159,8 @@ class Engine:
             end_tokens=end_tokens,
             keep_stop=bool(params.keep_stop),
             min_tokens=params.min_tokens or 0,
+            given=given,
+            healed=healed,
         )
         room = self.context_length - len(prompt)
         request = Request(
@@ -157,7 +171,8 @@ class Engine:
             output=output,
             min_tokens=params.min_tokens or 0,
             banned=(*end_tokens, *stop_tokens),
-            grammar=grammar.matcher(end_tokens) if grammar is not None else None,
+            grammar=grammar.matcher(end_tokens) if grammar is not None
+            else HealedBeginning(self._healer, given) if healed else None,
             namespace=namespace,
             priority=priority,
         )

@@ -35,12 +35,16 @@ class Detokenizer(Protocol):
 class OutputText:
     """The output of one generation. Made by the engine; `push` is called once for each sampled token, in order.
 
+    `given` is how the text of the tokens begins that is not the output's: it was the prompt's, of which `healed` tokens were
+    taken off.
+
     Of stop strings and stop expressions the match that is complete first counts, of those complete at the same character the
     one that begins first, of those the one that was given first: it does not matter which tokens the text came in.
     """
 
-    __slots__ = ("_boundaries", "_detokenizer", "_end_tokens", "_keep_stop", "_longest", "_min_tokens", "_regexes",
-                 "_stop_tokens", "_stops", "_text", "count", "error", "kept_tokens", "matched_stop", "remainder", "text")
+    __slots__ = ("_boundaries", "_detokenizer", "_end_tokens", "_given", "_keep_stop", "_longest", "_min_tokens", "_regexes",
+                 "_stop_tokens", "_stops", "_text", "count", "error", "healed", "kept_tokens", "matched_stop",
+                 "remainder", "text")
 
     def __init__(
         self,
@@ -52,6 +56,8 @@ class OutputText:
         end_tokens: Collection[int] = (),
         keep_stop: bool = False,
         min_tokens: int = 0,
+        given: str = "",
+        healed: int = 0,
     ) -> None:
         self._detokenizer = detokenizer()
         self._stops = tuple(stops)
@@ -61,6 +67,9 @@ class OutputText:
         self._end_tokens = frozenset(end_tokens)
         self._keep_stop = keep_stop
         self._min_tokens = min_tokens
+        self._given = given
+        for search in self._regexes:
+            search.skip(given)
         self._text = ""
         self._boundaries: list[int | None] = []
         """For each token so far, how much text there was after it; None if it ended in the middle of a character."""
@@ -72,6 +81,9 @@ class OutputText:
         self.remainder = ""
         """Text after the kept tokens that is no whole token."""
         self.matched_stop: str | int | None = None
+        self.healed = healed
+        """How many tokens at the end of the prompt the kept tokens and the remainder stand for as well: they begin with
+        `given`, their text, which is no part of this one."""
         self.error: GrammarError | None = None
         """Why the end could not be found. The generation ends with it."""
 
@@ -94,13 +106,16 @@ class OutputText:
         if found is not None:
             self._cut(*found)
             return "stop"
-        self.text = self._text[: self._certain()]
+        self.text = self._text[len(self._given) : self._certain()]
         return None
 
     def finish(self) -> None:
         """Generation ended for another reason than a stop: what was held back is text after all."""
+        if len(self._text) < len(self._given):  # it ended before all that was taken off the prompt was there again
+            self._keep(len(self._given))
+            return
         self._text += self._detokenizer.flush()
-        self.text = self._text
+        self.text = self._text[len(self._given) :]
 
     def _end_at_token(self, token_id: int) -> FinishReason:
         reason: FinishReason = "stop" if token_id in self._stop_tokens else "eos"
@@ -114,8 +129,10 @@ class OutputText:
     def _first_stop(self, before: int) -> tuple[int, int] | None:
         """Where the first match that is complete after character `before` or later begins and ends."""
         found: list[tuple[int, int]] = []
+        given = len(self._given)
+        before = max(before, given)
         for stop in self._stops:
-            if (at := self._text.find(stop, max(0, before - len(stop) + 1))) >= 0:
+            if (at := self._text.find(stop, max(given, before - len(stop) + 1))) >= 0:
                 found.append((at + len(stop), at))
         for search in self._regexes:
             if (match := search.find(self._text, before)) is not None:
@@ -131,13 +148,18 @@ class OutputText:
 
     def _cut(self, at: int, stop_end: int) -> None:
         self.matched_stop = self._text[at:stop_end]
-        end = stop_end if self._keep_stop else at
+        self._keep(stop_end if self._keep_stop else at)
+
+    def _keep(self, end: int) -> None:
+        """The output ends after so many characters, those given included."""
+        text = self._text if len(self._text) >= end else self._given
         self.kept_tokens = whole = 0
         for count, boundary in enumerate(self._boundaries, 1):
             if boundary is not None and boundary <= end:
                 self.kept_tokens, whole = count, boundary
-        self.remainder = self._text[whole:end]
-        self.text = self._text = self._text[:end]
+        self.remainder = text[whole:end]
+        self._text = text[:end]
+        self.text = self._text[len(self._given) :]
 
     def _certain(self) -> int:
         """How much of the text no stop can cut."""
@@ -146,7 +168,7 @@ class OutputText:
 
     def _held_back(self) -> int:
         """How many last characters may be the beginning of a stop string."""
-        for length in range(min(self._longest - 1, len(self._text)), 0, -1):
+        for length in range(min(self._longest - 1, len(self._text) - len(self._given)), 0, -1):
             tail = self._text[-length:]
             if any(stop.startswith(tail) for stop in self._stops):
                 return length

@@ -27,6 +27,7 @@ class Tokenizer(Protocol):
         """What goes before the first text of a prompt; `encode` does not add it."""
         ...
     def encode(self, text: str) -> list[int]: ...
+    def token_bytes(self, token_id: int, /) -> bytes: ...
     def decode(self, ids: Iterable[int], *, control: bool = True) -> str: ...
 
 
@@ -116,6 +117,10 @@ class Engine(Protocol):
 
     def check_sampling(self, params: SamplingParams, /) -> None:
         """ConfigError if the parameters do not fit the model."""
+
+    def heal(self, prompt: Sequence[int], /) -> tuple[int, str]:
+        """How many tokens at the end of the prompt to take off for token healing, and their text."""
+        ...
 
     def generate(
         self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],

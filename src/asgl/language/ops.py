@@ -91,6 +91,7 @@ class Select(Content):
     name: str | None
     choices: tuple[str, ...]
     method: SelectMethod
+    token_healing: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class GenOptions(TypedDict, total=False):
     stop_regex: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     keep_stop: bool | None
+    token_healing: bool | None
     ignore_eos: bool | None
     temperature: float | None
     top_p: float | None
@@ -192,7 +194,7 @@ def gen(name: str | None = None, *, json_schema: JsonSchema | None = None, **opt
 def gen(
     name: str | None = None, *, max_tokens: int | None = None, min_tokens: int | None = None,
     stop: str | Sequence[str] | None = None, stop_regex: str | Sequence[str] | None = None,
-    stop_token_ids: Sequence[int] | None = None, keep_stop: bool | None = None,
+    stop_token_ids: Sequence[int] | None = None, keep_stop: bool | None = None, token_healing: bool | None = None,
     ignore_eos: bool | None = None, temperature: float | None = None, top_p: float | None = None, top_k: int | None = None,
     min_p: float | None = None, frequency_penalty: float | None = None, presence_penalty: float | None = None,
     repetition_penalty: float | None = None, logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
@@ -218,8 +220,8 @@ def gen(
         raise ConfigError(f"logprobs must be 0 or how many of the likeliest tokens to report, not {logprobs!r}")
     params = SamplingParams(
         max_tokens=max_tokens, min_tokens=min_tokens, stop=stop, stop_regex=stop_regex, stop_token_ids=stop_token_ids,
-        keep_stop=keep_stop, ignore_eos=ignore_eos, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
+        keep_stop=keep_stop, token_healing=token_healing, ignore_eos=ignore_eos, temperature=temperature, top_p=top_p,
+        top_k=top_k, min_p=min_p, frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
         logit_bias=logit_bias, seed=seed,
     )
     if validate is not None and (not callable(validate) or inspect.iscoroutinefunction(validate)):
@@ -234,12 +236,19 @@ def gen(
     return kind(_checked_name(name), params, logprobs, validate, retries, limits)
 
 
-def select(name: str | None, choices: Sequence[str], *, method: SelectMethod = "token_length_normalized") -> Select:
-    """Appends the likeliest of `choices`; its value is the chosen str. `asgl.language.choices` explains the methods."""
+def select(name: str | None, choices: Sequence[str], *, method: SelectMethod = "token_length_normalized",
+           token_healing: bool = False) -> Select:
+    """Appends the likeliest of `choices`; its value is the chosen str. `asgl.language.choices` explains the methods.
+
+    With token_healing the last tokens of the prompt, as `asgl.engine.healing` chooses them, are taken off, and each option is
+    tokenized with their text before it.
+    """
     options = checked_choices(choices)
     if method not in get_args(SelectMethod):
         raise ConfigError(f"method must be one of {', '.join(get_args(SelectMethod))}, not {method!r}")
-    return Select(_checked_name(name), options, method)
+    if not isinstance(token_healing, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"token_healing must be True or False, not {token_healing!r}")
+    return Select(_checked_name(name), options, method, token_healing)
 
 
 def role(role: str, content: str | Content) -> Role:

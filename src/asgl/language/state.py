@@ -12,6 +12,9 @@ from asgl.language.backend import Tokenizer
 from asgl.language.text import Part, Run
 from asgl.types import Message
 
+_HEALED = 8
+"""So many tokens token healing takes away at most (`asgl.engine.healing.MOST`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -34,6 +37,8 @@ class Savepoint(NamedTuple):
     messages: int
     turn: Turn | None
     has_roles: bool
+    end: array[int]
+    """The last tokens, which token healing may take away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,10 @@ class State:
         self.tokens.extend(token_ids)
         self._say(text)
 
+    def heal(self, count: int) -> None:
+        """Takes off the last tokens; those that are appended next stand for their text too."""
+        del self.tokens[len(self.tokens) - count :]
+
     def seal(self, token_ids: Sequence[int]) -> None:
         """The run is tokenized for good: these are its tokens."""
         if not self.tokens:
@@ -116,11 +125,13 @@ class State:
     # --- going back
 
     def savepoint(self) -> Savepoint:
-        return Savepoint(len(self.tokens), self.text_length, self.run.parts, len(self.messages), self.turn, self.has_roles)
+        return Savepoint(len(self.tokens), self.text_length, self.run.parts, len(self.messages), self.turn, self.has_roles,
+                         self.tokens[-_HEALED:])
 
     def roll_back(self, point: Savepoint) -> None:
         """As if nothing had been appended since `point`. Variables are set only once an op is done, so they stand."""
-        del self.tokens[point.tokens:]
+        del self.tokens[point.tokens - len(point.end):]
+        self.tokens.extend(point.end)
         self._texts = [self.text[:point.text]]
         self.text_length = point.text
         self.run.reset(point.parts)

@@ -157,6 +157,8 @@ def _request(work: Gen, attempt: int, prompt: array[int], item: Item, state: Sta
     seed = seeds.again(params.seed, attempt)
     if item.allowance is not None:
         params = item.allowance.clamp(params)
+    if prompt is not state.tokens:  # feedback comes after the stream's own tokens, and is not to be healed
+        params = replace(params, token_healing=False)
     ends = () if params.ignore_eos else engine.tokenizer.end_tokens
     ends = tuple(dict.fromkeys((*ends, *roles.end_of_turn(state, engine))))
 
@@ -177,6 +179,7 @@ def _append_generated(work: Gen, ticket: Ticket, value: Any, item: Item, state: 
     tokens = [token.token_id for token in ticket.tokens[:output.kept_tokens]]
     if output.remainder:  # a stop cut a token in two: what is left of it is tokenized anew
         tokens += place.engine.tokenizer.encode(output.remainder)
+    state.heal(output.healed)
     state.append_tokens(tokens, ticket.text)
     item.token_ids += tokens
     if work.name is not None:
@@ -209,8 +212,12 @@ def _verdict(work: Gen, ticket: Ticket) -> tuple[Any, _Verdict]:
 def _select(work: Select, item: Item, state: State, place: Place) -> Steps:
     yield from _seal(state, place)
     item.part = work
-    prompt = state.prompt()
-    options = yield from _encoded_options(work, state.prefix, place)
+    prompt, before = state.prompt(), state.prefix
+    healed = 0
+    if work.token_healing:
+        healed, before = place.engine.heal(prompt)
+        prompt = prompt[:len(prompt) - healed]
+    options = yield from _encoded_options(work, before, place)
     logprobs: list[list[float]] = yield from _score(prompt, options, item, place)
     ticket, item.part = item.ticket, None
     alone: list[list[float]] = []
@@ -221,6 +228,7 @@ def _select(work: Select, item: Item, state: State, place: Place) -> Steps:
     item.index = best(item.scores)
     item.token_logprobs = logprobs
     choice = work.choices[item.index]
+    state.heal(healed)
     state.append_tokens(options[item.index], choice)
     item.token_ids += options[item.index]
     if work.name is not None:
@@ -273,7 +281,7 @@ def _join(work: Join, state: State, place: Place) -> Steps:
             raise cancelled("a branch to be joined never began", None, begin.failure)
         base: Snapshot = begin.value
         branch: Snapshot = done.value
-        tokens = branch.tokens[len(base.tokens):]
+        tokens = _beyond(base.tokens, branch.tokens, place)
         if branch.bos_added and not base.bos_added:  # the branch began with nothing, so it has a BOS of its own
             if state.tokens:
                 tokens = tokens[1:]
@@ -282,3 +290,23 @@ def _join(work: Join, state: State, place: Place) -> Steps:
         state.append_tokens(tokens, branch.text[len(base.text):])
         state.messages += branch.messages[len(base.messages):]
         state.has_roles = state.has_roles or branch.has_roles
+
+
+def _beyond(base: array[int], branch: array[int], place: Place) -> array[int]:
+    """The tokens that a branch has beyond those it began with.
+
+    If it has generated the last of those once more, a token that is part of what it began with is cut, and its rest tokenized.
+    """
+    if branch[:len(base)] == base:
+        return branch[len(base):]
+    tokenizer = place.engine.tokenizer
+    common = next(at for at, (mine, other) in enumerate(zip(base, branch, strict=False)) if mine != other)
+    missing = sum(len(tokenizer.token_bytes(token)) for token in base[common:])
+    while missing > 0 and common < len(branch):
+        piece = tokenizer.token_bytes(branch[common])
+        common += 1
+        missing -= len(piece)
+        if missing < 0:
+            rest = piece[missing:].decode("utf-8", "replace")
+            return array("i", tokenizer.encode(rest)) + branch[common:]
+    return branch[common:]

@@ -113,12 +113,12 @@ class PromptStream:
         return self.submit(ops.gen(name, **options))
 
     def select(self, name: str | None, choices: Sequence[str], *,
-               method: SelectMethod = "token_length_normalized") -> SelectHandle:
+               method: SelectMethod = "token_length_normalized", token_healing: bool = False) -> SelectHandle:
         """Appends the likeliest of `choices`; the handle's value is that option, and the variable `name` is set to it.
 
         `asgl.language.choices` explains the methods.
         """
-        return self.submit(ops.select(name, choices, method=method))
+        return self.submit(ops.select(name, choices, method=method, token_healing=token_healing))
 
     @overload
     async def sample(self, name: str | None = None, *, n: int, dtype: type[ScalarT], **options: Unpack[GenOptions]

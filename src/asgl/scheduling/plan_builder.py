@@ -79,15 +79,16 @@ def _ask(row: Row, first: int, samples: list[SampleRow], scores: list[ScoreRow])
     elif request.max_tokens > 0:
         spec, grammar = request.spec, request.grammar
         banned = request.banned if request.generated < request.min_tokens else ()
+        mask = grammar.mask(banned) if grammar is not None else None
         samples.append(SampleRow(
             last,
             request.id,
             spec,
             request.generated,
-            banned if grammar is None else (),
+            banned if mask is None else (),
             request.tokens[:] if spec.needs_history else None,
             len(request.prompt),
-            grammar.mask(banned) if grammar is not None else None,
+            mask,
         ))
 
 

@@ -49,8 +49,8 @@ class Grammar(Protocol):
         """The tokens that must come next, if it is known that they must. The same until the next `push`."""
         ...
 
-    def mask(self, banned: Iterable[int], /) -> bytes:
-        """The tokens that may come next, as `plan.SampleRow.mask`: not those in `banned`, unless none remains."""
+    def mask(self, banned: Iterable[int], /) -> bytes | None:
+        """The tokens that may come next, as `plan.SampleRow.mask`: not those in `banned`, unless none remains. None: all."""
         ...
 
     def push(self, token_id: int, /) -> None:
