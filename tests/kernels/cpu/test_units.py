@@ -52,7 +52,7 @@ def test_each_token_meets_each_position_it_sees_once(tree, group: int, threads: 
     rows, spans = tree
     qo, kv, (made, tokens, limits, merged, parts, order, partials) = plan(rows, spans, group, threads, deterministic)
     row_of = np.repeat(np.arange(len(rows)), np.diff(qo))
-    below = {(start, row): {other for other in of} for start, _, of in spans for row in of}
+    below = {(start, row): set(of) for start, _, of in spans for row in of}
     seen = [np.zeros(kv[row + 1] - kv[row], np.int64) for row in row_of]
     units_of: list[list[int]] = [[] for _ in row_of]
     for i, unit in enumerate(made):

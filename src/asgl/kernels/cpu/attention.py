@@ -149,7 +149,9 @@ def _pack_values(addresses: int, offset: int, steps: int, head_dim: int, tiles: 
 
 
 @kernel
-def _softmax_row(scores: int, weights: int, visible: int, scale: float, top: int, summed: int, result: int, head_dim: int):
+def _softmax_row(
+    scores: int, weights: int, visible: int, scale: float, top: int, summed: int, result: int, head_dim: int
+) -> None:
     """Turns the first `visible` of a query's 64 scores into weights, updates its top and sum, and shrinks its result."""
     lowest, by = np.float32(-np.inf), splat(np.float32(scale))
     s0 = keep_first(mul(load(scores), by), visible, lowest)

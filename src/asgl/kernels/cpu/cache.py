@@ -10,14 +10,14 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import llvmlite
 import numba
 import platformdirs
-from numba import config
+from numba.core import config
 
 from asgl.kernels.cpu.target import TARGET
 
@@ -49,10 +49,11 @@ def cached(compiled: Callable[[bool], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _numba_cache_in(directory: Path) -> Iterator[None]:
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(directory)
+def _numba_cache_in(directory: Path) -> Generator[None]:
+    settings: Any = config
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(directory)
     try:
         yield
     finally:
-        config.CACHE_DIR = before
+        settings.CACHE_DIR = before

@@ -36,7 +36,8 @@ GRAIN = 4
 
 @kernel
 def embed_phase(
-    job: int, phase: int, number: int, ids: int, rows: int, d: int, table: int, kind: int, scale: int, offset: int, share: int, out: int
+    job: int, phase: int, number: int, ids: int, rows: int, d: int, table: int, kind: int, scale: int, offset: int,
+    share: int, out: int,
 ) -> None:
     """out [rows, d] float32 = rows of the table, which holds bytes (`kind` 8, with a scale and an offset float32 for each
     `share` of them), bfloat16 (16) or float32 (32)."""

@@ -26,12 +26,12 @@ from asgl.kernels.cpu.layers import (
     KEYS,
     LAYER_PHASES,
     MLP_NORM,
-    O_BITS,
+    OUT,
+    OUT_BITS,
     QKV,
     QKV_BIAS,
     QKV_BITS,
     VALUES,
-    O,
 )
 from asgl.kernels.cpu.simd import ELEMENT, PER_WORD
 from asgl.kernels.cpu.threads import Team
@@ -68,8 +68,8 @@ class Fused:
         for row, layer in zip(self.table, layers, strict=True):
             row[[ATTENTION_NORM, MLP_NORM]] = layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr()
             row[QKV_BIAS] = layer.qkv_bias.data_ptr() if layer.qkv_bias is not None else 0
-            row[[QKV, O, GATE_UP, DOWN]] = [w.address for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-            row[[QKV_BITS, O_BITS, GATE_UP_BITS, DOWN_BITS]] = [
+            row[[QKV, OUT, GATE_UP, DOWN]] = [w.address for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+            row[[QKV_BITS, OUT_BITS, GATE_UP_BITS, DOWN_BITS]] = [
                 w.bits for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
             ]
         self._caches: Sequence[tuple[Tensor, Tensor]] | None = None

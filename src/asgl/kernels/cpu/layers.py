@@ -5,13 +5,15 @@ At batch 1 a layer takes 90 microseconds, and nine calls from Python would take 
 
 from __future__ import annotations
 
+from typing import Any
+
 from asgl.kernels.cpu import team
 from asgl.kernels.cpu.attention import attention_phases
 from asgl.kernels.cpu.elementwise import norm_phase, rope_phase
 from asgl.kernels.cpu.linear import ADD, GATE, STORE, linear_phase
 from asgl.kernels.cpu.simd import ELEMENT, LANES, get_i64, kernel, load, load_words, store, store_words
 
-ATTENTION_NORM, QKV, QKV_BITS, QKV_BIAS, O, O_BITS, MLP_NORM, GATE_UP, GATE_UP_BITS, DOWN, DOWN_BITS, KEYS, VALUES = range(13)
+ATTENTION_NORM, QKV, QKV_BITS, QKV_BIAS, OUT, OUT_BITS, MLP_NORM, GATE_UP, GATE_UP_BITS, DOWN, DOWN_BITS, KEYS, VALUES = range(13)
 """The columns of the table of layers: addresses, and bits of a weight."""
 COLUMNS = 13
 LAYER_PHASES = 10
@@ -43,7 +45,7 @@ def grain(outputs: int) -> int:
 
 
 @kernel
-def layers_job(a, thread: int, number: int) -> None:
+def layers_job(a: Any, thread: int, number: int) -> None:
     """Runs the layers of the table over `a.rows` new tokens; `a` is the record of the entry `layers`.
 
     hidden [rows, d] is the residual stream, changed in place. With `wanted` 0 the last layer only stores its keys and values;
@@ -77,7 +79,7 @@ def layers_job(a, thread: int, number: int) -> None:
             )
             rows, hidden, attended = a.wanted, a.kept_hidden, a.kept_attended
         linear_phase(
-            a.job, phase + 6, number, attended, width * ELEMENT, rows, get_i64(at + O * 8), get_i64(at + O_BITS * 8), width,
+            a.job, phase + 6, number, attended, width * ELEMENT, rows, get_i64(at + OUT * 8), get_i64(at + OUT_BITS * 8), width,
             a.d, ADD, hidden, a.d * 4, scratch, packed_only, grain(a.d),
         )
         norm_phase(a.job, phase + 7, number, hidden, 0, rows, a.d, get_i64(at + MLP_NORM * 8), a.eps, a.normed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from asgl.kernels.cpu import dots, team
 from asgl.kernels.cpu.dots import GROUP, OUTPUTS, TILE_STEP
 from asgl.kernels.cpu.simd import (
@@ -51,7 +53,7 @@ def _group_sums(x: int, ldx: int, rows: int, k: int, sums: int) -> None:
 
 
 @kernel
-def silu(x):
+def silu(x: Any) -> Any:
     """x / (1 + exp(-x)), of a vector."""
     return div(x, add(splat(1.0), exp(sub(zero(), x))))
 

@@ -7,8 +7,11 @@ Equal tokens keep the order of their ids.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import carray
+from numba import carray  # pyright: ignore[reportPrivateImportUsage]
+from numpy.typing import NDArray
 
 from asgl.kernels.cpu import team
 from asgl.kernels.cpu.simd import (
@@ -34,10 +37,12 @@ from asgl.kernels.cpu.simd import (
     zero,
 )
 
+Ints = NDArray[Any]
+
 BUCKETS = 2048
 """Weights are at most 1, whose leading bits, sign included, are 2032."""
 _SHIFT = 19
-_NEAR = np.float32(2.0**-10)
+_NEAR = 2.0**-10
 """Tokens of at least this share of the greatest weight are ranked first."""
 _RUN = 16
 """Tokens that are sorted by insertion."""
@@ -49,7 +54,7 @@ def rank_words(n: int) -> int:
 
 
 @kernel
-def _greatest(row: int, n: int) -> float:
+def _greatest(row: int, n: int) -> Any:
     best = np.float32(-np.inf)
     if n >= LANES:
         lanes = load(row)
@@ -89,7 +94,7 @@ def _weigh(row: int, n: int, top: float, temperature: float) -> float:
 
 
 @kernel
-def _rank(row, n, least, near, tokens, ends):
+def _rank(row: int, n: int, least: float, near: Ints, tokens: Ints, ends: Ints) -> int:
     """Lists the tokens of weights of at least `least` (above 0) by bucket, the greatest first; returns their number.
 
     Bucket b, counted from the greatest weights, is tokens[ends[b - 1]:ends[b]]. `near` is room for a list of tokens.
@@ -115,7 +120,7 @@ def _rank(row, n, least, near, tokens, ends):
 
 
 @kernel
-def _merge(row, source, first, middle, last, target):
+def _merge(row: int, source: Ints, first: int, middle: int, last: int, target: Ints) -> None:
     """Merges the sorted halves first:middle and middle:last."""
     left, right = first, middle
     for i in range(first, last):
@@ -128,7 +133,7 @@ def _merge(row, source, first, middle, last, target):
 
 
 @kernel
-def _sort(row, tokens, first, last, spare):
+def _sort(row: int, tokens: Ints, first: int, last: int, spare: Ints) -> None:
     """Sorts tokens[first:last] by falling weight; equal ones stay as they are. Runs are sorted by insertion, then merged."""
     for start in range(first, last, _RUN):
         for i in range(start + 1, min(start + _RUN, last)):
@@ -149,7 +154,7 @@ def _sort(row, tokens, first, last, spare):
 
 
 @kernel
-def _prefix(row, tokens, ends, most, limit, spare):
+def _prefix(row: int, tokens: Ints, ends: Ints, most: int, limit: float, spare: Ints) -> tuple[int, float]:
     """(how many, their mass) of the likeliest tokens: at most `most`, and while the mass before is below `limit`.
 
     Sorts only the bucket in which that ends.
@@ -176,12 +181,15 @@ def _prefix(row, tokens, ends, most, limit, spare):
 
 
 @kernel
-def _draw(row, n, summed, uniform, top_k, top_p, min_p, tokens, spare, ends):
+def _draw(
+    row: int, n: int, summed: float, uniform: float, top_k: int, top_p: float, min_p: float, tokens: Ints, spare: Ints,
+    ends: Ints,
+) -> int:
     """A token of a row of weights whose sum is `summed`."""
     most = n if top_k <= 0 else min(top_k, n)
     for attempt in range(2):
         complete = attempt == 1
-        count = _rank(row, n, np.float32(0) if complete else _NEAR, spare, tokens, ends)
+        count = _rank(row, n, 0.0 if complete else _NEAR, spare, tokens, ends)
         within = summed
         if most < n:
             if count < most and not complete:
@@ -205,7 +213,10 @@ def _draw(row, n, summed, uniform, top_k, top_p, min_p, tokens, spare, ends):
 
 
 @kernel
-def sample_phase(job, phase, number, logits, m, n, temperature, top_k, top_p, min_p, uniform, greedy, ranks, thread, out):
+def sample_phase(
+    job: int, phase: int, number: int, logits: int, m: int, n: int, temperature: int, top_k: int, top_p: int, min_p: int,
+    uniform: int, greedy: bool, ranks: int, thread: int, out: int,
+) -> None:
     """One thread's part of sampling the rows of logits [m, n], which become weights. `ranks` has `rank_words(n)` int64 for
     each thread."""
     room = carray(int64_at(ranks + thread * (2 * n + BUCKETS) * 8), 2 * n + BUCKETS)
@@ -230,7 +241,7 @@ def sample_phase(job, phase, number, logits, m, n, temperature, top_k, top_p, mi
 
 
 @kernel
-def edit(logits, n, rows, tokens, values, repetition):
+def edit(logits: int, n: int, rows: Ints, tokens: Ints, values: NDArray[np.float32], repetition: bool) -> None:
     """Adds values to single logits of [m, n]; with `repetition`, divides positive ones by them, multiplies the others."""
     for i in range(rows.shape[0]):
         at = logits + (rows[i] * n + tokens[i]) * 4

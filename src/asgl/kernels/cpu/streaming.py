@@ -1,7 +1,7 @@
 """Scores and mixtures of up to four queries straight from the cache, where packing tiles would cost more than it saves.
 
-Keys and values are given by the addresses (int64) of their tokens, to which `offset` is added; tokens past the end of a block must
-point at zeros.
+Keys and values are given by the addresses (int64) of their tokens, to which `offset` is added; tokens past the end of a
+block must point at zeros.
 """
 
 from __future__ import annotations
@@ -12,7 +12,22 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from asgl.kernels.cpu import simd
-from asgl.kernels.cpu.simd import FVEC, HVEC, I16, I32, I64, IVEC, LANES, PER_WORD, const, get_shared, i64, kernel, operation, void
+from asgl.kernels.cpu.simd import (
+    FVEC,
+    HVEC,
+    I16,
+    I32,
+    I64,
+    IVEC,
+    LANES,
+    PER_WORD,
+    const,
+    get_shared,
+    i64,
+    kernel,
+    operation,
+    void,
+)
 
 QUERIES = 8
 """Up to so many queries, packing does not pay."""

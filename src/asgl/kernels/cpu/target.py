@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 from numba import config
@@ -21,12 +21,13 @@ class Target(NamedTuple):
 
 def detect() -> Target:
     """The target of this process's kernels."""
+    settings: Any = config
     host = llvm.get_host_cpu_features()
     # Numba's order: what the user set, else the host
-    name = config.CPU_NAME or llvm.get_host_cpu_name()
-    if config.CPU_FEATURES is not None:
-        features = config.CPU_FEATURES
-    elif config.CPU_NAME and llvm.get_host_cpu_name() != config.CPU_NAME:
+    name = settings.CPU_NAME or llvm.get_host_cpu_name()
+    if settings.CPU_FEATURES is not None:
+        features = settings.CPU_FEATURES
+    elif settings.CPU_NAME and llvm.get_host_cpu_name() != settings.CPU_NAME:
         features = ""
     else:
         features = host.flatten()

@@ -47,8 +47,10 @@ NONE = 1 << 40
 _BITS = 24
 _PIECES = (1 << _BITS) - 1
 
-_SPINS = 20_000
-"""Looks before a waiting thread gives up its core, about half a millisecond: longer than any piece of a decode step."""
+_SPINS = 6_000
+"""Looks before a thread that waits for pieces gives up its core, some 0.1 ms: longer than any piece of a decode step."""
+_IDLE_SPINS = 30_000
+"""Looks before a thread that waits for a job does: longer than what is between two steps."""
 _NAP = 50
 """Microseconds of sleep between looks after that. An idle core is what makes the scheduler move a late thread to it."""
 _NAPS = 200
@@ -114,7 +116,7 @@ def wait(job: int, phase: int, number: int, count: int) -> None:
             _nap()
 
 
-def launch(job, function, record, phases):
+def launch(job: int, function: int, record: int, phases: int) -> None:
     """Posts a job of so many phases, and takes part in it as thread 0."""
     number = get_i64(job + NUMBER) + 1
     set_shared(job + NUMBER, 0)
@@ -127,7 +129,7 @@ def launch(job, function, record, phases):
     _call(function, record, 0, number)
 
 
-def help_out(job, thread, last):
+def help_out(job: int, thread: int, last: int) -> int:
     """Takes part in jobs later than `last` as a thread of that number; returns the last one's number when there was none for a
     while, or -1 to stop."""
     looks, naps = 0, 0
@@ -142,7 +144,7 @@ def help_out(job, thread, last):
                 last, looks, naps = number, 0, 0
             continue
         looks += 1
-        if looks < _SPINS:
+        if looks < _IDLE_SPINS:
             pause()
             continue
         naps += 1

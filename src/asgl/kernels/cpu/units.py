@@ -13,9 +13,14 @@ and end at fixed absolute positions, so that what a query computes does not depe
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from asgl.kernels.cpu.simd import kernel
+
+Ints = NDArray[Any]
 
 UNIT = 6
 TOKENS, COUNT, INDEX, LENGTH, POSITION, PARTIAL = range(UNIT)
@@ -38,13 +43,13 @@ _START, _END, _SLOT, _FIRST, _TOKENS = range(5)
 
 
 @kernel
-def _set(segments, i, start, end, slot, first, count):
+def _set(segments: Ints, i: int, start: int, end: int, slot: int, first: int, count: int) -> None:
     segments[i, _START], segments[i, _END], segments[i, _SLOT] = start, end, slot
     segments[i, _FIRST], segments[i, _TOKENS] = first, count
 
 
 @kernel
-def _list(tokens, listed, first, last):
+def _list(tokens: Ints, listed: int, first: int, last: int) -> int:
     """Lists the tokens first:last from `listed` on; returns how many are listed then."""
     for token in range(first, last):
         tokens[listed + token - first] = token
@@ -52,7 +57,7 @@ def _list(tokens, listed, first, last):
 
 
 @kernel
-def _segments(qo, kv, bounds, span_ptr, span_rows, deterministic):
+def _segments(qo: Ints, kv: Ints, bounds: Ints, span_ptr: Ints, span_rows: Ints, deterministic: bool) -> tuple[Ints, Ints]:
     """The segments [count, 5] of a step, and the tokens that they list."""
     rows, listed = qo.shape[0] - 1, qo[-1]
     for i in range(span_rows.shape[0]):
@@ -82,14 +87,15 @@ def _segments(qo, kv, bounds, span_ptr, span_rows, deterministic):
         if not own_only:
             shared = listed
             for i in range(first, last):
-                listed = _list(tokens, listed, qo[span_rows[i]], qo[span_rows[i] + 1])
-            _set(found, count, start, end, kv[span_rows[first]] + start, shared, listed - shared)
+                row = int(span_rows[i])
+                listed = _list(tokens, listed, qo[row], qo[row + 1])
+            _set(found, count, start, end, kv[int(span_rows[first])] + start, shared, listed - shared)
             count += 1
     return found[:count], tokens[:listed]
 
 
 @kernel
-def _length(positions, queries, target, deterministic):
+def _length(positions: int, queries: int, target: int, deterministic: bool) -> int:
     """How many positions a unit of so many queries gets."""
     if deterministic:
         return FIXED
@@ -99,7 +105,7 @@ def _length(positions, queries, target, deterministic):
 
 
 @kernel
-def _cut(segments, tokens, limits, group, target, deterministic, units):
+def _cut(segments: Ints, tokens: Ints, limits: Ints, group: int, target: int, deterministic: bool, units: Ints) -> int:
     """Cuts segments into units; returns how many. Writes them if there is room for any."""
     made = 0
     block = max(1, QUERIES // group)
@@ -126,7 +132,7 @@ def _cut(segments, tokens, limits, group, target, deterministic, units):
 
 
 @kernel
-def _merges(units, tokens, limits):
+def _merges(units: Ints, tokens: Ints, limits: Ints) -> tuple[int, Ints, Ints, Ints]:
     """Numbers the partial results of tokens that are in several units.
 
     Returns (their number, the tokens to merge, where each one's partial results begin in the next, and the partial results).
@@ -175,7 +181,9 @@ SIGNATURE = (
 )
 
 
-def plan_units(qo, kv, bounds, span_ptr, span_rows, group, threads, deterministic):
+def plan_units(
+    qo: Ints, kv: Ints, bounds: Ints, span_ptr: Ints, span_rows: Ints, group: int, threads: int, deterministic: bool
+) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, int]:
     """The units of a step of rows `qo`, `kv` (see `asgl.kernels.api.Batch`).
 
     Shared spans are given by `bounds` [spans, 2], and their rows in CSR form; `group` is the query heads of a KV head. Returns
@@ -191,7 +199,8 @@ def plan_units(qo, kv, bounds, span_ptr, span_rows, group, threads, deterministi
     for s in range(segments.shape[0]):
         cost += (segments[s, _END] - segments[s, _START]) * (PACKING + segments[s, _TOKENS] * group)
     target = cost // (threads * _SHARES)
-    units = np.empty((_cut(segments, tokens, limits, group, target, deterministic, np.empty((0, UNIT), np.int64)), UNIT), np.int64)
+    count = _cut(segments, tokens, limits, group, target, deterministic, np.empty((0, UNIT), np.int64))
+    units = np.empty((count, UNIT), np.int64)
     _cut(segments, tokens, limits, group, target, deterministic, units)
     partials, merged, parts, order = _merges(units, tokens, limits)
     return units, tokens, limits, merged, parts, order, partials

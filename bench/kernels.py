@@ -1,0 +1,208 @@
+"""Times of the CPU kernels beside the limits of the machine they ran on, measured in the same run.
+
+    python bench/kernels.py [--threads N] [--seconds S]
+
+For each kernel at the shapes of SmolLM2-135M: the time of one call (the least, and the median), what it must read and
+compute, and the share of the limit that it reaches: the larger of bytes / bandwidth and operations / peak, over the time.
+Weights, keys and values are cycled through 30 layers, so that they come from memory as in a step. Run it on a quiet machine:
+a busy one shows in the first line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asgl.kernels.api import Batch, QuantizedTensor, SamplingBatch
+from asgl.kernels.cpu.kernels import CpuKernels
+from asgl.kernels.memory import use_large_pages
+
+LAYERS, D, F, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
+KV_BYTES = 2 * KV_HEADS * HEAD_DIM * 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of this machine, now: bytes and operations a second."""
+
+    read: float
+    bfloat16: float
+    float32: float
+
+
+def times(call: Callable[[], object], seconds: float) -> tuple[float, float]:
+    """The least and the median time of a call, in seconds, after one that does not count."""
+    call()
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 5:
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    taken.sort()
+    return taken[0], taken[len(taken) // 2]
+
+
+def limits(seconds: float) -> Limits:
+    """By torch: the sum of 256 MB, and square matrix products of 1024."""
+    memory = use_large_pages(torch.empty(2**26)).fill_(1.0)
+    read = memory.nbytes / times(memory.sum, seconds)[0]
+    rates = []
+    for dtype in (torch.bfloat16, torch.float32):
+        a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
+        rates.append(2 * 1024**3 / times(lambda a=a, b=b: torch.mm(a, b), seconds)[0])
+    return Limits(read, *rates)
+
+
+class Report:
+    """Prints a line for each kernel."""
+
+    def __init__(self, limit: Limits, seconds: float) -> None:
+        self.limit, self.seconds = limit, seconds
+        print(f"\n{'kernel':42}{'least us':>10}{'median':>10}{'MB':>9}{'GFLOP':>9}{'of limit':>10}")
+
+    def line(self, name: str, call: Callable[[], object], moved: int, operations: int = 0) -> None:
+        least, median = times(call, self.seconds)
+        bound = max(moved / self.limit.read, operations / self.limit.bfloat16)
+        print(f"{name:42}{least * 1e6:10.0f}{median * 1e6:10.0f}{moved / 1e6:9.2f}{operations / 1e9:9.3f}{bound / least:10.0%}",
+              flush=True)
+
+
+def cycle(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """Calls them in turn."""
+    state = {"next": 0}
+
+    def call() -> object:
+        state["next"] = (state["next"] + 1) % len(calls)
+        return calls[state["next"]]()
+
+    return call
+
+
+def quantized(n: int, k: int, bits: int) -> QuantizedTensor:
+    quants = torch.randint(0, 2**bits, (n, k), dtype=torch.uint8)
+    scale = torch.rand(n, k // 32) / 2**bits
+    return QuantizedTensor(quants, scale, -scale * 2 ** (bits - 1), 4 if bits == 4 else 8, 32)
+
+
+def ints(values: Sequence[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int32)
+
+
+def batch_of(contexts: Sequence[Sequence[int]], new: Sequence[int], prefix: int = 0) -> Batch:
+    """Rows with these slots, the last `new` of them new; the first `prefix` positions are shared by all."""
+    qo, kv = [0], [0]
+    for context, count in zip(contexts, new, strict=True):
+        qo.append(qo[-1] + count)
+        kv.append(kv[-1] + len(context))
+    return Batch(
+        input_ids=ints([0] * qo[-1]),
+        positions=ints([len(c) - n + i for c, n in zip(contexts, new, strict=True) for i in range(n)]),
+        slots=ints([slot for c, n in zip(contexts, new, strict=True) for slot in c[len(c) - n :]]),
+        qo_indptr=ints(qo),
+        kv_indptr=ints(kv),
+        kv_indices=ints([slot for context in contexts for slot in context]),
+        decode_rows=sum(n == 1 for n in new),
+        max_qo=max(new),
+        max_kv=max(map(len, contexts)),
+        shared=((0, prefix, tuple(range(len(new)))),) if prefix else (),
+    )
+
+
+def linear_layers(kernels: CpuKernels, report: Report) -> None:
+    for n, k, bits, layers in ((3072, 576, 4, LAYERS), (576, 1536, 4, LAYERS), (VOCABULARY, D, 8, 2)):
+        weights = [kernels.pack_linear(quantized(n, k, bits)) for _ in range(layers)]
+        for rows in (1, 4, 8, 16, 32, 64, 256):
+            x = torch.randn(rows, k).to(kernels.add_rms_norm(torch.ones(1, k), None, torch.ones(k), 1e-5).dtype)
+            calls = [lambda w=w, x=x: kernels.linear(x, w) for w in weights]
+            report.line(f"linear {rows} x {k} -> {n}, {bits} bits", cycle(calls), weights[0].memory.nbytes, 2 * rows * n * k)
+
+
+def attention(kernels: CpuKernels, report: Report) -> None:
+    own = [list(range(1000 + 64 * row, 1032 + 64 * row)) for row in range(32)]
+    shapes = {
+        "1 row of 256": batch_of([range(256)], [1]),
+        "1 row of 4000": batch_of([range(4000)], [1]),
+        "32 rows of 256": batch_of([range(256 * row, 256 * row + 256) for row in range(32)], [1] * 32),
+        "64 rows of 300": batch_of([range(300 * row, 300 * row + 300) for row in range(64)], [1] * 64),
+        "32 rows, prefix of 1000 shared": batch_of([[*range(1000), *tail] for tail in own], [1] * 32, 1000),
+        "the same, nothing shared": batch_of([[*range(1000), *tail] for tail in own], [1] * 32),
+        "prompt of 256": batch_of([range(256)], [256]),
+        "512 more after 1500": batch_of([range(2012)], [512]),
+    }
+    for name, batch in shapes.items():
+        slots = int(batch.kv_indices.max()) + 1
+        memory = use_large_pages(torch.empty(2, LAYERS, slots, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16)).normal_()
+        qo, kv = batch.qo_indptr.tolist(), batch.kv_indptr.tolist()
+        seen = sum(kv[r + 1] - kv[r] - i for r in range(batch.rows) for i in range(qo[r + 1] - qo[r]))
+        q = torch.randn(qo[-1], HEADS, HEAD_DIM)
+        calls = [
+            lambda q=q, k=k, v=v, batch=batch: kernels.attention(q, k, v, batch, HEAD_DIM**-0.5)
+            for k, v in zip(*memory, strict=True)
+        ]
+        moved = len(set(batch.kv_indices.tolist())) * KV_BYTES
+        report.line(f"attention, {name}", cycle(calls), moved, 4 * seen * HEADS * HEAD_DIM)
+
+
+def elementwise(kernels: CpuKernels, report: Report) -> None:
+    for rows in (1, 32, 256):
+        hidden, delta, weight = torch.randn(rows, D), torch.randn(rows, D), torch.ones(D)
+        report.line(
+            f"add and norm, {rows} rows",
+            lambda h=hidden, d=delta, w=weight: kernels.add_rms_norm(h, d, w, 1e-5), rows * D * 14,
+        )
+        gate_up = torch.randn(rows, 2 * F)
+        report.line(f"silu and multiply, {rows} rows", lambda g=gate_up: kernels.silu_and_mul(g), rows * F * 10)
+        batch = batch_of([[row] for row in range(rows)], [1] * rows)
+        qkv, rope = torch.randn(rows, (HEADS + 2 * KV_HEADS) * HEAD_DIM), torch.randn(16, HEAD_DIM)
+        keys, values = (torch.zeros(rows, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16) for _ in range(2))
+        report.line(
+            f"rotate and store, {rows} rows",
+            lambda qkv=qkv, batch=batch, rope=rope, k=keys, v=values: kernels.rope_and_store(qkv, batch, rope, k, v),
+            rows * (HEADS + 2 * KV_HEADS) * HEAD_DIM * 6,
+        )
+
+
+def sampling(kernels: CpuKernels, report: Report) -> None:
+    for rows in (1, 32):
+        logits = torch.randn(rows, VOCABULARY) * 3
+        ones, zeros = torch.ones(rows), torch.zeros(rows)
+        uniform = torch.rand(rows, dtype=torch.float64)
+        ways = {
+            "greedy": SamplingBatch(zeros, ones, zeros.int(), zeros, uniform, all_greedy=True, unfiltered=True),
+            "temperature 1": SamplingBatch(ones, ones, zeros.int(), zeros, uniform, unfiltered=True),
+            "top_p 0.9, top_k 50": SamplingBatch(ones, ones * 0.9, zeros.int() + 50, zeros, uniform),
+        }
+        for name, how in ways.items():
+            work = torch.empty_like(logits)
+            report.line(
+                f"copy and sample {rows} rows, {name}",
+                lambda w=work, x=logits, h=how: kernels.sample(w.copy_(x), h), 3 * logits.nbytes,
+            )
+        report.line(f"log_softmax, {rows} rows", lambda x=logits: kernels.log_softmax(x), 2 * logits.nbytes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=None, help="threads of the kernels and of the limits (default: all cores)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="how long to repeat each call")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    with torch.inference_mode():
+        kernels = CpuKernels(weights="auto", threads=arguments.threads)
+        limit = limits(arguments.seconds)
+        print(f"{kernels.threads} threads: read {limit.read / 1e9:.1f} GB/s, bfloat16 {limit.bfloat16 / 1e9:.0f} GFLOP/s, "
+              f"float32 {limit.float32 / 1e9:.0f} GFLOP/s")
+        report = Report(limit, arguments.seconds)
+        for part in (linear_layers, attention, elementwise, sampling):
+            part(kernels, report)
+
+
+if __name__ == "__main__":
+    main()
