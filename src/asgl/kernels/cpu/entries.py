@@ -19,7 +19,7 @@ from asgl.kernels.cpu.sampling import log_softmax_phase, sample_phase
 FIELDS = {
     "embed": "job ids rows d table kind scale offset share out",
     "add_rms_norm": "job hidden delta rows d weight eps:float out",
-    "linear": "job x ldx rows weight bits k outputs out ldo scratch room packed_only grain",
+    "linear": "job x ldx rows weight bits k outputs out ldo scratch room packed_only",
     "rope_and_store": "job qkv rows heads kv_heads head_dim positions slots rope k_cache v_cache out",
     "attention": "job units unit_count tokens limits merged merged_count parts order indices q k_cache v_cache heads kv_heads "
     "head_dim scale:float partials out scratch room packed_only",
@@ -48,7 +48,6 @@ def linear(record: Any, thread: int, number: int) -> None:
     scratch = a.scratch + thread * a.room
     linear_phase(
         a.job, 0, number, a.x, a.ldx, a.rows, a.weight, a.bits, a.k, a.outputs, STORE, a.out, a.ldo, scratch, a.packed_only != 0,
-        a.grain,
     )
 
 

@@ -191,7 +191,6 @@ class CpuKernels:
         self._compiled.linear(
             self._team.address, x.data_ptr(), weight.k * ELEMENT, rows, weight.address, weight.bits, weight.k,
             weight.outputs, out.data_ptr(), weight.outputs * 4, scratch, room, self._deterministic,
-            8 if weight.outputs > 8192 else 1,
         )
         return out
 

@@ -39,12 +39,6 @@ def _rows_phase(
 
 
 @kernel
-def grain(outputs: int) -> int:
-    """How many tiles a thread claims at once: few enough for an even end, many enough not to meet at the counter."""
-    return max(1, outputs // 4096)
-
-
-@kernel
 def layers_job(a: Any, thread: int, number: int) -> None:
     """Runs the layers of the table over `a.rows` new tokens; `a` is the record of the entry `layers`.
 
@@ -59,7 +53,7 @@ def layers_job(a: Any, thread: int, number: int) -> None:
         norm_phase(a.job, phase, number, hidden, 0, rows, a.d, get_i64(at + ATTENTION_NORM * 8), a.eps, a.normed)
         linear_phase(
             a.job, phase + 1, number, a.normed, a.d * ELEMENT, rows, get_i64(at + QKV * 8), get_i64(at + QKV_BITS * 8), a.d,
-            qkv_width, STORE, a.qkv, qkv_width * 4, scratch, packed_only, grain(qkv_width),
+            qkv_width, STORE, a.qkv, qkv_width * 4, scratch, packed_only,
         )
         keys, values = get_i64(at + KEYS * 8), get_i64(at + VALUES * 8)
         rope_phase(
@@ -80,15 +74,15 @@ def layers_job(a: Any, thread: int, number: int) -> None:
             rows, hidden, attended = a.wanted, a.kept_hidden, a.kept_attended
         linear_phase(
             a.job, phase + 6, number, attended, width * ELEMENT, rows, get_i64(at + OUT * 8), get_i64(at + OUT_BITS * 8), width,
-            a.d, ADD, hidden, a.d * 4, scratch, packed_only, grain(a.d),
+            a.d, ADD, hidden, a.d * 4, scratch, packed_only,
         )
         norm_phase(a.job, phase + 7, number, hidden, 0, rows, a.d, get_i64(at + MLP_NORM * 8), a.eps, a.normed)
         linear_phase(
             a.job, phase + 8, number, a.normed, a.d * ELEMENT, rows, get_i64(at + GATE_UP * 8),
-            get_i64(at + GATE_UP_BITS * 8), a.d, a.f, GATE, a.gated, a.f * ELEMENT, scratch, packed_only, grain(a.f),
+            get_i64(at + GATE_UP_BITS * 8), a.d, a.f, GATE, a.gated, a.f * ELEMENT, scratch, packed_only,
         )
         linear_phase(
             a.job, phase + 9, number, a.gated, a.f * ELEMENT, rows, get_i64(at + DOWN * 8), get_i64(at + DOWN_BITS * 8), a.f,
-            a.d, ADD, hidden, a.d * 4, scratch, packed_only, grain(a.d),
+            a.d, ADD, hidden, a.d * 4, scratch, packed_only,
         )
     norm_phase(a.job, a.layers * LAYER_PHASES, number, hidden, 0, rows, a.d, a.norm, a.eps, a.out)

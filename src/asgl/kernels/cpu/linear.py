@@ -117,7 +117,7 @@ def tile_bytes(bits: int, k: int) -> int:
 @kernel
 def linear_phase(
     job: int, phase: int, number: int, x: int, ldx: int, rows: int, weight: int, bits: int, k: int, outputs: int, mode: int,
-    out: int, ldo: int, scratch: int, packed_only: bool, grain: int,
+    out: int, ldo: int, scratch: int, packed_only: bool,
 ) -> None:
     """One thread's part of out = x . weight, a phase over the tiles of `outputs`.
 
@@ -131,14 +131,13 @@ def linear_phase(
     few = bits < 16 and (packed_only or rows < (UNPACK_FROM_4 if bits == 4 else UNPACK_FROM_8))
     ready = False
     while True:
-        first = team.claim(job, phase, number, grain, tiles)
-        if first >= tiles:
+        first, run = team.claim_run(job, phase, number, tiles)
+        if run == 0:
             break
         if few and not ready:
             _group_sums(x, ldx, rows, k, sums)
             ready = True
-        last = min(first + grain, tiles)
-        for tile in range(first, last):
+        for tile in range(first, first + run):
             b = weight + tile * size
             other = b + tiles * size
             if not few:
@@ -155,5 +154,5 @@ def linear_phase(
                 else:
                     left = outputs - tile * OUTPUTS
                     _deliver(scratch, count, at_out + tile * OUTPUTS * 4, ldo, left, mode == ADD)
-        team.finish(job, phase, last - first)
+        team.finish(job, phase, run)
     team.wait(job, phase, number, tiles)

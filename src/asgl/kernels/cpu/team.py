@@ -11,7 +11,7 @@ else slows a step down by the share of the work that it would have done, and not
 A thread that comes late, or that lost its core between two pieces, must not take part in a later job with what it knows of an
 earlier one. So jobs are numbered, the counters of a phase carry the number, and to claim is to compare and swap:
 
-    job       [ number | function | record | stop ]                       number 0: being written
+    job       [ number | function | record | stop | size of the team ]    number 0: being written
     phase     [ number << 24 | claimed ... 64 bytes ][ number << 24 | finished ... 64 bytes ]
 """
 
@@ -36,7 +36,7 @@ from asgl.kernels.cpu.simd import (
     void,
 )
 
-NUMBER, FUNCTION, RECORD, STOP = 0, 8, 16, 24
+NUMBER, FUNCTION, RECORD, STOP, SIZE = 0, 8, 16, 24, 32
 """Offsets of a job's fields."""
 FIRST = 64
 """Where a job's phases begin."""
@@ -88,6 +88,23 @@ def claim(job: int, phase: int, number: int, pieces: int, count: int) -> int:
             return NONE
         if compare_and_swap(at, seen, seen + pieces):
             return seen & _PIECES
+
+
+@kernel
+def claim_run(job: int, phase: int, number: int, count: int) -> tuple[int, int]:
+    """Claims a run of pieces, long at first and shorter towards the end: (first, how many), or (NONE, 0).
+
+    For pieces that stream neighbouring memory: two threads that took turns would each read every other piece, and the processor
+    fetches ahead only where reading goes on.
+    """
+    at, size = job + FIRST + phase * PHASE, get_i64(job + SIZE)
+    while True:
+        seen = get_shared(at)
+        if seen >> _BITS != number or seen & _PIECES >= count:
+            return NONE, 0
+        pieces = max(1, (count - (seen & _PIECES)) // (size + 1))
+        if compare_and_swap(at, seen, seen + pieces):
+            return seen & _PIECES, pieces
 
 
 @kernel

@@ -33,6 +33,7 @@ class Team:
         aligned = -self._memory.ctypes.data % 64 // 8
         self._words = self._memory[aligned : aligned + words]
         self.address = self._words.ctypes.data
+        self._words[team.SIZE // 8] = size
         launch = cached(lambda cache: cfunc(_LAUNCH, cache=cache, error_model="numpy")(team.launch))
         helper = cached(lambda cache: cfunc(_HELP, cache=cache, error_model="numpy")(team.help_out))
         self._launch = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(launch.address)
