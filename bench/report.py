@@ -114,8 +114,8 @@ def _race(content: Mapping[str, Any]) -> str:
         lines.append([workload, *cells, f"**{ratio:.2f}**" if ratio else "-", _figure(ideal) + beyond,
                       f"{mine / ideal:.0%}" if mine and ideal else "-"])
     text = (f"\n## Programs per second\n\nMedian of {_rounds(content)}; commit `{content['commit'][:10]}`, "
-            f"`{content['command']}`. The ideal is what the machine's measured limits allow for the tokens that must be computed and the bytes that "
-            "must be read, attention and all overhead left out (`bench/optimum.py`).\n\n")
+            f"`{content['command']}`. The ideal is what the machine's measured limits allow for the tokens that must be computed "
+            "and the bytes that must be read, attention and all overhead left out (`bench/optimum.py`).\n\n")
     text += _table(["workload", *engines, "asgl / best peer", "ideal", "share of it"], lines)
     if ratios:
         text += (f"\nGeometric mean of asgl over the best peer: **{geometric_mean(ratios):.2f}** on {len(ratios)} workloads; "
