@@ -221,8 +221,8 @@ def gen(
     params = SamplingParams(
         max_tokens=max_tokens, min_tokens=min_tokens, stop=stop, stop_regex=stop_regex, stop_token_ids=stop_token_ids,
         keep_stop=keep_stop, token_healing=token_healing, ignore_eos=ignore_eos, temperature=temperature, top_p=top_p,
-        top_k=top_k, min_p=min_p, frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
-        logit_bias=logit_bias, seed=seed,
+        top_k=top_k, min_p=min_p, frequency_penalty=frequency_penalty, presence_penalty=presence_penalty,
+        repetition_penalty=repetition_penalty, logit_bias=logit_bias, seed=seed,
     )
     if validate is not None and (not callable(validate) or inspect.iscoroutinefunction(validate)):
         raise ConfigError(f"validate must be a plain function of the value, not {validate!r}")
