@@ -32,8 +32,8 @@ def runtime(model, **options) -> asgl.Runtime:
 async def balanced(rt: asgl.Runtime) -> EngineStatistics:
     """The statistics once the step in flight, if there is one, is over."""
     with anyio.fail_after(30):
-        while (seen := rt.statistics()).free + seen.evictable != seen.capacity:
-            await asyncio.sleep(0)  # noqa: ASYNC110  nothing tells of the end of the engine's step
+        while (seen := rt.statistics()).free + seen.evictable != seen.capacity:  # noqa: ASYNC110  nothing tells of a step's end
+            await asyncio.sleep(0)
     assert seen.running == seen.waiting == 0
     return seen
 
