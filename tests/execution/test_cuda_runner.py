@@ -82,7 +82,7 @@ def test_no_memory_for_a_cache_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_capacity_that_was_asked_for_is_never_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Refusals(monkeypatch, 100)
-    with pytest.raises(ConfigError, match="a KV cache for 200 tokens .* choose a smaller kv_cache_tokens") as caught:
+    with pytest.raises(ConfigError, match=r"a KV cache for 200 tokens .* choose a smaller kv_cache_tokens") as caught:
         make(capacity=200)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     assert asked.asked == [200]
@@ -93,7 +93,7 @@ def test_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
     monkeypatch.setattr(cuda_runner, "Llama", refuse)
-    with pytest.raises(ConfigError, match="the weights of tiny do not fit cpu: .*20 GiB"):
+    with pytest.raises(ConfigError, match=r"the weights of tiny do not fit cpu: .*20 GiB"):
         make()
 
 
@@ -168,6 +168,17 @@ def test_close_frees_and_ends() -> None:
         runner.run(step([Row([3], [0])]))
 
 
+def test_keys_and_values_are_read_and_written_on_the_stream() -> None:
+    cuda = FakeCuda()
+    runner = make(cuda)
+    runner.run(step([Row([3, 4, 5], [0, 1, 2])]))
+    cuda.log.clear()
+    values = runner.read_kv([0, 2])
+    runner.write_kv([7, 9], values)
+    assert torch.equal(runner.read_kv([9, 7]), runner.read_kv([2, 0]))
+    assert cuda.log == ["stream"] * 4
+
+
 def test_make_runner_takes_the_plain_one_on_cpus() -> None:
     runner = make_runner(MemoryCheckpoint(), ReferenceKernels(), 20)
     assert type(runner) is Runner
@@ -180,7 +191,8 @@ def test_uploads_are_one_copy_and_keep_shapes_and_types() -> None:
     cuda = FakeCuda(watch=True)
     device = CudaDevice(CPU, cuda)
     cuda.know(device._in.host, device._out)
-    given = [torch.arange(3, dtype=torch.int32), torch.empty(0, dtype=torch.int64), torch.tensor([[0.5], [1e300]], dtype=torch.float64)]
+    given = [torch.arange(3, dtype=torch.int32), torch.empty(0, dtype=torch.int64),
+             torch.tensor([[0.5], [1e300]], dtype=torch.float64)]
     with device.on_stream():
         sent = device.upload(given)
     assert cuda.log == ["stream", "copy in"]

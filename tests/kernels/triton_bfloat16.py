@@ -82,10 +82,12 @@ def _reduce(method: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
-_ARITHMETIC = ("create_fadd", "create_fsub", "create_fmul", "create_fdiv", "create_precise_divf", "create_approx_divf", "create_fneg",
-               "create_fma", "create_exp", "create_exp2", "create_log", "create_log2", "create_sqrt", "create_rsqrt", "create_minnumf",
-               "create_maxnumf", "create_minimumf", "create_maximumf", "create_fcmpOLT", "create_fcmpOGT", "create_fcmpOLE",
-               "create_fcmpOGE", "create_fcmpOEQ", "create_fcmpUNE")
+_ARITHMETIC = (
+    "create_fadd", "create_fsub", "create_fmul", "create_fdiv", "create_precise_divf", "create_approx_divf", "create_fneg",
+    "create_fma", "create_exp", "create_exp2", "create_log", "create_log2", "create_sqrt", "create_rsqrt", "create_minnumf",
+    "create_maxnumf", "create_minimumf", "create_maximumf", "create_fcmpOLT", "create_fcmpOGT", "create_fcmpOLE",
+    "create_fcmpOGE", "create_fcmpOEQ", "create_fcmpUNE",
+)
 _CASTS = ("create_fp_ext", "create_fp_trunc", "create_fp_to_fp", "create_fp_to_si", "create_fp_to_ui", "create_si_to_fp",
           "create_ui_to_fp")
 

@@ -1,8 +1,8 @@
 """A torch.cuda that records what it is asked, in order, and runs it on the CPU at once.
 
-Copies and operations of torch are seen by a dispatch mode, launches of Triton kernels by the one function that makes them. A captured
-graph is the list of both; a replay runs them again on the very tensors of the capture, so that whatever a step does not put into
-these tensors a replay cannot see, as on a GPU.
+Copies and operations of torch are seen by a dispatch mode, launches of Triton kernels by the one function that makes them. A
+captured graph is the list of both; a replay runs them again on the very tensors of the capture, so that whatever a step does not
+put into these tensors a replay cannot see, as on a GPU.
 
 What would be wrong on a GPU and right on a CPU raises: waiting for the device within a step, reading a result before the event,
 and packing a pinned buffer while a copy from it may be under way.
@@ -27,8 +27,10 @@ class CudaMisuse(AssertionError):
 
 
 class FakeCuda:
-    """`watch`: operations of torch are seen too, for back ends that never wait for the device. `log` holds "stream", "copy in", "copy out", "launch NAME", "capture", "replay", "record", "wait",
-    "empty_cache", in order."""
+    """`watch`: operations of torch are seen too, for back ends that never wait for the device.
+
+    `log` holds "stream", "copy in", "copy out", "launch NAME", "capture", "replay", "record", "wait" and "empty_cache", in order.
+    """
 
     OutOfMemoryError = torch.OutOfMemoryError
 
@@ -45,7 +47,7 @@ class FakeCuda:
 
     # --- what the runner calls ---
 
-    def Stream(self, device: torch.device) -> object:  # noqa: N802
+    def Stream(self, device: torch.device) -> object:
         return SimpleNamespace(device=device)
 
     @contextmanager
@@ -59,7 +61,7 @@ class FakeCuda:
                 yield
         self._stream = before
 
-    def Event(self) -> object:  # noqa: N802
+    def Event(self) -> object:
         return SimpleNamespace(record=self._record, synchronize=self._wait)
 
     def _record(self, stream: object) -> None:
@@ -75,7 +77,7 @@ class FakeCuda:
         self._recorded = False
         self._in_flight.clear()
 
-    def CUDAGraph(self) -> Any:  # noqa: N802
+    def CUDAGraph(self) -> Any:
         return SimpleNamespace(operations=[], replay=None)
 
     def graph_pool_handle(self) -> object:

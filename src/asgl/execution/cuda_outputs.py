@@ -1,6 +1,7 @@
 """From hidden states to what a step reports, without waiting for the device in between.
 
-As sampler.py, but that all tensors go up before the step and come down after it: host lists are made only once everything is done.
+As sampler.py, but that all tensors go up before the step and come down after it: host lists are made only once everything is
+done.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class _Samples:
 
 
 class Outputs:
-    """What one step reports. `inputs` go up with the batch, and come back as `sent`; `compute` launches; `read` after the wait."""
+    """What one step reports. `inputs` go up with the batch, and come back as `sent`; `compute` launches; `read` after the
+    wait."""
 
     def __init__(self, plan: StepPlan, device: CudaDevice, kernels: Kernels, vocabulary: int) -> None:
         self.inputs: list[Tensor] = []

@@ -1,9 +1,9 @@
 """The runner on GPUs: a step's batch goes up in one copy, decode steps are replays of captured graphs, and results come down in
 copies that are waited for once.
 
-A graph is captured for each *bucket* of decode rows, with and without shared spans. A step of fewer rows is padded: padding rows have
-one token without a slot, so that its keys and values are written nowhere, and read one scratch slot. All addresses of a graph are
-those of one buffer, which is packed anew for every step.
+A graph is captured for each *bucket* of decode rows, with and without shared spans. A step of fewer rows is padded: padding
+rows have one token without a slot, so that its keys and values are written nowhere, and read one scratch slot. All addresses
+of a graph are those of one buffer, which is packed anew for every step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, SpanPlan, 
 from asgl.kernels.triton.target import Target
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.llama import Llama
-from asgl.plan import StepPlan, StepResult
+from asgl.plan import SampledToken, StepPlan, StepResult
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 """Decode rows of the captured graphs; steps of more rows are launched one kernel at a time."""
@@ -42,6 +42,9 @@ _RESERVE = 10
 _RESERVE_LEAST = 512 * 2**20
 """and at least so many."""
 _LEAST_CAPACITY = 256
+
+
+Results: TypeAlias = tuple[tuple[SampledToken, ...], tuple[tuple[float, ...], ...]]
 
 
 class GraphKernels(Kernels, Protocol):
@@ -63,8 +66,8 @@ class _Graph:
 class CudaRunner(Runner):
     """As `Runner`, on a GPU. Everything is allocated and launched on a stream of its own.
 
-    capacity None takes nine tenths of the memory that the weights leave, and less if that cannot be had. ConfigError if a capacity
-    does not fit; EngineError if a step runs out of memory, twice.
+    capacity None takes nine tenths of the memory that the weights leave, and less if that cannot be had. ConfigError if a
+    capacity does not fit; EngineError if a step runs out of memory, twice.
     """
 
     def __init__(
@@ -87,8 +90,8 @@ class CudaRunner(Runner):
             try:
                 self._model: Llama | None = Llama(checkpoint, kernels)
             except cuda.OutOfMemoryError as error:
-                raise ConfigError(f"the weights of {checkpoint.name} do not fit {kernels.device}: {error}; use a smaller model, or "
-                                  "another device") from error
+                raise ConfigError(f"the weights of {checkpoint.name} do not fit {kernels.device}: {error}; use a smaller model, "
+                                  "or another device") from error
             self._pool: KVPool | None = self._make_pool(capacity)
             self._static = Buffer(self._static_bytes(), kernels.device)
         self.capacity = self._pool.capacity
@@ -105,8 +108,8 @@ class CudaRunner(Runner):
                 return KVPool(self._config, capacity, kernels.device, kernels.kv_dtype)
             except cuda.OutOfMemoryError as error:
                 raise ConfigError(
-                    f"a KV cache for {capacity} tokens takes {capacity * each / 2**30:.1f} GiB, and {kernels.device} refused it with "
-                    f"{room / 2**30:.1f} GiB free; choose a smaller kv_cache_tokens, or leave it out"
+                    f"a KV cache for {capacity} tokens takes {capacity * each / 2**30:.1f} GiB, and {kernels.device} refused it "
+                    f"with {room / 2**30:.1f} GiB free; choose a smaller kv_cache_tokens, or leave it out"
                 ) from error
         wanted = (room - max(room // _RESERVE, _RESERVE_LEAST)) // each - 1
         while wanted >= _LEAST_CAPACITY:
@@ -116,8 +119,9 @@ class CudaRunner(Runner):
                 cuda.empty_cache()
                 wanted = wanted * 3 // 4
         raise ConfigError(
-            f"{kernels.device} has {room / 2**20:.0f} MiB free beside the weights: not enough for a KV cache of {_LEAST_CAPACITY} "
-            f"tokens ({each} bytes each) and for the work of a step; end other processes on it, or use a smaller model"
+            f"{kernels.device} has {room / 2**20:.0f} MiB free beside the weights: not enough for a KV cache of "
+            f"{_LEAST_CAPACITY} tokens ({each} bytes each) and for the work of a step; end other processes on it, or use a "
+            "smaller model"
         )
 
     # --- a step ---
@@ -131,26 +135,32 @@ class CudaRunner(Runner):
         info = self.info
         batch = lower(plan, capacity=self.capacity, vocabulary=info.vocabulary, context=info.context_length,
                       device=torch.device("cpu"))
-        cuda = self._device.cuda
         with self._device.on_stream():
             try:
-                samples, scores = self._step(plan, batch)
-            except cuda.OutOfMemoryError:
-                # what a step writes it writes again: nothing of a plan is lost before it is committed
-                self._device.finish()
-                cuda.empty_cache()
-                try:
-                    samples, scores = self._step(plan, batch)
-                except cuda.OutOfMemoryError as error:
-                    raise EngineError(
-                        f"the GPU ran out of memory in a step of {plan.tokens} tokens, also after its caches were freed; open the "
-                        f"Runtime with fewer kv_cache_tokens (now {self.capacity}) or a smaller max_batch_tokens"
-                    ) from error
-        return StepResult(samples, scores, self._clock() - start)
+                results = self._step(plan, batch)
+            except self._device.cuda.OutOfMemoryError:
+                results = None  # tried again below, where the exception no longer holds what the step had allocated
+            if results is None:
+                results = self._step_again(plan, batch)
+        return StepResult(*results, self._clock() - start)
 
-    def _step(self, plan: StepPlan, batch: Batch) -> tuple[Any, Any]:
+    def _step_again(self, plan: StepPlan, batch: Batch) -> Results:
+        """A step that ran out of memory, with empty caches. What it writes it writes again: before a commit nothing is lost."""
+        cuda = self._device.cuda
+        self._device.finish()
+        cuda.empty_cache()
+        try:
+            return self._step(plan, batch)
+        except cuda.OutOfMemoryError as error:
+            raise EngineError(
+                f"the GPU ran out of memory in a step of {plan.tokens} tokens, also after its caches were freed; open the "
+                f"Runtime with fewer kv_cache_tokens (now {self.capacity}) or a smaller max_batch_tokens"
+            ) from error
+
+    def _step(self, plan: StepPlan, batch: Batch) -> Results:
         outputs = Outputs(plan, self._device, self._kernels, self.info.vocabulary)
-        spans = plan_spans(batch.shared, batch.decode_rows, self._config.kv_heads, self._span_rows, self._kernels.target.multiprocessors)
+        spans = plan_spans(batch.shared, batch.decode_rows, self._config.kv_heads, self._span_rows,
+                           self._kernels.target.multiprocessors)
         bucket = self._bucket(batch, spans)
         if bucket is not None and outputs.wanted:
             hidden = self._replay(bucket, batch, spans, outputs)
@@ -171,15 +181,19 @@ class CudaRunner(Runner):
                                     batch.kv_indices, *outputs.inputs])
         count = 6 + len(tables)
         outputs.sent = sent[count:]
-        return self._model.forward(_batch(sent[:count], batch.decode_rows, batch.max_qo, batch.max_kv, spans), self._pool.layers,
-                                   outputs.at if outputs.wanted else None)
+        return self._model.forward(
+            _batch(sent[:count], batch.decode_rows, batch.max_qo, batch.max_kv, None if spans is None else spans.partials),
+            self._pool.layers, outputs.at if outputs.wanted else None,
+        )
 
     # --- graphs ---
 
     def _bucket(self, batch: Batch, spans: SpanPlan | None) -> int | None:
         """The bucket whose graph can run the batch; None if there is none."""
         place = bisect_left(self._buckets, batch.rows)
-        if batch.decode_rows < batch.rows or place == len(self._buckets) or len(batch.kv_indices) + self._buckets[place] > self._indices:
+        if batch.decode_rows < batch.rows or place == len(self._buckets):
+            return None
+        if len(batch.kv_indices) + self._buckets[place] > self._indices:
             return None
         if spans is not None and (len(spans.units) > _UNITS or len(spans.entries) > _ENTRIES or spans.partials > _PARTIALS):
             return None
@@ -228,8 +242,7 @@ class CudaRunner(Runner):
         assert self._pool is not None
         model, layers = self._model, self._pool.layers
         sent = self._device.upload(packed, self._static)
-        room = SpanPlan(np.empty((_UNITS, UNIT)), np.empty((_ENTRIES, ENTRY)), np.empty((bucket, ROW)), _PARTIALS) if spanned else None
-        batch = _batch(sent, bucket, 1, self._config.context_length, room)
+        batch = _batch(sent, bucket, 1, self._config.context_length, _PARTIALS if spanned else None)
         every = torch.arange(bucket, device=self._device.device)
 
         def launch() -> Tensor:
@@ -255,6 +268,16 @@ class CudaRunner(Runner):
                     self._capture(bucket, self._packed(bucket, alone, None), spanned=False)
             self._device.finish()
 
+    def read_kv(self, slots: Sequence[int]) -> Tensor:
+        """As `Runner.read_kv`, on the stream."""
+        with self._device.on_stream():
+            return super().read_kv(slots)
+
+    def write_kv(self, slots: Sequence[int], values: Tensor) -> None:
+        """As `Runner.write_kv`, on the stream."""
+        with self._device.on_stream():
+            super().write_kv(slots, values)
+
     def close(self) -> None:
         """Frees the weights, the pool and the graphs. May be called again."""
         if self._model is not None:
@@ -263,10 +286,12 @@ class CudaRunner(Runner):
             self._device.cuda.empty_cache()
 
 
-def _batch(sent: list[Tensor], decode_rows: int, max_qo: int, max_kv: int, spans: SpanPlan | None) -> SpannedBatch:
-    """The batch of uploaded tensors: five, then the tables of spans if there are any, then the slots."""
-    on_device = None if spans is None else Spans(sent[5], sent[6], sent[7], spans.partials)
-    return SpannedBatch(*sent[:5], sent[-1], decode_rows=decode_rows, max_qo=max_qo, max_kv=max_kv, spans=on_device)
+def _batch(sent: list[Tensor], decode_rows: int, max_qo: int, max_kv: int, partials: int | None) -> SpannedBatch:
+    """The batch of uploaded tensors: five, then the tables of spans unless `partials` is None, then the slots."""
+    spans = None if partials is None else Spans(sent[5], sent[6], sent[7], partials)
+    input_ids, positions, slots, qo_indptr, kv_indptr = sent[:5]
+    return SpannedBatch(input_ids, positions, slots, qo_indptr, kv_indptr, sent[-1], decode_rows=decode_rows, max_qo=max_qo,
+                        max_kv=max_kv, spans=spans)
 
 
 def make_runner(checkpoint: Checkpoint, kernels: Kernels, capacity: int | None = None) -> Runner:

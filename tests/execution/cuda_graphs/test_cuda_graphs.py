@@ -76,8 +76,8 @@ def test_decode_steps_are_replays_of_graphs(cuda: FakeCuda) -> None:
     prefix = tokens(40, 1)
     for each in (runner, reference):
         each.run(step([Row(prefix, range(40))]))
-    plans = [decode_plan(prefix, number, shared=shared, last=last)
-             for last, (number, shared) in enumerate([(1, False), (3, False), (4, True), (2, True), (4, False), (1, True), (3, True)])]
+    kinds = [(1, False), (3, False), (4, True), (2, True), (4, False), (1, True), (3, True)]
+    plans = [decode_plan(prefix, number, shared=shared, last=last) for last, (number, shared) in enumerate(kinds)]
     for plan in plans:
         cuda.log.clear()
         compare(runner.run(plan), reference.run(plan))
@@ -117,13 +117,14 @@ def test_the_order_of_a_replay(cuda: FakeCuda) -> None:
     plan = step([Row([3], [9], before=range(5), sample=GREEDY)])
     cuda.log.clear()
     runner.run(plan)  # the first one captures, after a run that compiles
-    assert order(cuda.log) == ["stream", "copy in", "launch", "record", "wait", "capture", "launch", "copy in", "replay", "launch",
-                               "copy out", "record", "wait"]
+    assert order(cuda.log) == [
+        "stream", "copy in", "launch", "record", "wait", "capture", "launch", "copy in", "replay", "launch", "copy out", "record",
+        "wait"]
     cuda.log.clear()
     runner.run(plan)
     # one launch for logits and one to sample, beside the graph
-    assert cuda.log == ["stream", "copy in", "copy in", "replay", "launch head_kernel", "launch sample_kernel", "copy out", "record",
-                        "wait"]
+    assert cuda.log == [
+        "stream", "copy in", "copy in", "replay", "launch head_kernel", "launch sample_kernel", "copy out", "record", "wait"]
 
 
 def test_warm_up_captures_every_bucket(cuda: FakeCuda) -> None:

@@ -1,8 +1,8 @@
 """Watches what kernels read and write in Triton's interpreter.
 
-The interpreter reads through raw addresses: a read that is slightly out of bounds finds some memory and passes. Here every access is
-checked against the tensors of the launch, every write against the accesses of other programs of the launch (on a GPU programs run in
-no order), and bytes are counted.
+The interpreter reads through raw addresses: a read that is slightly out of bounds finds some memory and passes. Here every access
+is checked against the tensors of the launch, every write against the accesses of other programs of the launch (on a GPU programs
+run in no order), and bytes are counted.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ class Monitor:
         for program, touched in self._reads:
             for address in touched[np.isin(touched, written)].tolist():
                 if owner[address] != program:
-                    raise AccessError(f"a program of {launch.kernel} reads an element of {self._name(address)} that another writes")
+                    raise AccessError(f"a program of {launch.kernel} reads an element of {self._name(address)} that another "
+                                      "writes")
 
     def _name(self, address: int) -> str:
         return next(r.name for r in self._ranges if r.begin <= address < r.end)

@@ -1,4 +1,4 @@
-"""Runs kernels in Triton's interpreter: a process of its own (make test-interpret), since the choice is made when triton is imported."""
+"""Runs kernels in Triton's interpreter: in a process of its own (make test-interpret): importing triton decides it."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_extend_reads_each_position_once_for_each_tile(monitor: Monitor) -> None
 
 def test_decode_reads_each_position_once(monitor: Monitor) -> None:
     kernels = TritonKernels("cpu", torch.float32)
-    heads, kv_heads, head_dim = shape = (4, 2, 32)
+    _heads, kv_heads, head_dim = shape = (4, 2, 32)
     run(kernels, make_batch(kernels, DECODE), shape)
     decode = monitor.launches[0]
     assert decode.read["k_cache"] == decode.read["v_cache"] == sum(prefix + 1 for prefix, _ in DECODE) * kv_heads * head_dim * 4
@@ -106,7 +106,7 @@ def test_decode_reads_each_position_once(monitor: Monitor) -> None:
 
 def test_a_shared_prefix_is_read_once_for_all_rows(monitor: Monitor) -> None:
     kernels = TritonKernels("cpu", torch.float32)
-    heads, kv_heads, head_dim = shape = (4, 2, 32)
+    _heads, kv_heads, head_dim = shape = (4, 2, 32)
     batch = shared_batch(kernels, rows=5, prefix=150, branch=70)
     run(kernels, batch, shape)
     by_name = {launch.kernel: launch for launch in monitor.launches}
@@ -123,7 +123,7 @@ MUTATIONS = {
     "causal off by one, too much": ("at[None, :] <= limit[:, None]", "at[None, :] <= limit[:, None] + 1"),
     "causal off by one, too little": ("at[None, :] <= limit[:, None]", "at[None, :] < limit[:, None]"),
     "not causal": ("inside[None, :] & (at[None, :] <= limit[:, None])", "inside[None, :]"),
-    "the wrong KV head": ("(KV_HEADS * HEAD_DIM) + kv_head * HEAD_DIM", "(KV_HEADS * HEAD_DIM) + (KV_HEADS - 1 - kv_head) * HEAD_DIM"),
+    "the wrong KV head": ("HEAD_DIM) + kv_head * HEAD_DIM", "HEAD_DIM) + (KV_HEADS - 1 - kv_head) * HEAD_DIM"),
     "query heads interleaved, not grouped": ("kv_head * GROUP + m % GROUP) * HEAD_DIM\n        within = real",
                                              "kv_head + m % GROUP * KV_HEADS) * HEAD_DIM\n        within = real"),
     "slots past the end are read": ("slot = tl.load(slots + at, mask=inside, other=0)", "slot = tl.load(slots + at)"),
@@ -135,8 +135,7 @@ MUTATIONS = {
     "no scale": ("input_precision=PRECISION) * scale", "input_precision=PRECISION)"),
     "not divided by the sum": ("(result / total[:, None]).to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit\ndef decode",
                                "result.to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit\ndef decode"),
-    "the prefix is left out": ("kv_head, 0, whole,\n                                     end, limit, scale, False",
-                               "kv_head, prefix // BLOCK_N * BLOCK_N, whole,\n                                     end, limit, scale, False"),
+    "the prefix is left out": ("kv_head, 0, whole,", "kv_head, prefix // BLOCK_N * BLOCK_N, whole,"),
     "positions are taken for slots": ("place = slot.to(tl.int64)", "place = at.to(tl.int64)"),
     "the prefix does not count in the limit": ("limit = prefix + tokens", "limit = tokens"),
     "the last block without a mask is one too late": ("whole = (prefix + token + 1) // BLOCK_N * BLOCK_N",
@@ -144,7 +143,7 @@ MUTATIONS = {
     "rows past the end of a tile are written": ("real = (m < TOKENS * GROUP) & (tokens < new)", "real = m < TOKENS * GROUP"),
     "tokens of the next tile are written": ("real = (m < TOKENS * GROUP) & (tokens < new)", "real = tokens < new"),
     "the wrong row": ("if begins <= tile:", "if begins < tile:"),
-    "the end of the tile is one short": ("end = prefix + tl.minimum(token + TOKENS, new)", "end = prefix + tl.minimum(token + TOKENS, new) - 1"),
+    "the end of the tile is one short": ("tl.minimum(token + TOKENS, new)", "tl.minimum(token + TOKENS, new) - 1"),
 }
 
 

@@ -26,7 +26,8 @@ def test_padding_is_written_nowhere(kernels: TritonKernels, monitor: Monitor) ->
     batch = batch_of(kernels, [[3, 5], [9], [9]], [1, 1, 1])
     batch.slots[1:] = -1
     cache = torch.full((2, 10, 2, 16), torch.nan)
-    q = kernels.rope_and_store(torch.randn(3, 8 * 16, generator=generator(1)), batch, rope_table(kernels, 64, 16), cache[0], cache[1])
+    qkv = torch.randn(3, 8 * 16, generator=generator(1))
+    q = kernels.rope_and_store(qkv, batch, rope_table(kernels, 64, 16), cache[0], cache[1])
     assert not q.isnan().any()
     written = ~cache.isnan().all(dim=(2, 3))
     assert written.nonzero().tolist() == [[0, 5], [1, 5]]

@@ -73,7 +73,8 @@ def cases(arch: str, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> list[
     take("decode, spans", "span", "merge, spans")
     kernels.silu_and_mul(torch.empty(n, 2 * shape.gated, dtype=dtype))
     take("silu_and_mul")
-    logits = kernels.head(torch.empty(DECODE_ROWS, shape.width, dtype=dtype), torch.empty(shape.vocabulary, shape.width, dtype=dtype))
+    weight = torch.empty(shape.vocabulary, shape.width, dtype=dtype)
+    logits = kernels.head(torch.empty(DECODE_ROWS, shape.width, dtype=dtype), weight)
     take("head")
     kernels.sample(logits, _sampling(DECODE_ROWS, greedy=True))
     take("sample, greedy")
@@ -97,5 +98,6 @@ def _batch(rows: int, new: int, shared: tuple[tuple[int, int, tuple[int, ...]], 
 
 def _sampling(m: int, *, greedy: bool) -> SamplingBatch:
     triple = (torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.int64), torch.ones(5))
+    edits = None if greedy else triple
     return SamplingBatch(torch.ones(m), torch.ones(m), torch.ones(m, dtype=torch.int32), torch.ones(m),
-                         torch.ones(m, dtype=torch.float64), None if greedy else triple, None if greedy else triple, greedy, False)
+                         torch.ones(m, dtype=torch.float64), edits, edits, greedy, False)

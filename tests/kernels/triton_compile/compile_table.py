@@ -17,11 +17,13 @@ from machine_code import Resources, resources
 
 TABLE = Path(__file__).parent / "resources.csv"
 _DESCRIPTION = f"""\
-# What the Triton kernels compile to, for tests/kernels/triton_compile. Written by compile_table.py with Triton {triton.__version__}; bfloat16.
+# What Triton's kernels compile to, in bfloat16. Written by compile_table.py with Triton {triton.__version__};
+# test_compile.py compares.
 # shape: the model whose sizes are used (compile_cases.py). grid: programs of the launch. warps: of a program.
-# registers: of a thread, 255 at most (AMD: vector registers, 512 at most). stack: bytes of a thread spilled to memory; 0 is right.
+# registers: of a thread, 255 at most (AMD: vector registers, 512 at most).
+# stack: bytes of a thread spilled to memory; 0 is right.
 # shared: bytes of shared memory of a program. products: instructions of matrix products and how often they are in the code:
-#   HMMA tensor cores, by warp; HGMMA tensor cores, by warp group (sm_90); UTCHMMA tensor cores with their own memory (sm_100); MFMA AMD's.
+#   HMMA tensor cores, by warp; HGMMA by warp group (sm_90); UTCHMMA with memory of their own (sm_100); MFMA AMD's.
 # loads, stores: accesses to global memory, width in bits x how often in the code; asynchronous copies are loads.
 # instructions: in the whole kernel.
 """
@@ -49,7 +51,7 @@ def row(key: Key, launch: Launch, found: Resources) -> list[str]:
 def read() -> tuple[str, dict[Key, list[str]]]:
     """The version of Triton that wrote the table, and its lines."""
     lines = TABLE.read_text().splitlines()
-    version = lines[0].split("Triton ")[2].split(";")[0]
+    version = lines[0].split("with Triton ")[1].split(";")[0]
     rows = csv.reader(line for line in lines if not line.startswith("#"))
     next(rows)
     return version, {(row[0], row[1], row[2]): row for row in rows}

@@ -18,10 +18,11 @@ _PRODUCTS = ("HMMA", "HGMMA", "UTCHMMA", "QGMMA", "IMMA", "DMMA")
 
 @dataclass(frozen=True)
 class Resources:
-    """registers: of a thread (AMD: vector registers, of either kind). stack: bytes of a thread that are spilled to memory. shared: bytes of a
-    program that are compiled in or asked for at launch. products: the instruction of matrix products and how often it is in the code,
-    "" where there is none. loads, stores: widths in bits of accesses to global memory and how often they are in the code, widest first;
-    asynchronous copies to shared memory are loads. instructions: of the whole kernel."""
+    """registers: of a thread (AMD: vector registers, of either kind). stack: bytes of a thread that are spilled to memory.
+    shared: bytes of a program that are compiled in or asked for at launch. products: the instruction of matrix products and
+    how often it is in the code, "" where there is none. loads, stores: widths in bits of accesses to global memory and how
+    often they are in the code, widest first; asynchronous copies to shared memory are loads. instructions: of the whole
+    kernel."""
 
     registers: int
     stack: int
@@ -93,7 +94,8 @@ def _amd(assembly: str, shared: int) -> Resources:
     def metadata(name: str) -> int:
         return int(match[1]) if (match := re.search(rf"\.{name}:\s+(\d+)", assembly)) is not None else 0
 
-    codes = [words[0] for line in assembly.splitlines() if (words := line.split()) and line.startswith("\t") and not words[0].startswith((".", ";"))]
+    words = [line.split()[0] for line in assembly.splitlines() if line.startswith("\t") and line.strip()]
+    codes = [word for word in words if not word.startswith((".", ";"))]
     widths = {"byte": 8, "ubyte": 8, "ushort": 16, "short": 16, "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
 
     def accesses(kind: str) -> Counter[int]:

@@ -1,4 +1,4 @@
-"""What the kernels compile to, on every target: against the checked-in table, and against what must hold whatever the table says."""
+"""What the kernels compile to, on every target: against the checked-in table, and against what must hold whatever it says."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Attention over paged keys and values, in Triton.
 
-All kernels read keys and values through `kv_indices`, one slot per position, and hold the query heads that share a KV head as rows
-of one tile, so that each key is read once for all of them (GQA, arXiv 2305.13245). The softmax is online (Milakov and
+All kernels read keys and values through `kv_indices`, one slot per position, and hold the query heads that share a KV head as
+rows of one tile, so that each key is read once for all of them (GQA, arXiv 2305.13245). The softmax is online (Milakov and
 Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135), in float32 and in base 2: scores come scaled by scale * log2(e).
 
     extend   rows of several new tokens: a prefix by index, and causal among the new tokens (the extend kernel of SGLang, arXiv
@@ -12,14 +12,14 @@ Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135), in float32 and in b
              results are merged with the decode rows' own.
     merge    results of pieces, weighted by their log-sum-exp.
 
-Layouts: q, out [tokens, heads, head_dim]; k_cache, v_cache [slots, kv_heads, head_dim]; all contiguous. Masked lanes read nothing:
-slots outside the batch may hold anything, NaN too.
+Layouts: q, out [tokens, heads, head_dim]; k_cache, v_cache [slots, kv_heads, head_dim]; all contiguous. Masked lanes read
+nothing: slots outside the batch may hold anything, NaN too.
 """
 
 # no annotations from __future__: Triton's interpreter reads them as objects
 # Kernels are in Triton's language, whose values no checker of Python knows; the code that launches them is checked strictly.
 # pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportIndexIssue=false
-# pyright: reportCallIssue=false, reportOptionalOperand=false, reportPossiblyUnbound=false, reportRedeclaration=false
+# pyright: reportCallIssue=false, reportOptionalOperand=false, reportRedeclaration=false
 
 import triton
 import triton.language as tl
@@ -38,7 +38,7 @@ def _attend(q, result, top, total, k_cache, v_cache, slots, kv_head, start, end,
     for position in range(start, end, BLOCK_N):
         at = position + tl.arange(0, BLOCK_N)
         inside = at < bound
-        if MASKED:
+        if MASKED:  # noqa: SIM108 (a branch of the compiler's, as the ones below)
             slot = tl.load(slots + at, mask=inside, other=0)
         else:
             slot = tl.load(slots + at)

@@ -3,7 +3,7 @@
 # no annotations from __future__: Triton's interpreter reads them as objects
 # Kernels are in Triton's language, whose values no checker of Python knows; the code that launches them is checked strictly.
 # pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportIndexIssue=false
-# pyright: reportCallIssue=false, reportOptionalOperand=false, reportPossiblyUnbound=false, reportRedeclaration=false
+# pyright: reportCallIssue=false, reportOptionalOperand=false, reportRedeclaration=false
 
 import triton
 import triton.language as tl

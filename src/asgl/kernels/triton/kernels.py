@@ -33,8 +33,8 @@ class TritonKernels:
 
     `dtype` is of weights, keys, values and activations; what the interface says is float32 is. Matrix products of layers are
     torch's; logits have a kernel of their own, which does not round them. On the CPU it runs in Triton's interpreter only
-    (TRITON_INTERPRET=1), for tests. `progress` hears nothing: kernels are compiled at their first launch, which is what warming up
-    is for. `target` overrides what is known of the device: for compiling without one.
+    (TRITON_INTERPRET=1), for tests. `progress` hears nothing: kernels are compiled at their first launch, which is what warming
+    up is for. `target` overrides what is known of the device: for compiling without one.
 
     Nothing here waits for the device, and no launch depends on what the device computed, so that a step can be captured in a
     graph. Tokens whose slot is negative are padding: they write no keys and values.
@@ -100,7 +100,8 @@ class TritonKernels:
         block, warps = tiles.row_block(d)
         _run(
             elementwise.add_rms_norm_kernel, (n,),
-            hidden, hidden if delta is None else delta, weight, out, d, eps, ADD=delta is not None, BLOCK=block, **_options(warps),
+            hidden, hidden if delta is None else delta, weight, out, d, eps, ADD=delta is not None, BLOCK=block,
+            **_options(warps),
         )
         return out
 
@@ -248,8 +249,8 @@ class TritonKernels:
         return tokens
 
     def mask_logits(self, logits: Tensor, allowed: Tensor) -> None:
-        """Bans in place what a grammar does not allow: logits float32 [m, vocabulary]; allowed int32 [m, words], 32 tokens a word,
-        the lowest bit first."""
+        """Bans in place what a grammar does not allow: logits float32 [m, vocabulary]; allowed int32 [m, words], 32 tokens a
+        word, the lowest bit first."""
         m, vocabulary = logits.shape
         _run(
             sampling.mask_kernel, (m, triton.cdiv(vocabulary, 1024)),

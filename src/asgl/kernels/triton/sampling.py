@@ -1,17 +1,17 @@
 """From logits to tokens, in Triton: one program per row, without sorting.
 
-A token's weight is w = exp((logit - greatest) / temperature), in (0, 1]. Tokens are ranked by weight, of equals the lower id first,
-so what filters keep is a *cut*: all tokens above a weight, and the first few of those that have it. Weights are positive floats,
-whose bits are ordered as they are; a cut is found by fixing three bits at a time from the highest down, with eight sums of the
-weights (or counts) of tokens above a candidate. Sums over fewer tokens in the same order are never greater, rounded or not,
-so that the search is exact with respect to its own sums. Top-k, top-p, and the draw (inversion of the cumulative weight at a
-uniform number) are the same search with different measures; min-p is a cut by itself.
+A token's weight is w = exp((logit - greatest) / temperature), in (0, 1]. Tokens are ranked by weight, of equals the lower id
+first, so what filters keep is a *cut*: all tokens above a weight, and the first few of those that have it. Weights are
+positive floats, whose bits are ordered as they are; a cut is found by fixing three bits at a time from the highest down, with
+eight sums of the weights (or counts) of tokens above a candidate. Sums over fewer tokens in the same order are never greater,
+rounded or not, so that the search is exact with respect to its own sums. Top-k, top-p, and the draw (inversion of the
+cumulative weight at a uniform number) are the same search with different measures; min-p is a cut by itself.
 """
 
 # no annotations from __future__: Triton's interpreter reads them as objects
 # Kernels are in Triton's language, whose values no checker of Python knows; the code that launches them is checked strictly.
 # pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportIndexIssue=false
-# pyright: reportCallIssue=false, reportOptionalOperand=false, reportPossiblyUnbound=false, reportRedeclaration=false
+# pyright: reportCallIssue=false, reportOptionalOperand=false, reportRedeclaration=false
 
 import triton
 import triton.language as tl
@@ -167,7 +167,7 @@ def edit_kernel(logits, rows, tokens, values, count, stride, REPETITION: tl.cons
     value = tl.load(values + at, mask=inside, other=1.0)
     place = logits + row * stride + token
     old = tl.load(place, mask=inside, other=0.0)
-    if REPETITION:
+    if REPETITION:  # noqa: SIM108 (a branch of the compiler's)
         new = tl.where(old > 0.0, old / value, old * value)
     else:
         new = old + value

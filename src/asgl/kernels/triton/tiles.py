@@ -61,7 +61,9 @@ def _fits(tile: AttentionTile, head_dim: int, dtype: torch.dtype, target: Target
     return tile.shared_memory(head_dim, dtype.itemsize) <= target.shared_memory and held <= _REGISTERS * threads
 
 
-def _first(candidates: tuple[AttentionTile, ...], least_m: int, head_dim: int, dtype: torch.dtype, target: Target) -> AttentionTile:
+def _first(
+    candidates: tuple[AttentionTile, ...], least_m: int, head_dim: int, dtype: torch.dtype, target: Target
+) -> AttentionTile:
     for tile in candidates:
         if tile.block_m >= least_m and _fits(tile, head_dim, dtype, target):
             return tile
