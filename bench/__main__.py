@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run.add_argument("--rounds", type=int, default=3)
     run.add_argument("--scale", type=float, default=1.0, help="share of each workload's programs")
     run.add_argument("--limit", type=float, default=120.0, help="seconds after which a run is broken off")
+    run.add_argument("--seconds", type=float, help="begin no further workload after so many; they are listed as left out")
     run.add_argument("--concurrency", type=int, nargs="+", help="programs at once; each workload's own by default")
     run.add_argument("--kind", choices=("race", "ablations", "growth"), default="race", help="which part of the report it is for")
     run.add_argument("--name", help="of the result file; the kind by default")
@@ -55,7 +56,7 @@ def _run(options: argparse.Namespace) -> None:
         engines += {"peers": PEERS, "ablations": tuple(VARIANTS)}.get(name, (name,))
     settings = Settings(engines=list(dict.fromkeys(engines)), workloads=options.workload or list(WORKLOADS),
                         rounds=options.rounds, scale=options.scale, limit=options.limit,
-                        concurrency=options.concurrency or (None,))
+                        concurrency=options.concurrency or (None,), seconds=options.seconds)
     print(results.write(options.name or options.kind, asyncio.run(race(settings, options.kind))))
 
 

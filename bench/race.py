@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import zlib
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -26,7 +27,8 @@ from bench.workloads.base import Workload
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What to run. scale: the share of each workload's programs. limit: seconds after which a run is broken off.
-    concurrency: programs at once; None for each workload's own."""
+    concurrency: programs at once; None for each workload's own. seconds: once so many have passed no
+    further workload is begun; None for no bound."""
 
     model: str = "smollm2-135m"
     engines: Sequence[str] = ("asgl",)
@@ -35,6 +37,7 @@ class Settings:
     scale: float = 1.0
     limit: float = 120.0
     concurrency: Sequence[int | None] = (None,)
+    seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
     runtime: dict[str, Any] = field(default_factory=dict)
     """More arguments of the Runtime."""
@@ -127,13 +130,18 @@ async def race(settings: Settings, kind: str) -> dict[str, Any]:
         for engine in engines:
             await warm_up(engine, settings)
         rows: list[dict[str, Any]] = []
+        left_out: list[str] = []
+        end = time.monotonic() + settings.seconds if settings.seconds is not None else float("inf")
         for name in settings.workloads:
+            if time.monotonic() > end:
+                left_out.append(name)
+                continue
             for concurrency in settings.concurrency:
                 rows += await _race_one(WORKLOADS[name], engines, settings, concurrency, model, limits)
         about = {engine.name: engine.about for engine in engines}
-    return results.document(kind, rows, load_before=load, engines=about, missing=missing, model=settings.model,
+    return results.document(kind, rows, load_before=load, engines=about, missing=missing, left_out=left_out,
+                            model=settings.model, scale=settings.scale,
                             machine_limits={name: float(f"{value:.4g}") for name, value in limits._asdict().items()},
-                            scale=settings.scale,
                             equal_limits={"running": settings.limits.running, "kv_gib": settings.limits.kv_gib})
 
 

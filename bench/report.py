@@ -122,6 +122,8 @@ def _race(content: Mapping[str, Any]) -> str:
                  f"behind on {sum(ratio < 1 for ratio in ratios)}.\n")
     for engine, why in content.get("missing", {}).items():
         text += f"\nMissing: {engine} ({why}).\n"
+    if content.get("left_out"):
+        text += f"\nLeft out, for want of time: {', '.join(content['left_out'])}.\n"
     return text + _errors(content)
 
 

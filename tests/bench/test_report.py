@@ -152,6 +152,12 @@ async def test_a_peer_that_is_not_installed_is_missing(settings, monkeypatch, tm
     assert {row["engine"] for row in done["results"]} == {"asgl"}
 
 
+async def test_what_there_is_no_time_for_is_left_out(settings):
+    done = await race.race(settings(workloads=("few-shot-mcq", "judge"), seconds=0.0), "race")
+    assert done["left_out"][-1] == "judge"
+    assert "judge" not in {row["workload"] for row in done["results"]}
+
+
 async def test_decode_rates(settings):
     class Words:
         made = 0
