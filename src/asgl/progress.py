@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -25,14 +25,17 @@ from asgl.types import EngineStatistics
 class ProgressBar:
     """A context manager; called as `models.pull.Progress`. Nothing is shown before the first call.
 
+    counts: what is counted, "bytes" or "things".
+
     A step whose words differ from the last one's gets a bar of its own. Drawn on standard error; a console that is no
     terminal gets nothing.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, counts: Literal["bytes", "things"] = "bytes") -> None:
+        measures = (DownloadColumn(), TransferSpeedColumn()) if counts == "bytes" else (MofNCompleteColumn(),)
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-            TimeRemainingColumn(), console=console or Console(stderr=True),
+            TextColumn("{task.description}"), BarColumn(), *measures, TimeRemainingColumn(),
+            console=console or Console(stderr=True),
         )
         self._what = ""
         self._task: TaskID | None = None

@@ -168,13 +168,17 @@ class Runtime:
 
         with ProgressBar() as progress:
             checkpoint = open_checkpoint(self._model, progress=progress)
-            try:
-                kernels = make_kernels(self._kernels, self._device, self._dtype, self._weights, self._deterministic)
-                runner = make_runner(checkpoint, kernels, self._capacity)
-                runner.warm_up()
-                known_by = fingerprint(checkpoint)
-            finally:
-                checkpoint.close()
+        try:
+            with ProgressBar(counts="things") as progress:
+                kernels = make_kernels(
+                    self._kernels, self._device, self._dtype, self._weights, self._deterministic,
+                    progress=lambda name, ready, count: progress(ready, count, "compiling kernels, once"),
+                )
+            runner = make_runner(checkpoint, kernels, self._capacity)
+            runner.warm_up()
+            known_by = fingerprint(checkpoint)
+        finally:
+            checkpoint.close()
         return checkpoint, kernels, runner, known_by
 
     async def __aexit__(

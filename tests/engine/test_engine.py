@@ -170,11 +170,12 @@ async def test_a_step_that_raises_reaches_every_waiter_with_its_cause(step):
 @pytest.mark.parametrize("step", range(12))
 async def test_cancelling_all_at_step_k_leaves_the_books_balanced(step):
     tickets: list[Ticket] = []
-    loop = asyncio.get_running_loop()
+    loop, cancelled = asyncio.get_running_loop(), asyncio.Event()
 
     async def cancel_all() -> None:
         for ticket in tickets:
             engine.cancel(ticket)
+        cancelled.set()
 
     def before_step(plan: StepPlan) -> None:
         if plan.number == step:  # on the device thread: the step is in flight while the loop cancels
@@ -183,8 +184,11 @@ async def test_cancelling_all_at_step_k_leaves_the_books_balanced(step):
     async with opened(before_step=before_step, capacity=64, max_batch_tokens=8) as engine:
         tickets += [generate(engine, [1, 2, 3, 4, 5, 6, 7, number], max_tokens=4) for number in range(3)]
         tickets.append(engine.score([1, 2, 3, 4, 9], [[1, 2], [1, 3, 4]], listener=Waiter()))
-        while not all(ticket.settled for ticket in tickets):  # noqa: ASYNC110  cancelled tickets tell nobody
-            await asyncio.sleep(0)
+        ends = [asyncio.ensure_future(cancelled.wait()), asyncio.ensure_future(settled(*tickets))]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        assert all(ticket.settled for ticket in tickets)
         last = generate(engine, [1, 2, 3], max_tokens=3)
         await settled(last)
         assert token_ids(last) == expected_output([1, 2, 3], 3)
