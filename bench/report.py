@@ -15,7 +15,9 @@ Row = Mapping[str, Any]
 _HEAD = """# Benchmarks
 
 Made by `python -m bench report` from the files in `bench/results/`, which have every figure, the commands, the versions and
-the commits. `make bench` runs everything again; `make bench-quick` runs asgl and its ablations in a few minutes.
+the commits. `make bench-quick` runs asgl and its ablations in a few minutes; `make peers` installs the engines that it is raced
+against, each in an environment of its own, and `make bench` then runs everything. `python -m bench list` names the workloads.
+Run on a machine that does nothing else: two threads that meet at every step wait for each other when a third takes a core.
 
 ## What to hold against these figures
 
@@ -89,7 +91,7 @@ def _engines_of(content: Mapping[str, Any]) -> list[str]:
 
 def _head(content: Mapping[str, Any] | None) -> str:
     if content is None:
-        return _HEAD.format(machine="no result yet", running="-", kv_gib="-", load="-")
+        return "# Benchmarks\n\nThere are no results yet: `make bench` makes them, and then this page.\n"
     host, limits = content["host"], content.get("equal_limits", {})
     machine = f"{host['cores']} cores of an {host['cpu']}, {host['memory_gib']:.0f} GiB, {host['system'].split('-with')[0]}"
     return _HEAD.format(machine=machine, running=limits.get("running", "-"), kv_gib=limits.get("kv_gib", "-"),

@@ -92,7 +92,7 @@ def test_the_report(tmp_path, monkeypatch):
 
 
 def test_the_report_of_nothing(tmp_path):
-    assert "no result yet" in report.write_report(tmp_path, tmp_path / "docs").read_text()
+    assert "There are no results yet" in report.write_report(tmp_path, tmp_path / "docs").read_text()
 
 
 # --- the optimum ----------------------------------------------------------------------------------------------------------
