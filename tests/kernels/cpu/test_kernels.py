@@ -257,3 +257,18 @@ def test_the_contract_on_a_processor_without_wide_vectors() -> None:
     result = _on_a_generic_processor("-m", "pytest", "tests/kernels/test_contract.py", "-k", "cpu and not float",
                                      "-p", "no:cacheprovider", "--timeout=800", timeout=880)
     assert result.returncode == 0, result.stdout[-3000:]
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_head_some_gives_the_very_columns_of_head(kernels, bits, rows):
+    if kernels.name != "cpu":
+        pytest.skip("other back ends come close, but not to the last bit")
+    from asgl.kernels.cpu.weights import quantize
+
+    weight = torch.randn(500, D, generator=generator(1))
+    head = kernels.pack_head(weight if bits == 16 else quantize(weight, bits))
+    x = torch.randn(rows, D, generator=generator(2)).bfloat16()
+    tokens = torch.tensor([0, 5, 31, 32, 250, 498, 499])
+    together = kernels.head(x, head).clone()
+    assert torch.equal(kernels.head_some(x, head, tokens), together[:, tokens])

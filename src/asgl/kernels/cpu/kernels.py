@@ -182,6 +182,15 @@ class CpuKernels:
     def head(self, x: Tensor, weight: Packed) -> Tensor:
         return self._product("head", x, weight)
 
+    def head_some(self, x: Tensor, weight: Packed, token_ids: Tensor) -> Tensor:
+        """The very numbers of `head`: the tiles that have these tokens are put together to a weight of their own."""
+        tiles, place = torch.unique(token_ids // OUTPUTS, return_inverse=True)
+        held = weight.memory.view(-(-weight.outputs // OUTPUTS), -1)
+        memory = self._buffer("some tiles", (len(tiles), held.shape[1]), torch.uint8)
+        torch.index_select(held, 0, tiles, out=memory)
+        some = Packed(memory, memory.data_ptr(), weight.bits, len(tiles) * OUTPUTS, weight.k)
+        return self._product("some", x, some)[:, place * OUTPUTS + token_ids % OUTPUTS]
+
     def _product(self, name: str, x: Tensor, weight: Packed) -> Tensor:
         self._check_process()
         x = x.to(self._elements).contiguous()
