@@ -43,7 +43,7 @@ BACKENDS += [
 ]
 
 
-# The Triton back end runs on the CPU in its interpreter only, in a process of its own (make test-interpret), and on GPUs (make gpu).
+# The Triton back end runs on GPUs (make gpu), and on CPUs in its interpreter, in a process of its own (make test-interpret).
 _TRITON = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else os.environ.get("ASGL_TEST_GPU")
 if _TRITON is not None:
     from triton_backends import triton_backends
