@@ -49,7 +49,7 @@ async def ticking(rt: asgl.Runtime) -> None:
     """A single stream alone, and beside a task that wakes every millisecond; in turn."""
 
     async def tick() -> None:
-        while True:
+        while True:  # noqa: ASYNC110  a ticking task is what is meant
             await asyncio.sleep(0.001)
 
     alone: list[float] = []

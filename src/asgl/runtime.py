@@ -53,8 +53,8 @@ class Runtime:
     kernels: "auto", "reference", "cpu" or "triton". What is asked for by name and cannot be had raises ConfigError.
     kv_cache_tokens: capacity of the KV cache in tokens; None takes what the memory allows.
     max_running: at most so many requests in a step. max_batch_tokens: at most so many new tokens in a step (None: 512 on CPUs,
-        8192 on GPUs); longer prompts are computed in pieces, and in smaller ones while others decode. max_waiting: at most so many requests wait for admission, the
-        next fails with QueueFullError; None for no limit.
+        8192 on GPUs); longer prompts are computed in pieces, and in smaller ones while others decode. max_waiting: at most so
+        many requests wait for admission, the next fails with QueueFullError; None for no limit.
     policy: the order in which waiting requests are admitted: "lpm" (longest cached prefix first), "aged-lpm" (the same with a
         bounded wait), "dfs-weight", "fcfs" or "random"; see docs/scheduling.md.
     deterministic: logits that do not depend on what else is computed, to the last bit, at some cost.

@@ -1,6 +1,6 @@
 """Fork blocks: branches, their task group, what leaving raises, joins and maps."""
 
-# ruff: noqa: PT012  blocks that raise as a whole are what is tested
+
 from __future__ import annotations
 
 import asyncio

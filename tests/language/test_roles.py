@@ -1,6 +1,6 @@
 """Messages: control tokens, content as data, blocks, the default system message."""
 
-# ruff: noqa: PT012  blocks that raise as a whole are what is tested
+
 from __future__ import annotations
 
 import pytest

@@ -1,6 +1,6 @@
 """Prompt streams: the order of ops, variables, marks, pieces, the block form."""
 
-# ruff: noqa: PT012  blocks that raise as a whole are what is tested
+
 from __future__ import annotations
 
 import asyncio

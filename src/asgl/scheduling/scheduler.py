@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 from asgl.errors import CapacityError, InternalError, QueueFullError, RequestError
 from asgl.plan import SampledToken, StepPlan, StepResult
 from asgl.scheduling.ledger import Ledger
-from asgl.scheduling.plan_builder import Row, build_plan
 from asgl.scheduling.pace import Pace
+from asgl.scheduling.plan_builder import Row, build_plan
 from asgl.scheduling.policy import PATIENCE, make_queue
 from asgl.scheduling.request import Request
 from asgl.scheduling.sharing import SHARE_THRESHOLD, Leaders
