@@ -36,7 +36,7 @@ gpu:
 	ASGL_TEST_GPU=cuda .venv-gpu/bin/python -m pytest -o filterwarnings=default --timeout 600 tests/kernels/test_contract.py tests/gpu
 	.venv-gpu/bin/python bench/gpu.py
 
-# Everything the paper measured, against all peers: `make peers` first. Takes about half an hour on a quiet machine.
+# Everything the paper measured, against all peers: `make peers` first. Wants a quiet machine.
 bench: model
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt matplotlib
 	$(BIN)/python -m bench run --engine asgl --engine peers --rounds 3 --kind race
@@ -46,7 +46,7 @@ bench: model
 	$(BIN)/python -m bench.decode --engine asgl --engine peers
 	$(BIN)/python -m bench report
 
-# asgl and its ablations alone, on a fifth of the programs: under three minutes.
+# asgl and its ablations alone, on a tenth of the programs.
 bench-quick: model
 	$(BIN)/python -m bench run --engine ablations --rounds 1 --scale 0.1 --limit 10 --kind ablations --name quick
 
