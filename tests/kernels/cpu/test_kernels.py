@@ -214,29 +214,41 @@ def test_compiled_kernels_are_kept_under_asgl_home(tmp_path, monkeypatch: pytest
 _GENERIC = """
 import torch
 from numba import njit
-from asgl.kernels.cpu import dots, simd
+from asgl.kernels.cpu import dots, linear, pairs, simd
 from asgl.kernels.cpu.target import TARGET
 from asgl.kernels.cpu.weights import pack, quantize
 
-assert not TARGET.bf16_dot and simd.PER_WORD == 1, TARGET
+assert linear.PAIRS and simd.PER_WORD == 1 and TARGET.pair_words in (0, 4) and not TARGET.half_conversion, TARGET
 
 @njit
-def product(x, sums, rows, b, bits, k, tile, out):
+def packed_product(x, inputs, size, rows, b, bits, k, out):
+    for row in range(rows):
+        pairs.quantize_row(x + row * k * 4, k, inputs + row * size)
     if bits == 4:
-        dots.few_rows_4(x, k * 4, sums, k // 8, rows, b, k // 32, out, 128)
+        pairs.pair_rows_4(inputs, size, inputs + 2 * k, size, rows, b, k // 32, out, 128)
     else:
-        dots.unpack_8(b, k // 32, tile)
-        dots.dot_rows(x, k * 4, rows, tile, k, out, 128)
+        pairs.pair_rows_8(inputs, size, inputs + 2 * k, size, rows, b, k // 32, out, 128)
 
-for bits in (4, 8):
-    weight = quantize(torch.randn(32, 96, generator=torch.Generator().manual_seed(bits)), bits)
+@njit
+def dense_product(x, rows, b, k, tile, out):
+    dots.widen_pairs(b, k // 2, tile)
+    dots.dot_rows(x, k * 4, rows, tile, k, out, 128)
+
+for bits in (4, 8, 16):
+    weight = torch.randn(32, 96, generator=torch.Generator().manual_seed(bits))
+    weight = weight.bfloat16() if bits == 16 else quantize(weight, bits)
+    exact = weight.float() if bits == 16 else weight.dequantize(torch.float32)
     packed = pack(weight)
     for rows in (1, 2, 3, 9):
         x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
-        sums, tile, out = x.view(rows, 3, 32).sum(2).contiguous(), torch.empty(96, 32), torch.full((rows, 32), torch.nan)
-        product(x.data_ptr(), sums.data_ptr(), rows, packed.address, bits, 96, tile.data_ptr(), out.data_ptr())
-        error = (out - x @ weight.dequantize(torch.float32).T).abs().max()
-        assert error < 0.01, error
+        size = 3 * pairs.GROUP_INPUTS
+        room, out = torch.empty(rows * size + 96 * 128, dtype=torch.uint8), torch.full((rows, 32), torch.nan)
+        if bits == 16:
+            dense_product(x.data_ptr(), rows, packed.address, 96, room.data_ptr(), out.data_ptr())
+        else:
+            packed_product(x.data_ptr(), room.data_ptr(), size, rows, packed.address, bits, 96, out.data_ptr())
+        error = (out - x @ exact.T).abs().max()
+        assert error < 0.001, error
 print("right")
 """
 

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numba import cfunc, njit, types
 
-from asgl.kernels.cpu import entries, sampling, units
+from asgl.kernels.cpu import entries, linear, sampling, units
 from asgl.kernels.cpu.cache import cached
 from asgl.kernels.cpu.threads import Team
 
@@ -48,7 +48,7 @@ class Compiled:
         self._names = [*entries.FIELDS, "plan_units", "edit"]
         self.embed = self._entry("embed", team)
         self.add_rms_norm = self._entry("add_rms_norm", team)
-        self.linear = self._entry("linear", team)
+        self.linear = self._entry("linear", team, phases=linear.PHASES)
         self.rope_and_store = self._entry("rope_and_store", team)
         self.attention = self._entry("attention", team, phases=2)
         self.layers = self._entry("layers", team, phases=0)

@@ -1,5 +1,7 @@
 """Micro-kernels: small blocks of a matrix product whose sums stay in registers, emitted as unrolled LLVM instructions.
 
+Dense weights, attention, and where the processor has products of bfloat16 packed weights too; elsewhere those are integers (pairs.py).
+
 All multiply words (see `simd.PER_WORD`): A holds rows of words; B is a *tile*: for each step (one word of k) 32 outputs, as
 two vectors. A block of R rows keeps 2 R sums in registers; per step it loads two vectors of B and R words of A. Every sum is
 taken over k in order, whatever R is: a row's result does not depend on its neighbours.
@@ -7,7 +9,7 @@ taken over k in order, whatever R is: a row's result does not depend on its neig
 Weights are stored in tiles of 32 outputs, streamed in the order of k (see `weights.py` for who packs them):
 
     16 bits   for each step of a pair: [2][16] words of two bfloat16
-     8 bits   for each group of 32 k: [2][8][16] words of 4 signed bytes (k, k + 1, k + 2, k + 3), then scales, offsets
+     8 bits   for each group of 32 k: [2][8][16] words of 4 signed bytes (k, k + 1, k + 2, k + 3; see pairs.py), then scales, offsets
      4 bits   for each group of 32 k: [2][4][16] words of 8 nibbles, then scales, offsets
 
 Scales and offsets are float16, [2][16] of each. Nibble i of half h of word j is k = 2 (4 j + i) + h: one shift gives a step.
@@ -22,7 +24,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from asgl.kernels.cpu import simd
-from asgl.kernels.cpu.simd import FVEC, HVEC, I32, I64, IVEC, PER_WORD, const, i64, kernel, operation, void
+from asgl.kernels.cpu.simd import FVEC, HVEC, I32, I64, IVEC, const, i64, kernel, operation, void
 from asgl.kernels.cpu.target import TARGET
 
 OUTPUTS = 32
@@ -39,8 +41,8 @@ TILE_STEP = 4 * OUTPUTS
 
 ROWS = {32: 8, 8: 2, 4: 1}[TARGET.vector_registers]
 """Rows of the largest block: two sums a row, two vectors of B and one of A must fit the registers."""
-FEW = {32: 4, 8: 2, 4: 1}[TARGET.vector_registers]
-"""The same for blocks that unpack weights on the way."""
+FEW = 4
+"""The same for blocks that unpack weights on the way, with 32 registers."""
 
 
 def _offset(builder: Any, base: Any, offset: int) -> Any:
@@ -117,16 +119,14 @@ def _block(rows: int, accumulate: bool) -> Any:
 
 
 def _nibble_steps(builder: Any, words: Any) -> list[Any]:
-    """The steps of 8 nibbles a word, as words; bfloat16 ones are 128 + q: 0x4300 is 128, and a unit in its last place is 1."""
-    if PER_WORD == 2:
-        steps = []
-        for i in range(4):
-            halves = builder.bitcast(words, ir.VectorType(simd.I16, 32))
-            shifted = builder.lshr(halves, const(4 * i, ir.VectorType(simd.I16, 32))) if i else halves
-            masked = builder.and_(builder.bitcast(shifted, IVEC), const(0x000F000F))
-            steps.append(builder.or_(masked, const(0x43004300)))
-        return steps
-    return [builder.bitcast(value, IVEC) for value in _nibble_floats(builder, words)]
+    """The steps of 8 nibbles a word, as bfloat16 128 + q: 0x4300 is 128, and a unit in its last place is 1."""
+    steps = []
+    for i in range(4):
+        halves = builder.bitcast(words, ir.VectorType(simd.I16, 32))
+        shifted = builder.lshr(halves, const(4 * i, ir.VectorType(simd.I16, 32))) if i else halves
+        masked = builder.and_(builder.bitcast(shifted, IVEC), const(0x000F000F))
+        steps.append(builder.or_(masked, const(0x43004300)))
+    return steps
 
 
 def _nibble_floats(builder: Any, words: Any) -> list[Any]:
@@ -146,10 +146,7 @@ def _byte_floats(builder: Any, words: Any) -> list[Any]:
 
 
 def _byte_steps(builder: Any, words: Any) -> list[Any]:
-    values = _byte_floats(builder, words)
-    if PER_WORD == 1:
-        return [builder.bitcast(value, IVEC) for value in values]
-    bits = [builder.bitcast(value, IVEC) for value in values]  # 8 bits fit a bfloat16: cutting is exact
+    bits = [builder.bitcast(value, IVEC) for value in _byte_floats(builder, words)]  # 8 bits fit a bfloat16: cutting is exact
     return [
         builder.or_(builder.lshr(bits[i], const(16)), builder.and_(bits[i + 1], const(-65536))) for i in (0, 2)
     ]
@@ -176,7 +173,7 @@ def _scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
 
 
 def _few(rows: int, bits: int) -> Any:
-    """A tile product of a few rows with packed weights: sum over groups of scale * (quants . x) + offset * sum(x).
+    """A tile product of a few rows of bfloat16 with packed weights: sum over groups of scale * (quants . x) + offset * sum(x).
 
     Exact but for the rounding of x: weights are never rounded. `sums` holds sum(x) of each group, float32 [rows, groups].
     """
@@ -189,7 +186,7 @@ def _few(rows: int, bits: int) -> Any:
         starts, totals = _rows_of(builder, a, lda, rows), _rows_of(builder, sums_of, ld_sums, rows)
         with cgutils.for_range(builder, groups) as loop:
             group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
-            at_a = builder.mul(loop.index, ir.Constant(I64, GROUP * simd.ELEMENT))
+            at_a = builder.mul(loop.index, ir.Constant(I64, 2 * GROUP))
             partial.clear()
             step = 0
             for vector in range(_VECTORS[bits]):
@@ -222,12 +219,12 @@ def _few(rows: int, bits: int) -> Any:
 
 
 def _unpack(bits: int) -> Any:
-    """Groups of packed weights to a tile of words: scale * q + offset, rounded to bfloat16 where words are pairs."""
+    """Groups of packed weights to a tile of bfloat16 pairs: scale * q + offset, rounded."""
 
     def emit(builder: Any, b: Any, groups: Any, out: Any) -> None:
         with cgutils.for_range(builder, groups) as loop:
             group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
-            tile = builder.add(out, builder.mul(loop.index, ir.Constant(I64, GROUP // PER_WORD * TILE_STEP)))
+            tile = builder.add(out, builder.mul(loop.index, ir.Constant(I64, GROUP // 2 * TILE_STEP)))
             for half in range(2):
                 scale, offset = _scales(builder, group, bits, half)
                 step = 0
@@ -235,11 +232,8 @@ def _unpack(bits: int) -> Any:
                     place = _offset(builder, group, 64 * (half * _VECTORS[bits] + vector))
                     floats = _FLOATS[bits](builder, simd.emit_load(builder, place, IVEC, 4))
                     values = [simd.emit_fma(builder, scale, value, offset) for value in floats]
-                    if PER_WORD == 2:
-                        words = [simd.emit_pair(builder, *values[i : i + 2]) for i in range(0, len(values), 2)]
-                    else:
-                        words = [builder.bitcast(value, IVEC) for value in values]
-                    for word in words:
+                    for i in range(0, len(values), 2):
+                        word = simd.emit_pair(builder, values[i], values[i + 1])
                         simd.emit_store(builder, _offset(builder, tile, step * TILE_STEP + 64 * half), word, 4)
                         step += 1
 

@@ -13,19 +13,19 @@ from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 from asgl.kernels.cpu.attention import attention_phases
 from asgl.kernels.cpu.elementwise import embed_phase, norm_phase, rope_phase, silu_phase
 from asgl.kernels.cpu.layers import layers_job
-from asgl.kernels.cpu.linear import STORE, linear_phase
+from asgl.kernels.cpu.linear import STORE, linear_phases
 from asgl.kernels.cpu.sampling import log_softmax_phase, sample_phase
 
 FIELDS = {
     "embed": "job ids rows d table kind scale offset share out",
     "add_rms_norm": "job hidden delta rows d weight eps:float out",
-    "linear": "job x ldx rows weight bits k outputs out ldo scratch room packed_only",
+    "linear": "job x ldx rows weight bits k outputs out ldo inputs scratch room packed_only",
     "rope_and_store": "job qkv rows heads kv_heads head_dim positions slots rope k_cache v_cache out",
     "attention": "job units unit_count tokens limits merged merged_count parts order indices q k_cache v_cache heads kv_heads "
     "head_dim scale:float partials out scratch room packed_only",
     "layers": "job table layers hidden rows d f heads kv_heads head_dim eps:float rope positions slots norm packed_only normed "
     "qkv q units unit_count tokens limits merged merged_count parts order indices scale:float partials attended gated wanted at "
-    "kept_attended kept_hidden out scratch room",
+    "kept_attended kept_hidden out inputs scratch room",
     "silu_and_mul": "job gate_up rows width out",
     "log_softmax": "job logits m n out",
     "sample": "job logits m n temperature top_k top_p min_p uniform greedy ranks out",
@@ -46,8 +46,9 @@ def add_rms_norm(record: Any, thread: int, number: int) -> None:
 def linear(record: Any, thread: int, number: int) -> None:
     a = carray(record, 1)[0]
     scratch = a.scratch + thread * a.room
-    linear_phase(
-        a.job, 0, number, a.x, a.ldx, a.rows, a.weight, a.bits, a.k, a.outputs, STORE, a.out, a.ldo, scratch, a.packed_only != 0,
+    linear_phases(
+        a.job, 0, number, a.x, a.ldx, a.rows, a.weight, a.bits, a.k, a.outputs, STORE, a.out, a.ldo, a.inputs, scratch,
+        a.packed_only != 0,
     )
 
 

@@ -15,7 +15,7 @@ from asgl.kernels.api import Batch, LayerWeights, QuantizedTensor, SamplingBatch
 from asgl.kernels.cpu import attention, linear, sampling, weights
 from asgl.kernels.cpu.compile import Compiled
 from asgl.kernels.cpu.cores import cores
-from asgl.kernels.cpu.dots import OUTPUTS
+from asgl.kernels.cpu.dots import GROUP, OUTPUTS
 from asgl.kernels.cpu.layers import (
     ATTENTION_NORM,
     COLUMNS,
@@ -196,10 +196,11 @@ class CpuKernels:
         x = x.to(self._elements).contiguous()
         rows = x.shape[0]
         out = self._buffer(name, (rows, weight.outputs), torch.float32)
-        scratch, room = self._scratch(linear.room(weight.k, rows))
+        scratch, room = self._scratch(linear.room(weight.k))
+        inputs = self._room("inputs", (rows, weight.k // GROUP * linear.GROUP_INPUTS), torch.uint8)
         self._compiled.linear(
             self._team.address, x.data_ptr(), weight.k * ELEMENT, rows, weight.address, weight.bits, weight.k,
-            weight.outputs, out.data_ptr(), weight.outputs * 4, scratch, room, self._deterministic,
+            weight.outputs, out.data_ptr(), weight.outputs * 4, inputs, scratch, room, self._deterministic,
         )
         return out
 
@@ -273,7 +274,7 @@ class CpuKernels:
         units = self._units_of(batch, heads // fused.kv_heads)
         scratch, room = self._scratch(max(
             attention.room(max(QUERIES, heads // fused.kv_heads), fused.kv_heads, head_dim),
-            linear.room(max(d, f, width), most),
+            linear.room(max(d, f, width)),
         ))
         elements, floats = self._elements, torch.float32
         out = self._buffer("norm", (wanted, d), elements)
@@ -286,7 +287,8 @@ class CpuKernels:
             head_dim**-0.5, self._room("partials", (units.partials, heads, head_dim + 16), floats),
             self._room("attention", (rows, width), elements), self._room("gated", (most, f), elements), wanted,
             at.data_ptr() if at is not None else 0, self._room("kept attention", (wanted, width), elements),
-            self._room("kept hidden", (wanted, d), floats), out.data_ptr(), scratch, room,
+            self._room("kept hidden", (wanted, d), floats), out.data_ptr(),
+            self._room("inputs", (most, max(d, f, width) // GROUP * linear.GROUP_INPUTS), torch.uint8), scratch, room,
         )
         return None if at is None else out
 

@@ -10,13 +10,13 @@ from typing import Any
 from asgl.kernels.cpu import team
 from asgl.kernels.cpu.attention import attention_phases
 from asgl.kernels.cpu.elementwise import norm_phase, rope_phase
-from asgl.kernels.cpu.linear import ADD, GATE, STORE, linear_phase
+from asgl.kernels.cpu.linear import ADD, GATE, STORE, linear_phases
 from asgl.kernels.cpu.simd import ELEMENT, LANES, get_i64, kernel, load, load_words, store, store_words
 
 ATTENTION_NORM, QKV, QKV_BITS, QKV_BIAS, OUT, OUT_BITS, MLP_NORM, GATE_UP, GATE_UP_BITS, DOWN, DOWN_BITS, KEYS, VALUES = range(13)
 """The columns of the table of layers: addresses, and bits of a weight."""
 COLUMNS = 13
-LAYER_PHASES = 10
+LAYER_PHASES = 14
 """Phases of a layer; a last one follows the last layer."""
 
 
@@ -51,38 +51,37 @@ def layers_job(a: Any, thread: int, number: int) -> None:
     for i in range(a.layers):
         at, phase = a.table + i * COLUMNS * 8, i * LAYER_PHASES
         norm_phase(a.job, phase, number, hidden, 0, rows, a.d, get_i64(at + ATTENTION_NORM * 8), a.eps, a.normed)
-        linear_phase(
+        linear_phases(
             a.job, phase + 1, number, a.normed, a.d * ELEMENT, rows, get_i64(at + QKV * 8), get_i64(at + QKV_BITS * 8), a.d,
-            qkv_width, STORE, a.qkv, qkv_width * 4, scratch, packed_only,
+            qkv_width, STORE, a.qkv, qkv_width * 4, a.inputs, scratch, packed_only,
         )
         keys, values = get_i64(at + KEYS * 8), get_i64(at + VALUES * 8)
         rope_phase(
-            a.job, phase + 2, number, a.qkv, get_i64(at + QKV_BIAS * 8), rows, a.heads, a.kv_heads, a.head_dim, a.positions,
+            a.job, phase + 3, number, a.qkv, get_i64(at + QKV_BIAS * 8), rows, a.heads, a.kv_heads, a.head_dim, a.positions,
             a.slots, a.rope, keys, values, a.q,
         )
         if i == a.layers - 1 and a.wanted == 0:
             return
         attention_phases(
-            a.job, phase + 3, number, a.units, a.unit_count, a.tokens, a.limits, a.merged, a.merged_count, a.parts, a.order,
-            a.indices, a.q, keys, values, a.heads, a.kv_heads, a.head_dim, a.scale, a.partials, attended, scratch,
-            packed_only,
+            a.job, phase + 4, number, a.units, a.unit_count, a.tokens, a.limits, a.merged, a.merged_count, a.parts, a.order,
+            a.indices, a.q, keys, values, a.heads, a.kv_heads, a.head_dim, a.scale, a.partials, attended, scratch, packed_only,
         )
         if i == a.layers - 1:  # from here on tokens no longer see each other
             _rows_phase(
-                a.job, phase + 5, number, a.at, a.wanted, width, attended, a.kept_attended, a.d, hidden, a.kept_hidden
+                a.job, phase + 6, number, a.at, a.wanted, width, attended, a.kept_attended, a.d, hidden, a.kept_hidden
             )
             rows, hidden, attended = a.wanted, a.kept_hidden, a.kept_attended
-        linear_phase(
-            a.job, phase + 6, number, attended, width * ELEMENT, rows, get_i64(at + OUT * 8), get_i64(at + OUT_BITS * 8), width,
-            a.d, ADD, hidden, a.d * 4, scratch, packed_only,
+        linear_phases(
+            a.job, phase + 7, number, attended, width * ELEMENT, rows, get_i64(at + OUT * 8), get_i64(at + OUT_BITS * 8), width,
+            a.d, ADD, hidden, a.d * 4, a.inputs, scratch, packed_only,
         )
-        norm_phase(a.job, phase + 7, number, hidden, 0, rows, a.d, get_i64(at + MLP_NORM * 8), a.eps, a.normed)
-        linear_phase(
-            a.job, phase + 8, number, a.normed, a.d * ELEMENT, rows, get_i64(at + GATE_UP * 8),
-            get_i64(at + GATE_UP_BITS * 8), a.d, a.f, GATE, a.gated, a.f * ELEMENT, scratch, packed_only,
+        norm_phase(a.job, phase + 9, number, hidden, 0, rows, a.d, get_i64(at + MLP_NORM * 8), a.eps, a.normed)
+        linear_phases(
+            a.job, phase + 10, number, a.normed, a.d * ELEMENT, rows, get_i64(at + GATE_UP * 8),
+            get_i64(at + GATE_UP_BITS * 8), a.d, a.f, GATE, a.gated, a.f * ELEMENT, a.inputs, scratch, packed_only,
         )
-        linear_phase(
-            a.job, phase + 9, number, a.gated, a.f * ELEMENT, rows, get_i64(at + DOWN * 8), get_i64(at + DOWN_BITS * 8), a.f,
-            a.d, ADD, hidden, a.d * 4, scratch, packed_only,
+        linear_phases(
+            a.job, phase + 12, number, a.gated, a.f * ELEMENT, rows, get_i64(at + DOWN * 8), get_i64(at + DOWN_BITS * 8), a.f,
+            a.d, ADD, hidden, a.d * 4, a.inputs, scratch, packed_only,
         )
     norm_phase(a.job, a.layers * LAYER_PHASES, number, hidden, 0, rows, a.d, a.norm, a.eps, a.out)

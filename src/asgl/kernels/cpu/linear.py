@@ -1,10 +1,15 @@
-"""Linear layers: a phase of tiles (see dots.py). Few rows multiply packed weights; more rows share one unpacked tile."""
+"""Linear layers: a phase over rows, a phase over tiles.
+
+Packed weights are multiplied as integers (pairs.py), but where the processor has products of bfloat16 as those (dots.py): as they
+are by few rows, unpacked once by more. Both want something of each 32 inputs: the one a copy in 16 bits with scale and sum, the
+other the sum. Dense weights are words (dots.py).
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from asgl.kernels.cpu import dots, team
+from asgl.kernels.cpu import dots, pairs, team
 from asgl.kernels.cpu.dots import GROUP, OUTPUTS, TILE_STEP
 from asgl.kernels.cpu.simd import (
     ELEMENT,
@@ -26,6 +31,7 @@ from asgl.kernels.cpu.simd import (
     total,
     zero,
 )
+from asgl.kernels.cpu.target import TARGET
 
 STORE, ADD, GATE = 0, 1, 2
 """What becomes of a product: float32 stored; added to float32; silu of its first half times its second half, as elements."""
@@ -33,23 +39,49 @@ ROWS = 64
 """Rows of a product that wait for their epilogue at a time."""
 PRODUCTS = ROWS * 4 * OUTPUTS
 """Bytes of their products with one tile."""
+PAIRS = not TARGET.bf16_dot
+"""Whether packed weights are multiplied as integers."""
 UNPACK_FROM_4, UNPACK_FROM_8 = 17, 8
-"""Rows from which one unpacked tile for all is faster than packed weights of 4 or 8 bits for a few rows at a time."""
+"""Rows from which one tile, unpacked to bfloat16 for all, is faster than packed weights of 4 or 8 bits for a few rows at a time.
+Integers never are."""
+GROUP_INPUTS = pairs.GROUP_INPUTS if PAIRS else 4
+"""Bytes that packed weights want to know of 32 inputs."""
+PHASES = 2
+GRAIN = 4
+"""Rows that a thread claims at once."""
+
+# the same parameters, whichever it is
+_few_rows_4, _few_rows_8 = (pairs.pair_rows_4, pairs.pair_rows_8) if PAIRS else (dots.few_rows_4, dots.few_rows_8)
 
 
-def room(k: int, rows: int) -> int:
-    """Bytes that a thread needs for a layer of `k` inputs: products and unpacked tiles, two of each, and sums of groups."""
-    return 2 * (PRODUCTS + k // PER_WORD * TILE_STEP) + rows * (k // GROUP) * 4
+def room(k: int) -> int:
+    """Bytes that a thread needs for a layer of `k` inputs: products and unpacked tiles, two of each."""
+    return 2 * (PRODUCTS + k // PER_WORD * TILE_STEP)
 
 
 @kernel
-def _group_sums(x: int, ldx: int, rows: int, k: int, sums: int) -> None:
-    """The sums of each row's groups of 32 elements."""
-    for row in range(rows):
-        for group in range(k // GROUP):
-            at = x + row * ldx + group * GROUP * ELEMENT
-            summed = total(add(load_elements(at), load_elements(at + LANES * ELEMENT)))
-            set_f32(sums + (row * (k // GROUP) + group) * 4, summed)
+def _group_sums(x: int, k: int, sums: int) -> None:
+    """The sums of a row's groups of 32 elements."""
+    for group in range(k // GROUP):
+        at = x + group * GROUP * ELEMENT
+        set_f32(sums + group * 4, total(add(load_elements(at), load_elements(at + LANES * ELEMENT))))
+
+
+_describe = pairs.quantize_row if PAIRS else _group_sums
+
+
+@kernel
+def _inputs_phase(job: int, phase: int, number: int, x: int, ldx: int, rows: int, k: int, inputs: int, size: int) -> None:
+    """What packed weights want to know of each row of x, to `inputs`."""
+    while True:
+        first = team.claim(job, phase, number, GRAIN, rows)
+        if first >= rows:
+            break
+        last = min(first + GRAIN, rows)
+        for row in range(first, last):
+            _describe(x + row * ldx, k, inputs + row * size)
+        team.finish(job, phase, last - first)
+    team.wait(job, phase, number, rows)
 
 
 @kernel
@@ -81,29 +113,39 @@ def _deliver(products: int, rows: int, out: int, ldo: int, columns: int, adding:
             set_f32(target + i * 4, get_f32(target + i * 4) + last if adding else last)
 
 
-@kernel
-def _unpacked(weight: int, bits: int, k: int, room: int) -> int:
-    """The address of a tile of words: of the weights themselves, or unpacked into `room`."""
-    if bits == 4:
-        dots.unpack_4(weight, k // GROUP, room)
-    elif bits == 8:
-        dots.unpack_8(weight, k // GROUP, room)
-    elif PER_WORD == 1:
+if PAIRS:
+
+    @kernel
+    def _unpacked(weight: int, bits: int, k: int, room: int) -> int:
+        """The address of a tile of words: dense weights, widened into `room`."""
         dots.widen_pairs(weight, k // 2, room)
-    else:
-        return weight
-    return room
+        return room
+
+else:
+
+    @kernel
+    def _unpacked(weight: int, bits: int, k: int, room: int) -> int:
+        """The address of a tile of words: dense weights themselves, or others unpacked into `room`."""
+        if bits == 16:
+            return weight
+        if bits == 4:
+            dots.unpack_4(weight, k // GROUP, room)
+        else:
+            dots.unpack_8(weight, k // GROUP, room)
+        return room
 
 
 @kernel
-def _multiply(x: int, ldx: int, rows: int, sums: int, b: int, bits: int, k: int, few: bool, products: int) -> None:
-    """Products [rows, 32] of a tile: packed if `few`, else of words."""
-    if not few:
-        dots.dot_rows(x, ldx, rows, b, k // PER_WORD, products, 4 * OUTPUTS)
-    elif bits == 4:
-        dots.few_rows_4(x, ldx, sums, k // GROUP * 4, rows, b, k // GROUP, products, 4 * OUTPUTS)
+def _multiply(
+    x: int, ldx: int, rows: int, about: int, ld_about: int, b: int, bits: int, k: int, few: bool, products: int
+) -> None:
+    """Products [rows, 32] of a tile: packed if `few`, else of words. `about` is what `_inputs_phase` wrote beside the inputs."""
+    if few and bits == 4:
+        _few_rows_4(x, ldx, about, ld_about, rows, b, k // GROUP, products, 4 * OUTPUTS)
+    elif few:
+        _few_rows_8(x, ldx, about, ld_about, rows, b, k // GROUP, products, 4 * OUTPUTS)
     else:
-        dots.few_rows_8(x, ldx, sums, k // GROUP * 4, rows, b, k // GROUP, products, 4 * OUTPUTS)
+        dots.dot_rows(x, ldx, rows, b, k // PER_WORD, products, 4 * OUTPUTS)
 
 
 @kernel
@@ -115,28 +157,30 @@ def tile_bytes(bits: int, k: int) -> int:
 
 
 @kernel
-def linear_phase(
+def linear_phases(
     job: int, phase: int, number: int, x: int, ldx: int, rows: int, weight: int, bits: int, k: int, outputs: int, mode: int,
-    out: int, ldo: int, scratch: int, packed_only: bool,
+    out: int, ldo: int, inputs: int, scratch: int, packed_only: bool,
 ) -> None:
-    """One thread's part of out = x . weight, a phase over the tiles of `outputs`.
+    """One thread's part of out = x . weight: a phase over the rows, unless weights are dense, and one over the tiles of `outputs`.
 
-    x [rows, k] elements; ldx and ldo are bytes from row to row. With mode GATE, `outputs` counts those of the gate, whose
-    tiles are followed by as many of the other factor. `packed_only` computes in one way for any number of rows.
+    x [rows, k] elements; ldx and ldo are bytes from row to row; `inputs` has room for `GROUP_INPUTS` of each row's groups. With mode GATE,
+    `outputs` counts those of the gate, whose tiles are followed by as many of the other factor. `packed_only` computes in one way
+    for any number of rows.
     """
     tiles, size = (outputs + OUTPUTS - 1) // OUTPUTS, tile_bytes(bits, k)
     room = scratch + 2 * PRODUCTS
     other_room = room + k // PER_WORD * TILE_STEP
-    sums = other_room + k // PER_WORD * TILE_STEP
-    few = bits < 16 and (packed_only or rows < (UNPACK_FROM_4 if bits == 4 else UNPACK_FROM_8))
-    ready = False
+    few, about, ld_about = False, inputs, k // GROUP * GROUP_INPUTS
+    if bits < 16:
+        _inputs_phase(job, phase, number, x, ldx, rows, k, inputs, ld_about)
+        few = PAIRS or packed_only or rows < (UNPACK_FROM_4 if bits == 4 else UNPACK_FROM_8)
+        if PAIRS:
+            x, ldx, about = inputs, ld_about, inputs + 2 * k
+    phase += 1
     while True:
         first, run = team.claim_run(job, phase, number, tiles)
         if run == 0:
             break
-        if few and not ready:
-            _group_sums(x, ldx, rows, k, sums)
-            ready = True
         for tile in range(first, first + run):
             b = weight + tile * size
             other = b + tiles * size
@@ -146,10 +190,10 @@ def linear_phase(
                     other = _unpacked(other, bits, k, other_room)
             for row in range(0, rows, ROWS):
                 count = min(ROWS, rows - row)
-                at_x, at_sums, at_out = x + row * ldx, sums + row * (k // GROUP) * 4, out + row * ldo
-                _multiply(at_x, ldx, count, at_sums, b, bits, k, few, scratch)
+                at_x, at_about, at_out = x + row * ldx, about + row * ld_about, out + row * ldo
+                _multiply(at_x, ldx, count, at_about, ld_about, b, bits, k, few, scratch)
                 if mode == GATE:
-                    _multiply(at_x, ldx, count, at_sums, other, bits, k, few, scratch + PRODUCTS)
+                    _multiply(at_x, ldx, count, at_about, ld_about, other, bits, k, few, scratch + PRODUCTS)
                     _gate(scratch, scratch + PRODUCTS, count, at_out + tile * OUTPUTS * ELEMENT, ldo)
                 else:
                     left = outputs - tile * OUTPUTS

@@ -123,10 +123,10 @@ def emit_store(builder: Any, address: Any, value: Any, align: int) -> None:
     builder.store(value, pointer(builder, address, value.type), align=align)
 
 
-def emit_splat(builder: Any, scalar: Any) -> Any:
-    kind = ir.VectorType(scalar.type, LANES)
+def emit_splat(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
+    kind = ir.VectorType(scalar.type, lanes)
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), const(0))
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), const(0, ir.VectorType(I32, lanes)))
 
 
 def emit_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -141,8 +141,60 @@ def emit_dot(builder: Any, accumulator: Any, a: Any, b: Any) -> Any:
     return emit_fma(builder, builder.bitcast(a, FVEC), builder.bitcast(b, FVEC), accumulator)
 
 
+PAIR_WORDS = TARGET.pair_words or LANES
+PARTS = LANES // PAIR_WORDS
+"""How many registers a vector takes where pairs of int16 are multiplied."""
+_PVEC = ir.VectorType(I32, PAIR_WORDS)
+_PAIR_PRODUCTS = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd", 4: "llvm.x86.sse2.pmadd.wd"}
+
+
+def emit_parts(builder: Any, words: Any) -> list[Any]:
+    """A vector of words as the registers that hold it."""
+    parts = [list(range(first, first + PAIR_WORDS)) for first in range(0, LANES, PAIR_WORDS)]
+    return [builder.shuffle_vector(words, words, ir.Constant(_PVEC, lanes)) for lanes in parts]
+
+
+def emit_joined(builder: Any, parts: list[Any]) -> Any:
+    """The vector that these registers hold."""
+    while len(parts) > 1:
+        width = 2 * parts[0].type.count
+        lanes = ir.Constant(ir.VectorType(I32, width), list(range(width)))
+        parts = [builder.shuffle_vector(low, high, lanes) for low, high in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def emit_pair_products(builder: Any, accumulator: Any | None, a: Any, b: Any) -> Any:
+    """accumulator + a . b of words of two int16, in int32, of one register. With VNNI, LLVM makes it one instruction."""
+    if not TARGET.pair_words:
+        sixteen = const(16)
+        low = builder.mul(*(builder.ashr(builder.shl(v, sixteen), sixteen) for v in (a, b)))
+        product = builder.add(low, builder.mul(*(builder.ashr(v, sixteen) for v in (a, b))))
+        return product if accumulator is None else builder.add(accumulator, product)
+    kind = ir.VectorType(I16, 2 * PAIR_WORDS)
+    product = call(builder, _PAIR_PRODUCTS[PAIR_WORDS], _PVEC, builder.bitcast(a, kind), builder.bitcast(b, kind))
+    return product if accumulator is None else builder.add(accumulator, product)
+
+
+def emit_fence(builder: Any, vectors: list[Any]) -> list[Any]:
+    """The same vectors of words, of which LLVM knows nothing any more: what needs them comes after all of them are there.
+
+    Without it LLVM rearranges many chains of sums into trees, one after the other, which needs several times the registers.
+    """
+    if not TARGET.pair_words:
+        return vectors
+    kinds = [vector.type for vector in vectors]
+    outputs = ["=v" if PAIR_WORDS == 16 else "=x"] * len(vectors)
+    constraint = ",".join([*outputs, *map(str, range(len(vectors)))])
+    if len(vectors) == 1:
+        return [builder.asm(ir.FunctionType(kinds[0], kinds), "", constraint, vectors, False)]
+    fenced = builder.asm(ir.FunctionType(ir.LiteralStructType(kinds), kinds), "", constraint, vectors, False)
+    return [builder.extract_value(fenced, i) for i in range(len(vectors))]
+
+
 def emit_half_to_f32(builder: Any, halves: Any) -> Any:
-    """16 float16 (as i16) to float32, exactly but for infinities, without the F16C instructions."""
+    """16 float16 (as i16) to float32: exactly, but for infinities where there are no F16C instructions."""
+    if TARGET.half_conversion:
+        return builder.fpext(builder.bitcast(halves, ir.VectorType(ir.HalfType(), LANES)), FVEC)
     wide = builder.zext(halves, IVEC)
     magnitude = builder.shl(builder.and_(wide, const(0x7FFF)), const(13))
     scaled = builder.fmul(builder.bitcast(magnitude, FVEC), const(2.0**112, FVEC))
@@ -349,7 +401,7 @@ def keep_first(builder: Any, value: Any, count: Any, filler: Any) -> Any:
     return builder.select(mask, value, emit_splat(builder, filler))
 
 
-def _reduce(builder: Any, value: Any, combine: Callable[..., Any]) -> Any:
+def emit_reduce(builder: Any, value: Any, combine: Callable[..., Any]) -> Any:
     width = LANES
     while width > 1:
         width //= 2
@@ -362,13 +414,13 @@ def _reduce(builder: Any, value: Any, combine: Callable[..., Any]) -> Any:
 @operation(f32, f32x16)
 def total(builder: Any, value: Any) -> Any:
     """The sum of the lanes, always in the same order."""
-    return _reduce(builder, value, lambda b, low, high: b.fadd(low, high))
+    return emit_reduce(builder, value, lambda b, low, high: b.fadd(low, high))
 
 
 @operation(f32, f32x16)
 def greatest(builder: Any, value: Any) -> Any:
     """The greatest lane."""
-    return _reduce(builder, value, emit_max)
+    return emit_reduce(builder, value, emit_max)
 
 
 # exp(x) = 2^n exp(r), r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2], by the polynomial of Cephes' expf: 2 ulp.
@@ -411,14 +463,11 @@ def exp_scalar(builder: Any, x: Any) -> Any:
 
 
 def emit_pair(builder: Any, low: Any, high: Any) -> Any:
-    """Words with bfloat16 of `low` in their lower halves and of `high` in their upper halves."""
-    if TARGET.bf16_dot:
-        both = call(builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(I16, 2 * LANES), high, low)
-        order = [index for lane in range(LANES) for index in (lane, LANES + lane)]
-        zipped = builder.shuffle_vector(both, both, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
-        return builder.bitcast(zipped, IVEC)
-    first = builder.lshr(emit_round_bf16(builder, low), const(16))
-    return builder.or_(first, builder.and_(emit_round_bf16(builder, high), const(-65536)))
+    """Words with bfloat16 of `low` in their lower halves and of `high` in their upper halves, by AVX512-BF16."""
+    both = call(builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(I16, 2 * LANES), high, low)
+    order = [index for lane in range(LANES) for index in (lane, LANES + lane)]
+    zipped = builder.shuffle_vector(both, both, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
+    return builder.bitcast(zipped, IVEC)
 
 
 def emit_transpose(builder: Any, rows: list[Any]) -> list[Any]:

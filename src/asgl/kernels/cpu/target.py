@@ -17,6 +17,10 @@ class Target(NamedTuple):
     """How many vectors of 16 floats the register file holds."""
     bf16_dot: bool
     """Whether products of bfloat16 pairs are added to float32 by one instruction (AVX512-BF16)."""
+    pair_words: int
+    """Words of two int16 that one instruction multiplies and adds (PMADDWD); 0 where there is none."""
+    half_conversion: bool
+    """Whether float16 become float32 by an instruction (F16C)."""
 
 
 def detect() -> Target:
@@ -33,7 +37,9 @@ def detect() -> Target:
         features = host.flatten()
     present = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
     registers = 32 if "avx512f" in present else 8 if "avx" in present else 4
-    return Target(name, features, registers, {"avx512f", "avx512bf16"} <= present)
+    x86 = llvm.get_process_triple().startswith(("x86_64", "i686"))
+    pair_words = 0 if not x86 else 16 if "avx512bw" in present else 8 if "avx2" in present else 4
+    return Target(name, features, registers, {"avx512f", "avx512bf16"} <= present, pair_words, "f16c" in present)
 
 
 TARGET = detect()

@@ -10,6 +10,7 @@ from torch import Tensor
 from asgl.errors import ConfigError
 from asgl.kernels.api import QuantizedTensor
 from asgl.kernels.cpu.dots import GROUP, OUTPUTS
+from asgl.kernels.cpu.linear import PAIRS
 from asgl.kernels.cpu.simd import LANES
 from asgl.kernels.memory import use_large_pages
 
@@ -83,6 +84,8 @@ def _quantized_tiles(weight: QuantizedTensor) -> Tensor:
     if weight.bits == 8:
         signed = (quants ^ 128).view(-1, 2, LANES, groups, 8, 4)  # tile, half, lane, group, word, byte
         words = signed.permute(0, 3, 1, 4, 2, 5)
+        if PAIRS:
+            words = words[..., [0, 2, 1, 3]]
     else:
         nibbles = quants.view(-1, 2, LANES, groups, 4, 2, 2, 2)  # tile, half, lane, group, word, byte, nibble, half word
         bytes_ = nibbles[..., 0, :] | (nibbles[..., 1, :] << 4)

@@ -1,0 +1,207 @@
+"""Micro-kernels for processors without products of bfloat16: 4-bit and 8-bit weights times inputs of 16 bits, in integers.
+
+A word holds two int16, and one instruction multiplies 2 x 16 of them and adds each pair (`pmaddwd`, as old as SSE2; with VNNI the
+sum is free too). That is twice the products of a float32 multiply-add, weights need no conversion, and they are never rounded.
+The inputs are: to 15 bits of the largest of each 32, which is closer than bfloat16 by a factor of sixty. Sums of 32 products fit
+an int32 (8 + 15 + 5 bits); they become float32 once in a group, where the scales are applied. Integers add up in any order,
+and groups always in that of k, so a row's result does not depend on its neighbours, nor on which kernel computed it.
+
+The idea of blockwise scales for weights and inputs is that of ggml's quantized products, which round inputs to 8 bits.
+
+An input row of k elements, as `quantize_row` writes it: int16 [k], then (scale, sum) float32 of each group of 32.
+
+Weights are the tiles of 4 and 8 bits of dots.py, with the bytes of a word in the order k, k + 2, k + 1, k + 3, so that two shifts
+make pairs of neighbours. They are unpacked again for each four rows: unpacking a tile once for all gave nothing, since the two
+instructions of a pair are hidden among the sixteen that four rows need of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from asgl.kernels.cpu import simd
+from asgl.kernels.cpu.dots import GROUP, GROUP_BYTES, SCALES
+from asgl.kernels.cpu.simd import FVEC, HVEC, I32, I64, IVEC, LANES, const, i64, kernel, operation, void
+
+STEPS = GROUP // 2
+"""Pairs of a group."""
+GROUP_INPUTS = 2 * GROUP + 8
+"""Bytes of a group of an input row, its scale and its sum among them."""
+ROWS = 4
+"""Rows of the largest block: two sums of 16 lanes a row at 8 lanes a register, and what is multiplied, fill 16 registers."""
+BOTH_HALVES = 2
+"""Up to so many rows, the 32 outputs of a tile are computed at once, and weights are read in the order of memory."""
+_VECTORS = {4: 4, 8: 8}
+"""Vectors of packed words in a group, for each half of its outputs."""
+_ROUND = 12582912.0
+"""Adding 1.5 * 2^23 rounds a small float32 to an integer, which then stands in its low bits."""
+
+
+def _at(builder: Any, base: Any, offset: int) -> Any:
+    return builder.add(base, ir.Constant(I64, offset)) if offset else base
+
+
+# --- inputs ---
+
+
+@operation(void, i64, i64, i64)
+def _quantize_group(builder: Any, source: Any, target: Any, meta: Any) -> None:
+    """32 float32 to int16, their scale, and the sum of what these stand for: not a number if an input is not finite."""
+    values = [simd.emit_load(builder, _at(builder, source, 64 * half), FVEC, 4) for half in range(2)]
+    absolute = [builder.bitcast(builder.and_(builder.bitcast(v, IVEC), const(0x7FFFFFFF)), FVEC) for v in values]
+    top = simd.emit_reduce(builder, simd.emit_max(builder, *absolute), simd.emit_max)
+    tiny = ir.Constant(simd.F32, 2.0**-100)
+    divisor = builder.select(builder.fcmp_ordered(">", top, tiny), top, tiny)
+    by = simd.emit_splat(builder, builder.fdiv(ir.Constant(simd.F32, 32767.0), divisor))
+    shifted = [simd.emit_fma(builder, value, by, const(_ROUND, FVEC)) for value in values]
+    for half, value in enumerate(shifted):
+        words = builder.trunc(builder.bitcast(value, IVEC), HVEC)
+        simd.emit_store(builder, _at(builder, target, 32 * half), words, 2)
+    rounded = [builder.fsub(value, const(_ROUND, FVEC)) for value in shifted]
+    total = simd.emit_reduce(builder, builder.fadd(*rounded), lambda b, low, high: b.fadd(low, high))
+    scale = builder.fmul(divisor, ir.Constant(simd.F32, 1.0 / 32767.0))
+    simd.emit_store(builder, meta, scale, 4)
+    simd.emit_store(builder, _at(builder, meta, 4), builder.fmul(total, scale), 4)
+
+
+@kernel
+def quantize_row(source: int, k: int, target: int) -> None:
+    """A row of k float32 to an input row."""
+    for group in range(k // GROUP):
+        _quantize_group(source + group * GROUP * 4, target + group * GROUP * 2, target + 2 * k + group * 8)
+
+
+# --- weights ---
+
+
+def _nibble_pairs(builder: Any, words: Any) -> list[Any]:
+    shifted = [builder.lshr(words, const(4 * i)) if i else words for i in range(4)]
+    return [builder.and_(value, const(0x000F000F)) for value in shifted]
+
+
+def _byte_pairs(builder: Any, words: Any) -> list[Any]:
+    kind = ir.VectorType(simd.I16, 2 * LANES)
+    odd, eight = builder.bitcast(words, kind), const(8, kind)
+    even = builder.shl(odd, eight)
+    return [builder.bitcast(builder.ashr(value, eight), IVEC) for value in (even, odd)]
+
+
+_PAIRS = {4: _nibble_pairs, 8: _byte_pairs}
+
+
+def _pairs_of(builder: Any, group: Any, bits: int, half: int) -> list[Any]:
+    """The 16 pairs of a group, for a half of its outputs; functions of no argument, so that each is emitted where it is used."""
+    pairs: list[Any] = []
+    for vector in range(_VECTORS[bits]):
+        place = _at(builder, group, 64 * (half * _VECTORS[bits] + vector))
+        made: list[Any] = []
+
+        def pair(i: int, place: Any = place, made: list[Any] = made) -> Any:
+            if not made:
+                made.extend(_PAIRS[bits](builder, simd.emit_load(builder, place, IVEC, 4)))
+            return made[i]
+
+        pairs += [lambda i=i, pair=pair: pair(i) for i in range(STEPS // _VECTORS[bits])]
+    return pairs
+
+
+def _scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
+    """The scales and the offsets of a half of a group's outputs."""
+    base = GROUP_BYTES[bits] - SCALES + 32 * half
+    first, second = (
+        simd.emit_half_to_f32(builder, simd.emit_load(builder, _at(builder, group, base + place), HVEC, 2))
+        for place in (0, SCALES // 2)
+    )
+    return first, second
+
+
+# --- products ---
+
+
+def _block(rows: int, bits: int) -> Any:
+    """c [rows, 32] = sum over groups of (scale * input scale) * (quants . inputs) + offset * (sum of inputs)."""
+    passes = ((0, 1),) if rows <= BOTH_HALVES else ((0,), (1,))
+
+    def emit(
+        builder: Any, a: Any, lda: Any, meta: Any, ld_meta: Any, b: Any, groups: Any, c: Any, ldc: Any
+    ) -> None:
+        inputs, scales, results = (
+            [builder.add(base, builder.mul(step, ir.Constant(I64, row))) for row in range(rows)]
+            for base, step in ((a, lda), (meta, ld_meta), (c, ldc))
+        )
+        for result in results:
+            for half in range(2):
+                simd.emit_store(builder, _at(builder, result, 64 * half), const(0.0, FVEC), 4)
+        for halves in passes:
+            with cgutils.for_range(builder, groups) as loop:
+                group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
+                of_inputs, of_scales = (builder.mul(loop.index, ir.Constant(I64, size)) for size in (2 * GROUP, 8))
+                pairs = [_pairs_of(builder, group, bits, half) for half in halves]
+                width = len(halves) * simd.PARTS
+                sums: list[Any] = [None] * (rows * width)
+                for step in range(STEPS):
+                    weights = [part for of_half in pairs for part in simd.emit_parts(builder, of_half[step]())]
+                    for row in range(rows):
+                        at = _at(builder, builder.add(inputs[row], of_inputs), 4 * step)
+                        word = simd.emit_splat(builder, simd.emit_load(builder, at, I32, 4), simd.PAIR_WORDS)
+                        for i, weight in enumerate(weights, row * width):
+                            sums[i] = simd.emit_pair_products(builder, sums[i], word, weight)
+                    sums = simd.emit_fence(builder, sums)
+                for i, half in enumerate(halves):
+                    scale, offset = _scales(builder, group, bits, half)
+                    for row in range(rows):
+                        own = builder.add(scales[row], of_scales)
+                        by, total = (
+                            simd.emit_splat(builder, simd.emit_load(builder, _at(builder, own, place), simd.F32, 4))
+                            for place in (0, 4)
+                        )
+                        place = _at(builder, results[row], 64 * half)
+                        result = simd.emit_fma(builder, offset, total, simd.emit_load(builder, place, FVEC, 4))
+                        first = row * width + i * simd.PARTS
+                        product = builder.sitofp(simd.emit_joined(builder, sums[first : first + simd.PARTS]), FVEC)
+                        result = simd.emit_fma(builder, product, builder.fmul(scale, by), result)
+                        simd.emit_store(builder, place, result, 4)
+
+    emit.__name__ = f"pairs_{rows}_{bits}"
+    return operation(void, *[i64] * 8)(emit)
+
+
+_one_4, _two_4, _three_4, _four_4 = (_block(rows, 4) for rows in (1, 2, 3, 4))
+_one_8, _two_8, _three_8, _four_8 = (_block(rows, 8) for rows in (1, 2, 3, 4))
+
+
+@kernel
+def pair_rows_4(a: int, lda: int, meta: int, ld_meta: int, rows: int, b: int, groups: int, c: int, ldc: int) -> None:
+    """c = a . b for input rows and a tile of 4-bit weights; `meta` has the rows' scales and sums, ld* are bytes from row to row."""
+    row = 0
+    while row < rows:
+        left, own, scales, out = min(rows - row, ROWS), a + row * lda, meta + row * ld_meta, c + row * ldc
+        if left == 4:
+            _four_4(own, lda, scales, ld_meta, b, groups, out, ldc)
+        elif left == 3:
+            _three_4(own, lda, scales, ld_meta, b, groups, out, ldc)
+        elif left == 2:
+            _two_4(own, lda, scales, ld_meta, b, groups, out, ldc)
+        else:
+            _one_4(own, lda, scales, ld_meta, b, groups, out, ldc)
+        row += left
+
+
+@kernel
+def pair_rows_8(a: int, lda: int, meta: int, ld_meta: int, rows: int, b: int, groups: int, c: int, ldc: int) -> None:
+    """`pair_rows_4` for a tile of 8-bit weights."""
+    row = 0
+    while row < rows:
+        left, own, scales, out = min(rows - row, ROWS), a + row * lda, meta + row * ld_meta, c + row * ldc
+        if left == 4:
+            _four_8(own, lda, scales, ld_meta, b, groups, out, ldc)
+        elif left == 3:
+            _three_8(own, lda, scales, ld_meta, b, groups, out, ldc)
+        elif left == 2:
+            _two_8(own, lda, scales, ld_meta, b, groups, out, ldc)
+        else:
+            _one_8(own, lda, scales, ld_meta, b, groups, out, ldc)
+        row += left

@@ -1,0 +1,64 @@
+"""Integer products: their extremes, what is no number, and that rows are alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from asgl.kernels.api import QuantizedTensor
+from asgl.kernels.cpu.linear import PAIRS
+
+pytestmark = pytest.mark.skipif(not PAIRS, reason="this processor multiplies packed weights as bfloat16")
+
+
+def extreme(bits: int, k: int) -> QuantizedTensor:
+    """All weights as large as can be: sums of 32 products come closest to the ends of an int32."""
+    quants = torch.full((32, k), 15 if bits == 4 else 255, dtype=torch.uint8)
+    scale = torch.full((32, k // 32), 2.0**-3)
+    offset = torch.zeros_like(scale) if bits == 4 else -128 * scale
+    return QuantizedTensor(quants, scale, offset, 4 if bits == 4 else 8, 32)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("value", [1.0, -1.0, 1e34, 1e-30])
+def test_the_largest_products_do_not_overflow(make, bits: int, value: float) -> None:
+    kernels = make(weights="auto")
+    weight = extreme(bits, 64)
+    x = torch.full((3, 64), value)
+    expected = x.double() @ weight.dequantize(torch.float64).T
+    found = kernels.linear(x, kernels.pack_linear(weight)).double()
+    torch.testing.assert_close(found, expected.float().double(), rtol=1e-4, atol=1e-28)
+
+
+def test_inputs_of_zero_and_of_very_different_sizes(make) -> None:
+    kernels = make(weights="auto")
+    weight = extreme(4, 64)
+    x = torch.zeros(2, 64)
+    x[1, :32], x[1, 32:] = 1e4, 1e-4
+    found = kernels.linear(x, kernels.pack_linear(weight)).double()
+    assert (found[0] == 0).all()
+    torch.testing.assert_close(found[1], (x[1].double() @ weight.dequantize(torch.float64).T), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_not_finite_is_not_hidden(make, bits: int, bad: float) -> None:
+    kernels = make(weights="auto")
+    packed = kernels.pack_linear(extreme(bits, 64))
+    x = torch.ones(3, 64)
+    x[1, 40] = bad
+    found = kernels.linear(x, packed).clone()
+    assert not found[1].isfinite().any()
+    assert found[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_row_does_not_depend_on_its_neighbours(make, bits: int) -> None:
+    kernels = make(weights="auto")
+    quants = torch.randint(0, 2**bits, (70, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits))
+    scale = torch.rand(70, 3, generator=torch.Generator().manual_seed(1)).half().float()
+    packed = kernels.pack_linear(QuantizedTensor(quants, scale, -scale, 4 if bits == 4 else 8, 32))
+    x = torch.randn(70, 96, generator=torch.Generator().manual_seed(2))
+    together = kernels.linear(x, packed).clone()
+    for first, last in ((0, 1), (1, 3), (3, 6), (6, 10), (10, 15), (15, 70)):
+        assert torch.equal(kernels.linear(x[first:last], packed), together[first:last])
