@@ -1,6 +1,6 @@
 """Times of the CPU kernels beside the limits of the machine they ran on, measured in the same run.
 
-    python bench/kernels.py [--threads N] [--seconds S]
+    python bench/kernels.py [--threads N] [--seconds S] [--part linear attention elementwise sampling steps]
 
 For each kernel at the shapes of SmolLM2-135M: the time of one call (the least, and the median), what it must read and
 compute, and the share of the limit that it reaches: the larger of bytes / bandwidth and operations / peak, over the time.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asgl.kernels.api import Batch, QuantizedTensor, SamplingBatch
+from asgl.kernels.api import Batch, LayerWeights, QuantizedTensor, SamplingBatch
 from asgl.kernels.cpu.kernels import CpuKernels
 from asgl.kernels.memory import use_large_pages
 
@@ -33,6 +33,11 @@ class Limits:
     read: float
     bfloat16: float
     float32: float
+
+    @property
+    def peak(self) -> float:
+        """Of the faster products: where a processor has none of bfloat16, torch's are slow."""
+        return max(self.bfloat16, self.float32)
 
 
 def times(call: Callable[[], object], seconds: float) -> tuple[float, float]:
@@ -68,7 +73,7 @@ class Report:
 
     def line(self, name: str, call: Callable[[], object], moved: int, operations: int = 0) -> None:
         least, median = times(call, self.seconds)
-        bound = max(moved / self.limit.read, operations / self.limit.bfloat16)
+        bound = max(moved / self.limit.read, operations / self.limit.peak)
         print(f"{name:42}{least * 1e6:10.0f}{median * 1e6:10.0f}{moved / 1e6:9.2f}{operations / 1e9:9.3f}{bound / least:10.0%}",
               flush=True)
 
@@ -187,10 +192,64 @@ def sampling(kernels: CpuKernels, report: Report) -> None:
         report.line(f"log_softmax, {rows} rows", lambda x=logits: kernels.log_softmax(x), 2 * logits.nbytes)
 
 
+STEPS: dict[str, tuple[list[range], int]] = {
+    "decode, 1 row of 256": ([range(256)], 1),
+    "decode, 8 rows of 256": ([range(300 * row, 300 * row + 256) for row in range(8)], 1),
+    "decode, 32 rows of 256": ([range(300 * row, 300 * row + 256) for row in range(32)], 1),
+    "decode, 64 rows of 256": ([range(300 * row, 300 * row + 256) for row in range(64)], 1),
+    "extend, 4 tokens after 200": ([range(204)], 4),
+    "extend, 10 tokens after 200": ([range(210)], 10),
+    "extend, 96 tokens after 160": ([range(256)], 96),
+    "prompt of 256": ([range(256)], 256),
+    "2 prompts of 256": ([range(256), range(300, 556)], 256),
+}
+"""Steps: the slots of the rows, and how many of the last are new."""
+
+
+def steps(kernels: CpuKernels, report: Report) -> None:
+    """Whole steps: 30 layers in one call, the head, greedy sampling."""
+    layers = [
+        LayerWeights(torch.ones(D), kernels.pack_linear(quantized((HEADS + 2 * KV_HEADS) * HEAD_DIM, D, 4)), None,
+                     kernels.pack_linear(quantized(D, HEADS * HEAD_DIM, 4)), torch.ones(D),
+                     kernels.pack_linear(quantized(2 * F, D, 4)), kernels.pack_linear(quantized(D, F, 4)))
+        for _ in range(LAYERS)
+    ]
+    head = kernels.pack_head(quantized(VOCABULARY, D, 8))
+    fused = kernels.fuse(layers, torch.ones(D), torch.randn(8192, HEAD_DIM), HEADS, KV_HEADS, HEAD_DIM, 1e-5)
+    assert fused is not None
+    slots = 64 * 300
+    memory = use_large_pages(torch.empty(LAYERS, 2, slots, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16)).normal_()
+    caches = [(keys, values) for keys, values in memory]
+    linear_bytes = sum(layer.qkv.memory.nbytes + layer.o.memory.nbytes + layer.gate_up.memory.nbytes + layer.down.memory.nbytes
+                       for layer in layers)
+    weights = LAYERS * D * ((2 * HEADS + 2 * KV_HEADS) * HEAD_DIM + 3 * F)
+    for name, (contexts, new) in STEPS.items():
+        batch = batch_of(contexts, [new] * len(contexts))
+        tokens, rows = new * len(contexts), len(contexts)
+        last = torch.arange(rows) * new + new - 1
+        hidden = torch.randn(tokens, D)
+        how = SamplingBatch(torch.zeros(rows), torch.ones(rows), torch.zeros(rows, dtype=torch.int32), torch.zeros(rows),
+                            torch.rand(rows, dtype=torch.float64), all_greedy=True, unfiltered=True)
+
+        def step(batch: Batch = batch, last: Tensor = last, hidden: Tensor = hidden, how: SamplingBatch = how) -> None:
+            states = kernels.run_layers(fused, hidden.clone(), batch, caches, last)
+            assert states is not None
+            kernels.sample(kernels.head(states, head), how)
+
+        seen = sum(len(context) - i for context in contexts for i in range(new))
+        moved = linear_bytes + head.memory.nbytes + LAYERS * KV_BYTES * sum(map(len, contexts))
+        operations = 2 * tokens * weights + 2 * rows * VOCABULARY * D + 4 * LAYERS * seen * HEADS * HEAD_DIM
+        report.line(f"step, {name}", step, moved, operations)
+
+
+PARTS = {"linear": linear_layers, "attention": attention, "elementwise": elementwise, "sampling": sampling, "steps": steps}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=None, help="threads of the kernels and of the limits (default: all cores)")
     parser.add_argument("--seconds", type=float, default=0.3, help="how long to repeat each call")
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), help="which lines (default: all)")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -200,8 +259,8 @@ def main() -> None:
         print(f"{kernels.threads} threads: read {limit.read / 1e9:.1f} GB/s, bfloat16 {limit.bfloat16 / 1e9:.0f} GFLOP/s, "
               f"float32 {limit.float32 / 1e9:.0f} GFLOP/s")
         report = Report(limit, arguments.seconds)
-        for part in (linear_layers, attention, elementwise, sampling):
-            part(kernels, report)
+        for name in arguments.part or PARTS:
+            PARTS[name](kernels, report)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from asgl.kernels.cpu import simd, streaming, team
+from asgl.kernels.cpu import simd, streaming, team, widening
 from asgl.kernels.cpu.dots import OUTPUTS, TILE_STEP, add_dot_rows, dot_rows
 from asgl.kernels.cpu.simd import (
     ELEMENT,
@@ -58,9 +58,12 @@ from asgl.kernels.cpu.simd import (
     void,
     zero,
 )
-from asgl.kernels.cpu.streaming import mix_rows, score_rows, touch
+from asgl.kernels.cpu.streaming import touch
 from asgl.kernels.cpu.units import BLOCK, COUNT, INDEX, LENGTH, PARTIAL, POSITION, TOKENS, UNIT
 
+few = streaming if PER_WORD == 2 else widening
+"""How a few queries read the cache."""
+FEW_QUERIES, mix_rows, prepare_queries, score_rows = few.QUERIES, few.mix_rows, few.prepare_queries, few.score_rows
 _LOWEST = np.float32(-1e30)
 """The top of no scores at all: finite, so that the difference of two is a number."""
 _WEIGHTS = BLOCK * ELEMENT
@@ -200,7 +203,7 @@ def _unit(
     indices += get_i64(unit + INDEX * 8) * 4
     position, partial = get_i64(unit + POSITION * 8), get_i64(unit + PARTIAL * 8)
     queries = count * group
-    streamed = queries <= streaming.QUERIES and not packed_only
+    streamed = queries <= FEW_QUERIES and not packed_only
 
     zeros = scratch
     k_at = zeros + token_bytes
@@ -227,6 +230,8 @@ def _unit(
             target = gathered + (head * queries + i * group) * head_dim * ELEMENT
             for d in range(0, group * head_dim * ELEMENT, 64):
                 store_words(target + d, load_words(source + d))
+    if streamed:
+        prepare_queries(gathered, kv_heads * queries * head_dim)
 
     for start in range(0, length, BLOCK):
         block = min(BLOCK, length - start)

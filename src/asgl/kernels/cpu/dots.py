@@ -1,6 +1,6 @@
 """Micro-kernels: small blocks of a matrix product whose sums stay in registers, emitted as unrolled LLVM instructions.
 
-Dense weights, attention, and where the processor has products of bfloat16 packed weights too; elsewhere those are integers (pairs.py).
+For dense weights, for attention, and for packed weights where the processor has products of bfloat16 (elsewhere: pairs.py).
 
 All multiply words (see `simd.PER_WORD`): A holds rows of words; B is a *tile*: for each step (one word of k) 32 outputs, as
 two vectors. A block of R rows keeps 2 R sums in registers; per step it loads two vectors of B and R words of A. Every sum is
@@ -9,7 +9,7 @@ taken over k in order, whatever R is: a row's result does not depend on its neig
 Weights are stored in tiles of 32 outputs, streamed in the order of k (see `weights.py` for who packs them):
 
     16 bits   for each step of a pair: [2][16] words of two bfloat16
-     8 bits   for each group of 32 k: [2][8][16] words of 4 signed bytes (k, k + 1, k + 2, k + 3; see pairs.py), then scales, offsets
+     8 bits   for each group of 32 k: [2][8][16] words of 4 signed bytes (of neighbouring k), then scales, offsets
      4 bits   for each group of 32 k: [2][4][16] words of 8 nibbles, then scales, offsets
 
 Scales and offsets are float16, [2][16] of each. Nibble i of half h of word j is k = 2 (4 j + i) + h: one shift gives a step.

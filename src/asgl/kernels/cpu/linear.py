@@ -161,11 +161,11 @@ def linear_phases(
     job: int, phase: int, number: int, x: int, ldx: int, rows: int, weight: int, bits: int, k: int, outputs: int, mode: int,
     out: int, ldo: int, inputs: int, scratch: int, packed_only: bool,
 ) -> None:
-    """One thread's part of out = x . weight: a phase over the rows, unless weights are dense, and one over the tiles of `outputs`.
+    """One thread's part of out = x . weight: a phase over the rows, unless weights are dense, and one over the tiles.
 
-    x [rows, k] elements; ldx and ldo are bytes from row to row; `inputs` has room for `GROUP_INPUTS` of each row's groups. With mode GATE,
-    `outputs` counts those of the gate, whose tiles are followed by as many of the other factor. `packed_only` computes in one way
-    for any number of rows.
+    x [rows, k] elements; ldx and ldo are bytes from row to row; `inputs` has room for `GROUP_INPUTS` of each row's groups. With
+    mode GATE, `outputs` counts those of the gate, whose tiles are followed by as many of the other factor. `packed_only` computes
+    in one way for any number of rows.
     """
     tiles, size = (outputs + OUTPUTS - 1) // OUTPUTS, tile_bytes(bits, k)
     room = scratch + 2 * PRODUCTS

@@ -175,7 +175,7 @@ _one_8, _two_8, _three_8, _four_8 = (_block(rows, 8) for rows in (1, 2, 3, 4))
 
 @kernel
 def pair_rows_4(a: int, lda: int, meta: int, ld_meta: int, rows: int, b: int, groups: int, c: int, ldc: int) -> None:
-    """c = a . b for input rows and a tile of 4-bit weights; `meta` has the rows' scales and sums, ld* are bytes from row to row."""
+    """c = a . b for input rows and a tile of 4-bit weights; `meta` has the rows' scales and sums, ld* are bytes."""
     row = 0
     while row < rows:
         left, own, scales, out = min(rows - row, ROWS), a + row * lda, meta + row * ld_meta, c + row * ldc

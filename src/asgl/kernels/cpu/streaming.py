@@ -1,4 +1,5 @@
-"""Scores and mixtures of up to four queries straight from the cache, where packing tiles would cost more than it saves.
+"""Scores and mixtures of a few queries straight from the cache, where packing tiles would cost more than it saves, in products of
+bfloat16. widening.py is the same for processors that have none.
 
 Keys and values are given by the addresses (int64) of their tokens, to which `offset` is added; tokens past the end of a
 block must point at zeros.
@@ -14,7 +15,6 @@ from numba.core import cgutils
 from asgl.kernels.cpu import simd
 from asgl.kernels.cpu.simd import (
     FVEC,
-    HVEC,
     I16,
     I32,
     I64,
@@ -37,13 +37,6 @@ _AT_ONCE = 4
 def _token(builder: Any, addresses: Any, index: Any, offset: Any) -> Any:
     at = simd.emit_load(builder, builder.add(addresses, builder.mul(index, ir.Constant(I64, 8))), I64, 8)
     return builder.add(at, offset)
-
-
-def _emit_words(builder: Any, address: Any) -> Any:
-    """16 words of elements for `dot`, of the bfloat16 at an address."""
-    if PER_WORD == 2:
-        return simd.emit_load(builder, address, IVEC, 2)
-    return builder.shl(builder.zext(simd.emit_load(builder, address, HVEC, 2), IVEC), const(16))
 
 
 def _add_up(builder: Any, vectors: list[Any]) -> Any:
@@ -70,16 +63,13 @@ def _score(builder: Any, addresses: Any, offset: Any, query: Any, chunks: Any, o
         own = simd.emit_load(builder, builder.add(query, builder.mul(loop.index, ir.Constant(I64, 64))), IVEC, 4)
         at = builder.add(offset, builder.mul(loop.index, ir.Constant(I64, 2 * LANES * PER_WORD)))
         for i, slot in enumerate(slots):
-            key = _emit_words(builder, _token(builder, addresses, ir.Constant(I64, i), at))
+            key = simd.emit_load(builder, _token(builder, addresses, ir.Constant(I64, i), at), IVEC, 2)
             builder.store(simd.emit_dot(builder, builder.load(slot, typ=FVEC), key, own), slot)
     simd.emit_store(builder, out, _add_up(builder, [builder.load(slot, typ=FVEC) for slot in slots]), 4)
 
 
 def _value_words(builder: Any, addresses: Any, step: Any, offset: Any, vectors: int) -> list[Any]:
-    """Words of a step (a pair of tokens, or one) for 16 * vectors outputs."""
-    if PER_WORD == 1:
-        at = _token(builder, addresses, step, offset)
-        return [_emit_words(builder, builder.add(at, ir.Constant(I64, 32 * i))) for i in range(vectors)]
+    """Words of a step (a pair of tokens) for 16 * vectors outputs."""
     wide = ir.VectorType(I16, 2 * LANES)
     first = builder.mul(step, ir.Constant(I64, 2))
     tokens = [_token(builder, addresses, index, offset) for index in (first, builder.add(first, ir.Constant(I64, 1)))]
@@ -138,6 +128,11 @@ def touch(addresses: int, rows: int, row_bytes: int) -> None:
         row = get_shared(addresses + i * 8)
         for line in range(0, row_bytes, 64):
             get_shared(row + line)  # a plain load, but one that is not optimized away
+
+
+@kernel
+def prepare_queries(queries: int, elements: int) -> None:
+    """Queries are right as they are."""
 
 
 @kernel

@@ -1,0 +1,175 @@
+"""What streaming.py does, for processors without products of bfloat16: keys and values become float32 on the way.
+
+A word of memory holds two bfloat16, and each is a float32 once the other is out of the way: the first by a shift, the second by a
+mask. So 16 elements are two vectors of 8: those at even places, and those at odd places. Queries are put into the same order
+beforehand, and mixtures back into theirs afterwards. What is loaded serves all queries of a block: three query heads share a key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from asgl.kernels.cpu import simd
+from asgl.kernels.cpu.simd import FVEC, I32, I64, IVEC, const, i64, kernel, operation, void
+
+QUERIES = 12
+"""Up to so many queries, packing does not pay."""
+_KEYS, _AT_ONCE = 4, 2
+"""Keys of a block of scores, and of a turn: more at once, with three queries, and LLVM keeps sums in memory."""
+_WIDE = 8
+_WORDS, _FLOATS = ir.VectorType(I32, _WIDE), ir.VectorType(simd.F32, _WIDE)
+_EVEN_ODD = [*range(0, 16, 2), *range(1, 16, 2)]
+_ZIPPED = [place for i in range(_WIDE) for place in (i, _WIDE + i)]
+
+
+def _step(builder: Any, base: Any, index: Any, size: int) -> Any:
+    return builder.add(base, builder.mul(index, ir.Constant(I64, size)))
+
+
+def _row(builder: Any, base: Any, step: Any, row: int) -> Any:
+    return builder.add(base, builder.mul(step, ir.Constant(I64, row)))
+
+
+def _address(builder: Any, addresses: Any, index: Any, offset: Any) -> Any:
+    return builder.add(simd.emit_load(builder, _step(builder, addresses, index, 8), I64, 8), offset)
+
+
+def _widened(builder: Any, address: Any, half: int) -> Any:
+    """Of 16 bfloat16 those at even places (`half` 0), or at odd places."""
+    words = simd.emit_load(builder, address, _WORDS, 2)
+    moved = builder.and_(words, const(-65536, _WORDS)) if half else builder.shl(words, const(16, _WORDS))
+    return builder.bitcast(moved, _FLOATS)
+
+
+def _shuffled(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(order)), order))
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, slot: Any) -> None:
+    held = builder.load(slot, typ=_FLOATS)
+    builder.store(simd.call(builder, "llvm.fmuladd.v8f32", _FLOATS, a, b, held), slot)
+
+
+def _added_up(builder: Any, sums: list[Any]) -> Any:
+    """The sums of 4 vectors of 8, as a vector of 4, always in the same order."""
+    low, high = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
+    a, b = (builder.fadd(*(_shuffled(builder, *two, order) for order in (low, high))) for two in (sums[:2], sums[2:]))
+    low, high = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
+    c = builder.fadd(*(_shuffled(builder, a, b, order) for order in (low, high)))
+    return builder.fadd(*(_shuffled(builder, c, c, order) for order in ([0, 4, 2, 6], [1, 5, 3, 7])))
+
+
+def _score(rows: int) -> Any:
+    """Scores of 4 keys for queries of `rows` rows, in even-odd order; `chunks` of 16 elements are a head."""
+
+    def emit(builder: Any, addresses: Any, offset: Any, queries: Any, ldq: Any, chunks: Any, out: Any, ldo: Any) -> None:
+        slots = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(_KEYS)] for _ in range(rows)]
+        for slot in (slot for own in slots for slot in own):
+            builder.store(const(0.0, _FLOATS), slot)
+        keys = [_address(builder, addresses, ir.Constant(I64, i), offset) for i in range(_KEYS)]
+        for first in range(0, _KEYS, _AT_ONCE):
+            with cgutils.for_range(builder, chunks) as loop:
+                for half in range(2):
+                    own = []
+                    for row in range(rows):
+                        at = _step(builder, _row(builder, queries, ldq, row), loop.index, 64)
+                        own.append(simd.emit_load(builder, builder.add(at, ir.Constant(I64, 32 * half)), _FLOATS, 4))
+                    for i in range(first, first + _AT_ONCE):
+                        widened = _widened(builder, _step(builder, keys[i], loop.index, 32), half)
+                        for row in range(rows):
+                            _multiply_add(builder, own[row], widened, slots[row][i])
+        for row in range(rows):
+            scores = _added_up(builder, [builder.load(slot, typ=_FLOATS) for slot in slots[row]])
+            simd.emit_store(builder, _row(builder, out, ldo, row), scores, 4)
+
+    emit.__name__ = f"score_{rows}"
+    return operation(void, *[i64] * 7)(emit)
+
+
+def _mix(rows: int) -> Any:
+    """results += weights . values, for 16 of the outputs of `rows` queries."""
+
+    def emit(builder: Any, addresses: Any, offset: Any, tokens: Any, weights: Any, ldw: Any, results: Any, ldr: Any) -> None:
+        slots = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(2)] for _ in range(rows)]
+        places = [_row(builder, results, ldr, row) for row in range(rows)]
+        for own, place in zip(slots, places, strict=True):
+            held = simd.emit_load(builder, place, FVEC, 4)
+            for half in range(2):
+                builder.store(_shuffled(builder, held, held, _EVEN_ODD[half * _WIDE : (half + 1) * _WIDE]), own[half])
+        with cgutils.for_range(builder, tokens) as loop:
+            at = _address(builder, addresses, loop.index, offset)
+            values = [_widened(builder, at, half) for half in range(2)]
+            for row in range(rows):
+                place = _step(builder, _row(builder, weights, ldw, row), loop.index, 4)
+                weight = simd.emit_splat(builder, simd.emit_load(builder, place, simd.F32, 4), _WIDE)
+                for slot, value in zip(slots[row], values, strict=True):
+                    _multiply_add(builder, weight, value, slot)
+        for own, place in zip(slots, places, strict=True):
+            halves = [builder.load(slot, typ=_FLOATS) for slot in own]
+            simd.emit_store(builder, place, _shuffled(builder, *halves, _ZIPPED), 4)
+
+    emit.__name__ = f"mix_{rows}"
+    return operation(void, *[i64] * 7)(emit)
+
+
+@operation(void, i64)
+def _split_chunk(builder: Any, address: Any) -> None:
+    """16 float32, in place, to even-odd order."""
+    held = simd.emit_load(builder, address, FVEC, 4)
+    simd.emit_store(builder, address, builder.shuffle_vector(held, held, ir.Constant(IVEC, _EVEN_ODD)), 4)
+
+
+_score_1, _score_2, _score_3 = (_score(rows) for rows in (1, 2, 3))
+_mix_1, _mix_2, _mix_3 = (_mix(rows) for rows in (1, 2, 3))
+
+
+@kernel
+def _at_once(left: int) -> int:
+    """Queries of the next block, of so many: three, but four as two and two."""
+    return 2 if left == 4 else min(left, 3)
+
+
+@kernel
+def prepare_queries(queries: int, elements: int) -> None:
+    """Puts the elements of queries, in place, into the order that `score_rows` wants."""
+    for i in range(0, elements, 16):
+        _split_chunk(queries + i * 4)
+
+
+@kernel
+def score_rows(addresses: int, offset: int, count: int, q: int, rows: int, head_dim: int, scores: int, lds: int) -> None:
+    """scores [rows, count] of prepared queries [rows, head_dim] float32; `count` of up to 64 keys is rounded up to 4."""
+    chunks, ldq, row = head_dim // 16, head_dim * 4, 0
+    while row < rows:
+        block, own, out = _at_once(rows - row), q + row * ldq, scores + row * lds
+        for first in range(0, count, _KEYS):
+            at, to = addresses + first * 8, out + first * 4
+            if block == 3:
+                _score_3(at, offset, own, ldq, chunks, to, lds)
+            elif block == 2:
+                _score_2(at, offset, own, ldq, chunks, to, lds)
+            else:
+                _score_1(at, offset, own, ldq, chunks, to, lds)
+        row += block
+
+
+@kernel
+def mix_rows(
+    addresses: int, offset: int, steps: int, weights: int, ldw: int, rows: int, head_dim: int, results: int
+) -> None:
+    """results [rows, head_dim] float32 += weights (float32, of `steps` tokens) . values."""
+    ldr, row = head_dim * 4, 0
+    while row < rows:
+        block, own = _at_once(rows - row), weights + row * ldw
+        for d in range(0, head_dim, 16):
+            at, to = offset + d * 2, results + row * ldr + d * 4
+            if block == 3:
+                _mix_3(addresses, at, steps, own, ldw, to, ldr)
+            elif block == 2:
+                _mix_2(addresses, at, steps, own, ldw, to, ldr)
+            else:
+                _mix_1(addresses, at, steps, own, ldw, to, ldr)
+        row += block
