@@ -17,7 +17,7 @@ _SHARE = 4
 """By default a pool takes at most a quarter of the memory,"""
 _MOST = 4 * 2**30
 """and on CPUs no more than so many bytes."""
-_TOUCHED = 2048
+_TOUCHED = 512
 """So many slots of a CPU's pool are written at the start."""
 
 

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numba import cfunc, njit, types
 
-from asgl.kernels.cpu import entries, linear, sampling, units
+from asgl.kernels.cpu import entries, linear, packing, sampling, units
 from asgl.kernels.cpu.cache import cached
 from asgl.kernels.cpu.threads import Team
 
@@ -41,11 +41,11 @@ class Entry:
 
 
 class Compiled:
-    """All entries; and `plan_units` and `edit`, which are no parallel regions."""
+    """All entries; and `plan_units`, `edit` and `fill_tiles`, which are no parallel regions."""
 
     def __init__(self, team: Team, progress: Progress | None = None) -> None:
         self._ready, self._progress = 0, progress
-        self._names = [*entries.FIELDS, "plan_units", "edit"]
+        self._names = [*entries.FIELDS, "plan_units", "edit", "fill_tiles"]
         self.embed = self._entry("embed", team)
         self.add_rms_norm = self._entry("add_rms_norm", team)
         self.linear = self._entry("linear", team, phases=linear.PHASES)
@@ -57,6 +57,7 @@ class Compiled:
         self.sample = self._entry("sample", team)
         self.plan_units = self._function("plan_units", units.plan_units, units.SIGNATURE)
         self.edit = self._function("edit", sampling.edit.py_func, _EDIT)
+        self.fill_tiles = self._function("fill_tiles", packing.fill_tiles.py_func, packing.SIGNATURE)
         self._tell("")
 
     def _tell(self, name: str) -> None:

@@ -131,13 +131,13 @@ class CpuKernels:
     # --- weights ---
 
     def pack_linear(self, weight: Tensor | QuantizedTensor) -> Packed:
-        packed = weights.pack(self._converted(weight, "linear"))
+        packed = weights.pack(self._converted(weight, "linear"), self._compiled.fill_tiles)
         if not self._convert:
             self.weights = "dense" if packed.bits == 16 else "int8" if packed.bits == 8 else "int4"
         return packed
 
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Packed:
-        return weights.pack(self._converted(weight, "head"))
+        return weights.pack(self._converted(weight, "head"), self._compiled.fill_tiles)
 
     def _converted(self, weight: Tensor | QuantizedTensor, use: Literal["linear", "head"]) -> Tensor | QuantizedTensor:
         """The weight in the format asked for. Heads are never rounded: a logit is what they are for."""

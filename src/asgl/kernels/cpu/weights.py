@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from asgl.errors import ConfigError
 from asgl.kernels.api import QuantizedTensor
-from asgl.kernels.cpu.dots import GROUP, OUTPUTS
-from asgl.kernels.cpu.linear import PAIRS
+from asgl.kernels.cpu import packing
+from asgl.kernels.cpu.dots import GROUP, GROUP_BYTES, OUTPUTS
 from asgl.kernels.cpu.simd import LANES
 from asgl.kernels.memory import use_large_pages
 
@@ -38,8 +40,8 @@ class Table:
     d: int
 
 
-def pack(weight: Tensor | QuantizedTensor) -> Packed:
-    """Tiles of the weights in the format they have; dense ones as bfloat16.
+def pack(weight: Tensor | QuantizedTensor, fill_tiles: Callable[..., None] = packing.fill_tiles) -> Packed:
+    """Tiles of the weights in the format they have; dense ones as bfloat16. `fill_tiles` may be a compiled one.
 
     4 and 8 bits need groups of a multiple of 32, else they become bfloat16; scales and offsets are held in float16, as
     model files do. ConfigError if k is no multiple of 32.
@@ -53,10 +55,10 @@ def pack(weight: Tensor | QuantizedTensor) -> Packed:
     if isinstance(weight, QuantizedTensor) and weight.group % GROUP:
         weight = weight.dequantize(torch.float32)
     if isinstance(weight, QuantizedTensor):
-        tiles, bits = _quantized_tiles(weight), weight.bits
+        memory, bits = _quantized_tiles(weight, fill_tiles), weight.bits
     else:
         tiles, bits = _dense_tiles(weight), 16
-    memory = use_large_pages(torch.empty(tiles.numel(), dtype=torch.uint8)).copy_(tiles.reshape(-1))
+        memory = use_large_pages(torch.empty(tiles.numel(), dtype=torch.uint8)).copy_(tiles.reshape(-1))
     return Packed(memory, memory.data_ptr(), bits, outputs, k)
 
 
@@ -72,25 +74,22 @@ def _dense_tiles(weight: Tensor) -> Tensor:
     return pairs.permute(0, 3, 1, 2, 4).contiguous().view(torch.uint8)
 
 
-def _quantized_tiles(weight: QuantizedTensor) -> Tensor:
-    groups = weight.shape[1] // GROUP
+def _quantized_tiles(weight: QuantizedTensor, fill_tiles: Callable[..., None]) -> Tensor:
+    outputs, k = weight.shape
     scale, offset = weight.scale, weight.offset
     if weight.bits == 8:  # bytes become signed
         offset = offset + 128 * scale
     repeats = weight.group // GROUP
-    ends = [_padded(part.repeat_interleave(repeats, dim=1)).half() for part in (scale, offset)]
-    tails = [part.view(-1, OUTPUTS, groups).transpose(1, 2).contiguous().view(torch.uint8) for part in ends]
-    quants = _padded(weight.quants)
-    if weight.bits == 8:
-        signed = (quants ^ 128).view(-1, 2, LANES, groups, 8, 4)  # tile, half, lane, group, word, byte
-        words = signed.permute(0, 3, 1, 4, 2, 5)
-        if PAIRS:
-            words = words[..., [0, 2, 1, 3]]
-    else:
-        nibbles = quants.view(-1, 2, LANES, groups, 4, 2, 2, 2)  # tile, half, lane, group, word, byte, nibble, half word
-        bytes_ = nibbles[..., 0, :] | (nibbles[..., 1, :] << 4)
-        words = bytes_.permute(0, 3, 1, 4, 2, 6, 5)  # tile, group, half, word, lane, half word, byte
-    return torch.cat([words.reshape(-1, groups, weight.bits * 4 * OUTPUTS), *tails], dim=2)
+    if repeats > 1:
+        scale, offset = scale.repeat_interleave(repeats, dim=1), offset.repeat_interleave(repeats, dim=1)
+    size = -(-outputs // OUTPUTS) * (k // GROUP) * GROUP_BYTES[weight.bits]
+    memory = use_large_pages(torch.empty(size, dtype=torch.uint8))
+    if outputs % OUTPUTS:  # the last tile is not filled
+        memory.zero_()
+    ends = [part.half().contiguous().view(torch.int16).numpy() for part in (scale, offset)]
+    words, halves = memory.numpy().view(np.uint32), memory.numpy().view(np.int16)
+    fill_tiles(weight.quants.contiguous().numpy(), *ends, weight.bits, words, halves)
+    return memory
 
 
 def table(weight: Tensor | QuantizedTensor) -> Table:

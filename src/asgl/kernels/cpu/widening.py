@@ -56,7 +56,8 @@ def _multiply_add(builder: Any, a: Any, b: Any, slot: Any) -> None:
 def _added_up(builder: Any, sums: list[Any]) -> Any:
     """The sums of 4 vectors of 8, as a vector of 4, always in the same order."""
     low, high = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
-    a, b = (builder.fadd(*(_shuffled(builder, *two, order) for order in (low, high))) for two in (sums[:2], sums[2:]))
+    a, b = (builder.fadd(*(_shuffled(builder, first, second, order) for order in (low, high)))
+            for first, second in (sums[:2], sums[2:]))
     low, high = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
     c = builder.fadd(*(_shuffled(builder, a, b, order) for order in (low, high)))
     return builder.fadd(*(_shuffled(builder, c, c, order) for order in ([0, 4, 2, 6], [1, 5, 3, 7])))
@@ -86,7 +87,7 @@ def _score(rows: int) -> Any:
             simd.emit_store(builder, _row(builder, out, ldo, row), scores, 4)
 
     emit.__name__ = f"score_{rows}"
-    return operation(void, *[i64] * 7)(emit)
+    return operation(void, i64, i64, i64, i64, i64, i64, i64)(emit)
 
 
 def _mix(rows: int) -> Any:
@@ -108,11 +109,11 @@ def _mix(rows: int) -> Any:
                 for slot, value in zip(slots[row], values, strict=True):
                     _multiply_add(builder, weight, value, slot)
         for own, place in zip(slots, places, strict=True):
-            halves = [builder.load(slot, typ=_FLOATS) for slot in own]
-            simd.emit_store(builder, place, _shuffled(builder, *halves, _ZIPPED), 4)
+            even, odd = (builder.load(slot, typ=_FLOATS) for slot in own)
+            simd.emit_store(builder, place, _shuffled(builder, even, odd, _ZIPPED), 4)
 
     emit.__name__ = f"mix_{rows}"
-    return operation(void, *[i64] * 7)(emit)
+    return operation(void, i64, i64, i64, i64, i64, i64, i64)(emit)
 
 
 @operation(void, i64)
@@ -122,8 +123,8 @@ def _split_chunk(builder: Any, address: Any) -> None:
     simd.emit_store(builder, address, builder.shuffle_vector(held, held, ir.Constant(IVEC, _EVEN_ODD)), 4)
 
 
-_score_1, _score_2, _score_3 = (_score(rows) for rows in (1, 2, 3))
-_mix_1, _mix_2, _mix_3 = (_mix(rows) for rows in (1, 2, 3))
+_score_1, _score_2, _score_3 = _score(1), _score(2), _score(3)
+_mix_1, _mix_2, _mix_3 = _mix(1), _mix(2), _mix(3)
 
 
 @kernel
