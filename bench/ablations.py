@@ -87,5 +87,5 @@ def make_scheduler(variant: Variant, *, capacity: int, max_running: int, max_bat
     scheduler = Scheduler(capacity=capacity, max_running=max_running, max_batch_tokens=max_batch_tokens, policy=variant.policy,
                           **options)
     if variant.cache is not None:
-        scheduler.ledger.cache = variant.cache(scheduler._on_move)
+        scheduler.ledger.cache = variant.cache(scheduler.admission.moved)
     return scheduler

@@ -193,7 +193,7 @@ def test_forced_tokens_outgrow_the_cache_and_the_request_goes_on_later():
     harness = Harness(64)
     harness.submit(tokens(8, seed=9), max_tokens=50)
     harness.run()
-    harness.scheduler._reserve_share = 0.1  # as after a long time without a retraction: many are admitted at once
+    harness.scheduler.admission.reserve_share = 0.1  # as after a long time without a retraction: many are admitted at once
     parts: list[int | list[int]] = [1, list(range(20)), 3, list(range(10))]
     for number in range(6):
         harness.submit(tokens(8, seed=number), max_tokens=40, grammar=Script(parts))

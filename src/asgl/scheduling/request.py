@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from asgl.plan import INT
+from asgl.plan import INT, SampledToken
 from asgl.sampling import SamplingSpec
 from asgl.types import FinishReason
 
@@ -150,3 +150,13 @@ class Request:
     def __repr__(self) -> str:
         return (f"<Request {self.id} {self.state}: {len(self.prompt)} prompt + {self.generated} generated tokens, "
                 f"{self.computed} computed, {self.covered} covered>")
+
+
+class Update(NamedTuple):
+    """News of a request: a token was sampled, or it ended, or both; or it was admitted or retracted."""
+
+    request: Request
+    token: SampledToken | None = None
+    reason: FinishReason | None = None
+    ended: bool = False
+    event: Literal["admitted", "retracted"] | None = None
