@@ -22,6 +22,8 @@ from asgl.plan import StepPlan
 from asgl.sampling import SamplingParams
 from asgl.trace import RequestEvent, StepEvent
 
+pytestmark = pytest.mark.usefixtures("steps_in_flight")
+
 
 async def test_a_generation_is_told_token_by_token_and_settled_once():
     async with opened() as engine:
@@ -96,8 +98,9 @@ async def test_cancel_while_queued_running_and_in_flight():
         engine.cancel(running)
         assert running.settled
         assert queued.settled
-        later = generate(engine, [1, 2, 3], max_tokens=2)
         gate.leave_open()
+        await settled(generate(engine, [6], max_tokens=3))  # the step has returned
+        later = generate(engine, [1, 2, 3], max_tokens=2)
         await settled(later)
         assert token_ids(later) == expected_output([1, 2, 3], 2)
         assert later.cached_tokens == 2

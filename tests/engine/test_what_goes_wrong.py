@@ -22,6 +22,8 @@ from asgl.errors import CapacityError, ContextLengthError, EngineClosedError
 from asgl.plan import StepPlan
 from asgl.scheduling.scheduler import Scheduler
 
+pytestmark = pytest.mark.usefixtures("steps_in_flight")
+
 
 async def test_cancel_in_the_middle_of_a_prefill_keeps_its_whole_chunks():
     gate = Gate()
@@ -33,6 +35,7 @@ async def test_cancel_in_the_middle_of_a_prefill_keeps_its_whole_chunks():
         await gate.step_begins()  # the third chunk is in flight
         engine.cancel(ticket)
         gate.leave_open()
+        await settled(generate(engine, [1], max_tokens=3))  # the step has returned
         again = generate(engine, [number % 40 for number in range(60)], max_tokens=3)
         await settled(again)
         assert again.cached_tokens == 48

@@ -8,14 +8,15 @@ from array import array
 from contextlib import suppress
 
 import pytest
-from fake_runner import expected_output
+from fake_runner import VOCABULARY, expected_output
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from scheduler_harness import Harness, ScoreRequest, tokens
+from scheduler_harness import Harness, ScoreRequest, StopAt, tokens
 
 from asgl.errors import CapacityError, InternalError, RequestError
 from asgl.plan import INT, StepResult
+from asgl.sampling import SamplingSpec
 from asgl.scheduling.policy import POLICIES
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
@@ -30,6 +31,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         capacity=st.integers(30, 120), max_batch_tokens=st.integers(4, 40), max_running=st.integers(1, 6),
         policy=st.sampled_from(POLICIES), patience=st.integers(10, 200), share_threshold=st.integers(1, 8),
+        steps_in_flight=st.integers(1, 2),
     )
     def start(self, capacity, **options):
         self.harness = Harness(capacity, **options)
@@ -40,6 +42,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(self, prompt, max_tokens, namespace, priority):
         with suppress(CapacityError):
             self.harness.submit(prompt, max_tokens=max_tokens, namespace=namespace, priority=priority)
+
+    @rule(prompt=TOKENS, max_tokens=st.integers(1, 12), stop=st.integers(0, VOCABULARY - 1))
+    def submit_with_a_stop(self, prompt, max_tokens, stop):
+        with suppress(CapacityError):
+            self.harness.submit(prompt, max_tokens=max_tokens, output=StopAt(stop))
+
+    @rule(prompt=TOKENS, max_tokens=st.integers(1, 8))
+    def submit_penalised(self, prompt, max_tokens):
+        with suppress(CapacityError):
+            self.harness.submit(prompt, max_tokens=max_tokens, spec=SamplingSpec(repetition_penalty=1.2))
 
     @rule(prompt=TOKENS, tail=TOKENS, forks=st.integers(2, 5), max_tokens=st.integers(1, 8))
     def fork(self, prompt, tail, forks, max_tokens):
@@ -71,23 +83,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     def flush(self):
         self.harness.scheduler.ledger.flush()
 
-    @precondition(lambda self: self.harness.plan is None)
+    @precondition(lambda self: not self.harness.full)
     @rule()
     def begin(self):
         self.harness.begin()
 
-    @precondition(lambda self: self.harness.plan is not None)
+    @precondition(lambda self: self.harness.in_flight)
     @rule()
     def finish(self):
         self.harness.finish()
 
-    @precondition(lambda self: self.harness.plan is None)
     @rule(steps=st.integers(1, 6))
     def steps(self, steps):
         for _ in range(steps):
             self.harness.step()
 
-    @precondition(lambda self: self.harness.plan is not None)
+    @precondition(lambda self: self.harness.in_flight)
     @rule()
     def fail(self):
         self.harness.abandon()
@@ -105,8 +116,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "harness"):
-            if self.harness.plan is not None:
-                self.harness.finish()
             self.harness.run()
             self.harness.verify_ended()
             for number in self.pins:

@@ -1,7 +1,7 @@
 """The engine: three beats a step. Plan (scheduler), run (the device thread), commit (scheduler), and deliver the news.
 
-Everything here runs on the event loop; only `runner.run` runs elsewhere. `submit`-like calls are synchronous: they queue the
-request and wake the loop.
+Everything here runs on the event loop; only the runner runs elsewhere, and on devices that take two steps at once the next one is
+planned while it does: see `steps`. `submit`-like calls are synchronous: they queue the request and wake the loop.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import anyio.to_thread
 
@@ -18,41 +18,24 @@ from asgl.engine.delivery import Delivery
 from asgl.engine.device import DeviceThread
 from asgl.engine.intake import Intake
 from asgl.engine.saved import SavedState
+from asgl.engine.steps import Launched, Runner, Steps
 from asgl.engine.ticket import Listener, Ticket
 from asgl.errors import AsglError, EngineClosedError, EngineCrashedError, EngineError, RequestError
 from asgl.execution.grammar import Compiler, Grammar
 from asgl.models.chat_template import ChatTemplate
 from asgl.models.tokenizer import Tokenizer
-from asgl.plan import INT, StepPlan, StepResult
+from asgl.plan import INT, StepResult
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
 from asgl.scheduling.branches import Branches
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
 from asgl.trace import StepEvent, Tracers
-from asgl.types import EngineStatistics, ModelInfo, NamespaceStatistics
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from asgl.types import EngineStatistics, NamespaceStatistics
 
 T = TypeVar("T")
 
 _SETTLING_TURNS = 3
 """Turns of the event loop that programs get after requests have ended, so that what they submit next is in the next step."""
-
-
-class Runner(Protocol):
-    """What computes plans; see `asgl.execution.runner`."""
-
-    @property
-    def info(self) -> ModelInfo: ...
-
-    def run(self, plan: StepPlan, /) -> StepResult: ...
-
-    def read_kv(self, slots: Sequence[int], /) -> Tensor: ...
-
-    def write_kv(self, slots: Sequence[int], values: Tensor, /) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Engine:
@@ -87,6 +70,7 @@ class Engine:
         """Compiles what `generate` takes as its grammar. Slow: for `run_in_thread`."""
         self._runner = runner
         self._device = device
+        self._steps = Steps(runner, device)
         self._wake = asyncio.Event()
         self.saved = SavedState(scheduler.ledger, device, runner, fingerprint, self._wake.set)
         """Files of what is cached."""
@@ -235,43 +219,46 @@ class Engine:
             await self._device.run(self._runner.close)
 
     async def _serve(self) -> None:
-        """Plans, runs and commits until the engine has ended."""
+        """Plans, runs and commits until the engine has ended and nothing is in flight."""
         try:
-            while self._end is None:
+            while self._end is None or self._steps.in_flight:
                 began = self._clock()
                 plan = self.scheduler.plan()
                 settled = self._deliver()
                 planned = self._clock()
                 self._plan_seconds += planned - began
                 if plan is not None:
-                    settled |= await self._step(plan, planned - began)
+                    await self._steps.launch(Launched(plan, planned - began))
+                    if not self._steps.full:
+                        continue
+                if self._steps.in_flight:
+                    settled |= self._commit(*await self._steps.collect())
                 elif not settled:
                     await self._wake.wait()
                     self._wake.clear()
                     self._idle_seconds += self._clock() - planned
                 for _ in range(_SETTLING_TURNS if settled else 0):
                     await asyncio.sleep(0)
+        except GeneratorExit:  # the loop was closed: nobody waits any more, and nothing can be waited for
+            raise
         except BaseException as error:
+            await self._steps.drain()
+            self.scheduler.abandon()
             crash = EngineCrashedError(f"the engine has stopped, because a step failed: {error!r}")
             crash.__cause__ = error
             self._finish(crash)
             if not isinstance(error, Exception):
                 raise
 
-    async def _step(self, plan: StepPlan, plan_seconds: float) -> bool:
-        """Runs the plan and commits it; whether any ticket was settled. Whatever fails, the scheduler's books stay right."""
-        try:
-            result = await self._device.run(self._runner.run, plan)
-        except BaseException:
-            self.scheduler.abandon()
-            raise
+    def _commit(self, step: Launched, result: StepResult) -> bool:
+        """Takes what a step gave, and delivers the news; whether any ticket was settled."""
         began = self._clock()
         self.scheduler.commit(result)
         settled = self._deliver()
         self._run_seconds += result.seconds
         self._plan_seconds += self._clock() - began
         if self.tracers:
-            self._emit_step(plan, result, plan_seconds)
+            self._emit_step(step, result)
         return settled
 
     def _deliver(self) -> bool:
@@ -318,9 +305,9 @@ class Engine:
                         for name, seen in counters.namespaces.items()},
         )
 
-    def _emit_step(self, plan: StepPlan, result: StepResult, plan_seconds: float) -> None:
-        scheduler = self.scheduler
+    def _emit_step(self, step: Launched, result: StepResult) -> None:
+        scheduler, plan = self.scheduler, step.plan
         self.tracers.emit(StepEvent(
             plan.number, plan.decode_rows, plan.rows - plan.decode_rows, plan.tokens, len(scheduler.running),
-            scheduler.waiting, scheduler.ledger.pool.free, scheduler.ledger.cache.evictable, plan_seconds, result.seconds,
+            scheduler.waiting, scheduler.ledger.pool.free, scheduler.ledger.cache.evictable, step.plan_seconds, result.seconds,
         ))

@@ -63,10 +63,10 @@ class Admission:
 
     # --- who is next ------------------------------------------------------------------------------------------------
 
-    def fitting(self, running: list[Request], now: int) -> Iterator[Request]:
+    def fitting(self, running: list[Request], now: int, *, alone: bool) -> Iterator[Request]:
         """Takes out the requests to be admitted, one after the other, each with its cached prefix locked.
 
-        `running` is the caller's list, to which it appends each of them.
+        `running` is the caller's list, to which it appends each of them. alone: no step is in flight, whose end could free slots.
         """
         outstanding = sum(map(self.expected, running))
         while (request := self._next(now)) is not None:
@@ -74,7 +74,7 @@ class Admission:
                 continue
             self.ledger.match(request)  # before the check: locking shrinks what is evictable
             wanted = self.expected(request)
-            while wanted + outstanding > self.ledger.available and not running and self.ledger.drop_pin():
+            while wanted + outstanding > self.ledger.available and alone and not running and self.ledger.drop_pin():
                 pass
             if wanted + outstanding > self.ledger.available:
                 self.ledger.unmatch(request)
@@ -106,11 +106,11 @@ class Admission:
         goes well and rises with each retraction. Requests that count in full always fit together, so that only the others
         are ever retracted, and none of them twice.
         """
-        more = request.max_tokens - request.generated - 1
+        more = request.max_tokens - request.generated - request.pending - 1
         if more > 0 and not request.retracted:
             more = ceil(more * self.reserve_share)
         branches = request.branches
-        return (len(request.tokens) - len(request.slots) + max(more, 0)
+        return (len(request.tokens) + request.pending - len(request.slots) + max(more, 0)
                 + (branches.reserve if branches is not None else 0))
 
     def reserve_less(self) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from array import array
+
+from asgl.plan import INT
 from asgl.scheduling.ledger import Ledger
 from asgl.scheduling.plan_builder import Row
 from asgl.scheduling.request import Request
 
 
 def next_row(ledger: Ledger, request: Request, count: int) -> Row:
-    """The next `count` tokens of the request's sequence."""
-    start = request.computed
+    """The next `count` tokens of the request's sequence; or the one that is pending."""
+    start = len(request.slots)
+    continues = start == len(request.tokens)
+    tokens = array(INT, [0]) if continues else request.tokens[start : start + count]
     request.slots.extend(ledger.allocate(count))
-    return Row(request, request.tokens[start : start + count], start, request.slots)
+    return Row(request, tokens, start, request.slots, continues=continues)
 
 
 def extend(ledger: Ledger, request: Request, budget: int, rows: list[Row]) -> int:
     """Lays out what fits of the request's sequence, and of its branches; returns how many tokens that is."""
     used = 0
-    if request.remaining > 1:
-        used = min(request.remaining, budget, ledger.available)
+    if request.unplanned > 1:
+        used = min(request.unplanned, budget, ledger.available)
         if used > 0:
             rows.append(next_row(ledger, request, used))
     if request.branches is not None and len(request.slots) == len(request.tokens):

@@ -62,17 +62,19 @@ class Request:
     """One piece of work: to extend the cache by a prompt, and then to generate tokens, or to score branches, or neither.
 
     `tokens` is the prompt and what was generated. `slots` are those of the tokens whose keys and values are computed, or are
-    being computed by the step in flight; `node` is the locked node of the radix cache that covers the first `covered` of
+    being computed by a step in flight; `node` is the locked node of the radix cache that covers the first `covered` of
     them, the rest is the request's own:
 
         tokens  p p p p p p p p g g g
         slots   s s s s s s s s s s          the last sampled token has none yet
                 |- covered -|- own -|
+
+    While a step in flight samples a token for it, the token is `pending`: the sequence has it, but nobody knows it yet.
     """
 
     __slots__ = ("admissions", "arrival", "arrived_at", "banned", "branches", "cached_tokens", "computed", "covered",
-                 "grammar", "id", "leader", "matched", "max_tokens", "min_tokens", "namespace", "node", "output", "priority",
-                 "prompt", "retracted", "slots", "spec", "state", "tokens", "watched_at")
+                 "grammar", "id", "leader", "matched", "max_tokens", "min_tokens", "namespace", "node", "output", "pending",
+                 "priority", "prompt", "retracted", "slots", "spec", "state", "tokens", "watched_at")
 
     def __init__(
         self,
@@ -109,7 +111,9 @@ class Request:
         self.tokens = array(INT, prompt)
         self.slots = array(INT)
         self.computed = 0
-        """How many tokens have keys and values; more slots than that are being written by the step in flight."""
+        """How many tokens have keys and values; more slots than that are being written by steps in flight."""
+        self.pending = 0
+        """How many tokens steps in flight sample for it."""
         self.node: Node | None = None
         self.covered = 0
         self.cached_tokens = 0
@@ -135,6 +139,22 @@ class Request:
     def remaining(self) -> int:
         """Tokens whose keys and values are not computed yet."""
         return len(self.tokens) - self.computed
+
+    @property
+    def unplanned(self) -> int:
+        """Tokens that have no slot yet and need one, those pending included: what the next step may compute."""
+        last = len(self.prompt) + max(self.max_tokens - 1, 0)  # the last token of a generation is not computed
+        return min(len(self.tokens) + self.pending, last) - len(self.slots)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether steps in flight write slots of it."""
+        return len(self.slots) > self.computed or (self.branches is not None and bool(self.branches.holding))
+
+    @property
+    def needs_its_token(self) -> bool:
+        """Whether the next step can only be planned once it is known what the step in flight samples."""
+        return self.pending > 0 and self.unplanned > 0 and (self.grammar is not None or self.spec.needs_history)
 
     @property
     def wants_logits(self) -> bool:

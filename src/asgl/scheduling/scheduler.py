@@ -3,16 +3,22 @@
 Three calls make a step. `plan` orders and admits waiting requests and lays out the rows; the runner computes them;
 `commit` takes what was sampled, ends what is finished, and gives computed prefixes to the radix cache. In between the plan
 is *in flight*: a request that is cancelled then keeps its slots until the commit, for the step still writes them.
+
+With `steps_in_flight` of 2 a step may be planned while another is in flight. What that one samples is then pending: rows that
+go on with it name it by its place, on the guess that no request ends by it. Those that do end leave a row behind whose
+result is dropped, and whose slot is free once its step has returned.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 from asgl.errors import CapacityError, InternalError, QueueFullError, RequestError
 from asgl.plan import SampledToken, StepPlan, StepResult
 from asgl.scheduling.admission import Admission
 from asgl.scheduling.counters import Counters
+from asgl.scheduling.flight import Flight
 from asgl.scheduling.generation import Generation
 from asgl.scheduling.layout import extend, next_row
 from asgl.scheduling.pace import Pace
@@ -32,6 +38,7 @@ class Scheduler:
     cache has. patience: for aged-lpm, the age in computed tokens past which requests are admitted by age alone. jump_forward:
     tokens that a grammar forces are appended at once, and computed together; else one is sampled after the other.
     step_seconds: about how long a step may take while requests decode, judged by earlier ones; None for no bound.
+    steps_in_flight: how many steps may be planned and not committed, 1 or 2.
 
     With aged-lpm the wait is bounded, whatever arrives later: past its patience a request is only behind older ones, so it is
     admitted before more tokens are computed than
@@ -53,6 +60,7 @@ class Scheduler:
         patience: int = PATIENCE,
         jump_forward: bool = True,
         step_seconds: float | None = None,
+        steps_in_flight: int = 1,
     ) -> None:
         self.max_running = min(max_running, max_batch_tokens)
         self.max_batch_tokens = max_batch_tokens
@@ -62,8 +70,9 @@ class Scheduler:
         self.running: list[Request] = []
         self.counters = Counters()
         self._pace = Pace(max_batch_tokens, step_seconds)
-        self._flight: list[Row] | None = None
-        self._leaving: list[Request] = []
+        self._steps_in_flight = steps_in_flight
+        self._flights: deque[Flight] = deque()
+        """The oldest first."""
         self._updates: list[Update] = []
         self._generation = Generation(self.counters, self._updates, jump_forward=jump_forward)
 
@@ -111,12 +120,7 @@ class Scheduler:
         if not was_running:
             self.admission.withdraw(request)
         else:
-            self.running.remove(request)
-            self.admission.retire(request)
-            if self._flight is not None:
-                self._leaving.append(request)
-            else:
-                self.ledger.release(request)
+            self._leave(request)
 
     def take_updates(self) -> list[Update]:
         """What happened since the last call."""
@@ -127,75 +131,84 @@ class Scheduler:
     # --- the step ---------------------------------------------------------------------------------------------------
 
     def plan(self) -> StepPlan | None:
-        """The next step; None if there is nothing to compute. Call `commit` or `abandon` before the next `plan`."""
-        if self._flight is not None:
-            raise InternalError("a step was planned while another is in flight")
-        rows: list[Row] = []
-        self._make_room_for_decodes()
-        for request in self.running:
-            if request.remaining == 1:
-                rows.append(next_row(self.ledger, request, 1))
+        """The next step; None if there is nothing to compute, or not before the step in flight is committed."""
+        if len(self._flights) == self._steps_in_flight:
+            raise InternalError(f"a step was planned while {len(self._flights)} are in flight")
+        if not self._flights:
+            self._make_room_for_decodes()
+        elif not self._can_plan_ahead():
+            return None
+        rows = [next_row(self.ledger, request, 1) for request in self.running if request.unplanned == 1]
         budget = self._pace.budget(len(rows)) - len(rows)
         for request in self.running:
-            if request.remaining > 1 or request.branches is not None:
+            if request.unplanned > 1 or request.branches is not None:
                 budget -= extend(self.ledger, request, budget, rows)
         self._admit(budget, rows)
         if not rows:
-            return self.plan() if self._make_any_room() else None
-        plan, self._flight = build_plan(self.counters.steps, rows)
+            return self.plan() if not self._flights and self._make_any_room() else None
+        plan, rows = build_plan(self.counters.steps, rows, self._flights[-1].places if self._flights else {})
+        self._flights.append(Flight(plan, rows))
         self.counters.steps += 1
         self.counters.computed_tokens += plan.tokens
         return plan
 
     def commit(self, result: StepResult) -> None:
-        """Takes the result of the step in flight."""
-        flight = self._end_flight()
-        self._pace.saw(sum(len(row.tokens) for row in flight), result.seconds)
-        samples, scores = iter(result.samples), iter(result.scores)
-        for row in flight:
-            request, count = row.request, len(row.tokens)
+        """Takes the result of the step in flight, of two the older one."""
+        if not self._flights:
+            raise InternalError("no step is in flight")
+        flight = self._flights.popleft()
+        self._pace.saw(len(flight.slots), result.seconds)
+        samples, scores = flight.land(result.samples), iter(result.scores)
+        for row in flight.rows:
+            request = row.request
+            if row.continues and request.state != "running":
+                continue  # it ended before the token that this row goes on with, or by it
             if row.edge is None:
-                request.computed += count
-            if request.state == "running" and row.edge is None:
-                self.admission.share_progress(request)
+                request.computed += len(row.tokens)
+                if request.state == "running":
+                    self.admission.share_progress(request)
             if row.edge is not None or (request.branches is not None and not request.remaining):
                 _record_scores(row, scores)
-            elif request.max_tokens > 0 and not request.remaining:
-                self._append(request, next(samples))
+            elif request.state == "running" and request.id in samples:
+                self._append(request, samples[request.id])
         self._cache_edges(flight)
-        for request in {row.request: None for row in flight}:
+        for request in {row.request: None for row in flight.rows}:
             if request.state == "running" and _is_complete(request):
                 self._end(request)
-        self._release_leaving()
+        self._release_leaving(flight)
         self.admission.reserve_less()
 
     def abandon(self) -> None:
-        """The step in flight failed: what it was to write is not used, and its requests can be planned again."""
-        for row in self._end_flight():
-            if row.edge is None:
-                unwritten = row.request.slots[row.request.computed :]
-                del row.request.slots[row.request.computed :]
-            else:
-                unwritten = row.edge.slots[row.edge_offset :]
-                del row.edge.slots[row.edge_offset :]
-            self.ledger.pool.give(unwritten)
-        self._release_leaving()
+        """A step in flight failed, and none is any more: what they were to write is not used, and their requests can be planned
+        again."""
+        while self._flights:
+            flight = self._flights.pop()  # the newest first: it goes on where the one before ends
+            flight.land(())
+            for row in flight.rows:
+                if row.edge is None:
+                    unwritten = row.request.slots[row.request.computed :]
+                    del row.request.slots[row.request.computed :]
+                else:
+                    unwritten = row.edge.slots[row.edge_offset :]
+                    del row.edge.slots[row.edge_offset :]
+                self.ledger.pool.give(unwritten)
+            self._release_leaving(flight)
 
-    def _end_flight(self) -> list[Row]:
-        if self._flight is None:
-            raise InternalError("no step is in flight")
-        flight, self._flight = self._flight, None
-        return flight
-
-    def _release_leaving(self) -> None:
-        leaving, self._leaving = self._leaving, []
-        for request in leaving:
+    def _release_leaving(self, flight: Flight) -> None:
+        for request in flight.leaving:
             self.ledger.release(request)
 
     # --- parts of a plan --------------------------------------------------------------------------------------------
 
+    def _can_plan_ahead(self) -> bool:
+        """Whether all that run can go on without what the step in flight samples, and have room to: if one cannot, it would fall
+        behind the others, or be retracted for want of what the step in flight is about to free."""
+        if any(request.needs_its_token for request in self.running):
+            return False
+        return sum(request.unplanned == 1 for request in self.running) <= self.ledger.available
+
     def _admit(self, budget: int, rows: list[Row]) -> None:
-        fitting = self.admission.fitting(self.running, self.counters.computed_tokens)
+        fitting = self.admission.fitting(self.running, self.counters.computed_tokens, alone=not self._flights)
         while budget > 0 and len(self.running) < self.max_running and (request := next(fitting, None)) is not None:
             self._start(request)
             if not request.remaining and request.branches is None:
@@ -216,7 +229,7 @@ class Scheduler:
         self._updates.append(Update(request, event="admitted"))
 
     def _make_room_for_decodes(self) -> None:
-        while sum(request.remaining == 1 for request in self.running) > self.ledger.available:
+        while sum(request.unplanned == 1 for request in self.running) > self.ledger.available:
             if not self.ledger.drop_pin():
                 self._retract(self._victim())
 
@@ -249,36 +262,47 @@ class Scheduler:
     # --- parts of a commit ------------------------------------------------------------------------------------------
 
     def _append(self, request: Request, token: SampledToken) -> None:
-        if request.state != "running":
-            return  # cancelled while the step ran
         last, reason = self._generation.grow(request, token)
         if reason is None:
             self._updates.append(Update(request, last))
         else:
             self._end(request, last, reason)
 
-    def _cache_edges(self, flight: list[Row]) -> None:
+    def _cache_edges(self, flight: Flight) -> None:
         """Caches the edges of selects that are computed now, those above before those below."""
-        computed = [(row.edge.index, row.request, row.edge) for row in flight
-                    if row.edge is not None and row.edge.complete and row.request.state == "running"]
+        computed = [(row.edge.index, row.request, row.edge) for row in flight.rows
+                    if row.edge is not None and row.edge_offset + len(row.tokens) == len(row.edge.tokens)
+                    and row.request.state == "running"]
         for _, request, edge in sorted(computed, key=lambda entry: entry[0]):
             self.ledger.cache_edge(request, edge)
 
     def _end(self, request: Request, token: SampledToken | None = None, reason: FinishReason | None = None) -> None:
         request.state = "ended"
+        self._leave(request)
+        self._updates.append(Update(request, token, reason, ended=True))
+
+    def _leave(self, request: Request) -> None:
+        """A running request has ended. What steps in flight write of it is freed when they have returned."""
         self.running.remove(request)
         self.admission.retire(request)
-        self.ledger.release(request)
-        self._updates.append(Update(request, token, reason, ended=True))
+        if self._flights and request.is_written:
+            self.ledger.cache_computed(request)  # what comes next may go on with it
+            self._flights[-1].leaving.append(request)
+        else:
+            self.ledger.release(request)
 
     # --- checks -----------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raises InternalError if an invariant is broken. O(capacity)."""
-        self.ledger.check([*self.running, *self._leaving])
+        self.ledger.check([*self.running, *(request for flight in self._flights for request in flight.leaving)])
         for request in self.running:
-            if self._flight is None and len(request.slots) != request.computed:
-                raise InternalError(f"{request!r} has {len(request.slots)} slots with no step in flight")
+            if not self._flights and (len(request.slots) != request.computed or request.pending):
+                raise InternalError(f"{request!r} has {len(request.slots)} slots and {request.pending} tokens pending with no "
+                                    "step in flight")
+        written = [slot for flight in self._flights for slot in flight.slots]
+        if len({*written, *self.ledger.pool.snapshot()}) != len(written) + self.ledger.pool.free:
+            raise InternalError("a slot is free, or written twice, while a step in flight writes it")
         self.admission.leaders.check(self.running)
 
 

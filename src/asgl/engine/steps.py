@@ -1,0 +1,94 @@
+"""Steps on the device: plans go in, results come out, in order. A runner says how many it takes at once.
+
+    one (CPUs)    plan 1 | run 1 ............... commit 1 | plan 2 | run 2 ............... commit 2 | plan 3 ...
+
+    two (GPUs)    plan 1 | launch 1 | plan 2 | launch 2 | collect 1 . commit 1 | plan 3 | launch 3 | collect 2 ...
+    on the device             [--------- step 1 --------][--------- step 2 --------][--------- step 3 ---
+
+With two, the device has its next step when one ends, and planning, committing and delivering cost it nothing as long as together
+they take less than a step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from asgl.engine.device import DeviceThread
+from asgl.plan import StepPlan, StepResult
+from asgl.types import ModelInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Runner(Protocol):
+    """What computes plans; see `asgl.execution.runner`."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def steps_in_flight(self) -> int:
+        """How many steps it takes at once. 1: `run` is called; 2: `launch` and `collect`."""
+        ...
+
+    def run(self, plan: StepPlan, /) -> StepResult: ...
+
+    def launch(self, plan: StepPlan, /) -> None: ...
+
+    def collect(self) -> StepResult: ...
+
+    def read_kv(self, slots: Sequence[int], /) -> Tensor: ...
+
+    def write_kv(self, slots: Sequence[int], values: Tensor, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Launched(NamedTuple):
+    """A plan that is on the device, or about to be."""
+
+    plan: StepPlan
+    plan_seconds: float
+
+
+class Steps:
+    """The steps in flight."""
+
+    def __init__(self, runner: Runner, device: DeviceThread) -> None:
+        self._runner = runner
+        self._device = device
+        self._overlap = runner.steps_in_flight > 1
+        self._flight: deque[Launched] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._flight)
+
+    @property
+    def full(self) -> bool:
+        return len(self._flight) == self._runner.steps_in_flight
+
+    async def launch(self, step: Launched) -> None:
+        """Puts a step on the device. One that takes no second step runs it in `collect`, which saves a hand-off."""
+        if self._overlap:
+            await self._device.run(self._runner.launch, step.plan)
+        self._flight.append(step)
+
+    async def collect(self) -> tuple[Launched, StepResult]:
+        """Waits for the oldest step in flight."""
+        step = self._flight.popleft()
+        if self._overlap:
+            return step, await self._device.run(self._runner.collect)
+        return step, await self._device.run(self._runner.run, step.plan)
+
+    async def drain(self) -> None:
+        """After a failure: waits until the device has done with what it was given, whatever comes of it."""
+        while self._flight:
+            self._flight.popleft()
+            if self._overlap:
+                with suppress(Exception):
+                    await self._device.run(self._runner.collect)
