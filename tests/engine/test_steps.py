@@ -40,8 +40,8 @@ class TimedRunner(FakeRunner):
 
     def launch(self, plan: StepPlan) -> None:
         super().launch(plan)
-        if self.steps:
-            self.idle += max(0.0, self._time.now - self._busy_until) if len(self.steps) > 1 else 0.0
+        if len(self.steps) > 1:
+            self.idle += max(0.0, self._time.now - self._busy_until)
         self._busy_until = max(self._busy_until, self._time.now) + self._step_time
         self._ends.append(self._busy_until)
 

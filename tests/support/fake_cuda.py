@@ -39,11 +39,12 @@ class FakeCuda:
         self.free, self.watching = free, watch
         self._stream: object | None = None
         self._hosts: set[int] = set()
-        self._in_flight: set[int] = set()
+        self._in_flight: dict[int, int] = {}
+        """Pinned buffers that are copied from, each with the number of its last copy."""
+        self._copies = 0
         self._recording: list[Callable[[], None]] | None = None
         self._watch = _Watch(self)
         self._busy = False
-        self._recorded = False
 
     # --- what the runner calls ---
 
@@ -62,20 +63,18 @@ class FakeCuda:
         self._stream = before
 
     def Event(self) -> object:
-        return SimpleNamespace(record=self._record, synchronize=self._wait)
+        return _Event(self)
 
-    def _record(self, stream: object) -> None:
+    def record(self, stream: object) -> int:
+        """How many copies the stream will have done when it comes to the event."""
         if stream is not self._stream:
             raise CudaMisuse("the event is recorded on another stream than the work")
         self.log.append("record")
-        self._recorded = True
+        return self._copies
 
-    def _wait(self) -> None:
-        if not self._recorded:
-            raise CudaMisuse("an event is waited for that nobody recorded")
+    def wait(self, copies: int) -> None:
         self.log.append("wait")
-        self._recorded = False
-        self._in_flight.clear()
+        self._in_flight = {buffer: number for buffer, number in self._in_flight.items() if number > copies}
 
     def CUDAGraph(self) -> Any:
         return SimpleNamespace(operations=[], replay=None)
@@ -148,11 +147,29 @@ class FakeCuda:
             raise CudaMisuse("a pinned buffer is packed while a copy from it may be under way")
         if source in self._hosts and asynchronous:
             self.log.append("copy in")
-            self._in_flight.add(source)
+            self._copies += 1
+            self._in_flight[source] = self._copies
         elif to in self._hosts and asynchronous:
             self.log.append("copy out")
         elif asynchronous:
             raise CudaMisuse("an asynchronous copy of memory that is not pinned")
+
+
+class _Event:
+    """An event: a wait for it is one for what was on the stream when it was recorded."""
+
+    def __init__(self, owner: FakeCuda) -> None:
+        self._owner = owner
+        self._recorded: int | None = None
+
+    def record(self, stream: object) -> None:
+        self._recorded = self._owner.record(stream)
+
+    def synchronize(self) -> None:
+        if self._recorded is None:
+            raise CudaMisuse("an event is waited for that nobody recorded")
+        self._owner.wait(self._recorded)
+        self._recorded = None
 
 
 class _Watch(TorchDispatchMode):
