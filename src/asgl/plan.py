@@ -63,10 +63,10 @@ class ScoreRow:
 class Continued(NamedTuple):
     """A new token that was not known when the step was planned: the step before, still in flight then, samples it.
 
-    `index` is its place in `input_ids`, where 0 stands for it; `sample` its place in the `samples` of the step before.
+    `token` is its place in `input_ids`, where 0 stands for it; `sample` its place in the `samples` of the step before.
     """
 
-    index: int
+    token: int
     sample: int
 
 

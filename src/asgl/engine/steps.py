@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from asgl.engine.device import DeviceThread
 from asgl.plan import StepPlan, StepResult
@@ -32,20 +32,24 @@ class Runner(Protocol):
 
     @property
     def steps_in_flight(self) -> int:
-        """How many steps it takes at once. 1: `run` is called; 2: `launch` and `collect`."""
+        """How many steps it takes at once. More than one: it is a `RunnerAhead`."""
         ...
 
     def run(self, plan: StepPlan, /) -> StepResult: ...
-
-    def launch(self, plan: StepPlan, /) -> None: ...
-
-    def collect(self) -> StepResult: ...
 
     def read_kv(self, slots: Sequence[int], /) -> Tensor: ...
 
     def write_kv(self, slots: Sequence[int], values: Tensor, /) -> None: ...
 
     def close(self) -> None: ...
+
+
+class RunnerAhead(Runner, Protocol):
+    """One that takes a step while another is in flight: see `asgl.execution.cuda_runner`."""
+
+    def launch(self, plan: StepPlan, /) -> None: ...
+
+    def collect(self) -> StepResult: ...
 
 
 class Launched(NamedTuple):
@@ -61,7 +65,7 @@ class Steps:
     def __init__(self, runner: Runner, device: DeviceThread) -> None:
         self._runner = runner
         self._device = device
-        self._overlap = runner.steps_in_flight > 1
+        self._ahead = cast(RunnerAhead, runner) if runner.steps_in_flight > 1 else None
         self._flight: deque[Launched] = deque()
 
     @property
@@ -74,21 +78,21 @@ class Steps:
 
     async def launch(self, step: Launched) -> None:
         """Puts a step on the device. One that takes no second step runs it in `collect`, which saves a hand-off."""
-        if self._overlap:
-            await self._device.run(self._runner.launch, step.plan)
+        if self._ahead is not None:
+            await self._device.run(self._ahead.launch, step.plan)
         self._flight.append(step)
 
     async def collect(self) -> tuple[Launched, StepResult]:
         """Waits for the oldest step in flight."""
         step = self._flight.popleft()
-        if self._overlap:
-            return step, await self._device.run(self._runner.collect)
+        if self._ahead is not None:
+            return step, await self._device.run(self._ahead.collect)
         return step, await self._device.run(self._runner.run, step.plan)
 
     async def drain(self) -> None:
         """After a failure: waits until the device has done with what it was given, whatever comes of it."""
         while self._flight:
             self._flight.popleft()
-            if self._overlap:
+            if self._ahead is not None:
                 with suppress(Exception):
-                    await self._device.run(self._runner.collect)
+                    await self._device.run(self._ahead.collect)

@@ -94,8 +94,8 @@ class Outputs:
         if self._continued is not None:
             if before is None:
                 raise InternalError("a step goes on with samples of a step before, and there was none")
-            index, sample = self.sent[self._continued]
-            input_ids.index_copy_(0, index, before.index_select(0, sample).to(input_ids.dtype))
+            token, sample = self.sent[self._continued]
+            input_ids.index_copy_(0, token, before.index_select(0, sample).to(input_ids.dtype))
 
     def compute(self, model: Llama, hidden: Tensor) -> None:
         """Launches everything, and the copies to the host. hidden [asked, d], in the order of the plan."""

@@ -98,7 +98,7 @@ class CudaRunner(Runner):
         self._graphs: dict[tuple[int, bool], _Graph] = {}
         self._device = CudaDevice(kernels.device, cuda)
         self._flights: deque[_Flight] = deque()
-        self._sampled: Tensor | None = None
+        self._last_sampled: Tensor | None = None
         """What the step launched last samples."""
         self._ended = 0.0
         with torch.inference_mode(), self._device.on_stream():
@@ -163,7 +163,7 @@ class CudaRunner(Runner):
                 outputs = None  # tried again below, where the exception no longer holds what the step had allocated
             if outputs is None:
                 outputs = self._step_again(plan, batch)
-            self._sampled = outputs.sampled if plan.samples else None
+            self._last_sampled = outputs.sampled if plan.samples else None
             self._flights.append(_Flight(outputs, self._device.end_step(), began))
 
     def collect(self) -> StepResult:
@@ -210,7 +210,7 @@ class CudaRunner(Runner):
                                     batch.kv_indices, *outputs.inputs])
         count = 6 + len(tables)
         outputs.sent = sent[count:]
-        outputs.continue_from(self._sampled, sent[0])
+        outputs.continue_from(self._last_sampled, sent[0])
         return self._model.forward(
             _batch(sent[:count], batch.decode_rows, batch.max_qo, batch.max_kv, None if spans is None else spans.partials),
             self._pool.layers, outputs.at if outputs.wanted else None,
@@ -263,7 +263,7 @@ class CudaRunner(Runner):
         graph = self._graphs.get((bucket, spans is not None)) or self._capture(bucket, packed, spans is not None)
         sent = self._device.upload(packed, self._static)
         outputs.sent = self._device.upload(outputs.inputs)
-        outputs.continue_from(self._sampled, sent[0])
+        outputs.continue_from(self._last_sampled, sent[0])
         graph.replay()
         return graph.hidden[outputs.at]
 
