@@ -342,3 +342,65 @@ def test_cancel_is_idempotent_and_keeps_what_was_computed():
     assert harness.scheduler.ledger.cache.evictable == 16
     assert not harness.step()
     harness.verify_idle()
+
+
+def test_duplicates_are_freed_once_and_all_go_on_with_the_cached_slots():
+    """Strangers compute the same prompt in one step: the first to be cached keeps its slots, the others give theirs back."""
+    harness = Harness(200, share_threshold=1000)
+    for _ in range(3):
+        harness.submit(tokens(20), max_tokens=3)
+    harness.step()
+    assert harness.runner.computed_tokens == 60
+    harness.run()
+    assert harness.scheduler.ledger.cache.evictable == 22
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_a_prefix_that_is_evicted_while_its_request_waits_is_not_believed_in():
+    """What a request had matched when it came, or before it was retracted, is matched anew when it is admitted."""
+    harness = Harness(60, max_running=1, policy="fcfs")
+    prefix = tokens(30)
+    harness.submit(prefix)
+    harness.run()
+    harness.submit(tokens(40, 1), max_tokens=10)
+    waits = harness.submit([*prefix, 1, 2], max_tokens=5)
+    assert waits.matched == 30
+    while waits.admissions == 0:
+        harness.step()
+    assert waits.cached_tokens < 30
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_locking_its_prefix_takes_room_from_the_request_itself():
+    """Eight slots are free and ten evictable, but the ten are the request's own prefix: it waits, and they are not evicted."""
+    harness = Harness(30)
+    prefix = tokens(10)
+    harness.submit(prefix)
+    harness.run()
+    harness.submit(tokens(11, 1), max_tokens=3)
+    harness.step()
+    waits = harness.submit([*prefix, *tokens(12, 2)], max_tokens=1)
+    harness.begin()
+    assert harness.scheduler.ledger.available == 18
+    assert waits.state == "waiting"
+    assert waits.matched == 10
+    harness.run()
+    assert waits.cached_tokens == 10
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_the_lowest_priority_gives_way_first():
+    harness = Harness(64)
+    harness.scheduler.admission.reserve_share = 0.1
+    low, *high = [harness.submit(tokens(8, number), max_tokens=30, priority=number > 0) for number in range(4)]
+    while not harness.scheduler.counters.retractions:
+        harness.step()
+    assert low.retracted
+    assert not any(request.retracted for request in high)
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()

@@ -245,8 +245,10 @@ class Scheduler:
         return True
 
     def _victim(self) -> Request:
-        """Who must give way: the one admitted last, of those that were never retracted if there is one."""
-        return next((request for request in reversed(self.running) if not request.retracted), self.running[-1])
+        """Who must give way: of those that were never retracted, if there are such, and of the lowest priority among them, the
+        one admitted last."""
+        candidates = [request for request in self.running if not request.retracted] or self.running
+        return min(reversed(candidates), key=lambda request: request.priority)
 
     def _retract(self, request: Request) -> None:
         """Puts a running request back in the queue. Its tokens stay, its keys and values become evictable."""
