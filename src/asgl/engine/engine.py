@@ -78,6 +78,7 @@ class Engine:
         self._intake = Intake(tokenizer, context_length)
         self._delivery = Delivery(self.tracers, clock)
         self._next_id = 0
+        self._pins: dict[int, asyncio.TimerHandle] = {}
         self._cancelled = 0
         self._plan_seconds = self._run_seconds = self._idle_seconds = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -174,7 +175,12 @@ class Engine:
         self._check_loop()
         assert self._loop is not None
         number = self.scheduler.ledger.pin(array(INT, tokens), namespace)
-        self._loop.call_later(seconds, self.scheduler.ledger.unpin, number)
+        self._pins[number] = self._loop.call_later(seconds, self._unpin, number)
+
+    def _unpin(self, number: int) -> None:
+        del self._pins[number]
+        self.scheduler.ledger.unpin(number)
+        self._wake.set()
 
     def _new_id(self) -> int:
         self._check_loop()
@@ -270,6 +276,9 @@ class Engine:
         if self._end is not None:
             return
         self._end = why
+        for number, timer in list(self._pins.items()):
+            timer.cancel()
+            self._unpin(number)
         for ticket in self._delivery.open:
             self.scheduler.cancel(ticket.request)
             self._delivery.settle(ticket, error=why)
