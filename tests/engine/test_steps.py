@@ -186,3 +186,29 @@ async def test_leaving_while_two_are_in_flight(step, act):
         again = generate(engine, [1, 2, 3, 4, 0], max_tokens=12)
         await settled(again)
         assert token_ids(again) == expected_output([1, 2, 3, 4, 0], 12)
+
+
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("step", range(4))
+async def test_the_engine_s_task_is_cancelled_while_a_step_is_launched(step, times):
+    """The step was launched all the same, and so was the one before: both are waited for before a slot is freed."""
+    loop, cancelled = asyncio.get_running_loop(), asyncio.Event()
+
+    async def cancel() -> None:
+        for _ in range(times):
+            engine._task.cancel()
+            await asyncio.sleep(0)
+        cancelled.set()
+
+    def before_step(plan: StepPlan) -> None:
+        if plan.number == step:
+            asyncio.run_coroutine_threadsafe(cancel(), loop).result(timeout=20)
+
+    async with opened(before_step=before_step) as engine:
+        ticket = generate(engine, [1, 2, 3], max_tokens=20)
+        await cancelled.wait()
+        await settled(ticket)
+        assert type(ticket.error) is EngineCrashedError
+        assert not engine._runner.in_flight
+        engine.scheduler.check()

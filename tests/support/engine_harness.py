@@ -98,6 +98,7 @@ async def opened(capacity=500, before_step=None, context_length=200, tracers=(),
         assert not engine.scheduler.running
         assert not engine.scheduler.waiting
         assert runner.closed
+        assert not runner.in_flight
         assert not [thread for thread in threading.enumerate() if thread.name == "asgl-device"]
 
 

@@ -11,6 +11,7 @@ they take less than a step.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -78,9 +79,9 @@ class Steps:
 
     async def launch(self, step: Launched) -> None:
         """Puts a step on the device. One that takes no second step runs it in `collect`, which saves a hand-off."""
+        self._flight.append(step)  # first: who is cancelled here has launched it all the same
         if self._ahead is not None:
             await self._device.run(self._ahead.launch, step.plan)
-        self._flight.append(step)
 
     async def collect(self) -> tuple[Launched, StepResult]:
         """Waits for the oldest step in flight."""
@@ -90,9 +91,10 @@ class Steps:
         return step, await self._device.run(self._runner.run, step.plan)
 
     async def drain(self) -> None:
-        """After a failure: waits until the device has done with what it was given, whatever comes of it."""
+        """After a failure or a cancellation: waits until the device has done with what it was given, whatever comes of it. That
+        there is nothing to collect of a step whose launch failed is one failure more."""
         while self._flight:
             self._flight.popleft()
             if self._ahead is not None:
-                with suppress(Exception):
+                with suppress(Exception, asyncio.CancelledError):
                     await self._device.run(self._ahead.collect)
