@@ -12,6 +12,7 @@ from math import ceil
 
 from asgl.scheduling.ledger import Ledger
 from asgl.scheduling.policy import make_queue
+from asgl.scheduling.radix_cache import RadixCache
 from asgl.scheduling.request import Request
 from asgl.scheduling.sharing import Leaders
 from asgl.scheduling.waiting import Waiting
@@ -22,12 +23,14 @@ _RESERVE_START, _RESERVE_LEAST, _RESERVE_DECAY, _RESERVE_RAISE = 0.7, 0.1, 0.995
 class Admission:
     """The requests that wait, and the leaders among those that run.
 
-    policy, patience: see `Scheduler`; share_threshold: see `Leaders`.
+    policy, patience, cache: see `Scheduler`; share_threshold: see `Leaders`.
     """
 
-    def __init__(self, capacity: int, *, policy: str, patience: int, share_threshold: int) -> None:
+    def __init__(
+        self, capacity: int, *, policy: str, patience: int, share_threshold: int, cache: type[RadixCache[Request]]
+    ) -> None:
         make_queue(policy)  # a wrong name is told now
-        self.ledger = Ledger(capacity, self.moved)
+        self.ledger = Ledger(capacity, self._moved, cache)
         self.leaders = Leaders(share_threshold)
         self.reserve_share = _RESERVE_START
         """The share of the tokens it may still generate that is reserved for a request that was never retracted."""
@@ -56,7 +59,7 @@ class Admission:
         self.leaders.release(request)
         self.ledger.cache.unwatch(request)
 
-    def moved(self, request: Request) -> None:
+    def _moved(self, request: Request) -> None:
         """The match of a waiting request has changed."""
         if request in self._queue:
             self._queue.push(request)

@@ -24,6 +24,7 @@ from asgl.scheduling.layout import extend, next_row
 from asgl.scheduling.pace import Pace
 from asgl.scheduling.plan_builder import Row, build_plan
 from asgl.scheduling.policy import PATIENCE
+from asgl.scheduling.radix_cache import RadixCache
 from asgl.scheduling.request import Request, Update
 from asgl.scheduling.sharing import SHARE_THRESHOLD
 from asgl.types import FinishReason
@@ -39,6 +40,7 @@ class Scheduler:
     tokens that a grammar forces are appended at once, and computed together; else one is sampled after the other.
     step_seconds: about how long a step may take while requests decode, judged by earlier ones; None for no bound.
     steps_in_flight: how many steps may be planned and not committed, 1 or 2.
+    cache: the class of the prefix cache; another one serves to measure what the radix tree is worth.
 
     With aged-lpm the wait is bounded, whatever arrives later: past its patience a request is only behind older ones, so it is
     admitted before more tokens are computed than
@@ -61,11 +63,13 @@ class Scheduler:
         jump_forward: bool = True,
         step_seconds: float | None = None,
         steps_in_flight: int = 1,
+        cache: type[RadixCache[Request]] = RadixCache,
     ) -> None:
         self.max_running = min(max_running, max_batch_tokens)
         self.max_batch_tokens = max_batch_tokens
         self.max_waiting = max_waiting
-        self.admission = Admission(capacity, policy=policy, patience=patience, share_threshold=share_threshold)
+        self.step_seconds = step_seconds
+        self.admission = Admission(capacity, policy=policy, patience=patience, share_threshold=share_threshold, cache=cache)
         self.ledger = self.admission.ledger
         self.running: list[Request] = []
         self.counters = Counters()
