@@ -11,21 +11,20 @@ from asgl.types import FinishReason
 class Generation:
     """Appends tokens to requests. `updates` gets the news of all tokens but the last of each call.
 
-    jump_forward: tokens that a grammar forces are appended at once; else one is sampled after the other.
+    jump: whether tokens that a grammar forces are appended at once; else one is sampled after the other.
     """
 
-    def __init__(self, counters: Counters, updates: list[Update], *, jump_forward: bool) -> None:
+    def __init__(self, counters: Counters, updates: list[Update]) -> None:
         self._counters = counters
         self._updates = updates
-        self._jump_forward = jump_forward
 
-    def begin(self, request: Request) -> tuple[SampledToken | None, FinishReason | None]:
+    def begin(self, request: Request, *, jump: bool) -> tuple[SampledToken | None, FinishReason | None]:
         """As `grow`, before the first token."""
-        return self._jump(request, None, None)
+        return self._go_on(request, None, None, jump)
 
-    def grow(self, request: Request, token: SampledToken) -> tuple[SampledToken | None, FinishReason | None]:
+    def grow(self, request: Request, token: SampledToken, *, jump: bool) -> tuple[SampledToken | None, FinishReason | None]:
         """Appends a sampled token and those that the grammar forces after it: the last one, and the reason if it ends there."""
-        return self._jump(request, token, self._take(request, token))
+        return self._go_on(request, token, self._take(request, token), jump)
 
     def _take(self, request: Request, token: SampledToken) -> FinishReason | None:
         """Appends a token; the reason if the generation ends with it."""
@@ -39,8 +38,8 @@ class Generation:
             grammar.push(token.token_id)
         return reason
 
-    def _jump(
-        self, request: Request, last: SampledToken | None, reason: FinishReason | None
+    def _go_on(
+        self, request: Request, last: SampledToken | None, reason: FinishReason | None, jump: bool
     ) -> tuple[SampledToken | None, FinishReason | None]:
         """Appends the tokens that the grammar forces after the token `last`, which ended the generation with `reason` or did not.
 
@@ -49,7 +48,7 @@ class Generation:
         nothing is appended that was not sampled.
         """
         grammar = request.grammar
-        jumps = grammar is not None and self._jump_forward and request.spec.logprobs is None
+        jumps = grammar is not None and jump and request.spec.logprobs is None
         while grammar is not None and jumps and reason is None and (forced := grammar.forced()):
             room = request.max_tokens - request.generated
             if room <= 0:

@@ -69,6 +69,7 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_waiting = max_waiting
         self.step_seconds = step_seconds
+        self.jump_forward = jump_forward
         self.admission = Admission(capacity, policy=policy, patience=patience, share_threshold=share_threshold, cache=cache)
         self.ledger = self.admission.ledger
         self.running: list[Request] = []
@@ -78,7 +79,7 @@ class Scheduler:
         self._flights: deque[Flight] = deque()
         """The oldest first."""
         self._updates: list[Update] = []
-        self._generation = Generation(self.counters, self._updates, jump_forward=jump_forward)
+        self._generation = Generation(self.counters, self._updates)
 
     @property
     def capacity(self) -> int:
@@ -107,7 +108,7 @@ class Scheduler:
                 waiting=self.waiting, limit=self.max_waiting, request_id=request.id,
             )
         self.admission.arrive(request, self.counters.computed_tokens)
-        last, reason = self._generation.begin(request)
+        last, reason = self._generation.begin(request, jump=self.jump_forward)
         if reason is not None:  # the grammar left no choice: nothing is to be computed
             request.state = "ended"
         else:
@@ -268,7 +269,7 @@ class Scheduler:
     # --- parts of a commit ------------------------------------------------------------------------------------------
 
     def _append(self, request: Request, token: SampledToken) -> None:
-        last, reason = self._generation.grow(request, token)
+        last, reason = self._generation.grow(request, token, jump=self.jump_forward)
         if reason is None:
             self._updates.append(Update(request, last))
         else:
