@@ -1,7 +1,7 @@
-"""What the engine itself costs, on the real model: overhead a step, a ticking task, a long prompt beside running decodes, and
-the upkeep of the radix tree.
+"""What the engine itself costs, on the real model: overhead a step, a ticking task, a long prompt beside running decodes, the
+upkeep of the radix tree, and what deterministic=True costs.
 
-    python bench/engine.py [--kernels cpu|reference]
+    python bench/engine.py [--kernels cpu|reference] [--only PART]
 
 Run it on a quiet machine. The overhead is the share of wall time in which no step ran on the device thread: planning, committing,
 delivering, the hand-off between threads, and the programs themselves.
@@ -20,6 +20,7 @@ import asgl
 from asgl.scheduling.radix_cache import RadixCache
 from asgl.trace import StepEvent
 
+_PAIRS = 16
 TEXT = "the cat sat on the mat and looked at the moon while the rain came down. "
 
 
@@ -52,15 +53,17 @@ async def ticking(rt: asgl.Runtime) -> None:
         while True:  # noqa: ASYNC110  a ticking task is what is meant
             await asyncio.sleep(0.001)
 
-    alone: list[float] = []
-    beside: list[float] = []
-    for _ in range(5):
-        alone.append((await decode(rt, 1, 64))[0])
-        task = asyncio.create_task(tick())
-        beside.append((await decode(rt, 1, 64))[0])
-        task.cancel()
-    a, b = statistics.median(alone), statistics.median(beside)
-    print(f"a single stream: {a:.0f} tokens/s alone, {b:.0f} beside a task that ticks every millisecond ({1 - b / a:.1%} less)")
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(2 * _PAIRS):
+        ticks = number % 4 in (1, 2)  # alone, beside, beside, alone: what drifts falls on both
+        task = asyncio.create_task(tick()) if ticks else None
+        rates[ticks].append((await decode(rt, 1, 64))[0])
+        if task is not None:
+            task.cancel()
+    a, b = statistics.median(rates[False]), statistics.median(rates[True])
+    less = sorted(1 - beside / alone for alone, beside in zip(rates[False], rates[True], strict=True))
+    print(f"a single stream: {a:.0f} tokens/s alone, {b:.0f} beside a task that ticks every millisecond; of {_PAIRS} pairs "
+          f"{statistics.median(less):.1%} less (median; quartiles {less[_PAIRS // 4]:.1%} and {less[3 * _PAIRS // 4]:.1%})")
 
 
 async def long_prompt(rt: asgl.Runtime) -> None:
@@ -146,18 +149,42 @@ async def upkeep(model: str, kernels: Any) -> None:
           f"{seen.evicted_tokens} tokens evicted)")
 
 
+async def deterministic(model: str, kernels: Any) -> None:
+    """With and without, in turn: decoding one and eight streams, and a prompt of about 1,500 tokens."""
+    seen: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
+    for number in range(6):
+        fixed = number % 4 in (1, 2)
+        async with asgl.Runtime(model, kernels=kernels, deterministic=fixed) as rt:
+            await decode(rt, 8, 8)
+            one, eight = (await decode(rt, 1, 64))[0], (await decode(rt, 8, 64))[0]
+            s = rt.prompt("long " + TEXT * 90)
+            began = time.perf_counter()
+            await s.extend("")
+            seen[fixed].append((one, eight, len(s.token_ids) / (time.perf_counter() - began)))
+    print("deterministic=True: tokens/s (median of 3)")
+    for part, name in enumerate(("decode, 1 running", "decode, 8 running", "prompt")):
+        free, fixed = (statistics.median(rates[part] for rates in seen[mode]) for mode in (False, True))
+        print(f"  {name:<18} {fixed:>7.0f} with, {free:>7.0f} without ({1 - fixed / free:.1%} less)")
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--kernels", default="auto")
+    running = {"overhead": overhead, "ticking": ticking, "long-prompt": long_prompt}
+    apart = {"upkeep": upkeep, "deterministic": deterministic}
+    parser.add_argument("--only", choices=[*running, *apart])
     arguments = parser.parse_args()
-    async with asgl.Runtime(arguments.model, kernels=arguments.kernels) as rt:
-        print(rt.model)
-        await decode(rt, 8, 8)
-        await overhead(rt)
-        await ticking(rt)
-        await long_prompt(rt)
-    await upkeep(arguments.model, arguments.kernels)
+    if arguments.only not in apart:
+        async with asgl.Runtime(arguments.model, kernels=arguments.kernels) as rt:
+            print(rt.model)
+            await decode(rt, 8, 8)
+            for name, part in running.items():
+                if arguments.only in (None, name):
+                    await part(rt)
+    for name, measure in apart.items():
+        if arguments.only in (None, name):
+            await measure(arguments.model, arguments.kernels)
 
 
 if __name__ == "__main__":

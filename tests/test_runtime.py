@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
+import signal
 import threading
 
 import anyio
@@ -270,6 +272,69 @@ async def test_a_keyboard_interrupt_in_the_body_closes_everything(model):
             await asyncio.sleep(0)
             raise KeyboardInterrupt
     assert not device_threads()
+
+
+def test_an_interrupt_while_a_step_runs_closes_everything(model):
+    """Ctrl-C: the step returns, the Runtime is left, and the next one works."""
+
+    async def interrupted() -> None:
+        async with runtime(model) as rt:
+            runner = rt._running.engine._runner
+            run = runner.run
+
+            def interrupting(plan):
+                if plan.number == 3:
+                    os.kill(os.getpid(), signal.SIGINT)
+                return run(plan)
+
+            runner.run = interrupting
+            await rt.prompt("abc").gen(max_tokens=1500, ignore_eos=True)
+
+    async def after() -> str:
+        async with runtime(model) as rt:
+            return await rt.prompt("abc").gen(max_tokens=3)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(interrupted())
+    assert not device_threads()
+    asyncio.run(after())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+async def test_a_forked_child_is_told_and_its_parent_goes_on(model):
+    async with runtime(model) as rt:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            async def use() -> None:
+                rt.prompt("b").gen()
+
+            try:
+                asyncio.run(use())
+                told = "nothing"
+            except BaseException as error:
+                told = repr(error)
+            os.write(writer, told.encode())
+            os._exit(0)
+        os.close(writer)
+        told = await asyncio.to_thread(os.read, reader, 1000)
+        os.close(reader)
+        await asyncio.to_thread(os.waitpid, child, 0)
+        assert b"ConfigError" in told
+        assert b"belong to the event loop" in told
+        assert isinstance(await rt.prompt("c").gen(), str)
+
+
+async def test_a_megabyte_of_text_does_not_block_the_loop(model):
+    async with runtime(model) as rt:
+        handle = rt.prompt("the other thing on the house. " * 34_000).gen()
+        turns = 0
+        while not handle.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 100
+        with pytest.raises(asgl.ContextLengthError):
+            await handle
 
 
 async def test_flushing_the_cache(model):

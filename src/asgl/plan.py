@@ -60,6 +60,16 @@ class ScoreRow:
     targets: tuple[int, ...]
 
 
+class Continued(NamedTuple):
+    """A new token that was not known when the step was planned: the step before, still in flight then, samples it.
+
+    `token` is its place in `input_ids`, where 0 stands for it; `sample` its place in the `samples` of the step before.
+    """
+
+    token: int
+    sample: int
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step. Rows with one new token come first: `decode_rows` of them."""
@@ -76,6 +86,8 @@ class StepPlan:
     shared: tuple[SharedSpan, ...] = ()
     samples: tuple[SampleRow, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
+    continued: tuple[Continued, ...] = ()
+    """Empty unless the step was planned while another was in flight; a runner that takes one step at a time never sees any."""
 
     @property
     def rows(self) -> int:

@@ -135,7 +135,8 @@ class Runtime:
             engine = Engine(
                 runner,
                 Scheduler(capacity=runner.capacity, max_running=self._max_running, max_batch_tokens=batch_tokens,
-                          max_waiting=self._max_waiting, policy=self._policy, step_seconds=_STEP_SECONDS),
+                          max_waiting=self._max_waiting, policy=self._policy, step_seconds=_STEP_SECONDS,
+                          steps_in_flight=runner.steps_in_flight),
                 device,
                 tokenizer=checkpoint.tokenizer,
                 context_length=checkpoint.config.context_length,

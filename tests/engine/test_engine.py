@@ -22,6 +22,8 @@ from asgl.plan import StepPlan
 from asgl.sampling import SamplingParams
 from asgl.trace import RequestEvent, StepEvent
 
+pytestmark = pytest.mark.usefixtures("steps_in_flight")
+
 
 async def test_a_generation_is_told_token_by_token_and_settled_once():
     async with opened() as engine:
@@ -96,8 +98,9 @@ async def test_cancel_while_queued_running_and_in_flight():
         engine.cancel(running)
         assert running.settled
         assert queued.settled
-        later = generate(engine, [1, 2, 3], max_tokens=2)
         gate.leave_open()
+        await settled(generate(engine, [6], max_tokens=3))  # the step has returned
+        later = generate(engine, [1, 2, 3], max_tokens=2)
         await settled(later)
         assert token_ids(later) == expected_output([1, 2, 3], 2)
         assert later.cached_tokens == 2
@@ -284,3 +287,31 @@ async def test_cancelling_the_engines_task_lets_the_step_return_first():
         gate.leave_open()
         await settled(ticket)
         assert type(ticket.error) is EngineCrashedError
+
+
+async def test_a_pin_ends_after_its_time_and_with_the_engine():
+    async with opened() as engine:
+        await settled(engine.extend([1, 2, 3], listener=Waiter()))
+        engine.pin([1, 2, 3], seconds=0)
+        assert engine.statistics().pinned == 3
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert engine.statistics().pinned == 0
+        engine.pin([1, 2], seconds=1000)
+        assert engine.statistics().pinned == 2
+        await engine.close()
+        assert engine.statistics().pinned == 0
+
+
+async def test_an_ended_pin_lets_in_who_waited_for_its_room():
+    async with opened(capacity=20) as engine:
+        await settled(engine.extend([1] * 15, listener=Waiter()))
+        gate = asyncio.Event()
+        running = Waiter()
+        running.then = lambda ticket: gate.set()
+        first = generate(engine, [2], running, max_tokens=3)
+        await gate.wait()
+        engine.pin([1] * 15, seconds=0)
+        second = generate(engine, [3] * 10, max_tokens=2)
+        await settled(first, second)
+        assert token_ids(second) == expected_output([3] * 10, 2)

@@ -190,7 +190,7 @@ def test_make_runner_takes_the_plain_one_on_cpus() -> None:
 def test_uploads_are_one_copy_and_keep_shapes_and_types() -> None:
     cuda = FakeCuda(watch=True)
     device = CudaDevice(CPU, cuda)
-    cuda.know(device._in.host, device._out)
+    cuda.know(*device._in.hosts, *(each.host for each in device._landings))
     given = [torch.arange(3, dtype=torch.int32), torch.empty(0, dtype=torch.int64),
              torch.tensor([[0.5], [1e300]], dtype=torch.float64)]
     with device.on_stream():

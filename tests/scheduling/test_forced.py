@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 from fake_runner import VOCABULARY, extend_hash, next_token, sequence_hash
-from scheduler_harness import Harness, tokens
+from scheduler_harness import Harness, StopAt, tokens
 
 from asgl.plan import StepPlan
 from asgl.sampling import SamplingSpec
@@ -115,16 +115,6 @@ def test_max_tokens_ends_forced_tokens_too(most):
     harness.verify_idle()
 
 
-class StopAt:
-    """Ends the generation at a token."""
-
-    def __init__(self, token: int) -> None:
-        self.token = token
-
-    def push(self, token_id: int, /) -> str | None:
-        return "stop" if token_id == self.token else None
-
-
 def test_a_stop_inside_of_forced_tokens():
     harness = Harness(200)
     harness.submit(tokens(5), max_tokens=100, grammar=Script([1, [60, 61, 62, 63], 1]), output=StopAt(62))
@@ -164,7 +154,7 @@ def random_parts(generator: random.Random) -> list[int | list[int]]:
 def test_any_mixture_chunked_retracted_cancelled_and_failed(seed):
     generator = random.Random(seed)
     harness = Harness(generator.randint(90, 200), max_batch_tokens=generator.choice([3, 8, 64]),
-                      max_running=generator.choice([2, 8]), share_threshold=4)
+                      max_running=generator.choice([2, 8]), share_threshold=4, steps_in_flight=1 + seed % 2)
     wanted: dict[int, list[int]] = {}
     for _ in range(25):
         prompt = tokens(generator.randint(1, 20), seed=generator.randrange(3))
@@ -173,11 +163,12 @@ def test_any_mixture_chunked_retracted_cancelled_and_failed(seed):
         request = harness.submit(prompt, max_tokens=most, grammar=Script(parts))
         wanted[request.id] = expected(prompt, parts, most)
         for _ in range(generator.randrange(4)):
-            if harness.begin():
-                if generator.random() < 0.1:
-                    harness.abandon()
-                else:
-                    harness.finish()
+            if harness.full or not harness.begin() or generator.random() < 0.5:
+                continue
+            if generator.random() < 0.1:
+                harness.abandon()
+            else:
+                harness.finish()
         if generator.random() < 0.15:
             victim = generator.choice(list(harness.requests.values()))
             harness.scheduler.cancel(victim)
@@ -193,7 +184,7 @@ def test_forced_tokens_outgrow_the_cache_and_the_request_goes_on_later():
     harness = Harness(64)
     harness.submit(tokens(8, seed=9), max_tokens=50)
     harness.run()
-    harness.scheduler._reserve_share = 0.1  # as after a long time without a retraction: many are admitted at once
+    harness.scheduler.admission.reserve_share = 0.1  # as after a long time without a retraction: many are admitted at once
     parts: list[int | list[int]] = [1, list(range(20)), 3, list(range(10))]
     for number in range(6):
         harness.submit(tokens(8, seed=number), max_tokens=40, grammar=Script(parts))

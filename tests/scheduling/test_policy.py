@@ -16,6 +16,7 @@ from asgl.scheduling.policy import AGING, POLICIES, make_queue
 from asgl.scheduling.radix_cache import RadixCache
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
+from asgl.scheduling.waiting import Waiting
 
 
 def waiting(cache: RadixCache, number: int, sequence: list[int], priority: int = 0) -> Request:
@@ -131,6 +132,32 @@ def test_a_flood_in_one_namespace_does_not_starve_another():
     assert len(harness.ended) - ended_before <= 2 * len(quiet) + 3
     harness.run()
     assert len(harness.ended) == 105
+
+
+def test_many_namespaces_take_turns_by_what_their_requests_cost():
+    """A model of the queue: of those with the least virtual time one is next, and as many wait as were put in."""
+    generator = random.Random(0)
+    queue = Waiting(lambda: make_queue("fcfs"))
+    alive: list[Request] = []
+    served: dict[str, int] = {}
+    for number in range(3000):
+        if generator.random() < 0.55 or not alive:
+            request = Request(number, [1], namespace=str(generator.randrange(40)))
+            request.arrival = number
+            alive.append(request)
+            queue.push(request)
+        elif generator.random() < 0.2:
+            queue.remove(alive.pop(generator.randrange(len(alive))))
+        else:
+            request = queue.pop()
+            assert request is not None
+            others = {other.namespace for other in alive}
+            assert all(queue._times[request.namespace] <= queue._times[name] for name in others)
+            alive.remove(request)
+            queue.charge(request, generator.randint(1, 20))
+            served[request.namespace] = served.get(request.namespace, 0) + 1
+        assert len(queue) == len(alive)
+    assert len(served) == 40
 
 
 def run_adversary(policy: str, patience: int = 500) -> tuple[int, int]:

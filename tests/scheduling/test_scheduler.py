@@ -8,14 +8,15 @@ from array import array
 from contextlib import suppress
 
 import pytest
-from fake_runner import expected_output
+from fake_runner import VOCABULARY, expected_output
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from scheduler_harness import Harness, ScoreRequest, tokens
+from scheduler_harness import Harness, ScoreRequest, StopAt, tokens
 
 from asgl.errors import CapacityError, InternalError, RequestError
 from asgl.plan import INT, StepResult
+from asgl.sampling import SamplingSpec
 from asgl.scheduling.policy import POLICIES
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
@@ -30,6 +31,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         capacity=st.integers(30, 120), max_batch_tokens=st.integers(4, 40), max_running=st.integers(1, 6),
         policy=st.sampled_from(POLICIES), patience=st.integers(10, 200), share_threshold=st.integers(1, 8),
+        steps_in_flight=st.integers(1, 2),
     )
     def start(self, capacity, **options):
         self.harness = Harness(capacity, **options)
@@ -40,6 +42,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(self, prompt, max_tokens, namespace, priority):
         with suppress(CapacityError):
             self.harness.submit(prompt, max_tokens=max_tokens, namespace=namespace, priority=priority)
+
+    @rule(prompt=TOKENS, max_tokens=st.integers(1, 12), stop=st.integers(0, VOCABULARY - 1))
+    def submit_with_a_stop(self, prompt, max_tokens, stop):
+        with suppress(CapacityError):
+            self.harness.submit(prompt, max_tokens=max_tokens, output=StopAt(stop))
+
+    @rule(prompt=TOKENS, max_tokens=st.integers(1, 8))
+    def submit_penalised(self, prompt, max_tokens):
+        with suppress(CapacityError):
+            self.harness.submit(prompt, max_tokens=max_tokens, spec=SamplingSpec(repetition_penalty=1.2))
 
     @rule(prompt=TOKENS, tail=TOKENS, forks=st.integers(2, 5), max_tokens=st.integers(1, 8))
     def fork(self, prompt, tail, forks, max_tokens):
@@ -71,23 +83,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     def flush(self):
         self.harness.scheduler.ledger.flush()
 
-    @precondition(lambda self: self.harness.plan is None)
+    @precondition(lambda self: not self.harness.full)
     @rule()
     def begin(self):
         self.harness.begin()
 
-    @precondition(lambda self: self.harness.plan is not None)
+    @precondition(lambda self: self.harness.in_flight)
     @rule()
     def finish(self):
         self.harness.finish()
 
-    @precondition(lambda self: self.harness.plan is None)
     @rule(steps=st.integers(1, 6))
     def steps(self, steps):
         for _ in range(steps):
             self.harness.step()
 
-    @precondition(lambda self: self.harness.plan is not None)
+    @precondition(lambda self: self.harness.in_flight)
     @rule()
     def fail(self):
         self.harness.abandon()
@@ -105,8 +116,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "harness"):
-            if self.harness.plan is not None:
-                self.harness.finish()
             self.harness.run()
             self.harness.verify_ended()
             for number in self.pins:
@@ -332,4 +341,66 @@ def test_cancel_is_idempotent_and_keeps_what_was_computed():
     harness.finish()
     assert harness.scheduler.ledger.cache.evictable == 16
     assert not harness.step()
+    harness.verify_idle()
+
+
+def test_duplicates_are_freed_once_and_all_go_on_with_the_cached_slots():
+    """Strangers compute the same prompt in one step: the first to be cached keeps its slots, the others give theirs back."""
+    harness = Harness(200, share_threshold=1000)
+    for _ in range(3):
+        harness.submit(tokens(20), max_tokens=3)
+    harness.step()
+    assert harness.runner.computed_tokens == 60
+    harness.run()
+    assert harness.scheduler.ledger.cache.evictable == 22
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_a_prefix_that_is_evicted_while_its_request_waits_is_not_believed_in():
+    """What a request had matched when it came, or before it was retracted, is matched anew when it is admitted."""
+    harness = Harness(60, max_running=1, policy="fcfs")
+    prefix = tokens(30)
+    harness.submit(prefix)
+    harness.run()
+    harness.submit(tokens(40, 1), max_tokens=10)
+    waits = harness.submit([*prefix, 1, 2], max_tokens=5)
+    assert waits.matched == 30
+    while waits.admissions == 0:
+        harness.step()
+    assert waits.cached_tokens < 30
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_locking_its_prefix_takes_room_from_the_request_itself():
+    """Eight slots are free and ten evictable, but the ten are the request's own prefix: it waits, and they are not evicted."""
+    harness = Harness(30)
+    prefix = tokens(10)
+    harness.submit(prefix)
+    harness.run()
+    harness.submit(tokens(11, 1), max_tokens=3)
+    harness.step()
+    waits = harness.submit([*prefix, *tokens(12, 2)], max_tokens=1)
+    harness.begin()
+    assert harness.scheduler.ledger.available == 18
+    assert waits.state == "waiting"
+    assert waits.matched == 10
+    harness.run()
+    assert waits.cached_tokens == 10
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_the_lowest_priority_gives_way_first():
+    harness = Harness(64)
+    harness.scheduler.admission.reserve_share = 0.1
+    low, *high = [harness.submit(tokens(8, number), max_tokens=30, priority=number > 0) for number in range(4)]
+    while not harness.scheduler.counters.retractions:
+        harness.step()
+    assert low.retracted
+    assert not any(request.retracted for request in high)
+    harness.run()
+    harness.verify_ended()
     harness.verify_idle()

@@ -74,12 +74,19 @@ class Gate:
         self.let_go.release()
 
 
+class InFlight:
+    """How many steps the engines of a test have in flight."""
+
+    steps = 1
+
+
 @asynccontextmanager
-async def opened(capacity=500, before_step=None, context_length=200, tracers=(), **options):
+async def opened(capacity=500, before_step=None, context_length=200, tracers=(), before_collect=None, **options):
     device = DeviceThread()
-    runner = FakeRunner(capacity, before_step)
-    engine = Engine(runner, Scheduler(capacity=capacity, **options), device, tokenizer=LetterTokenizer(),
-                    context_length=context_length, tracers=Tracers(tracers))
+    runner = FakeRunner(capacity, before_step, InFlight.steps, before_collect)
+    scheduler = Scheduler(capacity=capacity, steps_in_flight=InFlight.steps, **options)
+    engine = Engine(runner, scheduler, device, tokenizer=LetterTokenizer(), context_length=context_length,
+                    tracers=Tracers(tracers))
     engine.start()
     try:
         yield engine
@@ -91,6 +98,7 @@ async def opened(capacity=500, before_step=None, context_length=200, tracers=(),
         assert not engine.scheduler.running
         assert not engine.scheduler.waiting
         assert runner.closed
+        assert not runner.in_flight
         assert not [thread for thread in threading.enumerate() if thread.name == "asgl-device"]
 
 

@@ -4,8 +4,8 @@ Copies and operations of torch are seen by a dispatch mode, launches of Triton k
 captured graph is the list of both; a replay runs them again on the very tensors of the capture, so that whatever a step does not
 put into these tensors a replay cannot see, as on a GPU.
 
-What would be wrong on a GPU and right on a CPU raises: waiting for the device within a step, reading a result before the event,
-and packing a pinned buffer while a copy from it may be under way.
+What would be wrong on a GPU and right on a CPU raises: waiting for the device within a step, and packing a pinned buffer while a
+copy from it may be under way. A result that comes down is there once the event was waited for; earlier there is rubbish.
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ class FakeCuda:
         self.free, self.watching = free, watch
         self._stream: object | None = None
         self._hosts: set[int] = set()
-        self._in_flight: set[int] = set()
+        self._in_flight: dict[int, int] = {}
+        """Pinned buffers that are copied from, each with the number of its last copy."""
+        self._copies = 0
+        self._coming: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        """Results on their way to the host, each with the number of copies when it was asked for."""
         self._recording: list[Callable[[], None]] | None = None
         self._watch = _Watch(self)
         self._busy = False
-        self._recorded = False
 
     # --- what the runner calls ---
 
@@ -62,20 +65,24 @@ class FakeCuda:
         self._stream = before
 
     def Event(self) -> object:
-        return SimpleNamespace(record=self._record, synchronize=self._wait)
+        return _Event(self)
 
-    def _record(self, stream: object) -> None:
+    def record(self, stream: object) -> int:
+        """How many copies the stream will have done when it comes to the event."""
         if stream is not self._stream:
             raise CudaMisuse("the event is recorded on another stream than the work")
         self.log.append("record")
-        self._recorded = True
+        return self._copies
 
-    def _wait(self) -> None:
-        if not self._recorded:
-            raise CudaMisuse("an event is waited for that nobody recorded")
+    def wait(self, copies: int) -> None:
         self.log.append("wait")
-        self._recorded = False
-        self._in_flight.clear()
+        self._in_flight = {buffer: number for buffer, number in self._in_flight.items() if number > copies}
+        before, self._busy = self._busy, True
+        for number, host, value in self._coming:
+            if number <= copies:
+                host.copy_(value)
+        self._busy = before
+        self._coming = [result for result in self._coming if result[0] > copies]
 
     def CUDAGraph(self) -> Any:
         return SimpleNamespace(operations=[], replay=None)
@@ -84,9 +91,11 @@ class FakeCuda:
         return "pool"
 
     @contextmanager
-    def graph(self, graph: Any, pool: object, stream: object) -> Iterator[None]:
+    def graph(self, graph: Any, pool: object, stream: object, capture_error_mode: str = "global") -> Iterator[None]:
         if stream is not self._stream:
             raise CudaMisuse("captured on another stream than that of the steps")
+        if capture_error_mode != "thread_local":
+            raise CudaMisuse("a capture that other threads of the program can break")
         self.log.append("capture")
         self._recording = graph.operations
         yield
@@ -134,25 +143,48 @@ class FakeCuda:
         name = str(function)
         if name.startswith(_WAITS):
             raise CudaMisuse(f"{name} waits for the device in a step")
-        if name.startswith("aten.copy_"):
-            self._copy(args, kwargs)
+        if name.startswith("aten.copy_") and self._copy(args, kwargs):
+            host, source = args[:2]
+            self._coming.append((self._copies, host, source.clone()))
+            return host.fill_(torch.nan if host.is_floating_point() else -(2**31))
         result = function(*args, **kwargs)
         if self._recording is not None:
             self._recording.append(lambda: _again(function, args, kwargs, result))
         return result
 
-    def _copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Checks and records a copy; whether it is one to the host that the caller must wait for."""
         to, source = (tensor.untyped_storage().data_ptr() for tensor in args[:2])
         asynchronous = (len(args) > 2 and args[2]) or kwargs.get("non_blocking", False)
         if to in self._hosts and not asynchronous and to in self._in_flight:
             raise CudaMisuse("a pinned buffer is packed while a copy from it may be under way")
         if source in self._hosts and asynchronous:
             self.log.append("copy in")
-            self._in_flight.add(source)
+            self._copies += 1
+            self._in_flight[source] = self._copies
         elif to in self._hosts and asynchronous:
             self.log.append("copy out")
+            return True
         elif asynchronous:
             raise CudaMisuse("an asynchronous copy of memory that is not pinned")
+        return False
+
+
+class _Event:
+    """An event: a wait for it is one for what was on the stream when it was recorded."""
+
+    def __init__(self, owner: FakeCuda) -> None:
+        self._owner = owner
+        self._recorded: int | None = None
+
+    def record(self, stream: object) -> None:
+        self._recorded = self._owner.record(stream)
+
+    def synchronize(self) -> None:
+        if self._recorded is None:
+            raise CudaMisuse("an event is waited for that nobody recorded")
+        self._owner.wait(self._recorded)
+        self._recorded = None
 
 
 class _Watch(TorchDispatchMode):

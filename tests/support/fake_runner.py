@@ -4,10 +4,13 @@ The "keys and values" of a token are a hash of the sequence up to it, as real on
 stores them for all rows, then checks that each row reads exactly its own prefix, and samples a token from the hash of the
 whole sequence: so the output of a request is a function of its prompt alone, however it was batched, cached, chunked, forked
 or retracted, or else a slot was mixed up.
+
+Tokens that a step goes on with before they are known are looked up among the samples of the step before, as a device does.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from asgl.plan import SampledToken, StepPlan, StepResult
@@ -51,10 +54,17 @@ def expected_scores(prompt: Sequence[int], option: Sequence[int]) -> list[float]
 
 
 class FakeRunner:
-    """Runs plans; `before_step(plan)` is called first, and may raise to fail the step."""
+    """Runs plans; `before_step(plan)` is called first, and may raise to fail the step; `before_collect(plan)` likewise."""
 
-    def __init__(self, capacity: int, before_step: Callable[[StepPlan], None] | None = None) -> None:
+    def __init__(
+        self, capacity: int, before_step: Callable[[StepPlan], None] | None = None, steps_in_flight: int = 1,
+        before_collect: Callable[[StepPlan], None] | None = None,
+    ) -> None:
         self.capacity = capacity
+        self.steps_in_flight = steps_in_flight
+        self.before_collect = before_collect
+        self.in_flight: deque[tuple[StepPlan, StepResult]] = deque()
+        self._sampled: tuple[SampledToken, ...] = ()
         self.memory = [(0, 0)] * capacity
         """For each slot the hash of the sequence up to its token, and that up to the token before."""
         self.before_step = before_step
@@ -65,17 +75,37 @@ class FakeRunner:
     def close(self) -> None:
         self.closed = True
 
+    def launch(self, plan: StepPlan) -> None:
+        assert len(self.in_flight) < self.steps_in_flight
+        self.in_flight.append((plan, self._compute(plan)))
+
+    def collect(self) -> StepResult:
+        plan, result = self.in_flight.popleft()
+        if self.before_collect is not None:
+            self.before_collect(plan)
+        return result
+
     def run(self, plan: StepPlan) -> StepResult:
+        self.launch(plan)
+        return self.collect()
+
+    def _compute(self, plan: StepPlan) -> StepResult:
         self.steps.append(plan)
         if self.before_step is not None:
             self.before_step(plan)
         assert plan.tokens > 0
         assert len(set(plan.slots)) == plan.tokens, "two new tokens share a slot"
+        self._tokens = plan.input_ids[:]
+        for index, sample in plan.continued:
+            assert self.in_flight, "a step goes on with what no step in flight samples"
+            assert plan.input_ids[index] == 0
+            self._tokens[index] = self._sampled[sample].token_id
         states = self._store(plan)
         self.computed_tokens += plan.tokens
         self._check_shared(plan)
+        self._sampled = tuple(SampledToken(next_token(states[sample.index])) for sample in plan.samples)
         return StepResult(
-            samples=tuple(SampledToken(next_token(states[sample.index])) for sample in plan.samples),
+            samples=self._sampled,
             scores=tuple(
                 tuple(log_probability(states[score.index], target) for target in score.targets) for score in plan.scores
             ),
@@ -103,7 +133,7 @@ class FakeRunner:
                 self._check_prefix(before, state)
                 for token in range(first, last):
                     assert plan.positions[token] == len(before) + token - first
-                    previous, state = state, extend_hash(state, plan.input_ids[token])
+                    previous, state = state, extend_hash(state, self._tokens[token])
                     self.memory[plan.slots[token]] = (state, previous)
                     states[token] = state
                     written.add(plan.slots[token])

@@ -19,13 +19,20 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 class Harness:
     """A scheduler and its runner; collects what each request generated, and checks the books after every call."""
 
-    def __init__(self, capacity: int, **options) -> None:
-        self.scheduler = Scheduler(capacity=capacity, **options)
-        self.runner = FakeRunner(capacity)
+    def __init__(self, capacity: int, *, steps_in_flight: int = 1, **options) -> None:
+        self.scheduler = Scheduler(capacity=capacity, steps_in_flight=steps_in_flight, **options)
+        self.runner = FakeRunner(capacity, steps_in_flight=steps_in_flight)
         self.outputs: dict[int, list[int]] = {}
         self.ended: dict[int, str | None] = {}
         self.requests: dict[int, Request] = {}
-        self.plan = None
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.runner.in_flight)
+
+    @property
+    def full(self) -> bool:
+        return self.in_flight == self.runner.steps_in_flight
 
     def submit(self, prompt, **options) -> Request:
         request = Request(len(self.requests), prompt, **options)
@@ -35,24 +42,31 @@ class Harness:
         return request
 
     def begin(self) -> bool:
-        self.plan = self.scheduler.plan()
+        """Plans a step and launches it; whether there was one."""
+        plan = self.scheduler.plan()
         self.take()
-        return self.plan is not None
+        if plan is not None:
+            self.runner.launch(plan)
+        return plan is not None
 
     def finish(self) -> None:
-        self.scheduler.commit(self.runner.run(self.plan))
-        self.plan = None
+        """Commits the oldest step in flight."""
+        self.scheduler.commit(self.runner.collect())
         self.take()
 
     def abandon(self) -> None:
+        """What is in flight has failed."""
+        self.runner.in_flight.clear()
         self.scheduler.abandon()
-        self.plan = None
 
     def step(self) -> bool:
-        planned = self.begin()
-        if planned:
+        """Plans as far ahead as can be, then commits a step; whether there was one."""
+        while not self.full and self.begin():
+            pass
+        if self.in_flight:
             self.finish()
-        return planned
+            return True
+        return False
 
     def take(self) -> None:
         self.scheduler.check()
@@ -73,7 +87,10 @@ class Harness:
         for number in self.ended:
             request = self.requests[number]
             if request.max_tokens:
-                assert self.outputs[number] == expected_output(request.prompt, request.max_tokens)
+                wanted = expected_output(request.prompt, request.max_tokens)
+                if isinstance(request.output, StopAt) and request.output.token in wanted:
+                    wanted = wanted[: wanted.index(request.output.token) + 1]
+                assert self.outputs[number] == wanted
             if request.branches is not None:
                 expected = [expected_scores(request.prompt, option) for option in request.options]
                 assert request.branches.results() == expected
@@ -85,6 +102,16 @@ class Harness:
         assert not scheduler.waiting
         assert scheduler.ledger.pool.free + scheduler.ledger.cache.evictable == scheduler.capacity
         assert scheduler.ledger.cache.pinned == 0
+
+
+class StopAt:
+    """An output that ends at a token."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def push(self, token_id: int, /) -> str | None:
+        return "stop" if token_id == self.token else None
 
 
 class ScoreRequest(Request):

@@ -97,10 +97,12 @@ class Life:
             if plan.number == fails_at:
                 raise StepFailedError
 
-        runner, device = FakeRunner(capacity, before_step), DeviceThread()
+        steps_in_flight = draw.choice([1, 2])
+        runner, device = FakeRunner(capacity, before_step, steps_in_flight), DeviceThread()
         scheduler = Scheduler(
             capacity=capacity, max_running=draw.choice([1, 4, 32]), max_batch_tokens=draw.choice([16, 64, 256]),
             policy=draw.choice(POLICIES), patience=draw.choice([100, 10_000]), share_threshold=draw.choice([1, 16]),
+            steps_in_flight=steps_in_flight,
         )
         engine = Engine(runner, scheduler, device, tokenizer=LetterTokenizer(), context_length=10_000, tracers=Tracers([self]))
         engine.start()

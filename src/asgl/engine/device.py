@@ -55,6 +55,8 @@ class DeviceThread:
                 await asyncio.shield(future)
             except asyncio.CancelledError as error:
                 cancelled = error
+            except GeneratorExit:  # the loop was closed: nothing can be waited for any more
+                raise
             except BaseException:
                 break
         if cancelled is not None:

@@ -1,7 +1,7 @@
 """The engine: three beats a step. Plan (scheduler), run (the device thread), commit (scheduler), and deliver the news.
 
-Everything here runs on the event loop; only `runner.run` runs elsewhere. `submit`-like calls are synchronous: they queue the
-request and wake the loop.
+Everything here runs on the event loop; only the runner runs elsewhere, and on devices that take two steps at once the next one is
+planned while it does: see `steps`. `submit`-like calls are synchronous: they queue the request and wake the loop.
 """
 
 from __future__ import annotations
@@ -10,60 +10,32 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import anyio.to_thread
 
+from asgl.engine.delivery import Delivery
 from asgl.engine.device import DeviceThread
-from asgl.engine.healing import HealedBeginning, Healer
-from asgl.engine.output import OutputText
+from asgl.engine.intake import Intake
 from asgl.engine.saved import SavedState
-from asgl.engine.stop_regex import compiled
+from asgl.engine.steps import Launched, Runner, Steps
 from asgl.engine.ticket import Listener, Ticket
-from asgl.errors import (
-    AsglError,
-    ConfigError,
-    ContextLengthError,
-    EngineClosedError,
-    EngineCrashedError,
-    EngineError,
-    GrammarError,
-    RequestError,
-)
+from asgl.errors import AsglError, EngineClosedError, EngineCrashedError, EngineError, RequestError
 from asgl.execution.grammar import Compiler, Grammar
 from asgl.models.chat_template import ChatTemplate
 from asgl.models.tokenizer import Tokenizer
-from asgl.plan import INT, StepPlan, StepResult
-from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams, SamplingSpec
+from asgl.plan import INT, StepResult
+from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
 from asgl.scheduling.branches import Branches
 from asgl.scheduling.request import Request
-from asgl.scheduling.scheduler import Scheduler, Update
-from asgl.trace import RequestEvent, StepEvent, Tracers
-from asgl.types import EngineStatistics, FinishReason, ModelInfo, NamespaceStatistics
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from asgl.scheduling.scheduler import Scheduler
+from asgl.trace import StepEvent, Tracers
+from asgl.types import EngineStatistics, NamespaceStatistics
 
 T = TypeVar("T")
 
 _SETTLING_TURNS = 3
 """Turns of the event loop that programs get after requests have ended, so that what they submit next is in the next step."""
-
-
-class Runner(Protocol):
-    """What computes plans; see `asgl.execution.runner`."""
-
-    @property
-    def info(self) -> ModelInfo: ...
-
-    def run(self, plan: StepPlan, /) -> StepResult: ...
-
-    def read_kv(self, slots: Sequence[int], /) -> Tensor: ...
-
-    def write_kv(self, slots: Sequence[int], values: Tensor, /) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Engine:
@@ -98,12 +70,15 @@ class Engine:
         """Compiles what `generate` takes as its grammar. Slow: for `run_in_thread`."""
         self._runner = runner
         self._device = device
+        self._steps = Steps(runner, device)
         self._wake = asyncio.Event()
         self.saved = SavedState(scheduler.ledger, device, runner, fingerprint, self._wake.set)
         """Files of what is cached."""
         self._clock = clock
-        self._tickets: dict[int, Ticket] = {}
+        self._intake = Intake(tokenizer, context_length)
+        self._delivery = Delivery(self.tracers, clock)
         self._next_id = 0
+        self._pins: dict[int, asyncio.TimerHandle] = {}
         self._cancelled = 0
         self._plan_seconds = self._run_seconds = self._idle_seconds = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,19 +90,11 @@ class Engine:
 
     def check_sampling(self, params: SamplingParams) -> None:
         """ConfigError if the parameters name a token that the model does not have, or have a stop_regex that is none."""
-        for pattern in params.stop_regex or ():
-            compiled(pattern)
-        for token in (*(params.stop_token_ids or ()), *(params.logit_bias or ())):
-            if token >= self.tokenizer.vocabulary:
-                raise ConfigError(f"there is no token {token}: the model's vocabulary has {self.tokenizer.vocabulary} tokens")
+        self._intake.check_sampling(params)
 
     def heal(self, prompt: Sequence[int]) -> tuple[int, str]:
         """How many tokens at the end of the prompt to generate once more, and their text: see `healing`."""
-        return self._healer.tail(prompt)
-
-    @cached_property
-    def _healer(self) -> Healer:
-        return Healer(self.tokenizer)
+        return self._intake.heal(prompt)
 
     def generate(
         self,
@@ -148,42 +115,17 @@ class Engine:
         end, and the reason is "grammar" once nothing may follow. `max_tokens` is cut to what the model's context leaves. What is
         wrong with the request settles the ticket before this returns.
         """
-        stop_tokens = params.stop_token_ids or ()
-        healed, given = self.heal(prompt) if params.token_healing and grammar is None else (0, "")
-        prompt = prompt[: len(prompt) - healed]
-        output = OutputText(
-            self.tokenizer.detokenizer,
-            stops=params.stop or (),
-            stop_regexes=params.stop_regex or (),
-            stop_tokens=stop_tokens,
-            end_tokens=end_tokens,
-            keep_stop=bool(params.keep_stop),
-            min_tokens=params.min_tokens or 0,
-            given=given,
-            healed=healed,
-        )
-        room = self.context_length - len(prompt)
-        request = Request(
-            self._new_id(),
-            prompt,
-            max_tokens=min(_complete(params.max_tokens), max(room, 0)),
-            spec=_spec(params, seed, logprobs),
-            output=output,
-            min_tokens=params.min_tokens or 0,
-            banned=(*end_tokens, *stop_tokens),
-            grammar=grammar.matcher(end_tokens) if grammar is not None
-            else HealedBeginning(self._healer, given) if healed else None,
-            namespace=namespace,
-            priority=priority,
+        request, output = self._intake.generation(
+            self._new_id(), prompt, params, seed=seed, logprobs=logprobs, end_tokens=end_tokens, grammar=grammar,
+            namespace=namespace, priority=priority,
         )
         ticket = Ticket(request, listener, output, self._clock())
-        if room < 1:
-            return self._refuse(ticket, self._too_long(request, "leave no room to generate"))
-        if request.max_tokens == 0:
-            self._emit_request("submitted", ticket)
-            self._settle(ticket, reason="length")
+        error = self._intake.too_long(request, 1, "leave no room to generate")
+        if error is None and request.max_tokens == 0:
+            self._delivery.add(ticket)
+            self._delivery.settle(ticket, reason="length")
             return ticket
-        return self._submit(ticket)
+        return self._submit(ticket, error)
 
     def score(
         self,
@@ -197,9 +139,8 @@ class Engine:
         """Scores each option as a continuation of `prompt`: `ticket.option_logprobs`, in the order of the options."""
         request = Request(self._new_id(), prompt, branches=Branches(options), namespace=namespace, priority=priority)
         ticket = Ticket(request, listener, None, self._clock())
-        if len(prompt) + max(map(len, options), default=0) > self.context_length:
-            return self._refuse(ticket, self._too_long(request, "and the longest option are too long"))
-        return self._submit(ticket)
+        longest = max(map(len, options), default=0)
+        return self._submit(ticket, self._intake.too_long(request, longest, "and the longest option are too long"))
 
     def extend(
         self, prompt: Sequence[int], *, namespace: str | None = None, priority: int = 0, listener: Listener
@@ -207,9 +148,7 @@ class Engine:
         """Computes the keys and values of `prompt`, so that they are in the cache."""
         request = Request(self._new_id(), prompt, namespace=namespace, priority=priority)
         ticket = Ticket(request, listener, None, self._clock())
-        if len(prompt) > self.context_length:
-            return self._refuse(ticket, self._too_long(request, "are too many"))
-        return self._submit(ticket)
+        return self._submit(ticket, self._intake.too_long(request, 0, "are too many"))
 
     def cancel(self, ticket: Ticket) -> None:
         """Settles the ticket without telling its listener. The request leaves the batch before the next step. Idempotent."""
@@ -217,17 +156,14 @@ class Engine:
             return
         self._cancelled += 1
         self.scheduler.cancel(ticket.request)
-        del self._tickets[ticket.request_id]
-        ticket.settled = True
-        ticket.finished_at = self._clock()
-        self._emit_request("cancelled", ticket)
+        self._delivery.withdraw(ticket)
         self._wake.set()
 
     def stop(self, ticket: Ticket) -> None:
         """Ends a generation now, with what it has: finish reason "stopped". Nothing happens if it has ended."""
         if not ticket.settled:
             self.scheduler.cancel(ticket.request)
-            self._settle(ticket, reason="stopped")
+            self._delivery.settle(ticket, reason="stopped")
             self._wake.set()
 
     def flush_cache(self) -> int:
@@ -239,7 +175,12 @@ class Engine:
         self._check_loop()
         assert self._loop is not None
         number = self.scheduler.ledger.pin(array(INT, tokens), namespace)
-        self._loop.call_later(seconds, self.scheduler.ledger.unpin, number)
+        self._pins[number] = self._loop.call_later(seconds, self._unpin, number)
+
+    def _unpin(self, number: int) -> None:
+        del self._pins[number]
+        self.scheduler.ledger.unpin(number)
+        self._wake.set()
 
     def _new_id(self) -> int:
         self._check_loop()
@@ -254,29 +195,20 @@ class Engine:
         if running is not self._loop:
             raise EngineError("a Runtime can only be used in the event loop in which it was opened")
 
-    def _submit(self, ticket: Ticket) -> Ticket:
-        request = ticket.request
-        if self._end is not None:
-            return self._refuse(ticket, self._end)
-        try:
-            self.scheduler.submit(request)
-        except RequestError as error:
-            return self._refuse(ticket, error)
-        self._tickets[request.id] = ticket
-        self._emit_request("submitted", ticket)
+    def _submit(self, ticket: Ticket, error: AsglError | None = None) -> Ticket:
+        """Queues the ticket's request, or settles it with what is wrong with it."""
+        error = error or self._end
+        if error is None:
+            try:
+                self.scheduler.submit(ticket.request)
+            except RequestError as refused:
+                error = refused
+        if error is not None:
+            self._delivery.settle(ticket, error=error)
+            return ticket
+        self._delivery.add(ticket)
         self._wake.set()
         return ticket
-
-    def _refuse(self, ticket: Ticket, error: AsglError) -> Ticket:
-        self._settle(ticket, error=error)
-        return ticket
-
-    def _too_long(self, request: Request, what: str) -> ContextLengthError:
-        return ContextLengthError(
-            f"the prompt's {len(request.prompt)} tokens {what}: the model's context has {self.context_length}. "
-            "Shorten the prompt",
-            tokens=len(request.prompt), limit=self.context_length, request_id=request.id,
-        )
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -293,103 +225,63 @@ class Engine:
             await self._device.run(self._runner.close)
 
     async def _serve(self) -> None:
-        """Plans, runs and commits until the engine has ended."""
+        """Plans, runs and commits until the engine has ended and nothing is in flight."""
         try:
-            while self._end is None:
+            while self._end is None or self._steps.in_flight:
                 began = self._clock()
                 plan = self.scheduler.plan()
                 settled = self._deliver()
                 planned = self._clock()
                 self._plan_seconds += planned - began
                 if plan is not None:
-                    settled |= await self._step(plan, planned - began)
+                    await self._steps.launch(Launched(plan, planned - began))
+                    if not self._steps.full:
+                        continue
+                if self._steps.in_flight:
+                    settled |= self._commit(*await self._steps.collect())
                 elif not settled:
                     await self._wake.wait()
                     self._wake.clear()
                     self._idle_seconds += self._clock() - planned
                 for _ in range(_SETTLING_TURNS if settled else 0):
                     await asyncio.sleep(0)
+        except GeneratorExit:  # the loop was closed: nobody waits any more, and nothing can be waited for
+            raise
         except BaseException as error:
+            await self._steps.drain()
+            self.scheduler.abandon()
             crash = EngineCrashedError(f"the engine has stopped, because a step failed: {error!r}")
             crash.__cause__ = error
             self._finish(crash)
             if not isinstance(error, Exception):
                 raise
 
-    async def _step(self, plan: StepPlan, plan_seconds: float) -> bool:
-        """Runs the plan and commits it; whether any ticket was settled. Whatever fails, the scheduler's books stay right."""
-        try:
-            result = await self._device.run(self._runner.run, plan)
-        except BaseException:
-            self.scheduler.abandon()
-            raise
+    def _commit(self, step: Launched, result: StepResult) -> bool:
+        """Takes what a step gave, and delivers the news; whether any ticket was settled."""
         began = self._clock()
         self.scheduler.commit(result)
         settled = self._deliver()
         self._run_seconds += result.seconds
         self._plan_seconds += self._clock() - began
         if self.tracers:
-            self._emit_step(plan, result, plan_seconds)
+            self._emit_step(step, result)
         return settled
 
     def _deliver(self) -> bool:
         """Hands the scheduler's news to the tickets; whether any was settled."""
-        settled = False
-        for update in self.scheduler.take_updates():
-            settled |= update.ended
-            self._deliver_one(update)
-        return settled
-
-    def _deliver_one(self, update: Update) -> None:
-        ticket = self._tickets.get(update.request.id)
-        if ticket is None:
-            return  # cancelled by the listener of another request, just now
-        if update.event is not None:
-            self._emit_request(update.event, ticket)
-            return
-        if update.token is not None:
-            if ticket.first_token_at is None:
-                ticket.first_token_at = self._clock()
-            ticket.tokens.append(update.token)
-        if not update.ended:
-            self._tell(ticket.listener.on_progress, ticket)
-            return
-        if update.request.branches is not None:
-            ticket.option_logprobs = update.request.branches.results()
-        error = ticket.output.error if ticket.output is not None else None
-        grammar = update.request.grammar
-        if error is None and grammar is not None and grammar.error is not None:
-            error = GrammarError(f"the grammar cannot go on after {ticket.text[-100:]!r}: {grammar.error}",
-                                 request_id=ticket.request_id)
-        self._settle(ticket, reason=update.reason if error is None else None, error=error)
-
-    def _settle(self, ticket: Ticket, *, reason: FinishReason | None = None, error: BaseException | None = None) -> None:
-        self._tickets.pop(ticket.request_id, None)
-        if ticket.output is not None and reason in ("length", "stopped", "grammar"):
-            ticket.output.finish()
-        if error is not None:
-            self._emit_request("failed", ticket, repr(error))
-        else:
-            self._emit_request("finished", ticket, reason or "")
-        self._tell(lambda t: t.settle(self._clock(), reason=reason, error=error), ticket)
-
-    def _tell(self, callback: Callable[[Ticket], None], ticket: Ticket) -> None:
-        """A listener that raises is a bug above; it must not end the engine and every other request with it."""
-        try:
-            callback(ticket)
-        except Exception as error:
-            assert self._loop is not None
-            message = f"a listener of request {ticket.request_id} raised"
-            self._loop.call_exception_handler({"message": message, "exception": error})
+        return self._delivery.deliver(self.scheduler.take_updates())
 
     def _finish(self, why: EngineError) -> None:
         """Serves no more: everything that waits ends with `why`."""
         if self._end is not None:
             return
         self._end = why
-        for ticket in list(self._tickets.values()):
+        for number, timer in list(self._pins.items()):
+            timer.cancel()
+            self._unpin(number)
+        for ticket in self._delivery.open:
             self.scheduler.cancel(ticket.request)
-            self._settle(ticket, error=why)
+            self._delivery.settle(ticket, error=why)
         self._wake.set()
 
     async def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
@@ -422,36 +314,9 @@ class Engine:
                         for name, seen in counters.namespaces.items()},
         )
 
-    def _emit_request(self, kind: Any, ticket: Ticket, reason: str = "") -> None:
-        if self.tracers:
-            self.tracers.emit(RequestEvent(
-                kind, ticket.request_id, ticket.prompt_tokens, ticket.cached_tokens, ticket.request.generated, reason
-            ))
-
-    def _emit_step(self, plan: StepPlan, result: StepResult, plan_seconds: float) -> None:
-        scheduler = self.scheduler
+    def _emit_step(self, step: Launched, result: StepResult) -> None:
+        scheduler, plan = self.scheduler, step.plan
         self.tracers.emit(StepEvent(
             plan.number, plan.decode_rows, plan.rows - plan.decode_rows, plan.tokens, len(scheduler.running),
-            scheduler.waiting, scheduler.ledger.pool.free, scheduler.ledger.cache.evictable, plan_seconds, result.seconds,
+            scheduler.waiting, scheduler.ledger.pool.free, scheduler.ledger.cache.evictable, step.plan_seconds, result.seconds,
         ))
-
-
-def _complete(value: T | None) -> T:
-    if value is None:
-        raise ConfigError("the engine takes complete sampling parameters: merge them over the library's defaults")
-    return value
-
-
-def _spec(params: SamplingParams, seed: int, logprobs: int | None) -> SamplingSpec:
-    return SamplingSpec(
-        temperature=_complete(params.temperature),
-        top_p=_complete(params.top_p),
-        top_k=_complete(params.top_k),
-        min_p=_complete(params.min_p),
-        frequency_penalty=_complete(params.frequency_penalty),
-        presence_penalty=_complete(params.presence_penalty),
-        repetition_penalty=_complete(params.repetition_penalty),
-        logit_bias=tuple((params.logit_bias or {}).items()),
-        seed=seed,
-        logprobs=logprobs,
-    )

@@ -4,7 +4,9 @@
     stream        └─ copy in ── launches or a replay ── copy out ── event┘
 
 All of it is on one stream of its own, so that order needs no other events, and nothing waits for the whole device: the device
-thread waits once a step, for the event after the last copy. `cuda` is torch.cuda, or what a test puts in its place.
+thread waits once a step, for the event after the last copy. Two steps may be in flight, so there are two of what the host packs
+and reads, its *lanes*, used in turn; what is on the device there is once, for there steps never overlap. `cuda` is torch.cuda, or
+what a test puts in its place.
 """
 
 from __future__ import annotations
@@ -20,16 +22,25 @@ _ALIGNED = 16
 
 
 class Buffer:
-    """Bytes on the host, pinned, and as many on the device; tensors are packed into both at the same places."""
+    """Bytes on the host, pinned, for each lane, and as many on the device; tensors are packed into both at the same places."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.size = size
-        self.host = _pinned(size, device)
+        self.hosts = (_pinned(size, device), _pinned(size, device))
         self.device = torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def _pinned(size: int, device: torch.device) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+
+class Landing:
+    """Where the results of a lane's step come down, and the event after the last of them."""
+
+    def __init__(self, device: torch.device, event: Any) -> None:
+        self.event = event
+        self.host = _pinned(1 << 20, device)
+        self.used = 0
 
 
 class CudaDevice:
@@ -39,10 +50,9 @@ class CudaDevice:
         self.device = device
         self.cuda = cuda
         self.stream: Any = cuda.Stream(device)
-        self._event: Any = cuda.Event()
         self._in = Buffer(1 << 20, device)
-        self._out = _pinned(1 << 20, device)
-        self._used = 0
+        self._landings = (Landing(device, cuda.Event()), Landing(device, cuda.Event()))
+        self._lane = 0
         self._pool: Any = None
 
     def on_stream(self) -> Any:
@@ -51,8 +61,8 @@ class CudaDevice:
 
     def upload(self, tensors: Sequence[Tensor], into: Buffer | None = None) -> list[Tensor]:
         """Copies host tensors to the device in one asynchronous copy; the results are valid on the stream, until the next upload
-        into the same buffer, which must not be packed again before `finish`. Without a buffer of the caller's, there is one that
-        grows."""
+        into the same buffer, which must not be packed again in the same lane before `wait` or `finish`. Without a buffer of the
+        caller's, there is one that grows."""
         places, size = [], 0
         for tensor in tensors:
             places.append(size)
@@ -62,27 +72,41 @@ class CudaDevice:
                 self._in = Buffer(2 * size, self.device)
             into = self._in
         for place, tensor in zip(places, tensors, strict=True):
-            _view(into.host, place, tensor).copy_(tensor)
-        into.device[:size].copy_(into.host[:size], non_blocking=True)
+            _view(into.hosts[self._lane], place, tensor).copy_(tensor)
+        into.device[:size].copy_(into.hosts[self._lane][:size], non_blocking=True)
         return [_view(into.device, place, tensor) for place, tensor in zip(places, tensors, strict=True)]
 
     def download(self, tensor: Tensor) -> Tensor:
-        """Starts to copy a device tensor to the host; the result is valid after `finish`, until the step after."""
+        """Starts to copy a device tensor to the host; the result is valid after `wait`, until the lane's next step."""
+        landing = self._landings[self._lane]
         tensor = tensor.contiguous()
         size = -(-tensor.numel() * tensor.element_size() // _ALIGNED) * _ALIGNED
-        if self._used + size > len(self._out):
+        if landing.used + size > len(landing.host):
             # what was handed out keeps its memory until it is read
-            self._out, self._used = _pinned(2 * (len(self._out) + size), self.device), 0
-        host = _view(self._out, self._used, tensor)
-        self._used += size
+            landing.host, landing.used = _pinned(2 * (len(landing.host) + size), self.device), 0
+        host = _view(landing.host, landing.used, tensor)
+        landing.used += size
         host.copy_(tensor, non_blocking=True)
         return host
 
+    def begin_step(self) -> None:
+        """What follows is in the other lane, whose step before must have been waited for."""
+        self._lane = 1 - self._lane
+
+    def end_step(self) -> Landing:
+        """All of the step is on the stream: what to `wait` for."""
+        landing = self._landings[self._lane]
+        landing.event.record(self.stream)
+        return landing
+
+    def wait(self, landing: Landing) -> None:
+        """Waits, on the host, until a step is done: the one wait of a step."""
+        landing.event.synchronize()
+        landing.used = 0
+
     def finish(self) -> None:
-        """Waits, on the host, until the stream has done all that was asked of it: the one wait of a step."""
-        self._event.record(self.stream)
-        self._event.synchronize()
-        self._used = 0
+        """Waits, on the host, until the stream has done all that was asked of it."""
+        self.wait(self.end_step())
 
     def capture(self, launch: Callable[[], Tensor]) -> tuple[Any, Tensor]:
         """A graph of what `launch` puts on the stream, and the tensor that each replay writes. Everything `launch` uses must have
@@ -90,7 +114,8 @@ class CudaDevice:
         graph = self.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = self.cuda.graph_pool_handle()
-        with self.cuda.graph(graph, pool=self._pool, stream=self.stream):
+        # the program that asgl is a part of may use the GPU in other threads meanwhile: that is no error of this one
+        with self.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
             result = launch()
         return graph, result
 

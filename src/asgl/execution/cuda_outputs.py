@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asgl.errors import InternalError
 from asgl.execution.cuda_device import CudaDevice
 from asgl.execution.sampler import sampling_batch
 from asgl.kernels.api import Kernels, SamplingBatch
@@ -45,10 +46,12 @@ class Outputs:
         self._device, self._kernels, self._vocabulary = device, kernels, vocabulary
         self._results: list[Callable[[], list[SampledToken]]] = []
         self._scored: list[Callable[[], list[tuple[float, ...]]]] = []
+        self._sampled: list[Tensor] = []
         indices = [row.index for row in plan.samples] + [row.index for row in plan.scores]
         self.wanted = bool(indices)
         self.inputs.append(torch.tensor(indices, dtype=torch.int64))
         self._samples = [self._prepare(plan.samples[at : at + _HEAD_ROWS]) for at in range(0, len(plan.samples), _HEAD_ROWS)]
+        self._continued = self._add(torch.tensor(plan.continued, dtype=torch.int64).T.contiguous()) if plan.continued else None
         self._scores = [(asked := plan.scores[at : at + _HEAD_ROWS], self._targets(asked))
                         for at in range(0, len(plan.scores), _HEAD_ROWS)]
 
@@ -81,6 +84,19 @@ class Outputs:
 
     # --- on the device ---
 
+    @property
+    def sampled(self) -> Tensor:
+        """int64 on the device: the tokens of all samples, in the order of the plan."""
+        return self._sampled[0] if len(self._sampled) == 1 else torch.cat(self._sampled)
+
+    def continue_from(self, before: Tensor | None, input_ids: Tensor) -> None:
+        """Puts what the step before sampled where the plan goes on with it, before anything reads `input_ids` (int32)."""
+        if self._continued is not None:
+            if before is None:
+                raise InternalError("a step goes on with samples of a step before, and there was none")
+            token, sample = self.sent[self._continued]
+            input_ids.index_copy_(0, token, before.index_select(0, sample).to(input_ids.dtype))
+
     def compute(self, model: Llama, hidden: Tensor) -> None:
         """Launches everything, and the copies to the host. hidden [asked, d], in the order of the plan."""
         first = 0
@@ -103,6 +119,7 @@ class Outputs:
         if part.mask_at is not None:
             self._kernels.mask_logits(logits, self.sent[part.mask_at])  # pyright: ignore[reportAttributeAccessIssue]
         tokens = self._kernels.sample(logits, how)
+        self._sampled.append(tokens)
         down = [self._device.download(tokens)]
         if logprobs is not None:
             chosen = tokens.index_select(0, self.sent[part.asking_at or 0])

@@ -1,5 +1,5 @@
 """The runner on GPUs: a step's batch goes up in one copy, decode steps are replays of captured graphs, and results come down in
-copies that are waited for once.
+copies that are waited for once. The step after may be launched before that: what it goes on with is on the device already.
 
 A graph is captured for each *bucket* of decode rows, with and without shared spans. A step of fewer rows is padded: padding
 rows have one token without a slot, so that its keys and values are written nowhere, and read one scratch slot. All addresses
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from asgl.errors import ConfigError, EngineClosedError, EngineError
 from asgl.execution.batch import lower
-from asgl.execution.cuda_device import Buffer, CudaDevice
+from asgl.execution.cuda_device import Buffer, CudaDevice, Landing
 from asgl.execution.cuda_outputs import Outputs
 from asgl.execution.kv_pool import KVPool, slot_bytes
 from asgl.execution.runner import Runner
@@ -29,7 +30,7 @@ from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, SpanPlan, 
 from asgl.kernels.triton.target import Target
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.llama import Llama
-from asgl.plan import SampledToken, StepPlan, StepResult
+from asgl.plan import StepPlan, StepResult
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 """Decode rows of the captured graphs; steps of more rows are launched one kernel at a time."""
@@ -44,9 +45,6 @@ _RESERVE_LEAST = 512 * 2**20
 _LEAST_CAPACITY = 256
 
 
-Results: TypeAlias = tuple[tuple[SampledToken, ...], tuple[tuple[float, ...], ...]]
-
-
 class GraphKernels(Kernels, Protocol):
     """A back end whose launches can be captured: none depends on what the device computed."""
 
@@ -58,6 +56,15 @@ class GraphKernels(Kernels, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that is on the stream."""
+
+    outputs: Outputs
+    landing: Landing
+    began: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Graph:
     replay: Callable[[], None]
     hidden: Tensor
@@ -66,9 +73,13 @@ class _Graph:
 class CudaRunner(Runner):
     """As `Runner`, on a GPU. Everything is allocated and launched on a stream of its own.
 
+    Two steps may be in flight: `run` is `launch` and `collect`.
+
     capacity None takes nine tenths of the memory that the weights leave, and less if that cannot be had. ConfigError if a
     capacity does not fit; EngineError if a step runs out of memory, twice.
     """
+
+    steps_in_flight = 2
 
     def __init__(
         self,
@@ -86,6 +97,10 @@ class CudaRunner(Runner):
         self._buckets = tuple(sorted(buckets))
         self._graphs: dict[tuple[int, bool], _Graph] = {}
         self._device = CudaDevice(kernels.device, cuda)
+        self._flights: deque[_Flight] = deque()
+        self._last_sampled: Tensor | None = None
+        """What the step launched last samples."""
+        self._ended = 0.0
         with torch.inference_mode(), self._device.on_stream():
             try:
                 self._model: Llama | None = Llama(checkpoint, kernels)
@@ -126,25 +141,40 @@ class CudaRunner(Runner):
 
     # --- a step ---
 
-    @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Runs a step and waits for it. InternalError if the plan is not sound; EngineClosedError after `close`."""
-        start = self._clock()
+        self.launch(plan)
+        return self.collect()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> None:
+        """Puts a step on the stream; at most two that are not collected. Errors as of `run`: then it is not in flight."""
+        began = self._clock()
         if self._model is None or self._pool is None:
             raise EngineClosedError("the runner was closed")
         info = self.info
         batch = lower(plan, capacity=self.capacity, vocabulary=info.vocabulary, context=info.context_length,
                       device=torch.device("cpu"))
+        self._device.begin_step()
         with self._device.on_stream():
             try:
-                results = self._step(plan, batch)
+                outputs = self._step(plan, batch)
             except self._device.cuda.OutOfMemoryError:
-                results = None  # tried again below, where the exception no longer holds what the step had allocated
-            if results is None:
-                results = self._step_again(plan, batch)
-        return StepResult(*results, self._clock() - start)
+                outputs = None  # tried again below, where the exception no longer holds what the step had allocated
+            if outputs is None:
+                outputs = self._step_again(plan, batch)
+            self._last_sampled = outputs.sampled if plan.samples else None
+            self._flights.append(_Flight(outputs, self._device.end_step(), began))
 
-    def _step_again(self, plan: StepPlan, batch: Batch) -> Results:
+    def collect(self) -> StepResult:
+        """Waits for the oldest step in flight, and reads what it gave. Its seconds are those that no other step ran."""
+        flight = self._flights.popleft()
+        self._device.wait(flight.landing)
+        samples, scores = flight.outputs.read()
+        began, self._ended = max(flight.began, self._ended), self._clock()
+        return StepResult(samples, scores, self._ended - began)
+
+    def _step_again(self, plan: StepPlan, batch: Batch) -> Outputs:
         """A step that ran out of memory, with empty caches. What it writes it writes again: before a commit nothing is lost."""
         cuda = self._device.cuda
         self._device.finish()
@@ -157,7 +187,7 @@ class CudaRunner(Runner):
                 f"Runtime with fewer kv_cache_tokens (now {self.capacity}) or a smaller max_batch_tokens"
             ) from error
 
-    def _step(self, plan: StepPlan, batch: Batch) -> Results:
+    def _step(self, plan: StepPlan, batch: Batch) -> Outputs:
         outputs = Outputs(plan, self._device, self._kernels, self.info.vocabulary)
         spans = plan_spans(batch.shared, batch.decode_rows, self._config.kv_heads, self._span_rows,
                            self._kernels.target.multiprocessors)
@@ -169,8 +199,7 @@ class CudaRunner(Runner):
         if hidden is not None:
             assert self._model is not None
             outputs.compute(self._model, hidden)
-        self._device.finish()
-        return outputs.read()
+        return outputs
 
     def _launch(self, batch: Batch, spans: SpanPlan | None, outputs: Outputs) -> Tensor | None:
         """One kernel at a time. The rows of hidden states that are asked for."""
@@ -181,6 +210,7 @@ class CudaRunner(Runner):
                                     batch.kv_indices, *outputs.inputs])
         count = 6 + len(tables)
         outputs.sent = sent[count:]
+        outputs.continue_from(self._last_sampled, sent[0])
         return self._model.forward(
             _batch(sent[:count], batch.decode_rows, batch.max_qo, batch.max_kv, None if spans is None else spans.partials),
             self._pool.layers, outputs.at if outputs.wanted else None,
@@ -231,8 +261,9 @@ class CudaRunner(Runner):
         """Runs the bucket's graph. The rows of hidden states that are asked for."""
         packed = self._packed(bucket, batch, spans)
         graph = self._graphs.get((bucket, spans is not None)) or self._capture(bucket, packed, spans is not None)
-        self._device.upload(packed, self._static)
+        sent = self._device.upload(packed, self._static)
         outputs.sent = self._device.upload(outputs.inputs)
+        outputs.continue_from(self._last_sampled, sent[0])
         graph.replay()
         return graph.hidden[outputs.at]
 

@@ -33,6 +33,8 @@ class Runner:
     ConfigError if the pool does not fit, ModelError if the checkpoint is not what its config says.
     """
 
+    steps_in_flight = 1
+
     def __init__(
         self,
         checkpoint: Checkpoint,

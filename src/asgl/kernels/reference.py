@@ -224,7 +224,7 @@ def _attend_in_blocks(q: Tensor, k_cache: Tensor, v_cache: Tensor, tile: Tile, s
     stacked = rows * kv_heads * blocks
     grouped = q[tile.queries].view(rows, queries, kv_heads, shared, head_dim).transpose(1, 2)
     grouped = grouped.reshape(rows * kv_heads, 1, queries * shared, head_dim).expand(-1, blocks, -1, -1)
-    keys, values = (_gather(cache, tile.slots).view(stacked, BLOCK, head_dim) for cache in (k_cache, v_cache))
+    keys, values = (_gather(cache, tile.slots).reshape(stacked, BLOCK, head_dim) for cache in (k_cache, v_cache))
     scores = torch.bmm(grouped.reshape(stacked, queries * shared, head_dim), keys.transpose(1, 2)).mul_(scale)
     hidden = torch.arange(blocks * BLOCK, device=q.device) > tile.last.unsqueeze(2)
     hidden = hidden.view(rows, 1, queries, blocks, 1, BLOCK).transpose(2, 3)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from asgl.plan import INT, SampleRow, ScoreRow, SharedSpan, StepPlan
+from asgl.plan import INT, Continued, SampleRow, ScoreRow, SharedSpan, StepPlan
 from asgl.scheduling.branches import Edge
 from asgl.scheduling.radix_cache import Node
 from asgl.scheduling.request import Request
@@ -27,15 +28,19 @@ class Row(NamedTuple):
     edge: Edge | None = None
     edge_offset: int = 0
     """Where in the edge the new tokens begin."""
+    continues: bool = False
+    """Its one token is not known yet: the step in flight samples it."""
 
 
-def build_plan(number: int, rows: list[Row]) -> tuple[StepPlan, list[Row]]:
-    """The plan, and the rows in its order: those with one new token first."""
+def build_plan(number: int, rows: list[Row], before: Mapping[int, int]) -> tuple[StepPlan, list[Row]]:
+    """The plan, and the rows in its order: those with one new token first. `before`: which sample of the step in flight is
+    that of which request, by id."""
     rows = sorted(rows, key=lambda row: len(row.tokens) != 1)
     input_ids, positions, slots = array(INT), array(INT), array(INT)
     qo_indptr, kv_indptr, kv_indices = array(INT, [0]), array(INT, [0]), array(INT)
     samples: list[SampleRow] = []
     scores: list[ScoreRow] = []
+    continued: list[Continued] = []
     for row in rows:
         first, count = len(input_ids), len(row.tokens)
         input_ids.extend(row.tokens)
@@ -47,6 +52,8 @@ def build_plan(number: int, rows: list[Row]) -> tuple[StepPlan, list[Row]]:
         kv_indices.extend(row.context)
         qo_indptr.append(len(input_ids))
         kv_indptr.append(len(kv_indices))
+        if row.continues:
+            continued.append(Continued(first, before[row.request.id]))
         _ask(row, first, samples, scores)
     plan = StepPlan(
         number=number,
@@ -60,6 +67,7 @@ def build_plan(number: int, rows: list[Row]) -> tuple[StepPlan, list[Row]]:
         shared=shared_spans(rows),
         samples=tuple(samples),
         scores=tuple(scores),
+        continued=tuple(continued),
     )
     return plan, rows
 
@@ -77,14 +85,14 @@ def _ask(row: Row, first: int, samples: list[SampleRow], scores: list[ScoreRow])
     elif branches is not None:
         scores.append(ScoreRow(last, branches.targets()))
     elif request.max_tokens > 0:
-        spec, grammar = request.spec, request.grammar
-        banned = request.banned if request.generated < request.min_tokens else ()
+        spec, grammar, draw = request.spec, request.grammar, request.generated + request.pending
+        banned = request.banned if draw < request.min_tokens else ()
         mask = grammar.mask(banned) if grammar is not None else None
         samples.append(SampleRow(
             last,
             request.id,
             spec,
-            request.generated,
+            draw,
             banned if mask is None else (),
             request.tokens[:] if spec.needs_history else None,
             len(request.prompt),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from asgl.plan import INT
+from asgl.plan import INT, SampledToken
 from asgl.sampling import SamplingSpec
 from asgl.types import FinishReason
 
@@ -62,17 +62,19 @@ class Request:
     """One piece of work: to extend the cache by a prompt, and then to generate tokens, or to score branches, or neither.
 
     `tokens` is the prompt and what was generated. `slots` are those of the tokens whose keys and values are computed, or are
-    being computed by the step in flight; `node` is the locked node of the radix cache that covers the first `covered` of
+    being computed by a step in flight; `node` is the locked node of the radix cache that covers the first `covered` of
     them, the rest is the request's own:
 
         tokens  p p p p p p p p g g g
         slots   s s s s s s s s s s          the last sampled token has none yet
                 |- covered -|- own -|
+
+    While a step in flight samples a token for it, the token is `pending`: the sequence has it, but nobody knows it yet.
     """
 
     __slots__ = ("admissions", "arrival", "arrived_at", "banned", "branches", "cached_tokens", "computed", "covered",
-                 "grammar", "id", "leader", "matched", "max_tokens", "min_tokens", "namespace", "node", "output", "priority",
-                 "prompt", "retracted", "slots", "spec", "state", "tokens", "watched_at")
+                 "grammar", "id", "leader", "matched", "max_tokens", "min_tokens", "namespace", "node", "output", "pending",
+                 "priority", "prompt", "retracted", "slots", "spec", "state", "tokens", "watched_at")
 
     def __init__(
         self,
@@ -109,7 +111,9 @@ class Request:
         self.tokens = array(INT, prompt)
         self.slots = array(INT)
         self.computed = 0
-        """How many tokens have keys and values; more slots than that are being written by the step in flight."""
+        """How many tokens have keys and values; more slots than that are being written by steps in flight."""
+        self.pending = 0
+        """How many tokens steps in flight sample for it."""
         self.node: Node | None = None
         self.covered = 0
         self.cached_tokens = 0
@@ -137,6 +141,22 @@ class Request:
         return len(self.tokens) - self.computed
 
     @property
+    def unplanned(self) -> int:
+        """Tokens that have no slot yet and need one, those pending included: what the next step may compute."""
+        last = len(self.prompt) + max(self.max_tokens - 1, 0)  # the last token of a generation is not computed
+        return min(len(self.tokens) + self.pending, last) - len(self.slots)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether steps in flight write slots of it."""
+        return len(self.slots) > self.computed or (self.branches is not None and bool(self.branches.holding))
+
+    @property
+    def needs_its_token(self) -> bool:
+        """Whether the next step can only be planned once it is known what the step in flight samples."""
+        return self.pending > 0 and self.unplanned > 0 and (self.grammar is not None or self.spec.needs_history)
+
+    @property
     def wants_logits(self) -> bool:
         """Whether the last token of the sequence must be computed even if it is in the cache."""
         return self.max_tokens > 0 or self.branches is not None
@@ -150,3 +170,13 @@ class Request:
     def __repr__(self) -> str:
         return (f"<Request {self.id} {self.state}: {len(self.prompt)} prompt + {self.generated} generated tokens, "
                 f"{self.computed} computed, {self.covered} covered>")
+
+
+class Update(NamedTuple):
+    """News of a request: a token was sampled, or it ended, or both; or it was admitted or retracted."""
+
+    request: Request
+    token: SampledToken | None = None
+    reason: FinishReason | None = None
+    ended: bool = False
+    event: Literal["admitted", "retracted"] | None = None

@@ -3,60 +3,31 @@
 Three calls make a step. `plan` orders and admits waiting requests and lays out the rows; the runner computes them;
 `commit` takes what was sampled, ends what is finished, and gives computed prefixes to the radix cache. In between the plan
 is *in flight*: a request that is cancelled then keeps its slots until the commit, for the step still writes them.
+
+With `steps_in_flight` of 2 a step may be planned while another is in flight. What that one samples is then pending: rows that
+go on with it name it by its place, on the guess that no request ends by it. Those that do end leave a row behind whose
+result is dropped, and whose slot is free once its step has returned.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from math import ceil
-from typing import Literal, NamedTuple
 
 from asgl.errors import CapacityError, InternalError, QueueFullError, RequestError
 from asgl.plan import SampledToken, StepPlan, StepResult
-from asgl.scheduling.ledger import Ledger
+from asgl.scheduling.admission import Admission
+from asgl.scheduling.counters import Counters
+from asgl.scheduling.flight import Flight
+from asgl.scheduling.generation import Generation
+from asgl.scheduling.layout import extend, next_row
 from asgl.scheduling.pace import Pace
 from asgl.scheduling.plan_builder import Row, build_plan
-from asgl.scheduling.policy import PATIENCE, make_queue
-from asgl.scheduling.request import Request
-from asgl.scheduling.sharing import SHARE_THRESHOLD, Leaders
-from asgl.scheduling.waiting import Waiting
+from asgl.scheduling.policy import PATIENCE
+from asgl.scheduling.radix_cache import RadixCache
+from asgl.scheduling.request import Request, Update
+from asgl.scheduling.sharing import SHARE_THRESHOLD
 from asgl.types import FinishReason
-
-_MOST_NAMESPACES = 1024
-"""Of how many namespaces counts are kept, those that came first being dropped."""
-_RESERVE_START, _RESERVE_LEAST, _RESERVE_DECAY = 0.7, 0.1, 0.995
-
-
-class Update(NamedTuple):
-    """News of a request: a token was sampled, or it ended, or both; or it was admitted or retracted."""
-
-    request: Request
-    token: SampledToken | None = None
-    reason: FinishReason | None = None
-    ended: bool = False
-    event: Literal["admitted", "retracted"] | None = None
-
-
-@dataclass(slots=True)
-class NamespaceCounters:
-    """What the scheduler counts for each namespace, since its start."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-
-
-@dataclass(slots=True)
-class Counters(NamespaceCounters):
-    """What the scheduler counts, since its start."""
-
-    steps: int = 0
-    forced_tokens: int = 0
-    computed_tokens: int = 0
-    """New tokens of all steps: the scheduler's measure of time."""
-    retractions: int = 0
-    namespaces: dict[str | None, NamespaceCounters] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -68,6 +39,8 @@ class Scheduler:
     cache has. patience: for aged-lpm, the age in computed tokens past which requests are admitted by age alone. jump_forward:
     tokens that a grammar forces are appended at once, and computed together; else one is sampled after the other.
     step_seconds: about how long a step may take while requests decode, judged by earlier ones; None for no bound.
+    steps_in_flight: how many steps may be planned and not committed, 1 or 2.
+    cache: the class of the prefix cache; another one serves to measure what the radix tree is worth.
 
     With aged-lpm the wait is bounded, whatever arrives later: past its patience a request is only behind older ones, so it is
     admitted before more tokens are computed than
@@ -89,24 +62,24 @@ class Scheduler:
         patience: int = PATIENCE,
         jump_forward: bool = True,
         step_seconds: float | None = None,
+        steps_in_flight: int = 1,
+        cache: type[RadixCache[Request]] = RadixCache,
     ) -> None:
         self.max_running = min(max_running, max_batch_tokens)
         self.max_batch_tokens = max_batch_tokens
         self.max_waiting = max_waiting
+        self.step_seconds = step_seconds
         self.jump_forward = jump_forward
-        self.ledger = Ledger(capacity, self._on_move)
+        self.admission = Admission(capacity, policy=policy, patience=patience, share_threshold=share_threshold, cache=cache)
+        self.ledger = self.admission.ledger
         self.running: list[Request] = []
         self.counters = Counters()
-        self._queue = Waiting(lambda: make_queue(policy), patience if policy == "aged-lpm" else None)
-        make_queue(policy)  # a wrong name is told now
-        self._leaders = Leaders(share_threshold)
         self._pace = Pace(max_batch_tokens, step_seconds)
-        self._arrivals = 0
-        self._reserve_share = _RESERVE_START
-        """The share of the tokens it may still generate that is reserved for a request that was never retracted."""
-        self._flight: list[Row] | None = None
-        self._leaving: list[Request] = []
+        self._steps_in_flight = steps_in_flight
+        self._flights: deque[Flight] = deque()
+        """The oldest first."""
         self._updates: list[Update] = []
+        self._generation = Generation(self.counters, self._updates)
 
     @property
     def capacity(self) -> int:
@@ -114,7 +87,7 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        return len(self._queue) + self._leaders.held
+        return self.admission.waiting
 
     # --- coming and going -------------------------------------------------------------------------------------------
 
@@ -134,13 +107,12 @@ class Scheduler:
                 f"{self.waiting} requests wait already, and max_waiting is {self.max_waiting}: submit fewer at once, or later",
                 waiting=self.waiting, limit=self.max_waiting, request_id=request.id,
             )
-        self._arrivals += 1
-        request.arrival, request.arrived_at = self._arrivals, self.counters.computed_tokens
-        last, reason = self._jump(request, None, None)
+        self.admission.arrive(request, self.counters.computed_tokens)
+        last, reason = self._generation.begin(request, jump=self.jump_forward)
         if reason is not None:  # the grammar left no choice: nothing is to be computed
             request.state = "ended"
         else:
-            self._wait(request)
+            self.admission.wait(request)
         if last is not None or reason is not None:
             self._updates.append(Update(request, last, reason, ended=reason is not None))
 
@@ -151,194 +123,118 @@ class Scheduler:
         was_running = request.state == "running"
         request.state = "ended"
         if not was_running:
-            self._queue.remove(request)
-            self._leaders.release(request)
-            self.ledger.cache.unwatch(request)
+            self.admission.withdraw(request)
         else:
-            self.running.remove(request)
-            self._retire_leader(request)
-            if self._flight is not None:
-                self._leaving.append(request)
-            else:
-                self.ledger.release(request)
+            self._leave(request)
 
     def take_updates(self) -> list[Update]:
         """What happened since the last call."""
-        updates, self._updates = self._updates, []
+        updates = self._updates[:]
+        self._updates.clear()
         return updates
 
     # --- the step ---------------------------------------------------------------------------------------------------
 
     def plan(self) -> StepPlan | None:
-        """The next step; None if there is nothing to compute. Call `commit` or `abandon` before the next `plan`."""
-        if self._flight is not None:
-            raise InternalError("a step was planned while another is in flight")
-        rows: list[Row] = []
-        self._make_room_for_decodes()
-        for request in self.running:
-            if request.remaining == 1:
-                rows.append(self._row(request, 1))
+        """The next step; None if there is nothing to compute, or not before the step in flight is committed."""
+        if len(self._flights) == self._steps_in_flight:
+            raise InternalError(f"a step was planned while {len(self._flights)} are in flight")
+        if not self._flights:
+            self._make_room_for_decodes()
+        elif not self._can_plan_ahead():
+            return None
+        rows = [next_row(self.ledger, request, 1) for request in self.running if request.unplanned == 1]
         budget = self._pace.budget(len(rows)) - len(rows)
         for request in self.running:
-            if request.remaining > 1 or request.branches is not None:
-                budget -= self._extend(request, budget, rows)
+            if request.unplanned > 1 or request.branches is not None:
+                budget -= extend(self.ledger, request, budget, rows)
         self._admit(budget, rows)
         if not rows:
-            return self.plan() if self._make_any_room() else None
-        plan, self._flight = build_plan(self.counters.steps, rows)
+            return self.plan() if not self._flights and self._make_any_room() else None
+        plan, rows = build_plan(self.counters.steps, rows, self._flights[-1].places if self._flights else {})
+        self._flights.append(Flight(plan, rows))
         self.counters.steps += 1
         self.counters.computed_tokens += plan.tokens
         return plan
 
     def commit(self, result: StepResult) -> None:
-        """Takes the result of the step in flight."""
-        flight = self._end_flight()
-        self._pace.saw(sum(len(row.tokens) for row in flight), result.seconds)
-        samples, scores = iter(result.samples), iter(result.scores)
-        for row in flight:
-            request, count = row.request, len(row.tokens)
+        """Takes the result of the step in flight, of two the older one."""
+        if not self._flights:
+            raise InternalError("no step is in flight")
+        flight = self._flights.popleft()
+        self._pace.saw(len(flight.slots), result.seconds)
+        samples, scores = flight.land(result.samples), iter(result.scores)
+        for row in flight.rows:
+            request = row.request
+            if row.continues and request.state != "running":
+                continue  # it ended before the token that this row goes on with, or by it
             if row.edge is None:
-                request.computed += count
-            if request.state == "running" and row.edge is None and self._leaders.is_leader(request):
-                self._share_progress(request)
+                request.computed += len(row.tokens)
+                if request.state == "running":
+                    self.admission.share_progress(request)
             if row.edge is not None or (request.branches is not None and not request.remaining):
-                self._record_scores(row, scores)
-            elif request.max_tokens > 0 and not request.remaining:
-                self._append(request, next(samples))
+                _record_scores(row, scores)
+            elif request.state == "running" and request.id in samples:
+                self._append(request, samples[request.id])
         self._cache_edges(flight)
-        for request in {row.request: None for row in flight}:
-            if request.state == "running" and self._is_complete(request):
+        for request in {row.request: None for row in flight.rows}:
+            if request.state == "running" and _is_complete(request):
                 self._end(request)
-        self._release_leaving()
-        self._reserve_share = max(_RESERVE_LEAST, self._reserve_share * _RESERVE_DECAY)
+        self._release_leaving(flight)
+        self.admission.reserve_less()
 
     def abandon(self) -> None:
-        """The step in flight failed: what it was to write is not used, and its requests can be planned again."""
-        for row in self._end_flight():
-            if row.edge is None:
-                unwritten = row.request.slots[row.request.computed :]
-                del row.request.slots[row.request.computed :]
-            else:
-                unwritten = row.edge.slots[row.edge_offset :]
-                del row.edge.slots[row.edge_offset :]
-            self.ledger.pool.give(unwritten)
-        self._release_leaving()
+        """A step in flight failed, and none is any more: what they were to write is not used, and their requests can be planned
+        again."""
+        while self._flights:
+            flight = self._flights.pop()  # the newest first: it goes on where the one before ends
+            flight.land(())
+            for row in flight.rows:
+                if row.edge is None:
+                    unwritten = row.request.slots[row.request.computed :]
+                    del row.request.slots[row.request.computed :]
+                else:
+                    unwritten = row.edge.slots[row.edge_offset :]
+                    del row.edge.slots[row.edge_offset :]
+                self.ledger.pool.give(unwritten)
+            self._release_leaving(flight)
 
-    # --- laying out rows --------------------------------------------------------------------------------------------
+    def _release_leaving(self, flight: Flight) -> None:
+        for request in flight.leaving:
+            self.ledger.release(request)
 
-    def _row(self, request: Request, count: int) -> Row:
-        """The next `count` tokens of the request's sequence."""
-        start = request.computed
-        request.slots.extend(self.ledger.allocate(count))
-        return Row(request, request.tokens[start : start + count], start, request.slots)
+    # --- parts of a plan --------------------------------------------------------------------------------------------
 
-    def _extend(self, request: Request, budget: int, rows: list[Row]) -> int:
-        """Lays out what fits of the request's sequence, and of its branches; returns how many tokens that is."""
-        used = 0
-        if request.remaining > 1:
-            used = min(request.remaining, budget, self.ledger.available)
-            if used > 0:
-                rows.append(self._row(request, used))
-        if request.branches is not None and len(request.slots) == len(request.tokens):
-            for edge, offset in request.branches.pending():
-                count = min(len(edge.tokens) - offset, budget - used, self.ledger.available)
-                if count <= 0:
-                    break
-                request.branches.take(edge, self.ledger.allocate(count))
-                context = request.slots[:]
-                for above in edge.path():
-                    context.extend(above.slots)
-                rows.append(Row(request, edge.tokens[offset : offset + count],
-                                len(request.tokens) + edge.start + offset, context, edge, offset))
-                used += count
-                if offset + count < len(edge.tokens):
-                    break  # an edge below this one needs all of it
-        return used
-
-    # --- admission --------------------------------------------------------------------------------------------------
+    def _can_plan_ahead(self) -> bool:
+        """Whether all that run can go on without what the step in flight samples, and have room to: if one cannot, it would fall
+        behind the others, or be retracted for want of what the step in flight is about to free."""
+        if any(request.needs_its_token for request in self.running):
+            return False
+        return sum(request.unplanned == 1 for request in self.running) <= self.ledger.available
 
     def _admit(self, budget: int, rows: list[Row]) -> None:
-        outstanding = sum(map(self._outstanding, self.running))
-        while budget > 0 and len(self.running) < self.max_running and (request := self._next()) is not None:
-            if self._leaders.hold(request):
-                continue
-            self.ledger.match(request)  # before the check: locking shrinks what is evictable
-            wanted = self._outstanding(request)
-            while wanted + outstanding > self.ledger.available and not self.running and self.ledger.drop_pin():
-                pass
-            if wanted + outstanding > self.ledger.available:
-                self.ledger.unmatch(request)
-                self._queue.push(request)
-                return
+        fitting = self.admission.fitting(self.running, self.counters.computed_tokens, alone=not self._flights)
+        while budget > 0 and len(self.running) < self.max_running and (request := next(fitting, None)) is not None:
             self._start(request)
             if not request.remaining and request.branches is None:
                 self._end(request)  # all of a prefetch was cached
                 continue
-            outstanding += wanted
             if request.remaining == 1:
-                rows.append(self._row(request, 1))
+                rows.append(next_row(self.ledger, request, 1))
                 budget -= 1
-            budget -= self._extend(request, budget, rows)
-
-    def _next(self) -> Request | None:
-        """Whom to admit next: whoever is overdue, else the first of the queue. None if there is nobody now."""
-        overdue = self._queue.overdue(self.counters.computed_tokens)
-        if overdue is None:
-            return self._queue.pop()
-        if overdue.leader is not None:
-            return None  # a running request computes its prefix; nothing younger gets in between
-        self._queue.remove(overdue)
-        return overdue
+            budget -= extend(self.ledger, request, budget, rows)
 
     def _start(self, request: Request) -> None:
-        self.ledger.cache.unwatch(request)
         request.state = "running"
         request.admissions += 1
-        self._queue.charge(request, len(request.tokens) - request.covered + request.max_tokens - request.generated)
         if request.admissions == 1:
             request.cached_tokens = min(request.covered, len(request.prompt))
-            for counters in (self.counters, self._counters_of(request)):
-                counters.cached_tokens += request.cached_tokens
-                counters.prompt_tokens += len(request.prompt)
+            self.counters.admitted(request)
         self.running.append(request)
         self._updates.append(Update(request, event="admitted"))
-        if request.remaining > 1:
-            self._leaders.add(request)
-
-    def _counters_of(self, request: Request) -> NamespaceCounters:
-        counters = self.counters.namespaces
-        if request.namespace not in counters and len(counters) >= _MOST_NAMESPACES:
-            del counters[next(iter(counters))]
-        return counters.setdefault(request.namespace, NamespaceCounters())
-
-    def _outstanding(self, request: Request) -> int:
-        """Slots that the request is expected to take beyond those it has.
-
-        A request that was retracted counts in full, others with a share of what they may generate: the share falls while all
-        goes well and rises with each retraction. Requests that count in full always fit together, so that only the others
-        are ever retracted, and none of them twice.
-        """
-        more = request.max_tokens - request.generated - 1
-        if more > 0 and not request.retracted:
-            more = ceil(more * self._reserve_share)
-        branches = request.branches
-        return (len(request.tokens) - len(request.slots) + max(more, 0)
-                + (branches.reserve if branches is not None else 0))
-
-    def _wait(self, request: Request) -> None:
-        request.state = "waiting"
-        self.ledger.cache.watch(request)
-        self._queue.push(request)
-        self._queue.arrived(request)
-
-    def _on_move(self, request: Request) -> None:
-        if request in self._queue:
-            self._queue.push(request)
-
-    # --- retraction -------------------------------------------------------------------------------------------------
 
     def _make_room_for_decodes(self) -> None:
-        while sum(request.remaining == 1 for request in self.running) > self.ledger.available:
+        while sum(request.unplanned == 1 for request in self.running) > self.ledger.available:
             if not self.ledger.drop_pin():
                 self._retract(self._victim())
 
@@ -354,132 +250,81 @@ class Scheduler:
         return True
 
     def _victim(self) -> Request:
-        """Who must give way: the one admitted last, of those that were never retracted if there is one."""
-        return next((request for request in reversed(self.running) if not request.retracted), self.running[-1])
+        """Who must give way: of those that were never retracted, if there are such, and of the lowest priority among them, the
+        one admitted last."""
+        candidates = [request for request in self.running if not request.retracted] or self.running
+        return min(reversed(candidates), key=lambda request: request.priority)
 
     def _retract(self, request: Request) -> None:
         """Puts a running request back in the queue. Its tokens stay, its keys and values become evictable."""
         self.counters.retractions += 1
-        self._reserve_share = min(1.0, self._reserve_share + 0.2)
+        self.admission.reserve_more()
         self.running.remove(request)
-        self._retire_leader(request)
+        self.admission.retire(request)
         self.ledger.release(request)
         request.retracted = True
         self._updates.append(Update(request, event="retracted"))
-        self._wait(request)
+        self.admission.wait(request)
 
-    # --- progress and ends ------------------------------------------------------------------------------------------
-
-    def _end_flight(self) -> list[Row]:
-        if self._flight is None:
-            raise InternalError("no step is in flight")
-        flight, self._flight = self._flight, None
-        return flight
+    # --- parts of a commit ------------------------------------------------------------------------------------------
 
     def _append(self, request: Request, token: SampledToken) -> None:
-        if request.state != "running":
-            return  # cancelled while the step ran
-        last, reason = self._jump(request, token, self._take(request, token))
+        last, reason = self._generation.grow(request, token, jump=self.jump_forward)
         if reason is None:
             self._updates.append(Update(request, last))
         else:
             self._end(request, last, reason)
 
-    def _take(self, request: Request, token: SampledToken) -> FinishReason | None:
-        """Appends a token; the reason if the generation ends with it."""
-        request.tokens.append(token.token_id)
-        self.counters.generated_tokens += 1
-        self._counters_of(request).generated_tokens += 1
-        grammar = request.grammar
-        if grammar is not None and grammar.ends(token.token_id):
-            return "grammar"
-        reason = request.output.push(token.token_id) if request.output is not None else None
-        if reason is None and grammar is not None:
-            grammar.push(token.token_id)
-        return reason
-
-    def _jump(
-        self, request: Request, last: SampledToken | None, reason: FinishReason | None
-    ) -> tuple[SampledToken | None, FinishReason | None]:
-        """Appends the tokens that the grammar forces after the token `last`, which ended the generation with `reason` or did not.
-
-        Gives the news of all tokens but the last; returns that one, and the reason if the generation ends with it. What was
-        appended has no keys and values yet: the next step computes all of it at once. Where log-probabilities are asked for,
-        nothing is appended that was not sampled.
-        """
-        grammar = request.grammar
-        jumps = grammar is not None and self.jump_forward and request.spec.logprobs is None
-        while grammar is not None and jumps and reason is None and (forced := grammar.forced()):
-            room = request.max_tokens - request.generated
-            if room <= 0:
-                break
-            for token_id in forced[:room]:
-                if last is not None:
-                    self._updates.append(Update(request, last))
-                last = SampledToken(token_id)
-                self.counters.forced_tokens += 1
-                reason = self._take(request, last)
-                if reason is not None:
-                    break
-        if reason is None and grammar is not None and grammar.complete:
-            reason = "grammar"
-        if reason is None and 0 < request.max_tokens <= request.generated:
-            reason = "length"
-        return last, reason
-
-    def _record_scores(self, row: Row, scores: Iterator[tuple[float, ...]]) -> None:
-        branches = row.request.branches
-        assert branches is not None
-        if row.edge is None:
-            branches.record(0, next(scores))
-            return
-        for offset in range(len(row.tokens)):
-            branches.record(row.edge.nodes[row.edge_offset + offset], next(scores))
-
-    def _cache_edges(self, flight: list[Row]) -> None:
+    def _cache_edges(self, flight: Flight) -> None:
         """Caches the edges of selects that are computed now, those above before those below."""
-        computed = [(row.edge.index, row.request, row.edge) for row in flight
-                    if row.edge is not None and row.edge.complete and row.request.state == "running"]
+        computed = [(row.edge.index, row.request, row.edge) for row in flight.rows
+                    if row.edge is not None and row.edge_offset + len(row.tokens) == len(row.edge.tokens)
+                    and row.request.state == "running"]
         for _, request, edge in sorted(computed, key=lambda entry: entry[0]):
             self.ledger.cache_edge(request, edge)
 
-    def _is_complete(self, request: Request) -> bool:
-        """Whether a request that generates nothing has all that it wants."""
-        if request.max_tokens > 0 or request.remaining:
-            return False
-        return request.branches is None or not request.branches.unfinished
-
     def _end(self, request: Request, token: SampledToken | None = None, reason: FinishReason | None = None) -> None:
         request.state = "ended"
-        self.running.remove(request)
-        self._retire_leader(request)
-        self.ledger.release(request)
+        self._leave(request)
         self._updates.append(Update(request, token, reason, ended=True))
 
-    def _share_progress(self, request: Request) -> None:
-        """Caches what a leader has computed so far, and lets those go who waited for it."""
-        self.ledger.cache_computed(request)
-        if request.remaining <= 1:
-            self._retire_leader(request)
+    def _leave(self, request: Request) -> None:
+        """A running request has ended. What steps in flight write of it is freed when they have returned."""
+        self.running.remove(request)
+        self.admission.retire(request)
+        if self._flights and request.is_written:
+            self.ledger.cache_computed(request)  # what comes next may go on with it
+            self._flights[-1].leaving.append(request)
         else:
-            for follower in self._leaders.reached(request):
-                self._queue.push(follower)
-
-    def _retire_leader(self, request: Request) -> None:
-        for follower in self._leaders.retire(request):
-            self._queue.push(follower)
-
-    def _release_leaving(self) -> None:
-        leaving, self._leaving = self._leaving, []
-        for request in leaving:
             self.ledger.release(request)
 
     # --- checks -----------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raises InternalError if an invariant is broken. O(capacity)."""
-        self.ledger.check([*self.running, *self._leaving])
+        self.ledger.check([*self.running, *(request for flight in self._flights for request in flight.leaving)])
         for request in self.running:
-            if self._flight is None and len(request.slots) != request.computed:
-                raise InternalError(f"{request!r} has {len(request.slots)} slots with no step in flight")
-        self._leaders.check(self.running)
+            if not self._flights and (len(request.slots) != request.computed or request.pending):
+                raise InternalError(f"{request!r} has {len(request.slots)} slots and {request.pending} tokens pending with no "
+                                    "step in flight")
+        written = [slot for flight in self._flights for slot in flight.slots]
+        if len({*written, *self.ledger.pool.snapshot()}) != len(written) + self.ledger.pool.free:
+            raise InternalError("a slot is free, or written twice, while a step in flight writes it")
+        self.admission.leaders.check(self.running)
+
+
+def _record_scores(row: Row, scores: Iterator[tuple[float, ...]]) -> None:
+    branches = row.request.branches
+    assert branches is not None
+    if row.edge is None:
+        branches.record(0, next(scores))
+        return
+    for offset in range(len(row.tokens)):
+        branches.record(row.edge.nodes[row.edge_offset + offset], next(scores))
+
+
+def _is_complete(request: Request) -> bool:
+    """Whether a request that generates nothing has all that it wants."""
+    if request.max_tokens > 0 or request.remaining:
+        return False
+    return request.branches is None or not request.branches.unfinished

@@ -3,6 +3,7 @@
 Fairness is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) over the tokens that requests need: each namespace
 has a virtual time that advances by what its admitted requests cost, and the namespace that is furthest behind is next. One
 that was idle starts at the time of the busy ones: it neither saves up turns nor is made to pay for the past.
+O(log n) a request for n namespaces.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ class Waiting:
         self._make_queue = make_queue
         self._patience = patience
         self._queues: dict[str | None, Queue] = {}
+        self._count = 0
         self._times: dict[str | None, float] = {}
+        self._turns: list[tuple[float, int, str | None]] = []
+        """A heap of namespaces by time; entries that a later one has replaced are skipped when they come up."""
+        self._serial = 0
         self._clock = 0.0
         """The virtual time of the namespace that was served last."""
         self._by_age: list[tuple[int, Request]] = []
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return self._count
 
     def __contains__(self, request: Request) -> bool:
         queue = self._queues.get(request.namespace)
@@ -39,7 +44,8 @@ class Waiting:
         queue = self._queues.get(request.namespace)
         if queue is None:
             queue = self._queues[request.namespace] = self._make_queue()
-            self._times[request.namespace] = max(self._clock, self._times.get(request.namespace, 0.0))
+            self._set_time(request.namespace, max(self._clock, self._times.get(request.namespace, 0.0)))
+        self._count += request not in queue
         queue.push(request)
 
     def arrived(self, request: Request) -> None:
@@ -49,7 +55,8 @@ class Waiting:
 
     def remove(self, request: Request) -> None:
         queue = self._queues.get(request.namespace)
-        if queue is not None:
+        if queue is not None and request in queue:
+            self._count -= 1
             queue.remove(request)
             self._forget_if_empty(request.namespace)
 
@@ -64,11 +71,15 @@ class Waiting:
 
     def pop(self) -> Request | None:
         """Takes out the first request of the namespace that is furthest behind; None if nothing waits."""
-        while self._queues:
-            namespace = min(self._queues, key=self._times.__getitem__) if len(self._queues) > 1 else next(iter(self._queues))
+        while self._turns:
+            time, _, namespace = self._turns[0]
+            if namespace not in self._queues or self._times[namespace] != time:
+                heappop(self._turns)
+                continue
             request = self._queues[namespace].pop()
             self._forget_if_empty(namespace)
             if request is not None:
+                self._count -= 1
                 return request
         return None
 
@@ -76,9 +87,15 @@ class Waiting:
         """The request was admitted, and costs so many tokens."""
         time = self._times.get(request.namespace, self._clock)
         self._clock = max(self._clock, time)
-        self._times[request.namespace] = time + tokens
+        self._set_time(request.namespace, time + tokens)
         if len(self._times) > 2 * len(self._queues) + 64:  # times that the clock has passed say nothing any more
             self._times = {name: at for name, at in self._times.items() if name in self._queues or at > self._clock}
+
+    def _set_time(self, namespace: str | None, time: float) -> None:
+        self._times[namespace] = time
+        if namespace in self._queues:
+            self._serial += 1
+            heappush(self._turns, (time, self._serial, namespace))
 
     def _forget_if_empty(self, namespace: str | None) -> None:
         if not len(self._queues[namespace]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from fake_cuda import CudaMisuse, FakeCuda
 from steps import GREEDY, TINY, MemoryCheckpoint, Row, step
 
 import asgl.kernels.triton.kernels as backend
+from asgl.errors import InternalError
 from asgl.execution.cuda_runner import CudaRunner
 from asgl.execution.runner import Runner
 from asgl.kernels.reference import ReferenceKernels
 from asgl.kernels.triton.kernels import TritonKernels
-from asgl.plan import SharedSpan, StepPlan, StepResult
+from asgl.plan import Continued, SharedSpan, StepPlan, StepResult
 from asgl.sampling import SamplingSpec
 
 pytestmark = [pytest.mark.interpret, pytest.mark.timeout(300)]
@@ -42,7 +44,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 def make(cuda: FakeCuda, buckets: tuple[int, ...] = (1, 4)) -> CudaRunner:
     runner = CudaRunner(MemoryCheckpoint(), TritonKernels("cpu", torch.float32), CAPACITY, buckets=buckets, cuda=cuda)
-    cuda.know(runner._device._in.host, runner._device._out, runner._static.host)
+    cuda.know(*runner._device._in.hosts, *(each.host for each in runner._device._landings), *runner._static.hosts)
     return runner
 
 
@@ -125,6 +127,45 @@ def test_the_order_of_a_replay(cuda: FakeCuda) -> None:
     # one launch for logits and one to sample, beside the graph
     assert cuda.log == [
         "stream", "copy in", "copy in", "replay", "launch head_kernel", "launch sample_kernel", "copy out", "record", "wait"]
+
+
+@pytest.mark.parametrize("buckets", [(1, 4), ()], ids=["replays", "launches"])
+def test_two_steps_in_flight(cuda: FakeCuda, buckets: tuple[int, ...]) -> None:
+    """Each step goes on with what the one before samples, launched before that is known; and gives what one after the other
+    gives."""
+    runner, reference = make(cuda, buckets), Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY)
+    prefix = tokens(20, 4)
+
+    def plan(last: int, ids: list[int], *, ahead: bool) -> StepPlan:
+        """Three rows, each with the token that it samples in the step before."""
+        before = [[*range(20), *(20 + 3 * number + row for number in range(last))] for row in range(3)]
+        made = step([Row([0 if ahead else ids[row]], [20 + 3 * last + row], before=before[row], sample=SPEC if row else GREEDY,
+                         draw=last) for row in range(3)])
+        return replace(made, continued=tuple(Continued(row, row) for row in range(3))) if ahead else made
+
+    for each in (runner, reference):
+        each.run(step([Row(prefix, range(20))]))
+    runner.run(plan(0, [1, 2, 3], ahead=False))  # captures
+    expected, ids = [], [1, 2, 3]
+    for last in range(4):
+        expected.append(reference.run(plan(last, ids, ahead=False)))
+        ids = [sample.token_id for sample in expected[-1].samples]
+    cuda.log.clear()
+    runner.launch(plan(0, [1, 2, 3], ahead=False))
+    for last in range(1, 4):
+        runner.launch(plan(last, [], ahead=True))
+        compare(runner.collect(), expected[last - 1])
+    compare(runner.collect(), expected[3])
+    waits = [line for line in cuda.log if line in ("record", "wait")]
+    assert waits == ["record", "record", "wait", "record", "wait", "record", "wait", "wait"]
+    assert cuda.log.count("replay") == (4 if buckets else 0)
+
+
+def test_going_on_with_a_step_that_sampled_nothing(cuda: FakeCuda) -> None:
+    runner = make(cuda, ())
+    runner.run(step([Row([1, 2], [0, 1])]))
+    with pytest.raises(InternalError, match="there was none"):
+        runner.launch(replace(step([Row([0], [2], before=[0, 1], sample=GREEDY)]), continued=(Continued(0, 0),)))
 
 
 def test_warm_up_captures_every_bucket(cuda: FakeCuda) -> None:
