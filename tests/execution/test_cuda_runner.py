@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,9 @@ from steps import GREEDY, TINY, MemoryCheckpoint, Row, step
 from asgl.errors import ConfigError, EngineClosedError, EngineError
 from asgl.execution import cuda_runner
 from asgl.execution.cuda_device import CudaDevice
-from asgl.execution.cuda_runner import CudaRunner, make_runner
+from asgl.execution.cuda_runner import CudaRunner
 from asgl.execution.kv_pool import slot_bytes
-from asgl.execution.runner import Runner
+from asgl.execution.runner import Runner, make_runner
 from asgl.kernels.reference import ReferenceKernels
 from asgl.kernels.triton.target import INTERPRETER
 from asgl.sampling import SamplingSpec
@@ -179,9 +180,20 @@ def test_keys_and_values_are_read_and_written_on_the_stream() -> None:
     assert cuda.log == ["stream"] * 4
 
 
-def test_make_runner_takes_the_plain_one_on_cpus() -> None:
+def test_make_runner_takes_the_plain_one_on_cpus_and_imports_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda_runner", "cuda_device", "cuda_outputs"):
+        monkeypatch.delitem(sys.modules, f"asgl.execution.{name}")
     runner = make_runner(MemoryCheckpoint(), ReferenceKernels(), 20)
     assert type(runner) is Runner
+    assert not [name for name in sys.modules if name.startswith("asgl.execution.cuda")]
+
+
+def test_make_runner_takes_the_one_with_graphs_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels()
+    kernels.name, kernels.device = "triton", torch.device("cuda", 1)
+    monkeypatch.setattr(cuda_runner, "CudaRunner", lambda *given: given)
+    checkpoint = MemoryCheckpoint()
+    assert make_runner(checkpoint, kernels, 20) == (checkpoint, kernels, 20)
 
 
 # The staging memory

@@ -292,10 +292,3 @@ def _batch(sent: list[Tensor], decode_rows: int, max_qo: int, max_kv: int, parti
     input_ids, positions, slots, qo_indptr, kv_indptr = sent[:5]
     return SpannedBatch(input_ids, positions, slots, qo_indptr, kv_indptr, sent[-1], decode_rows=decode_rows, max_qo=max_qo,
                         max_kv=max_kv, spans=spans)
-
-
-def make_runner(checkpoint: Checkpoint, kernels: Kernels, capacity: int | None = None) -> Runner:
-    """The runner for a back end's device."""
-    if kernels.device.type == "cuda" and kernels.name == "triton":
-        return CudaRunner(checkpoint, kernels, capacity)  # pyright: ignore[reportArgumentType]
-    return Runner(checkpoint, kernels, capacity)
