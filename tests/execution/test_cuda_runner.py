@@ -131,6 +131,21 @@ def test_a_step_that_runs_out_of_memory_twice_says_what_to_do(monkeypatch: pytes
         runner.run(step([Row([3, 4, 5], [0, 1, 2], sample=GREEDY)]))
 
 
+def test_no_memory_for_a_graph_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CudaRunner._capture
+
+    def capture(runner: CudaRunner, bucket: int, packed: Any, spanned: bool) -> Any:
+        if bucket == 2 and not spanned:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(runner, bucket, packed, spanned)
+
+    runner = CudaRunner(MemoryCheckpoint(), Kernels(), 200, buckets=(1, 2, 64), cuda=FakeCuda())
+    monkeypatch.setattr(CudaRunner, "_capture", capture)
+    with pytest.raises(ConfigError, match=r"for the graph of 2 decode rows; .* fewer kv_cache_tokens \(now 200\)") as caught:
+        runner.warm_up()
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
 def test_results_are_the_runners() -> None:
     """Samples with log-probabilities and edits, and scores: more of them than are computed at once."""
     rows = [
@@ -181,8 +196,8 @@ def test_keys_and_values_are_read_and_written_on_the_stream() -> None:
 
 
 def test_make_runner_takes_the_plain_one_on_cpus_and_imports_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cuda_runner", "cuda_device", "cuda_outputs"):
-        monkeypatch.delitem(sys.modules, f"asgl.execution.{name}")
+    for name in [name for name in sys.modules if name.startswith("asgl.execution.cuda")]:
+        monkeypatch.delitem(sys.modules, name)
     runner = make_runner(MemoryCheckpoint(), ReferenceKernels(), 20)
     assert type(runner) is Runner
     assert not [name for name in sys.modules if name.startswith("asgl.execution.cuda")]

@@ -4,8 +4,8 @@ Copies and operations of torch are seen by a dispatch mode, launches of Triton k
 captured graph is the list of both; a replay runs them again on the very tensors of the capture, so that whatever a step does not
 put into these tensors a replay cannot see, as on a GPU.
 
-What would be wrong on a GPU and right on a CPU raises: waiting for the device within a step, reading a result before the event,
-and packing a pinned buffer while a copy from it may be under way.
+What would be wrong on a GPU and right on a CPU raises: waiting for the device within a step, and packing a pinned buffer while a
+copy from it may be under way. A result that comes down is there once the event was waited for; earlier there is rubbish.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class FakeCuda:
         self._stream: object | None = None
         self._hosts: set[int] = set()
         self._in_flight: set[int] = set()
+        self._coming: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._recording: list[Callable[[], None]] | None = None
         self._watch = _Watch(self)
         self._busy = False
@@ -76,6 +77,11 @@ class FakeCuda:
         self.log.append("wait")
         self._recorded = False
         self._in_flight.clear()
+        coming, self._coming = self._coming, []
+        before, self._busy = self._busy, True
+        for host, value in coming:
+            host.copy_(value)
+        self._busy = before
 
     def CUDAGraph(self) -> Any:
         return SimpleNamespace(operations=[], replay=None)
@@ -84,9 +90,11 @@ class FakeCuda:
         return "pool"
 
     @contextmanager
-    def graph(self, graph: Any, pool: object, stream: object) -> Iterator[None]:
+    def graph(self, graph: Any, pool: object, stream: object, capture_error_mode: str = "global") -> Iterator[None]:
         if stream is not self._stream:
             raise CudaMisuse("captured on another stream than that of the steps")
+        if capture_error_mode != "thread_local":
+            raise CudaMisuse("a capture that other threads of the program can break")
         self.log.append("capture")
         self._recording = graph.operations
         yield
@@ -134,14 +142,17 @@ class FakeCuda:
         name = str(function)
         if name.startswith(_WAITS):
             raise CudaMisuse(f"{name} waits for the device in a step")
-        if name.startswith("aten.copy_"):
-            self._copy(args, kwargs)
+        if name.startswith("aten.copy_") and self._copy(args, kwargs):
+            host, source = args[:2]
+            self._coming.append((host, source.clone()))
+            return host.fill_(torch.nan if host.is_floating_point() else -(2**31))
         result = function(*args, **kwargs)
         if self._recording is not None:
             self._recording.append(lambda: _again(function, args, kwargs, result))
         return result
 
-    def _copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Checks and records a copy; whether it is one to the host that the caller must wait for."""
         to, source = (tensor.untyped_storage().data_ptr() for tensor in args[:2])
         asynchronous = (len(args) > 2 and args[2]) or kwargs.get("non_blocking", False)
         if to in self._hosts and not asynchronous and to in self._in_flight:
@@ -151,8 +162,10 @@ class FakeCuda:
             self._in_flight.add(source)
         elif to in self._hosts and asynchronous:
             self.log.append("copy out")
+            return True
         elif asynchronous:
             raise CudaMisuse("an asynchronous copy of memory that is not pinned")
+        return False
 
 
 class _Watch(TorchDispatchMode):

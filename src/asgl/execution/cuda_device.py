@@ -90,7 +90,8 @@ class CudaDevice:
         graph = self.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = self.cuda.graph_pool_handle()
-        with self.cuda.graph(graph, pool=self._pool, stream=self.stream):
+        # the program that asgl is a part of may use the GPU in other threads meanwhile: that is no error of this one
+        with self.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
             result = launch()
         return graph, result
 

@@ -130,7 +130,8 @@ def test_the_order_of_a_replay(cuda: FakeCuda) -> None:
 def test_warm_up_captures_every_bucket(cuda: FakeCuda) -> None:
     runner = make(cuda, (1, 2))
     runner.warm_up()
-    assert set(runner._graphs) == {(1, False), (2, False)}
+    assert set(runner._graphs) == {(1, False), (2, False), (2, True)}
+    assert {"launch edit_kernel", "launch mask_kernel", "launch span_kernel"} <= set(cuda.log)
     cuda.log.clear()
     runner.run(step([Row([3], [0], sample=GREEDY), Row([4], [1], sample=GREEDY)]))
     assert "capture" not in cuda.log
@@ -170,6 +171,10 @@ def test_the_fake_sees_misuse(cuda: FakeCuda) -> None:
             device.upload([ones])
         device.finish()
         device.upload([ones])
+        early = device.download(ones)
+        assert str(early.tolist()) == "[nan, nan, nan]"
+        device.finish()
+        assert early.tolist() == [1.0, 1.0, 1.0]
         with pytest.raises(CudaMisuse, match="not pinned"):
             ones.copy_(torch.zeros(3), non_blocking=True)
         device.finish()
