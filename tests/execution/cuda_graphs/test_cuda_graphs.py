@@ -92,9 +92,10 @@ def test_a_replay_writes_the_named_slots_only(cuda: FakeCuda) -> None:
     runner.run(step([Row(prefix, range(20))]))
     runner.run(decode_plan(prefix, 3, shared=False))
     assert runner._pool is not None
-    for k, v in runner._pool.layers:  # other values than the padding of the first replay could have written
-        k.normal_(generator=torch.Generator().manual_seed(1))
-        v.normal_(generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        for k, v in runner._pool.layers:  # other values than the padding of the first replay could have written
+            k.normal_(generator=torch.Generator().manual_seed(1))
+            v.normal_(generator=torch.Generator().manual_seed(2))
     before = [(k.clone(), v.clone()) for k, v in runner._pool.layers]
     runner.run(decode_plan(prefix, 2, shared=False, last=3))
     named = [230, 231]
