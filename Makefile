@@ -29,9 +29,14 @@ test-compile: setup
 	ASGL_LANE=compile OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels/triton_compile
 
 # On a machine with a GPU, torch >= 2.11 for it and triton >= 3.6: tests on the device, then measurements to docs/gpu-measured.md.
+# Triton builds its launcher with a C compiler and Python's headers: better to hear of it first.
 gpu:
+	@command -v "$${CC:-gcc}" >/dev/null || command -v clang >/dev/null || \
+		{ echo "Triton needs a C compiler, and there is no gcc and no clang: install one, or name one in CC" >&2; exit 1; }
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv --system-site-packages .venv-gpu
 	.venv-gpu/bin/python -c "import torch; assert torch.cuda.is_available(), 'torch ' + torch.__version__ + ' sees no GPU'"
+	.venv-gpu/bin/python -c "import os, sysconfig; h = os.path.join(sysconfig.get_path('include'), 'Python.h'); \
+		assert os.path.exists(h), 'Triton needs ' + h + ': install the headers of this Python (python3-dev, python3-devel)'"
 	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]' pytest pytest-asyncio pytest-timeout pytest-xdist
 	ASGL_TEST_GPU=cuda .venv-gpu/bin/python -m pytest -o filterwarnings=default --timeout 600 tests/kernels/test_contract.py tests/gpu
 	.venv-gpu/bin/python bench/gpu.py

@@ -161,7 +161,7 @@ class Runtime:
 
     def _load(self) -> tuple[Checkpoint, Kernels, Runner, str]:
         """Reads the model and packs its weights. On the device thread."""
-        from asgl.execution.cuda_runner import make_runner
+        from asgl.execution.runner import make_runner
         from asgl.kernels.select import make_kernels
         from asgl.models.fingerprint import fingerprint
         from asgl.models.registry import open_checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,9 @@ from steps import GREEDY, TINY, MemoryCheckpoint, Row, step
 from asgl.errors import ConfigError, EngineClosedError, EngineError
 from asgl.execution import cuda_runner
 from asgl.execution.cuda_device import CudaDevice
-from asgl.execution.cuda_runner import CudaRunner, make_runner
+from asgl.execution.cuda_runner import CudaRunner
 from asgl.execution.kv_pool import slot_bytes
-from asgl.execution.runner import Runner
+from asgl.execution.runner import Runner, make_runner
 from asgl.kernels.reference import ReferenceKernels
 from asgl.kernels.triton.target import INTERPRETER
 from asgl.sampling import SamplingSpec
@@ -130,6 +131,21 @@ def test_a_step_that_runs_out_of_memory_twice_says_what_to_do(monkeypatch: pytes
         runner.run(step([Row([3, 4, 5], [0, 1, 2], sample=GREEDY)]))
 
 
+def test_no_memory_for_a_graph_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CudaRunner._capture
+
+    def capture(runner: CudaRunner, bucket: int, packed: Any, spanned: bool) -> Any:
+        if bucket == 2 and not spanned:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(runner, bucket, packed, spanned)
+
+    runner = CudaRunner(MemoryCheckpoint(), Kernels(), 200, buckets=(1, 2, 64), cuda=FakeCuda())
+    monkeypatch.setattr(CudaRunner, "_capture", capture)
+    with pytest.raises(ConfigError, match=r"for the graph of 2 decode rows; .* fewer kv_cache_tokens \(now 200\)") as caught:
+        runner.warm_up()
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
 def test_results_are_the_runners() -> None:
     """Samples with log-probabilities and edits, and scores: more of them than are computed at once."""
     rows = [
@@ -179,9 +195,20 @@ def test_keys_and_values_are_read_and_written_on_the_stream() -> None:
     assert cuda.log == ["stream"] * 4
 
 
-def test_make_runner_takes_the_plain_one_on_cpus() -> None:
+def test_make_runner_takes_the_plain_one_on_cpus_and_imports_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("asgl.execution.cuda")]:
+        monkeypatch.delitem(sys.modules, name)
     runner = make_runner(MemoryCheckpoint(), ReferenceKernels(), 20)
     assert type(runner) is Runner
+    assert not [name for name in sys.modules if name.startswith("asgl.execution.cuda")]
+
+
+def test_make_runner_takes_the_one_with_graphs_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = Kernels()
+    kernels.name, kernels.device = "triton", torch.device("cuda", 1)
+    monkeypatch.setattr(cuda_runner, "CudaRunner", lambda *given: given)
+    checkpoint = MemoryCheckpoint()
+    assert make_runner(checkpoint, kernels, 20) == (checkpoint, kernels, 20)
 
 
 # The staging memory

@@ -381,6 +381,31 @@ def test_equal_tokens_are_ranked_by_id(kernels: Kernels) -> None:
         assert kernels.sample(logits.clone(), how).tolist() == [0, vocabulary // 2]
 
 
+@pytest.mark.parametrize("filters", [
+    {"top_k": 5}, {"top_k": 25}, {"top_p": 0.3}, {"top_p": 0.8}, {"min_p": 0.3}, {"top_k": 30, "top_p": 0.5, "min_p": 0.1},
+], ids=str)
+def test_filters_cut_through_equal_tokens(kernels: Kernels, filters: dict[str, float]) -> None:
+    """Of tokens that are as likely as the last one kept, those of the lowest ids are."""
+    uniforms = [0.0, 0.15, 0.4, 0.6, 0.85, 1 - 2**-53]
+    for vocabulary in (40, 600):
+        logits = torch.randint(0, 3, (len(uniforms), vocabulary), generator=generator(vocabulary)).float()
+        how = how_to_sample(kernels, len(uniforms), uniform=uniforms, **filters)
+        tokens = kernels.sample(logits.clone().to(kernels.device), how).tolist()
+        for row, (token, uniform) in enumerate(zip(tokens, uniforms, strict=True)):
+            low, high = interval(logits[row], token, 1.0, int(filters.get("top_k", 0)), filters.get("top_p", 1.0),
+                                 filters.get("min_p", 0.0))
+            assert low - 2e-5 <= uniform <= high + 2e-5
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
+def test_the_only_token_that_is_not_banned_is_taken(kernels: Kernels, filters: dict[str, float]) -> None:
+    only = [0, 33, 699, 512]
+    logits = torch.full((4, 700), -torch.inf)
+    logits[range(4), only] = torch.tensor([-2.0, 0.0, 1e4, -1e30])
+    how = how_to_sample(kernels, 4, temperature=[1.0, 0.0, 0.3, 5.0], uniform=[0.0, 0.5, 0.9, 1 - 2**-53], **filters)
+    assert kernels.sample(logits.to(kernels.device), how).tolist() == only
+
+
 def test_edits_and_repetition(kernels: Kernels) -> None:
     def triple(*values: tuple[int, int, float]) -> tuple[Tensor, Tensor, Tensor]:
         rows, tokens, numbers = zip(*values, strict=True)

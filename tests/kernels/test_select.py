@@ -56,6 +56,12 @@ def test_impossible_choices(arguments: dict[str, Any], message: str) -> None:
         make_kernels(**arguments)
 
 
+def test_triton_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"kernels='triton' needs a GPU, and torch .* sees none; use kernels='auto'"):
+        make_kernels("triton")
+
+
 def test_an_unavailable_back_end_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(select._LAZY, "cpu", ("asgl.kernels.nowhere.kernels", "None", "no_such_package"))
     with pytest.raises(ConfigError, match="pip install no_such_package; or use kernels='reference'"):

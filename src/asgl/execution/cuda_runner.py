@@ -23,6 +23,7 @@ from asgl.errors import ConfigError, EngineClosedError, EngineError
 from asgl.execution.batch import lower
 from asgl.execution.cuda_device import Buffer, CudaDevice, Landing
 from asgl.execution.cuda_outputs import Outputs
+from asgl.execution.cuda_warm_up import warm_up_plans
 from asgl.execution.kv_pool import KVPool, slot_bytes
 from asgl.execution.runner import Runner
 from asgl.kernels.api import Batch, Kernels
@@ -104,11 +105,11 @@ class CudaRunner(Runner):
         with torch.inference_mode(), self._device.on_stream():
             try:
                 self._model: Llama | None = Llama(checkpoint, kernels)
+                self._static = Buffer(self._static_bytes(), kernels.device)
             except cuda.OutOfMemoryError as error:
                 raise ConfigError(f"the weights of {checkpoint.name} do not fit {kernels.device}: {error}; use a smaller model, "
                                   "or another device") from error
             self._pool: KVPool | None = self._make_pool(capacity)
-            self._static = Buffer(self._static_bytes(), kernels.device)
         self.capacity = self._pool.capacity
         self.info = self._describe(checkpoint, kernels, self._model)
         self._span_rows = kernels.rows_of_span_tile(config.heads, config.kv_heads, config.head_dim)
@@ -288,15 +289,25 @@ class CudaRunner(Runner):
         return made
 
     def warm_up(self) -> None:
-        """Compiles the kernels, and captures the graph of each bucket. Overwrites the pool: call it first."""
+        """Compiles the kernels, and captures the graph of each bucket. Overwrites the pool: call it first. ConfigError if the
+        cache leaves no memory for that."""
         super().warm_up()
+        for plan in warm_up_plans(self.capacity, self.info.vocabulary):
+            self.run(plan)
         with torch.inference_mode(), self._device.on_stream():
             for bucket in reversed(self._buckets):  # the largest first: the others fit into its memory
                 one = torch.zeros(1, dtype=torch.int32)
                 ends = torch.tensor([0, 1], dtype=torch.int32)
                 alone = Batch(one, one, one, ends, ends, one, decode_rows=1, max_qo=1, max_kv=1)
-                if (bucket, False) not in self._graphs:
+                if (bucket, False) in self._graphs:
+                    continue
+                try:
                     self._capture(bucket, self._packed(bucket, alone, None), spanned=False)
+                except self._device.cuda.OutOfMemoryError as error:
+                    raise ConfigError(
+                        f"the GPU ran out of memory for the graph of {bucket} decode rows; open the Runtime with fewer "
+                        f"kv_cache_tokens (now {self.capacity}), or end other processes on it"
+                    ) from error
             self._device.finish()
 
     def read_kv(self, slots: Sequence[int]) -> Tensor:
@@ -323,10 +334,3 @@ def _batch(sent: list[Tensor], decode_rows: int, max_qo: int, max_kv: int, parti
     input_ids, positions, slots, qo_indptr, kv_indptr = sent[:5]
     return SpannedBatch(input_ids, positions, slots, qo_indptr, kv_indptr, sent[-1], decode_rows=decode_rows, max_qo=max_qo,
                         max_kv=max_kv, spans=spans)
-
-
-def make_runner(checkpoint: Checkpoint, kernels: Kernels, capacity: int | None = None) -> Runner:
-    """The runner for a back end's device."""
-    if kernels.device.type == "cuda" and kernels.name == "triton":
-        return CudaRunner(checkpoint, kernels, capacity)  # pyright: ignore[reportArgumentType]
-    return Runner(checkpoint, kernels, capacity)

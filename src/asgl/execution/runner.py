@@ -154,3 +154,12 @@ class Runner:
     def close(self) -> None:
         """Frees the weights and the pool. May be called again."""
         self._model = self._pool = None
+
+
+def make_runner(checkpoint: Checkpoint, kernels: Kernels, capacity: int | None = None) -> Runner:
+    """The runner for a back end's device: arguments and errors as of `Runner`, or of `CudaRunner` on a GPU."""
+    if kernels.device.type == "cuda" and kernels.name == "triton":
+        from asgl.execution.cuda_runner import CudaRunner  # only here: on CPUs nobody should wait for its imports
+
+        return CudaRunner(checkpoint, kernels, capacity)  # pyright: ignore[reportArgumentType]
+    return Runner(checkpoint, kernels, capacity)

@@ -51,6 +51,8 @@ def make_kernels(
     if name == "reference":
         return ReferenceKernels(where, chosen, "dense" if weights == "auto" else weights, deterministic)
     interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"  # on the CPU, slowly, for tests
+    if name == "triton" and where.type == "cpu" and device == "auto" and not interpreted:
+        raise ConfigError(f"kernels='triton' needs a GPU, and torch {torch.__version__} sees none; use kernels='auto'")
     if (name == "cpu") != (where.type == "cpu") and not interpreted:
         raise ConfigError(f"kernels={name!r} cannot run on device {str(where)!r}; leave one of them at 'auto'")
     if (problem := _missing(name)) is not None:

@@ -94,6 +94,10 @@ def test_a_replay_writes_the_named_slots_only(cuda: FakeCuda) -> None:
     runner.run(step([Row(prefix, range(20))]))
     runner.run(decode_plan(prefix, 3, shared=False))
     assert runner._pool is not None
+    with torch.inference_mode():
+        for k, v in runner._pool.layers:  # other values than the padding of the first replay could have written
+            k.normal_(generator=torch.Generator().manual_seed(1))
+            v.normal_(generator=torch.Generator().manual_seed(2))
     before = [(k.clone(), v.clone()) for k, v in runner._pool.layers]
     runner.run(decode_plan(prefix, 2, shared=False, last=3))
     named = [230, 231]
@@ -171,7 +175,8 @@ def test_going_on_with_a_step_that_sampled_nothing(cuda: FakeCuda) -> None:
 def test_warm_up_captures_every_bucket(cuda: FakeCuda) -> None:
     runner = make(cuda, (1, 2))
     runner.warm_up()
-    assert set(runner._graphs) == {(1, False), (2, False)}
+    assert set(runner._graphs) == {(1, False), (2, False), (2, True)}
+    assert {"launch edit_kernel", "launch mask_kernel", "launch span_kernel"} <= set(cuda.log)
     cuda.log.clear()
     runner.run(step([Row([3], [0], sample=GREEDY), Row([4], [1], sample=GREEDY)]))
     assert "capture" not in cuda.log
@@ -211,6 +216,10 @@ def test_the_fake_sees_misuse(cuda: FakeCuda) -> None:
             device.upload([ones])
         device.finish()
         device.upload([ones])
+        early = device.download(ones)
+        assert str(early.tolist()) == "[nan, nan, nan]"
+        device.finish()
+        assert early.tolist() == [1.0, 1.0, 1.0]
         with pytest.raises(CudaMisuse, match="not pinned"):
             ones.copy_(torch.zeros(3), non_blocking=True)
         device.finish()

@@ -39,6 +39,20 @@ def test_one_element_out_of_bounds() -> None:
     assert "_copy reads bytes 64:88 of source, which has 80" in message
 
 
+@triton.jit
+def _copy_all(source, target, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(target + at, tl.load(source + at))
+
+
+def test_accesses_without_a_mask_are_seen() -> None:
+    for lengths, message in (((3, 4), "reads bytes 0:32 of source, which has 24"),
+                             ((4, 3), "writes bytes 0:32 of target, which has 24")):
+        source, target = (torch.zeros(length, dtype=torch.int64) for length in lengths)
+        with Monitor(), pytest.raises((InterpreterError, AccessError), match=message):
+            _copy_all[(1,)](source, target, BLOCK=4)
+
+
 def test_two_programs_that_write_one_element() -> None:
     (message,) = _run(10, skip=1)
     assert "two programs of _copy write one element of target" in message

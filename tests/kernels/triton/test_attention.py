@@ -133,8 +133,8 @@ MUTATIONS = {
     "the sum is not rescaled": ("total = total * shrink + tl.sum(weights, 1)", "total = total + tl.sum(weights, 1)"),
     "the greatest score is forgotten": ("highest = tl.maximum(top, tl.max(scores, 1))", "highest = tl.max(scores, 1)"),
     "no scale": ("input_precision=PRECISION) * scale", "input_precision=PRECISION)"),
-    "not divided by the sum": ("(result / total[:, None]).to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit\ndef decode",
-                               "result.to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit\ndef decode"),
+    "not divided by the sum": ("(result / total[:, None]).to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit(",
+                               "result.to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit("),
     "the prefix is left out": ("kv_head, 0, whole,", "kv_head, prefix // BLOCK_N * BLOCK_N, whole,"),
     "positions are taken for slots": ("place = slot.to(tl.int64)", "place = at.to(tl.int64)"),
     "the prefix does not count in the limit": ("limit = prefix + tokens", "limit = tokens"),
@@ -194,6 +194,57 @@ def test_the_kernel_itself_passes(poisoned: None) -> None:
 def test_mutations_are_caught(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
     monkeypatch.setattr(backend, "attention", mutant(tmp_path, *MUTATIONS[name]))
     assert verdict(TritonKernels("cpu", torch.float32)) != "right"
+
+
+DECODE_MUTATIONS = {
+    "a piece is one block too short": ("end = tl.minimum(start + blocks * BLOCK_N, context)",
+                                       "end = tl.minimum(start + (blocks - 1) * BLOCK_N, context)"),
+    "the pieces overlap": ("start = first + piece * blocks * BLOCK_N", "start = first + piece * (blocks - 1) * BLOCK_N"),
+    "the shared positions are read twice": ("first = tl.load(rows_spans + row * 3 + 2)", "first = 0"),
+    "an empty piece has a weight": ("top + tl.log2(tl.maximum(total, 1e-30)), mask=m < GROUP",
+                                    "tl.log2(total + 1.0), mask=m < GROUP"),
+    "what an empty piece holds is read": ("mask=held[:, None] & (d < HEAD_DIM)[None, :]",
+                                          "mask=(p < count)[:, None] & (d < HEAD_DIM)[None, :]"),
+    "partial results are not rescaled": ("result = result * shrink + tl.sum(values * weights[:, None], 0)",
+                                         "result = result + tl.sum(values * weights[:, None], 0)"),
+    "the sum of the weights is not rescaled": ("total = total * shrink + tl.sum(weights, 0)",
+                                               "total = total + tl.sum(weights, 0)"),
+    "the results of spans are left out": ("count = splits + tl.load(rows_spans + row * 3 + 1)", "count = splits"),
+    "the piece of a span is ignored": (" + tl.load(unit + 5)", ""),
+    "a span ends one late": ("end = tl.load(unit + 4)", "end = tl.load(unit + 4) + 1"),
+    "a span is read from its own row's start": ("start = tl.load(unit + 3)", "start = 0"),
+    "rows of the next unit are written": ("real = m // GROUP < count", "real = m // GROUP <= count"),
+}
+
+
+def decode_verdict(kernels: TritonKernels) -> str:
+    """As `verdict`, of decode rows: in pieces, of which some are empty, below spans of several pieces, and of several tiles."""
+    shape = (6, 2, 16)
+    several = kernels.rows_of_span_tile(*shape) + 2
+    batches = (make_batch(kernels, DECODE), shared_batch(kernels, prefix=600), shared_batch(kernels, several, 40, 20))
+    for batch in batches:
+        with Monitor(), np.errstate(all="ignore"):
+            try:
+                found, expected = run(kernels, batch, shape)
+            except (InterpreterError, AccessError) as error:
+                if "AccessError" not in f"{error!r}{error.__cause__!r}":
+                    raise
+                return str(error)
+        if not torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-5):
+            return "wrong numbers"
+    return "right"
+
+
+def test_the_decode_kernels_themselves_pass(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.tiles, "decode_splits", lambda *_: 20)
+    assert decode_verdict(TritonKernels("cpu", torch.float32)) == "right"
+
+
+@pytest.mark.parametrize("name", DECODE_MUTATIONS)
+def test_mutations_of_decode_are_caught(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
+    monkeypatch.setattr(backend.tiles, "decode_splits", lambda *_: 20)
+    monkeypatch.setattr(backend, "attention", mutant(tmp_path, *DECODE_MUTATIONS[name]))
+    assert decode_verdict(TritonKernels("cpu", torch.float32)) != "right"
 
 
 # The pieces of a context

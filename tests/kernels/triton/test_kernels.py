@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 from access import Monitor
-from test_contract import batch_of, generator, how_to_sample, rope_table
+from test_contract import batch_of, generator, how_to_sample, make_batch, rope_table
 from triton_bfloat16 import repair
 
+import asgl.kernels.triton.kernels as backend
 from asgl.errors import ConfigError
 from asgl.kernels.select import make_kernels
 from asgl.kernels.triton.kernels import TritonKernels
@@ -91,6 +95,48 @@ def test_the_head_reads_its_weight_once_for_64_rows(kernels: TritonKernels, moni
         assert monitor.launches[-1].written == {"out": m * 300 * 4}
 
 
+def test_sampling_reads_the_logits_so_many_times(kernels: TritonKernels, monitor: Monitor) -> None:
+    """Greedy once, which is the ideal. A draw adds eleven passes to search and three around, top-k and top-p their searches."""
+    m, vocabulary = 2, 300
+    logits = torch.randn(m, vocabulary, generator=generator(1))
+    for passes, how in (
+        (1, how_to_sample(kernels, m, temperature=0.0)),
+        (1 + 14, how_to_sample(kernels, m)),
+        (1 + 14 + 11, how_to_sample(kernels, m, top_k=5)),
+        (1 + 14 + 11 + 12, how_to_sample(kernels, m, top_k=5, top_p=0.5)),
+        (1 + 14, how_to_sample(kernels, m, min_p=0.1)),
+    ):
+        kernels.sample(logits.clone(), how)
+        assert monitor.launches[-1].read["logits"] == passes * m * vocabulary * 4
+        assert monitor.launches[-1].written == {"tokens": m * 8}
+
+
+def test_masks_and_edits_touch_what_they_change(kernels: TritonKernels, monitor: Monitor) -> None:
+    m, vocabulary = 2, 320
+    allowed = torch.zeros(m, vocabulary // 32, dtype=torch.int32)
+    allowed[1] = -1
+    kernels.mask_logits(torch.zeros(m, vocabulary), allowed)
+    assert monitor.launches[-1].written == {"logits": vocabulary * 4}  # of the first row alone
+    assert monitor.launches[-1].read == {"allowed": m * vocabulary * 4}  # a word for each token: 32 reads of each, from a cache
+    edits = (torch.tensor([0, 1, 1]), torch.tensor([3, 4, 5]), torch.tensor([1.0, 2.0, 3.0]))
+    kernels.sample(torch.zeros(m, vocabulary), how_to_sample(kernels, m, temperature=0.0, edits=edits))
+    assert monitor.launches[-2].read["logits"] == monitor.launches[-2].written["logits"] == 3 * 4
+
+
+def test_merging_reads_each_partial_result_once(
+    kernels: TritonKernels, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are not empty, and the weights of all."""
+    monkeypatch.setattr(backend.tiles, "decode_splits", lambda *_: 8)
+    batch = make_batch(kernels, [(299, 1), (0, 1)])
+    k, v = (torch.randn(1500, 2, 16) for _ in range(2))
+    kernels.attention(torch.randn(2, 4, 16), k, v, batch, 0.25)
+    decode, merge = monitor.launches
+    assert merge.read["partial"] == decode.written["partial"]
+    assert merge.read["partial_lse"] == decode.written["partial_lse"] == 2 * 8 * 4 * 4
+    assert merge.written == {"out": 2 * 4 * 16 * 4}
+
+
 def test_sampling_stays_in_bounds(kernels: TritonKernels, monitor: Monitor, poisoned: None) -> None:
     """Rows with a stride, an odd vocabulary, edits at its ends."""
     m, vocabulary = 3, 333
@@ -102,9 +148,31 @@ def test_sampling_stays_in_bounds(kernels: TritonKernels, monitor: Monitor, pois
     assert {launch.kernel for launch in monitor.launches} == {"edit_kernel", "sample_kernel"}
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
+def test_the_token_is_in_the_vocabulary_whatever_the_logits_are(
+    kernels: TritonKernels, monitor: Monitor, filters: dict[str, float]
+) -> None:
+    """Another one would be looked up out of bounds in the next step."""
+    logits = torch.randn(6, 70, generator=generator(1))
+    logits[0] = torch.nan
+    logits[1] = -torch.inf
+    logits[2, 9] = torch.inf
+    logits[3, :68] = torch.nan
+    logits[5] = logits[4]
+    logits[4, 30], logits[5, 30] = torch.nan, -torch.inf
+    for temperature in (0.0, 1.0):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of NaN
+            found = kernels.sample(logits.clone(), how_to_sample(kernels, 6, temperature=temperature, uniform=0.7, **filters))
+        *odd, with_nan, banned = found.tolist()
+        assert odd[:3] == [0, 0, 9]
+        assert odd[3] in (68, 69)
+        assert with_nan == banned  # a NaN is not drawn
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"dtype": torch.float64}, "float32, bfloat16 or float16, not in torch.float64"),
-    ({"weights": "int4"}, "use weights='dense'"),
+    ({"weights": "int4"}, "none for weights='int4'; use weights='auto'"),
     ({"deterministic": True}, "no deterministic mode"),
 ])
 def test_refused(options: dict[str, object], message: str) -> None:

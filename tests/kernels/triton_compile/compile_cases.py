@@ -88,6 +88,20 @@ def cases(arch: str, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> list[
     return found
 
 
+def attention_cases(arch: str, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> list[Case]:
+    """Launches the attention kernels alone, for heads of any size."""
+    driver = fake_driver(arch)
+    driver.activate()
+    driver.launches.clear()
+    kernels = TritonKernels("cpu", dtype, target=driver.target)
+    caches = [torch.empty(SLOTS, kv_heads, head_dim, dtype=dtype) for _ in range(2)]
+    q = torch.empty(EXTEND_ROWS * NEW, heads, head_dim, dtype=dtype)
+    kernels.attention(q, caches[0], caches[1], _batch(EXTEND_ROWS, NEW), 0.1)
+    shared = ((0, SHARED, tuple(range(DECODE_ROWS))),)
+    kernels.attention(q[:DECODE_ROWS], caches[0], caches[1], _batch(DECODE_ROWS, 1, shared), 0.1)
+    return [Case(launch.name.removesuffix("_kernel"), launch) for launch in driver.launches]
+
+
 def _batch(rows: int, new: int, shared: tuple[tuple[int, int, tuple[int, ...]], ...] = ()) -> Batch:
     def ints(count: int) -> torch.Tensor:
         return torch.zeros(count, dtype=torch.int32)

@@ -37,10 +37,14 @@ def measure(arch: str, shape: str, dtype: torch.dtype = torch.bfloat16) -> dict[
     """Compiles all kernels, by (arch, shape, kernel)."""
     found: dict[Key, tuple[Launch, Resources]] = {}
     for case in cases(arch, SHAPES[shape], dtype):
-        file = case.launch.file
-        binary = file.read_bytes() if file.suffix == ".cubin" else file.read_text()
-        found[arch, shape, case.name] = case.launch, resources(binary, case.launch.metadata.shared)
+        found[arch, shape, case.name] = case.launch, taken(case.launch)
     return found
+
+
+def taken(launch: Launch) -> Resources:
+    """What a launch takes of a device."""
+    file = launch.file
+    return resources(file.read_bytes() if file.suffix == ".cubin" else file.read_text(), launch.metadata.shared)
 
 
 def row(key: Key, launch: Launch, found: Resources) -> list[str]:

@@ -12,8 +12,11 @@ Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135), in float32 and in b
              results are merged with the decode rows' own.
     merge    results of pieces, weighted by their log-sum-exp.
 
-Layouts: q, out [tokens, heads, head_dim]; k_cache, v_cache [slots, kv_heads, head_dim]; all contiguous. Masked lanes read
-nothing: slots outside the batch may hold anything, NaN too.
+Layouts, all contiguous: q, out [tokens, heads, head_dim]; k_cache, v_cache [slots, kv_heads, head_dim]; qo_indptr, kv_indptr
+int32 [rows + 1]; kv_indices int32 [sum of contexts]; partial float32 [partial results, heads, head_dim] and partial_lse float32
+[partial results, heads], in base 2. Query head h reads KV head h // GROUP. Blocks are powers of two: BLOCK_D >= HEAD_DIM,
+BLOCK_M >= GROUP; what is beyond is masked, and masked lanes read and write nothing: slots outside the batch may hold anything,
+NaN too. Sizes that differ from step to step are not specialized on, lest a kernel be compiled in a step.
 """
 
 # no annotations from __future__: Triton's interpreter reads them as objects
@@ -65,13 +68,15 @@ def _attend(q, result, top, total, k_cache, v_cache, slots, kv_head, start, end,
     return result, top, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "rows"])
 def extend_kernel(q, k_cache, v_cache, qo_indptr, kv_indptr, kv_indices, out, first_row, rows, scale,
                   HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Rows first_row:rows. Grid (new tokens // tokens of a tile + rows, KV heads); programs past a row's end leave at once.
+    """Rows first_row:rows of any numbers of new tokens, whose keys and values are in the cache already.
 
-    Positions below the tile's first token need no mask, and are gone over without one.
+    Grid (new tokens // tokens of a tile + rows, KV heads): a tile has BLOCK_M // GROUP tokens, and is found by a binary search
+    over the rows; programs past a row's end leave at once. The token at position p sees positions 0 to p of its row, the
+    prefix and the new tokens up to itself. Positions up to the tile's first token need no mask, and are gone over without one.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     TOKENS: tl.constexpr = BLOCK_M // GROUP
@@ -113,16 +118,16 @@ def extend_kernel(q, k_cache, v_cache, qo_indptr, kv_indptr, kv_indices, out, fi
         tl.store(out + place[:, None] + d[None, :], (result / total[:, None]).to(out.dtype.element_ty), mask=within)
 
 
-@triton.jit
-def decode_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, rows_spans, partial, partial_lse, out, scale,
-                  SPANNED: tl.constexpr, SPLITS: tl.constexpr, DIRECT: tl.constexpr, HEADS: tl.constexpr,
-                  KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-                  BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """One new token a row, whose number is the row's. Grid (rows, KV heads, SPLITS).
+@triton.jit(do_not_specialize=["splits"])
+def decode_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, rows_spans, partial, partial_lse, out, splits, scale,
+                  SPANNED: tl.constexpr, DIRECT: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+                  HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                  PRECISION: tl.constexpr):  # fmt: skip
+    """One new token a row, whose number is the row's. Grid (rows, KV heads, splits). It sees all positions of its row.
 
     rows_spans int32 [rows, 3], if SPANNED: the third value is how many positions at the start the span kernel takes care of. The
-    rest is cut into SPLITS pieces of whole blocks. If DIRECT (one piece, no spans) the result goes to `out`, else to
-    partial[row * SPLITS + piece]; of an empty piece only its log-sum-exp is written, -inf.
+    rest is cut into `splits` pieces of whole blocks. If DIRECT (one piece, no spans) the result goes to `out`, else to
+    partial[row * splits + piece]; of an empty piece only its log-sum-exp is written, -inf.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     row = tl.program_id(0)
@@ -133,7 +138,7 @@ def decode_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, rows_spans, partia
     first = 0
     if SPANNED:
         first = tl.load(rows_spans + row * 3 + 2)
-    blocks = (context - first + SPLITS * BLOCK_N - 1) // (SPLITS * BLOCK_N)
+    blocks = (context - first + splits * BLOCK_N - 1) // (splits * BLOCK_N)
     start = first + piece * blocks * BLOCK_N
     end = tl.minimum(start + blocks * BLOCK_N, context)
     m = tl.arange(0, BLOCK_M)
@@ -154,18 +159,20 @@ def decode_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, rows_spans, partia
         place = (row.to(tl.int64) * HEADS + head) * HEAD_DIM
         tl.store(out + place[:, None] + d[None, :], (result / total[:, None]).to(out.dtype.element_ty), mask=within)
     else:
-        place = (row.to(tl.int64) * SPLITS + piece) * HEADS + head
+        place = (row.to(tl.int64) * splits + piece) * HEADS + head
         # an empty piece has no weight at all: -inf stays -inf
         tl.store(partial_lse + place, top + tl.log2(tl.maximum(total, 1e-30)), mask=m < GROUP)
         if start < end:
             tl.store(partial + (place * HEAD_DIM)[:, None] + d[None, :], result / total[:, None], mask=within)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_partial"])
 def span_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, units, entries, partial, partial_lse, first_partial, scale,
                 HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
                 BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Positions that several decode rows share. Grid (units, KV heads).
+
+    Every row of a unit sees all its positions: they are before the row's new token.
 
     units int32 [units, 6]: first entry, entries, a row whose context to read, first position, last position + 1, number of the
     piece within its span. entries int32 [entries, 2]: row, and its first partial result of the span, counted from first_partial.
@@ -203,27 +210,28 @@ def span_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, units, entries, part
         tl.store(partial + (place * HEAD_DIM)[:, None] + d[None, :], result / total[:, None], mask=within)
 
 
-@triton.jit
-def merge_kernel(partial, partial_lse, rows_spans, first_partial, out, SPANNED: tl.constexpr, SPLITS: tl.constexpr,
-                 HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["first_partial", "splits"])
+def merge_kernel(partial, partial_lse, rows_spans, first_partial, out, splits, SPANNED: tl.constexpr, HEADS: tl.constexpr,
+                 HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr):  # fmt: skip
     """Adds up the pieces of a row, each weighted by the exponential of its log-sum-exp. Grid (rows, heads).
 
     rows_spans int32 [rows, 3], if SPANNED: the row's first partial result of spans, counted from first_partial, and how many.
+    Pieces whose log-sum-exp is -inf are empty: what stands in `partial` for them is not read.
     """
     row = tl.program_id(0)
     head = tl.program_id(1)
     base = 0
-    count = SPLITS
+    count = splits
     if SPANNED:
         base = tl.load(rows_spans + row * 3)
-        count = SPLITS + tl.load(rows_spans + row * 3 + 1)
+        count = splits + tl.load(rows_spans + row * 3 + 1)
     d = tl.arange(0, BLOCK_D)
     result = tl.zeros([BLOCK_D], tl.float32)
     top = -float("inf")
     total = 0.0
     for begin in range(0, count, BLOCK_P):
         p = begin + tl.arange(0, BLOCK_P)
-        part = tl.where(p < SPLITS, row * SPLITS + p, first_partial + base + p - SPLITS).to(tl.int64)
+        part = tl.where(p < splits, row * splits + p, first_partial + base + p - splits).to(tl.int64)
         place = part * HEADS + head
         lse = tl.load(partial_lse + place, mask=p < count, other=-float("inf"))
         held = lse > -float("inf")

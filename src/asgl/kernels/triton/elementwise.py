@@ -12,7 +12,7 @@ import triton.language as tl
 @triton.jit
 def add_rms_norm_kernel(hidden, delta, weight, out, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
     """hidden float32 [n, width] += delta [n, width] (if ADD); out [n, width] = hidden / rms(hidden) * weight float32 [width]
-    (Zhang and Sennrich, arXiv 1910.07467). Grid (n); BLOCK >= width."""
+    (Zhang and Sennrich, arXiv 1910.07467). Contiguous rows. Grid (n); BLOCK >= width, lanes past it are masked."""
     row = tl.program_id(0).to(tl.int64) * width
     at = tl.arange(0, BLOCK)
     inside = at < width
@@ -67,7 +67,8 @@ def rope_and_store_kernel(qkv, positions, slots, rope, k_cache, v_cache, q_out, 
 
 @triton.jit
 def silu_and_mul_kernel(gate_up, out, width, BLOCK: tl.constexpr):
-    """gate_up [n, 2 width]: silu(gate) * up -> out [n, width] (arXiv 2002.05202). Grid (n, ceil(width / BLOCK))."""
+    """gate_up [n, 2 width], a row's gates before its ups: silu(gate) * up -> out [n, width] (Shazeer, arXiv 2002.05202).
+    Contiguous. Grid (n, ceil(width / BLOCK)); lanes past the width are masked."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
@@ -81,8 +82,8 @@ def silu_and_mul_kernel(gate_up, out, width, BLOCK: tl.constexpr):
 def copy_slots_kernel(pool, sources, destinations, layer_stride, width, BLOCK: tl.constexpr):
     """pool[layer, destinations[i]] = pool[layer, sources[i]] for all of pool's layers, keys and values.
 
-    pool [layers, slots, width], layer_stride elements from one layer to the next. Grid (copies, layers, ceil(width / BLOCK)). No
-    destination may be a source or another's destination: copies are in no order.
+    pool [layers, slots, width], layer_stride elements from one layer to the next; sources, destinations int32 [copies].
+    Grid (copies, layers, ceil(width / BLOCK)). No destination may be a source or another's destination: copies are in no order.
     """
     copy = tl.program_id(0)
     layer = pool + tl.program_id(1).to(tl.int64) * layer_stride
@@ -93,12 +94,13 @@ def copy_slots_kernel(pool, sources, destinations, layer_stride, width, BLOCK: t
     tl.store(layer + destination + at, values, mask=at < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def head_kernel(x, weight, out, m, n, k, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
                 PRECISION: tl.constexpr):  # fmt: skip
-    """out float32 [m, n] = x [m, k] @ weight [n, k]^T: logits, which 16-bit products of libraries would round.
+    """out float32 [m, n] = x [m, k] @ weight [n, k]^T, all contiguous: logits, which 16-bit products of libraries would round.
 
-    Grid (ceil(n / BLOCK_N), ceil(m / BLOCK_M)).
+    Grid (ceil(n / BLOCK_N), ceil(m / BLOCK_M)): a program holds a tile of results and goes over k in blocks; rows, columns and
+    the end of k are masked. With m <= BLOCK_M the weight is read once.
     """
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)

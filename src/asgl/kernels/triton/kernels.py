@@ -19,8 +19,6 @@ from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, Spans, pla
 from asgl.kernels.triton.target import INTERPRETER, Target, target_of_device
 
 _LOG2_E = math.log2(math.e)
-_MERGED = 16
-"""Partial results that the merge kernel adds up in one go."""
 
 
 def interpreting() -> bool:
@@ -58,7 +56,8 @@ class TritonKernels:
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ConfigError(f"the Triton kernels compute in float32, bfloat16 or float16, not in {dtype}")
         if weights not in ("auto", "dense"):
-            raise ConfigError(f"the Triton kernels hold weights dense, not in {weights}; use weights='dense'")
+            raise ConfigError(f"the Triton kernels hold weights in {dtype}, and have none for weights={weights!r}; use "
+                              "weights='auto': files of 4 and 8 bits are taken too")
         if deterministic:
             raise ConfigError("the Triton kernels have no deterministic mode; use deterministic=False")
         if target is None and self.device.type == "cpu" and not interpreting():
@@ -97,7 +96,7 @@ class TritonKernels:
     def add_rms_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         n, d = hidden.shape
         out = hidden.new_empty((n, d), dtype=self.kv_dtype)
-        block, warps = tiles.row_block(d)
+        block, warps = tiles.row_tile(d, self.target)
         _run(
             elementwise.add_rms_norm_kernel, (n,),
             hidden, hidden if delta is None else delta, weight, out, d, eps, ADD=delta is not None, BLOCK=block,
@@ -113,18 +112,18 @@ class TritonKernels:
         n, every = qkv.shape[0], qkv.shape[1] // head_dim
         heads = every - 2 * kv_heads
         q = qkv.new_empty((n, heads, head_dim), dtype=self.kv_dtype)
-        block_h = min(16, 1 << (every - 1).bit_length())
+        block_h, block_d, warps = tiles.rope_tile(every, head_dim, self.kv_dtype, self.target)
         _run(
             elementwise.rope_and_store_kernel, (n, triton.cdiv(every, block_h)),
             qkv.contiguous(), batch.positions, batch.slots, rope, k_cache, v_cache, q, HEADS=heads, KV_HEADS=kv_heads,
-            HALF=head_dim // 2, BLOCK_H=block_h, BLOCK_D=_power(head_dim // 2), **_options(4),
+            HALF=head_dim // 2, BLOCK_H=block_h, BLOCK_D=block_d, **_options(warps),
         )
         return q
 
     def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float) -> Tensor:
         n, heads, head_dim = q.shape
         out = q.new_empty((n, heads * head_dim), dtype=self.kv_dtype)
-        shape = {"HEADS": heads, "KV_HEADS": k_cache.shape[1], "HEAD_DIM": head_dim, "BLOCK_D": max(16, _power(head_dim)),
+        shape = {"HEADS": heads, "KV_HEADS": k_cache.shape[1], "HEAD_DIM": head_dim, "BLOCK_D": tiles.padded(head_dim),
                  "PRECISION": self._precision}
         if batch.decode_rows:
             self._decode(q, k_cache, v_cache, batch, scale * _LOG2_E, out, shape)
@@ -155,8 +154,8 @@ class TritonKernels:
         row_spans = batch.kv_indptr if spans is None else spans.rows
         _run(
             attention.decode_kernel, (rows, kv_heads, splits),
-            q, k_cache, v_cache, batch.kv_indptr, batch.kv_indices, row_spans, partial, lse, out, scale,
-            SPANNED=spans is not None, SPLITS=splits, DIRECT=direct, **shape, **_launch(tile),
+            q, k_cache, v_cache, batch.kv_indptr, batch.kv_indices, row_spans, partial, lse, out, splits, scale,
+            SPANNED=spans is not None, DIRECT=direct, **shape, **_launch(tile),
         )
         if direct:
             return
@@ -167,10 +166,11 @@ class TritonKernels:
                 q, k_cache, v_cache, batch.kv_indptr, batch.kv_indices, spans.units, spans.entries, partial, lse,
                 rows * splits, scale, **shape, **_launch(tile),
             )
+        merged, warps = tiles.merge_tile(head_dim, self.target)
         _run(
             attention.merge_kernel, (rows, heads),
-            partial, lse, row_spans, rows * splits, out, SPANNED=spans is not None, SPLITS=splits, HEADS=heads,
-            HEAD_DIM=head_dim, BLOCK_D=shape["BLOCK_D"], BLOCK_P=_MERGED, **_options(2),
+            partial, lse, row_spans, rows * splits, out, splits, SPANNED=spans is not None, HEADS=heads,
+            HEAD_DIM=head_dim, BLOCK_D=shape["BLOCK_D"], BLOCK_P=merged, **_options(warps),
         )
 
     def _spans(self, batch: Batch, heads: int, kv_heads: int, head_dim: int) -> Spans | None:
@@ -198,10 +198,10 @@ class TritonKernels:
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         n, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty((n, width), dtype=self.kv_dtype)
-        block = min(1024, _power(width))
+        block, warps = tiles.flat_tile(width, self.kv_dtype, self.target)
         _run(
             elementwise.silu_and_mul_kernel, (n, triton.cdiv(width, block)),
-            gate_up.contiguous(), out, width, BLOCK=block, **_options(4),
+            gate_up.contiguous(), out, width, BLOCK=block, **_options(warps),
         )
         return out
 
@@ -210,11 +210,10 @@ class TritonKernels:
         may be a source, or another's destination."""
         layers, slots = pool.shape[:2]
         width = pool[0, 0].numel()
-        block = min(1024, _power(width))
-        grid = (sources.shape[0], layers, triton.cdiv(width, block))
+        block, warps = tiles.flat_tile(width, pool.dtype, self.target)
         _run(
-            elementwise.copy_slots_kernel, grid,
-            pool, sources, destinations, slots * width, width, BLOCK=block, **_options(max(1, block // 256)),
+            elementwise.copy_slots_kernel, (sources.shape[0], layers, triton.cdiv(width, block)),
+            pool, sources, destinations, slots * width, width, BLOCK=block, **_options(warps),
         )
 
     # --- logits ---
@@ -241,10 +240,11 @@ class TritonKernels:
                     logits, *edits, count, logits.stride(0), REPETITION=repetition, BLOCK=256, **_options(4),
                 )
         tokens = torch.empty(m, dtype=torch.int64, device=logits.device)
+        block, warps = tiles.vocabulary_tile(self.target)
         _run(
             sampling.sample_kernel, (m,),
             logits, how.temperature, how.top_k, how.top_p, how.min_p, how.uniform, tokens, vocabulary, logits.stride(0),
-            GREEDY=how.all_greedy, FILTERED=not how.unfiltered, BLOCK=tiles.vocabulary_block(self.target), **_options(4),
+            GREEDY=how.all_greedy, FILTERED=not (how.unfiltered or how.all_greedy), BLOCK=block, **_options(warps),
         )
         return tokens
 
@@ -252,19 +252,15 @@ class TritonKernels:
         """Bans in place what a grammar does not allow: logits float32 [m, vocabulary]; allowed int32 [m, words], 32 tokens a
         word, the lowest bit first."""
         m, vocabulary = logits.shape
+        block, warps = tiles.flat_tile(vocabulary, logits.dtype, self.target)
         _run(
-            sampling.mask_kernel, (m, triton.cdiv(vocabulary, 1024)),
-            logits, allowed, vocabulary, logits.stride(0), allowed.shape[1], BLOCK=1024, **_options(4),
+            sampling.mask_kernel, (m, triton.cdiv(vocabulary, block)),
+            logits, allowed, vocabulary, logits.stride(0), allowed.shape[1], BLOCK=block, **_options(warps),
         )
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
-
-
-def _power(number: int) -> int:
-    """The least power of two that is not less."""
-    return 1 << (number - 1).bit_length()
 
 
 def _run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:

@@ -6,6 +6,10 @@ positive floats, whose bits are ordered as they are; a cut is found by fixing th
 eight sums of the weights (or counts) of tokens above a candidate. Sums over fewer tokens in the same order are never greater,
 rounded or not, so that the search is exact with respect to its own sums. Top-k, top-p, and the draw (inversion of the
 cumulative weight at a uniform number) are the same search with different measures; min-p is a cut by itself.
+
+The filters are those of Fan et al. (top-k, arXiv 1805.04833), Holtzman et al. (top-p, arXiv 1904.09751) and Nguyen et al. (min-p,
+arXiv 2407.01082); the search is radix selection (Alabi et al., Fast k-selection algorithms for graphics processing units, 2012)
+with sums in place of counts.
 """
 
 # no annotations from __future__: Triton's interpreter reads them as objects
@@ -19,10 +23,10 @@ import triton.language as tl
 
 @triton.jit
 def _weights(logits, begin, vocabulary, greatest, temperature, BLOCK: tl.constexpr):
-    """The weights of a block of tokens; 0 past the end."""
+    """The weights of a block of tokens; 0 past the end, and where the logit is NaN."""
     at = begin + tl.arange(0, BLOCK)
     logit = tl.load(logits + at, mask=at < vocabulary, other=-float("inf"))
-    return tl.exp((logit - greatest) / temperature)
+    return tl.maximum(tl.exp((logit - greatest) / temperature), 0.0)
 
 
 @triton.jit
@@ -88,8 +92,9 @@ def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens
                   GREEDY: tl.constexpr, FILTERED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Grid (m). logits float32 [m, vocabulary], `stride` from row to row; tokens int64 [m].
 
-    GREEDY: no row is random. FILTERED: top-k, top-p or min-p of some row is on. `asgl.kernels.api.Kernels.sample` says what is
-    drawn.
+    temperatures, top_ps, min_ps float32, top_ks int32, uniforms float64 [m]. GREEDY: no row is random. FILTERED: top-k, top-p or
+    min-p of some row is on. `asgl.kernels.api.Kernels.sample` says what is drawn. The token is in the vocabulary whatever the
+    logits are: one that is NaN is not drawn, and if all are -inf or NaN the token is 0.
     """
     row = tl.program_id(0)
     logits += row.to(tl.int64) * stride
@@ -104,7 +109,8 @@ def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens
     token = tl.min(tl.where(greatest == best, first, 0x7FFFFFFF), 0)
     if not GREEDY:
         temperature = tl.load(temperatures + row)
-        if temperature > 0.0:
+        # where no weight is a number, of all banned tokens or of one that is forced by +inf, the row is as good as greedy
+        if (temperature > 0.0) & (best > -float("inf")) & (best < float("inf")):
             # as good as 0, and far from where float32 loses its precision
             temperature = tl.maximum(temperature, 1e-30)
             token = _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, uniforms, FILTERED, BLOCK)
@@ -114,6 +120,7 @@ def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens
 @triton.jit
 def _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, uniforms, FILTERED: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
+    """The token of a row that is random: finds the cut of the filters, then the token at the row's uniform number."""
     cut = 1  # the lowest key of a weight above 0
     ties = 0x7FFFFFFF  # how many of the tokens at the cut are kept
     if FILTERED:
@@ -156,10 +163,11 @@ def _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, un
     return _nth(logits, vocabulary, best, temperature, wanted, tl.minimum(rank, kept - 1), BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def edit_kernel(logits, rows, tokens, values, count, stride, REPETITION: tl.constexpr, BLOCK: tl.constexpr):
-    """Changes single logits, named by triples without repetition: adds, or (REPETITION) divides positive logits by the value and
-    multiplies negative ones (Keskar et al., arXiv 1909.05858). Grid (ceil(count / BLOCK))."""
+    """Changes single logits float32 [m, stride], named by triples (rows, tokens int64, values float32 [count]) that do not
+    repeat: adds, or (REPETITION) divides positive logits by the value and multiplies negative ones (Keskar et al., arXiv
+    1909.05858). Grid (ceil(count / BLOCK)); lanes past the count are masked."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     row = tl.load(rows + at, mask=inside, other=0).to(tl.int64)

@@ -33,6 +33,11 @@ class Target:
     vendor: Literal["nvidia", "amd", "interpreter"]
 
     @property
+    def warp_size(self) -> int:
+        """Threads of a warp; of a wavefront on AMD."""
+        return 64 if self.vendor == "amd" else 32
+
+    @property
     def wide_products(self) -> bool:
         """Whether tensor cores take tiles of 64 rows at once (wgmma of sm_90, tcgen05 of sm_100)."""
         return self.arch in ("sm_90", "sm_100", "sm_103")

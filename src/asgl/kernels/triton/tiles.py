@@ -57,7 +57,7 @@ def _fits(tile: AttentionTile, head_dim: int, dtype: torch.dtype, target: Target
     wide = target.wide_products and dtype.itemsize == 2 and tile.block_m >= 64
     queries = 0 if wide else tile.block_m * head_dim * dtype.itemsize // 4
     held = queries + tile.block_m * (tile.block_n + head_dim)
-    threads = tile.num_warps * (64 if target.vendor == "amd" else 32)
+    threads = tile.num_warps * target.warp_size
     return tile.shared_memory(head_dim, dtype.itemsize) <= target.shared_memory and held <= _REGISTERS * threads
 
 
@@ -73,8 +73,9 @@ def _first(
     )
 
 
-def _padded(head_dim: int) -> int:
-    return max(16, 1 << (head_dim - 1).bit_length())
+def padded(head_dim: int) -> int:
+    """The block that holds a head: a power of two, 16 at least (what a product needs)."""
+    return max(16, _power(head_dim))
 
 
 def extend_tile(head_dim: int, group: int, dtype: torch.dtype, target: Target) -> AttentionTile:
@@ -83,16 +84,16 @@ def extend_tile(head_dim: int, group: int, dtype: torch.dtype, target: Target) -
     if dtype == torch.float32:
         # products of float32 do not use tensor cores: large tiles only spill
         candidates = tuple(tile for tile in _EXTEND if tile.block_m * tile.block_n <= 64 * 32)
-    return _first(candidates, group, _padded(head_dim), dtype, target)
+    return _first(candidates, group, padded(head_dim), dtype, target)
 
 
 def decode_tile(head_dim: int, group: int, dtype: torch.dtype, target: Target) -> AttentionTile:
     """For rows of one new token: as many rows of queries as a KV head has query heads, 16 at least (what a product needs)."""
-    least = max(16, 1 << (group - 1).bit_length())
+    least = max(16, _power(group))
     candidates = tuple(AttentionTile(least, tile.block_n, tile.num_warps, tile.num_stages) for tile in _DECODE)
     if dtype == torch.float32:
         candidates = candidates[2:]
-    return _first(candidates, least, _padded(head_dim), dtype, target)
+    return _first(candidates, least, padded(head_dim), dtype, target)
 
 
 def span_tile(head_dim: int, group: int, dtype: torch.dtype, target: Target) -> AttentionTile:
@@ -100,7 +101,7 @@ def span_tile(head_dim: int, group: int, dtype: torch.dtype, target: Target) -> 
     candidates = _SPAN
     if dtype == torch.float32:
         candidates = tuple(tile for tile in _SPAN if tile.block_m * tile.block_n <= 64 * 32)
-    return _first(candidates, group, _padded(head_dim), dtype, target)
+    return _first(candidates, group, padded(head_dim), dtype, target)
 
 
 def decode_splits(rows: int, kv_heads: int, longest: int, block_n: int, target: Target) -> int:
@@ -127,7 +128,7 @@ class ProductTile:
 
 def head_tile(rows: int, dtype: torch.dtype, target: Target) -> ProductTile:
     """For logits: few rows, a long weight that is read once."""
-    block_m = min(64, max(16, 1 << (rows - 1).bit_length()))
+    block_m = min(64, max(16, _power(rows)))
     if target.vendor == "interpreter":
         return ProductTile(block_m, 256, 128, 4, 1)
     for stages in (4, 3, 2, 1):
@@ -137,12 +138,42 @@ def head_tile(rows: int, dtype: torch.dtype, target: Target) -> ProductTile:
     raise ConfigError(f"no tile of the head fits {target.arch}; use kernels='reference'")
 
 
-def row_block(width: int) -> tuple[int, int]:
-    """(block, warps) for kernels that hold a whole row of `width` values."""
-    block = max(32, 1 << (width - 1).bit_length())
-    return block, min(16, max(1, block // 512))
+_ACCESS = 16
+"""Bytes of the widest access to memory. Where a kernel only moves data, a thread has one such access, or few."""
 
 
-def vocabulary_block(target: Target) -> int:
-    """Logits that the sampling kernel looks at in one go; it holds eight sums for each."""
-    return 8192 if target.vendor == "interpreter" else 512
+def _power(number: int) -> int:
+    """The least power of two that is not less."""
+    return 1 << (number - 1).bit_length()
+
+
+def row_tile(width: int, target: Target) -> tuple[int, int]:
+    """(block, warps) for kernels that hold a whole row: 16 values a thread, float32 and shorter ones side by side."""
+    block = max(32, _power(width))
+    return block, min(16, max(1, block // (16 * target.warp_size)))
+
+
+def flat_tile(width: int, dtype: torch.dtype, target: Target) -> tuple[int, int]:
+    """(block, warps) for kernels that go over a row in pieces: one access a thread, four warps at most."""
+    if target.vendor == "interpreter":
+        return min(_power(width), 4096), 1
+    each = _ACCESS // dtype.itemsize
+    block = min(_power(width), 4 * target.warp_size * each)
+    return block, max(1, block // (target.warp_size * each))
+
+
+def rope_tile(heads: int, head_dim: int, dtype: torch.dtype, target: Target) -> tuple[int, int, int]:
+    """(heads, half of a head, warps): one access a thread to either half. `heads` are those of queries, keys and values."""
+    block_h, block_d = min(16, _power(heads)), _power(head_dim // 2)
+    accesses = block_h * block_d * dtype.itemsize // _ACCESS
+    return block_h, block_d, min(8, max(1, accesses // target.warp_size))
+
+
+def merge_tile(head_dim: int, target: Target) -> tuple[int, int]:
+    """(partial results that are added up in one go, warps): 16 float32 values a thread."""
+    return 16, max(1, padded(head_dim) // target.warp_size)
+
+
+def vocabulary_tile(target: Target) -> tuple[int, int]:
+    """(logits that the sampling kernel looks at in one go, warps): it holds eight sums for each, four logits a thread."""
+    return (8192, 1) if target.vendor == "interpreter" else (16 * target.warp_size, 4)

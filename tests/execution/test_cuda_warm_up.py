@@ -1,0 +1,18 @@
+"""The plans are sound, whatever the capacity. That they are enough: tests/kernels/triton_compile/test_warm_up.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from asgl.execution.batch import lower
+from asgl.execution.cuda_warm_up import warm_up_plans
+
+
+@pytest.mark.parametrize(("capacity", "count"), [(1, 1), (2, 1), (3, 3), (20, 4), (33, 5), (1000, 5)])
+def test_plans_fit_the_capacity(capacity: int, count: int) -> None:
+    plans = warm_up_plans(capacity, 211)
+    assert len(plans) == count
+    for plan in plans:
+        lower(plan, capacity=capacity, vocabulary=211, context=8, device=torch.device("cpu"))
+        assert plan.samples
