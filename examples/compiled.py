@@ -12,8 +12,8 @@ import asgl
 
 GUIDE = (
     "You sort the mail of a shop that sells lamps. There are three teams. Billing handles invoices, refunds, vouchers and cards "
-    "that were charged twice. Shipping handles parcels that are late, lost, or broken on arrival. Product handles questions on how "
-    "a lamp is put together, which bulb it takes, and wishes for new ones.\n\n"
+    "that were charged twice. Shipping handles parcels that are late, lost, or broken on arrival. Product handles questions on "
+    "how a lamp is put together, which bulb it takes, and wishes for new ones.\n\n"
 )
 MAILS = [
     "My card was charged twice for one lamp.",

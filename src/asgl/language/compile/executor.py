@@ -116,7 +116,9 @@ class Execution:
             if isinstance(use.source, str):
                 return self._argument(use)
             item = done[use.source]
-            return item.text if use.form == "text" else use.of(item.value)
+            if use.form == "text":
+                return item.text
+            return use.of(item.value if use.name is None else item.values[self._symbols.text(use.name, fill)])
 
         return fill
 

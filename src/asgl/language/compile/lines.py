@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sysconfig
+from collections.abc import Callable
 from types import FrameType
 
 import anyio
@@ -21,6 +23,12 @@ def line_of(frame: FrameType | None) -> str:
     return "the program" if frame is None else _written(frame, frame.f_lineno)
 
 
+def line_of_program(fn: Callable[..., object]) -> str:
+    """Where the function begins."""
+    code = inspect.unwrap(fn).__code__
+    return f"{code.co_filename}:{code.co_firstlineno}, in {code.co_name}"
+
+
 def line_of_error(error: BaseException) -> str | None:
     """The innermost line of the user's that the error came through, if it came through one."""
     where: str | None = None
@@ -35,6 +43,8 @@ def line_of_error(error: BaseException) -> str | None:
 def _is_users(frame: FrameType) -> bool:
     """Whether it is the program's, or that of a function of the user's: not asgl's, nor the standard library's."""
     file = frame.f_code.co_filename
+    if file == "<string>" and frame.f_code.co_name == "__init__":  # written by dataclasses
+        return False
     return not file.startswith(_OURS) and (file.startswith(_PACKAGES) or not file.startswith(_STANDARD_LIBRARY))
 
 

@@ -3,15 +3,15 @@
     prefix       the ops, constant in all runs, that the program's stream begins with
     reordered    code movement: constant texts before those that values go into
 
-Code movement, by the rule of docs/how-to/compiling.md. A *group* is some texts of one stream with nothing else between them, in one
-message. On each stream the group in which the runs of a graph part is sorted, constant texts first, and no other:
+Code movement, by the rule of docs/how-to/compiling.md. A *group* is some texts of one stream with nothing else between them, in
+one message. On each stream the group in which the runs of a graph part is sorted, constant texts first, and no other:
 
     text {mail} | text GUIDE | text "Team:" | gen        the last is the cue of the gen, and stays
           \\___________/
     text GUIDE | text {mail} | text "Team:" | gen
 
-Constant texts depend on nothing, so they can go before anything in the group; a text with values only ever moves back, away from
-what it depends on. A text that another op refers to does not move.
+Constant texts depend on nothing, so they can go before anything in the group; a text with values only ever moves back, away
+from what it depends on. A text that another op refers to does not move.
 """
 
 from __future__ import annotations

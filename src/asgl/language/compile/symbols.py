@@ -1,10 +1,10 @@
 """Symbols: strings that stand for values which a traced program does not have yet.
 
-A symbol's characters are a marker, so that it survives being added to text and put into f-strings. A marker cannot be forged: it
-is made of characters drawn at random for each trace. And it is fragile on purpose: it has blanks at both ends, quotes, a backslash,
-an ampersand, capitals and small letters, so that whatever would have changed the value itself, `.strip()`, `.upper()`, `.split()`,
-`json.dumps`, `html.escape`, breaks the marker, which is noticed. Only what the traced program wrote is searched for markers, never a
-value that is put in.
+A symbol's characters are a marker, so that it survives being added to text and put into f-strings. A marker cannot be forged:
+it is made of characters drawn at random for each trace. And it is fragile on purpose: it has blanks at both ends, quotes, a
+backslash, an ampersand, capitals and small letters, so that whatever would have changed the value itself, `.strip()`,
+`.upper()`, `.split()`, `json.dumps`, `html.escape`, breaks the marker, which is noticed. Only what the traced program wrote is
+searched for markers, never a value that is put in.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Use:
     form: Literal["value", "text", "format", "repr"] = "value"
     spec: str = ""
     """How to format it."""
+    name: str | None = None
+    """The variable that is meant, if the op is a message, which may set several."""
 
     def of(self, value: Any) -> Any:
         if self.form == "format":
@@ -60,7 +62,8 @@ class Use:
 
 def label_of(use: Use) -> str:
     """How a use is written for readers: {topic}, {price:.2f}."""
-    name = use.source if isinstance(use.source, str) else use.source.names[0] if use.source.names else "what the model said"
+    names = (use.source, ) if isinstance(use.source, str) else (use.name, *use.source.names, "what the model said")
+    name = next(name for name in names if name is not None)
     return f"{{{name}{'!r' if use.form == 'repr' else ''}{':' + use.spec if use.spec else ''}}}"
 
 

@@ -76,7 +76,7 @@ class TracedCore(Core):
         core, place = self.trace.where[item]
         if place > core.reached:
             self.trace.symbols.refuse(f"the variable {name!r} may not be finished here: await its op, or s.get({name!r}), first")
-        return self.value_of(item)
+        return self.value_of(item, name if isinstance(item.work, Role) else None)
 
     def emit_stream(self, kind: object, parent: object = None) -> None:
         """Nobody hears of a trace."""
@@ -104,10 +104,10 @@ class TracedCore(Core):
         if self.parent is not None and (parent := self.parent()) is not None and self.base is not None:
             cast(TracedCore, parent).reach(self.base)
 
-    def value_of(self, item: Item) -> Any:
-        """A symbol for the op's value; None if it has none."""
+    def value_of(self, item: Item, name: str | None = None) -> Any:
+        """A symbol for the op's value, or that of a variable that it sets; None if it has none."""
         valued = isinstance(item.work, Gen | Select | Role | Call)
-        return self.trace.symbols.symbol(Use(item)) if valued else None
+        return self.trace.symbols.symbol(Use(item, name=name)) if valued else None
 
 
 class _Anywhere:

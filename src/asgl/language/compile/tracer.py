@@ -1,9 +1,9 @@
 """Tracing: a program runs once, against streams that only write down what is submitted.
 
-The streams are `PromptStream`s, so all that the language can do works as it does in a run. What stands below them differs: their
-cores keep a list instead of carrying anything out, and what would need more than the list, the text of a stream, say, is not there,
-which raises CompileError. Awaiting an op gives a symbol for its value at once. So the program's coroutine never waits, and is driven
-by hand, with something in the place of an event loop that refuses everything.
+The streams are `PromptStream`s, so all that the language can do works as it does in a run. What stands below them differs:
+their cores keep a list instead of carrying anything out, and what would need more than the list, the text of a stream, say, is
+not there, which raises CompileError. Awaiting an op gives a symbol for its value at once. So the program's coroutine never
+waits, and is driven by hand, with something in the place of an event loop that refuses everything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from asgl.errors import CompileError, ConfigError
 from asgl.language import budgets
 from asgl.language.compile.graph import Graph
-from asgl.language.compile.lines import line_of, line_of_error
+from asgl.language.compile.lines import line_of, line_of_error, line_of_program
 from asgl.language.compile.nodes import Call, Node, Traced
 from asgl.language.compile.symbols import Symbols, Use, arg
 from asgl.language.compile.traced import TracedCore, TracedStream
@@ -46,7 +46,7 @@ def trace(fn: Callable[..., Coroutine[Any, Any, T]], name: str, signature: inspe
         elif _holds_arg(value):
             raise ConfigError(f"asgl.arg was given inside of {parameter!r}: only a named parameter of {name} can stay open")
     stream, *rest = signature.parameters.values()
-    tracing = Trace(name, symbols)
+    tracing = Trace(name, symbols, line_of_program(fn))
     bound.arguments[stream.name] = TracedStream(TracedCore(tracing))
     returned = tracing.run(lambda: fn(*bound.args, **bound.kwargs))
     parameters = [stream, *(one for one in rest if one.name in opened)]
@@ -61,8 +61,8 @@ def _holds_arg(value: Any) -> bool:
 class Trace:
     """What is written down, and the program that is driven for it."""
 
-    def __init__(self, name: str, symbols: Symbols) -> None:
-        self.name, self.symbols = name, symbols
+    def __init__(self, name: str, symbols: Symbols, begins: str) -> None:
+        self.name, self.symbols, self._begins = name, symbols, begins
         self.nodes: list[Node] = []
         self.where: dict[Item, tuple[TracedCore, int]] = {}
         """For each item the core that it was submitted to, and its place among all nodes."""
@@ -114,16 +114,15 @@ class Trace:
             where = line_of_error(error)
         finally:
             coroutine.close()
-        return self.symbols.refuse("the program waits for something that is no op of its streams, which a graph has no place for: do "
-                                   "it before the graph runs, or run the program directly", where)
+        return self.symbols.refuse("the program waits for something that is no op of its streams, which a graph has no place "
+                                   "for: do it before the graph runs, or run the program directly", where)
 
     def _raised(self, error: Exception) -> CompileError:
         """For an error of the program's own."""
         said = f"{type(error).__name__}: {error}"
         shown = self.symbols.shown(said)
         hint = " (what stands in braces is not known yet: give its value instead of asgl.arg)" if shown != said else ""
-        where = line_of_error(error) or f"the program {self.name!r}"
-        return CompileError(f"{where}: while it was traced, the program raised {shown}{hint}")
+        return CompileError(f"{line_of_error(error) or self._begins}: while it was traced, the program raised {shown}{hint}")
 
     def _check_returned(self, value: Any) -> None:
         """The value must be made of what symbols are found in."""
@@ -139,8 +138,8 @@ class Trace:
         elif isinstance(value, _PLAIN):
             parts = []
         else:
-            self.symbols.refuse(f"it returns a {type(value).__name__}, in which open values are not found: return values, or "
-                                "lists, tuples, dicts and dataclasses of them", f"the program {self.name!r}")
+            self.symbols.refuse(f"it returns a {type(value).__name__.removeprefix('Traced')}, in which open values are not found: return values, or "
+                                "lists, tuples, dicts and dataclasses of them", self._begins)
         for part in parts:
             self._check_returned(part)
 
@@ -157,8 +156,8 @@ class _NoLoop:
 
     def create_task(self, coroutine: Coroutine[Any, Any, Any], **_: Any) -> NoReturn:
         coroutine.close()
-        self._symbols.refuse("the program starts a task, which a graph has no place for: await the ops themselves, which run side "
-                             "by side if they are on different branches")
+        self._symbols.refuse("the program starts a task, which a graph has no place for: await the ops themselves, which run "
+                             "side by side if they are on different branches")
 
     def __getattr__(self, name: str) -> NoReturn:
         self._symbols.refuse("the program waits, or uses the event loop, which a graph has no place for: do it around the run of "
