@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from asgl.errors import OpCancelledError
 from asgl.language.compile.nodes import Call, Fork, Node
 from asgl.language.compile.passes import Prefix
 from asgl.language.compile.symbols import Fill, Symbols, Use
@@ -68,6 +69,8 @@ class Execution:
                     item = (core.enqueue(work) if isinstance(work, CloseTurn)
                             else core.submit(work, grows=not isinstance(work, Point)))
                     self._handles[node.item] = Handle(core, item)
+                    if item.error is not None:
+                        return  # at once: the stream would refuse what follows, and with another error
         finally:
             root.block = outside
 
@@ -171,6 +174,8 @@ class Execution:
         own = [broken.failure] if broken is not None and broken.failure is not None else []
         branches = [(core.failure, core) for core in self._children if core.failure is not None]
         errors = unseen_errors([*own, *(failure for failure, _ in branches)])
+        if broken is not None and broken.error is not None and all(isinstance(error, OpCancelledError) for error in errors):
+            raise broken.error  # somebody cancelled it, and the branches with it
         if len(errors) == 1 and own and errors[0] is own[0].error:
             raise errors[0]
         for failure, core in branches:
@@ -178,8 +183,6 @@ class Execution:
                 failure.error.add_note(f"in {core.describe()}")
         if errors:
             raise BaseExceptionGroup(f"{len(errors)} failure(s) in branches of {self._cores[0].describe()}", errors)
-        if broken is not None and broken.error is not None:
-            raise broken.error
 
 
 class _Blocks:
