@@ -219,7 +219,7 @@ async def test_an_argument_that_is_appended_must_be_text() -> None:
     assert s.text == ""
 
 
-@pytest.mark.parametrize("value", ["", "é😀 “quotes”", "\x1e{topic}\\", "<|end|>", "x" * 100_000])
+@pytest.mark.parametrize("value", ["", "é😀 “quotes”", "\x1e{topic}\x1f\\", "<|end|>", "x" * 100_000])
 async def test_values_are_data_whatever_they_say(value: str) -> None:
     runs = [await run(Source(FakeEngine(lambda prompt: str(len(prompt)), template=FakeTemplate())), value)
             for run in (GRAPH, tips)]

@@ -22,8 +22,8 @@ from asgl.language.compile.lines import line_of
 from asgl.language.item import Item
 from asgl.language.ops import Content, Text
 
-_END = "\x1e"
-"""A blank to `strip` and `split`, a line's end to `splitlines`, and nothing that a prompt has."""
+_END, _MIDDLE = "\x1f", "\x1e"
+"""A blank to `strip` and `split`, and a line's end to `splitlines`; nothing that a prompt has."""
 
 
 class Arg:
@@ -80,7 +80,7 @@ class Symbols:
         self._letters = "".join(secrets.choice("bcdfghjklmnpqrstvwxz") for _ in range(12))
         """Are left as they are by what escapes the others."""
         self._marker = re.compile(re.escape(self._written(0)).replace("0", "([0-9]+)"))
-        self._broken = re.compile(f"[{_END}{self._secret}]|{self._letters}", re.IGNORECASE)
+        self._broken = re.compile(f"[{_END}{_MIDDLE}{self._secret}]|{self._letters}", re.IGNORECASE)
         """What is left of a marker that was cut or changed."""
         self._uses: list[Use] = []
         self._known: dict[str, Pieces] = {}
@@ -92,7 +92,7 @@ class Symbols:
         return Symbol(self._written(len(self._uses) - 1), self, use)
 
     def _written(self, number: int) -> str:
-        return f"{_END}{self._secret[:8]}{self._letters}{number}'\"\\&<sS {self._secret[8:]}{_END}"
+        return f"{_END}{self._secret[:8]}{self._letters}{number}'\"\\&<{_MIDDLE}sS {self._secret[8:]}{_END}"
 
     def refuse(self, message: str, where: str | None = None) -> NoReturn:
         """Raises a CompileError that names the line of the program, and keeps it."""
@@ -109,7 +109,7 @@ class Symbols:
             parts = self._marker.split(plain)
             if any(self._broken.search(part) for part in parts[::2]):
                 self.refuse("a text with an open value in it was cut, changed or encoded before it was used, and the value is "
-                            f"not known yet (or the text has the character {_END!r}): change the constant parts only, or do it "
+                            f"not known yet (or the text has a character {_END!r} or {_MIDDLE!r}): change the constant parts only, or do it "
                             "to the argument before the graph runs")
             found = [part if index % 2 == 0 else self._uses[int(part)] for index, part in enumerate(parts)]
             self._known[plain] = tuple(part for part in found if part != "")
