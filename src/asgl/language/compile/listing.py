@@ -14,6 +14,8 @@ from asgl.language.ops import Extend, FromHandle, Gen, Role, Select, Text
 
 _SHOWN = 96
 """Longer texts are shown by their beginning and their end."""
+_UNLESS_GIVEN = {"logprobs": 0, "retries": 0, "token_healing": False}
+"""What parameters are that nobody gave; all others are None."""
 
 
 def shortened(text: str) -> str:
@@ -44,7 +46,8 @@ class _Lister:
         if isinstance(work, Gen):
             return "gen", self._asked(work.name, self._options(work))
         if isinstance(work, Select):
-            return "select", self._asked(work.name, {"choices": list(work.choices), "method": work.method})
+            return "select", self._asked(work.name, {"choices": work.choices, "method": work.method,
+                                                     "token_healing": work.token_healing})
         if isinstance(work, Call):
             return "select" if work.make is ops.select else "gen", self._asked(work.name, dict(work.options))
         if isinstance(work, Fork):
@@ -70,7 +73,8 @@ class _Lister:
         return f"<{kind} {said}>"
 
     def _asked(self, name: str | None, options: dict[str, Any]) -> str:
-        said = [f"{option}={self._value(value)}" for option, value in options.items() if value not in (None, False, 0, ())]
+        said = [f"{option}={self._value(value)}" for option, value in options.items()
+                if isinstance(value, str) or (value is not None and value is not _UNLESS_GIVEN.get(option))]
         return " ".join([self._symbols.shown(name, self._label) if name is not None else "-", *said])
 
     def _options(self, gen: Gen) -> dict[str, Any]:
@@ -90,5 +94,5 @@ class _Lister:
 
     def _label(self, use: Use) -> str:
         """An argument by its name, a generated value with the number of its op."""
-        label = label_of(use)
+        label = self._symbols.shown(label_of(use), label_of)
         return label if isinstance(use.source, str) else f"{label[:-1]} of {self._numbers[use.source]}}}"

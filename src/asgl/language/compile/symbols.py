@@ -42,7 +42,7 @@ arg: Any = Arg()
 """Given to `Function.graph` as an argument: its value comes when the graph runs."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Use:
     """One way in which a value is used: as it is, its text, formatted, or as its repr."""
 
@@ -83,13 +83,17 @@ class Symbols:
         self._broken = re.compile(f"[{_END}{_MIDDLE}{self._secret}]|{self._letters}", re.IGNORECASE)
         """What is left of a marker that was cut or changed."""
         self._uses: list[Use] = []
+        self._numbers: dict[Use, int] = {}
+        """Where in the list each is: the same use is the same text, so that it can be part of a variable's name."""
         self._known: dict[str, Pieces] = {}
         self.error: CompileError | None = None
         """The first that was raised: the program may have caught it."""
 
     def symbol(self, use: Use) -> Symbol:
-        self._uses.append(use)
-        return Symbol(self._written(len(self._uses) - 1), self, use)
+        if use not in self._numbers:
+            self._numbers[use] = len(self._uses)
+            self._uses.append(use)
+        return Symbol(self._written(self._numbers[use]), self, use)
 
     def _written(self, number: int) -> str:
         return f"{_END}{self._secret[:8]}{self._letters}{number}'\"\\&<{_MIDDLE}sS {self._secret[8:]}{_END}"
@@ -156,7 +160,7 @@ class Symbols:
 
     def shown(self, text: str, label: Callable[[Use], str] = label_of) -> str:
         """For readers: the text with {labels} in the place of values."""
-        return self._marker.sub(lambda match: label(self._uses[int(match[1])]), str.__str__(text))
+        return self._marker.sub(lambda match: self.shown(label(self._uses[int(match[1])]), label), str.__str__(text))
 
 
 class Symbol(str):
