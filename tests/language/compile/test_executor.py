@@ -23,8 +23,8 @@ from asgl.sampling import SamplingParams
 TEXTS = st.sampled_from(["a", "bc ", "\n", "é😀", "{topic}", "<|end|>", ""])
 LEAVES = st.one_of(
     st.tuples(st.just("text"), TEXTS),
-    st.tuples(st.sampled_from(["topic", "formatted", "padded", "number", "quote", "gen", "unawaited", "typed", "limited", "select",
-                               "message", "extend", "mark", "rewind", "set", "sample", "copy", "later"]), st.none()),
+    st.tuples(st.sampled_from(["topic", "formatted", "padded", "number", "quote", "gen", "unawaited", "typed", "limited",
+                               "select", "message", "extend", "mark", "rewind", "set", "sample", "copy", "later"]), st.none()),
 )
 PROGRAMS = st.recursive(
     st.lists(LEAVES, max_size=6),

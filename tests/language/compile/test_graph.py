@@ -37,7 +37,7 @@ LISTING = """\
 graph of chat(question, n): 21 ops on 4 streams; all runs begin with 'Be kind.Q: '
    0  s0  message system: 'Be kind.'
    1  s0  mark
-   2  s0  message user: 'Q: ' {question!r} ' xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'
+   2  s0  message user: 'Q: ' {question!r} ' LONG'
    3  s0  message assistant: 'So: ' <gen reply max_tokens=9 stop=['.']>
    4  s0  rewind  to 1
    5  s0  text    {question}
@@ -60,7 +60,7 @@ graph of chat(question, n): 21 ops on 4 streams; all runs begin with 'Be kind.Q:
 
 def test_it_is_printed() -> None:
     graph = chat.graph(asgl.arg, n=asgl.arg)
-    assert str(graph) == LISTING
+    assert str(graph).replace(f"{'x' * 45}...{'x' * 46}", "LONG") == LISTING
     assert repr(graph) == "<Graph of chat(question, n): 21 ops>"
 
 

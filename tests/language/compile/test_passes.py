@@ -162,10 +162,10 @@ def test_branches_move_as_long_as_what_they_begin_from_is_shared() -> None:
         "s3  text    {t}", "s3  text    'c'"]
 
 
-PLANS = st.lists(st.sampled_from(["constant", "open", "mixed", "gen", "quote", "mark", "message", "role", "fork", "other"]), max_size=12)
+KINDS = ["constant", "open", "mixed", "gen", "quote", "mark", "message", "role", "fork", "other"]
 
 
-@given(PLANS)
+@given(st.lists(st.sampled_from(KINDS), max_size=12))
 def test_any_graph_keeps_its_texts_and_only_gains(plan: list[str]) -> None:
     async def program(s: PromptStream, t: str) -> None:
         values: list[str] = []

@@ -24,8 +24,9 @@ def made(*names: str) -> tuple[Symbols, list[Any]]:
 
 
 KEEPS: list[Callable[[Any], str]] = [
-    lambda t: t, lambda t: f"{t}", str, lambda t: "a " + t + " b", lambda t: f"a {t:>6} {t!r} b", lambda t: "%s and %s" % (t, t),
-    lambda t: "on %s" % t, "{0} {0:_<4}".format, lambda t: ", ".join(["x", t, f"{t}"]), repr, lambda t: "".join([t]) + t,
+    lambda t: t, lambda t: f"{t}", str, lambda t: "a " + t + " b", lambda t: f"a {t:>6} {t!r} b",
+    lambda t: "%s and %s" % (t, t), lambda t: "on %s" % t,  # noqa: UP031
+    "{0} {0:_<4}".format, lambda t: ", ".join(["x", t, f"{t}"]), repr, lambda t: "".join([t]) + t,
     lambda t: f" a {t} b ".strip(), lambda t: textwrap.dedent(f"  a {t}\n  b"), lambda t: f"a {t} b".replace("a", "c"),
 ]
 
@@ -52,8 +53,9 @@ def test_what_changes_a_value_breaks_its_marker(change: Callable[..., str]) -> N
 
 
 @pytest.mark.parametrize("look", [
-    lambda t: t == "x", lambda t: "x" == t, lambda t: t != "x", lambda t: t < "x", lambda t: t in ["x"], len, bool, int, float, hash,
-    list, range, lambda t: t[0], lambda t: "x" in t, lambda t: t * 2, lambda t: 2 * t, lambda t: t + 1, lambda t: 1 + t,
+    lambda t: t == "x", lambda t: "x" == t, lambda t: t != "x", lambda t: t < "x", lambda t: t in ["x"],  # noqa: SIM300
+    len, bool, int, float, hash, list, range,
+    lambda t: t[0], lambda t: "x" in t, lambda t: t * 2, lambda t: 2 * t, lambda t: t + 1, lambda t: 1 + t,
     lambda t: t % 3, lambda t: -t, abs, round, lambda t: {t: 1}, lambda t: t.strip(), lambda t: t.split(), lambda t: t.name,
     lambda t: t("x"), lambda t: ("a" + t).strip(), lambda t: f"{'a' + t:>9}", lambda t: repr("a" + t),
 ])

@@ -21,7 +21,7 @@ BEGUN = asgl.budget(tokens=3)
 
 
 class Untraceable:
-    """Programs that cannot be traced; each says in its docstring what it should be told. The line marked with "# here" is named."""
+    """Programs that cannot be traced. Each says in its docstring what it is to be told; the line with "# here" is named."""
 
     async def branches_on_what_the_model_says(s: PromptStream) -> None:
         """what the model says is not known .* and == needs it: append it as it is, or run"""

@@ -94,5 +94,5 @@ class _Lister:
 
     def _label(self, use: Use) -> str:
         """An argument by its name, a generated value with the number of its op."""
-        label = self._symbols.shown(label_of(use), label_of)
-        return label if isinstance(use.source, str) else f"{label[:-1]} of {self._numbers[use.source]}}}"
+        place = "" if isinstance(use.source, str) else f" of {self._numbers[use.source]}"
+        return self._symbols.shown(label_of(use, place))

@@ -60,11 +60,11 @@ class Use:
         return repr(value) if self.form == "repr" else value
 
 
-def label_of(use: Use) -> str:
-    """How a use is written for readers: {topic}, {price:.2f}."""
+def label_of(use: Use, place: str = "") -> str:
+    """How a use is written for readers: {topic}, {price:.2f}; `place` says more of its source."""
     names = (use.source, ) if isinstance(use.source, str) else (use.name, *use.source.names, "what the model said")
     name = next(name for name in names if name is not None)
-    return f"{{{name}{'!r' if use.form == 'repr' else ''}{':' + use.spec if use.spec else ''}}}"
+    return f"{{{name}{place}{'!r' if use.form == 'repr' else ''}{':' + use.spec if use.spec else ''}}}"
 
 
 Fill: TypeAlias = Callable[[Use], Any]
@@ -113,8 +113,8 @@ class Symbols:
             parts = self._marker.split(plain)
             if any(self._broken.search(part) for part in parts[::2]):
                 self.refuse("a text with an open value in it was cut, changed or encoded before it was used, and the value is "
-                            f"not known yet (or the text has a character {_END!r} or {_MIDDLE!r}): change the constant parts only, or do it "
-                            "to the argument before the graph runs")
+                            f"not known yet (or the text has a character {_END!r} or {_MIDDLE!r}): change the constant parts "
+                            "only, or do it to the argument before the graph runs")
             found = [part if index % 2 == 0 else self._uses[int(part)] for index, part in enumerate(parts)]
             self._known[plain] = tuple(part for part in found if part != "")
         return self._known[plain]

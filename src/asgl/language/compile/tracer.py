@@ -138,8 +138,9 @@ class Trace:
         elif isinstance(value, _PLAIN):
             parts = []
         else:
-            self.symbols.refuse(f"it returns a {type(value).__name__.removeprefix('Traced')}, in which open values are not found: return values, or "
-                                "lists, tuples, dicts and dataclasses of them", self._begins)
+            kind = type(value).__name__.removeprefix("Traced")
+            self.symbols.refuse(f"it returns a {kind}, in which open values are not found: return values, or lists, tuples, "
+                                "dicts and dataclasses of them", self._begins)
         for part in parts:
             self._check_returned(part)
 
