@@ -401,3 +401,15 @@ async def test_the_prefix_of_messages_is_what_their_runs_begin_with() -> None:
     assert engine.texts[0].endswith("<|start|>user\nThe question: ")
     assert all(run[:len(prefix)] == prefix for run in runs)
     engine.check()
+
+
+async def test_on_a_branch_a_failure_goes_to_who_awaits_the_graph_and_not_to_the_block() -> None:
+    engine = FakeEngine([RuntimeError("broken"), "one", "two"])
+    s = Source(engine).prompt("> ")
+    async with s.fork(2) as (first, second):
+        with pytest.raises(RuntimeError, match="broken"):
+            await GRAPH(first, "x")
+        assert await second.gen() == "one"
+        first += "on"
+        assert await first.gen() == "two"
+    engine.check()

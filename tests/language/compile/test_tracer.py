@@ -281,6 +281,16 @@ def test_interrupts_pass() -> None:
         traced(interrupted)
 
 
+async def test_a_graph_is_not_run_while_a_program_is_traced() -> None:
+    graph = tips.graph(asgl.arg)
+
+    async def runs_a_graph(s: PromptStream) -> None:
+        await graph(s, "x")
+
+    with pytest.raises(CompileError, match="call the program that it is the graph of"):
+        traced(runs_a_graph)
+
+
 # --- what a graph is made of
 
 

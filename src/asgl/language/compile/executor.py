@@ -24,7 +24,6 @@ class Execution:
 
     def __init__(self, nodes: Sequence[Node], symbols: Symbols, arguments: Mapping[str, Any], stream: PromptStream) -> None:
         self._symbols, self._arguments = symbols, arguments
-        self._stream = stream
         self._cores: dict[int, Core] = {0: stream._core}
         self._handles: dict[Item, Handle[Any]] = {}
         """By what was given to the traced program for an op the handle of the op here."""

@@ -12,6 +12,7 @@ from asgl.language.compile.executor import Execution, compute_prefix
 from asgl.language.compile.listing import listing, shortened
 from asgl.language.compile.nodes import Node
 from asgl.language.compile.symbols import Symbols
+from asgl.language.compile.traced import TracedStream
 from asgl.language.function import Program, ProgramStream, Source
 from asgl.language.stream import PromptStream
 
@@ -82,6 +83,8 @@ class Graph(Program[T_co]):
         return self.signature
 
     async def _body(self, stream: PromptStream, /, *args: Any, **kwargs: Any) -> T_co:
+        if isinstance(stream, TracedStream):
+            stream.refuse("a graph runs, and cannot be a part of another: call the program that it is the graph of")
         try:
             bound = self.signature.bind(stream, *args, **kwargs)
         except TypeError as error:

@@ -128,6 +128,10 @@ class TracedStream(PromptStream):
     def _traced(self) -> TracedCore:
         return cast(TracedCore, self._core)
 
+    def refuse(self, message: str) -> NoReturn:
+        """Raises CompileError at the line of the program."""
+        self._traced.trace.symbols.refuse(message)
+
     def _submit(self, op: Op) -> TracedHandle:
         return TracedHandle(self._core, self._core.submit(op))
 
@@ -149,7 +153,7 @@ class TracedStream(PromptStream):
 
     async def sample(self, name: str | None = None, *, n: int, **options: Any) -> list[Any]:
         if options.get("seed") is not None:
-            self._traced.trace.symbols.refuse("s.sample with a seed cannot be compiled: give the seed to the Runtime, or fork")
+            self.refuse("s.sample with a seed cannot be compiled: give the seed to the Runtime, or fork")
         branches = [TracedStream(child) for child in self._core.children(n)]
         values = [await branch.gen(name, **options) for branch in branches]
         if name is not None:
@@ -158,7 +162,7 @@ class TracedStream(PromptStream):
 
     def fork(self, n: int, *, on_error: OnError = "cancel") -> Branches:
         if on_error != "cancel":
-            self._traced.trace.symbols.refuse("what is done after a failure is not part of a graph: use on_error='cancel'")
+            self.refuse("what is done after a failure is not part of a graph: use on_error='cancel'")
         return TracedBranches(self, _count(n))
 
     def copy(self) -> PromptStream:
@@ -183,8 +187,7 @@ class TracedStream(PromptStream):
         self._traced.reach()
 
     async def call_tools(self, *_: Any, **__: Any) -> NoReturn:
-        self._traced.trace.symbols.refuse("a tool runs on what the model says, which a graph has no place for: run the program "
-                                          "directly")
+        self.refuse("a tool runs on what the model says, which a graph has no place for: run the program directly")
 
 
 class TracedHandle(SelectHandle):
