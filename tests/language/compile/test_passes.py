@@ -128,14 +128,19 @@ async def only_a_cue(s: PromptStream, t: str) -> None:
 
 async def referred_to(s: PromptStream, t: str) -> None:
     other = s.copy()
-    handle = s.submit("a" + asgl.user("b"))
+    s += t
+    handle = s.submit("a")
+    s += "b"
     other += handle
-    other += t
-    s.submit(t)
-    s += other.gen()
 
 
-@pytest.mark.parametrize("fn", [whole_messages, after_a_mark, after_a_gen, only_a_cue, referred_to])
+async def into_a_message(s: PromptStream, t: str) -> None:
+    s += t
+    with s.role("user"):
+        s += "a"
+
+
+@pytest.mark.parametrize("fn", [whole_messages, after_a_mark, after_a_gen, only_a_cue, referred_to, into_a_message])
 def test_what_does_not_move(fn: Fn) -> None:
     graph = graph_of(fn)
     assert said(graph.reordered()) == said(graph)

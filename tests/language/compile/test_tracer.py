@@ -311,6 +311,21 @@ async def test_the_value_of_a_program_keeps_its_form() -> None:
     assert s.returned == {"found": Found("one", ["x", "x/'one'"]), "pair": ("one", 3), "none": None}
 
 
+async def test_variables_go_back_with_a_rewind() -> None:
+    async def program(s: PromptStream) -> list[Any]:
+        s += "a"
+        await s.gen("x")
+        mark = s.mark()
+        await s.gen("x")
+        await s.gen("y")
+        s.rewind(mark)
+        assert "y" not in s
+        return [s["x"], await s.get("x")]
+
+    s = await traced(program)(Source(FakeEngine(["one", "two", "three"])))
+    assert s.returned == ["one", "one"]
+
+
 def test_nodes_know_their_lines() -> None:
     async def program(s: PromptStream) -> None:
         s += "x"

@@ -154,7 +154,7 @@ class TracedStream(PromptStream):
     async def sample(self, name: str | None = None, *, n: int, **options: Any) -> list[Any]:
         if options.get("seed") is not None:
             self.refuse("s.sample with a seed cannot be compiled: give the seed to the Runtime, or fork")
-        branches = [TracedStream(child) for child in self._core.children(n)]
+        branches = [TracedStream(child) for child in self._core.children(_count(n))]
         values = [await branch.gen(name, **options) for branch in branches]
         if name is not None:
             self._core.submit(SetVariable(name, values), grows=False)
