@@ -256,6 +256,25 @@ async def test_an_empty_graph() -> None:
     assert (s.text, s.returned) == ("", 3)
 
 
+async def test_generated_text_in_messages_is_trimmed_as_in_the_program() -> None:
+    @asgl.function
+    async def program(s: PromptStream, topic: str) -> str:
+        s += asgl.user(f" {topic} ") + asgl.assistant(asgl.gen("x"))
+        value = await s.get("x")
+        s.user(f" {value} ")
+        s += asgl.user(f" {value} " + asgl.gen("y", stop=[f"{topic}!"]) + f" {value} ")
+        await s.extend(f" {value} and {topic}")
+        return value
+
+    seen: list[Any] = []
+    for run in (program, program.graph(asgl.arg)):
+        engine = FakeEngine(lambda _: " said ", template=FakeTemplate(trims=True))
+        s = await run(Source(engine), " x ")
+        seen.append((engine.texts, s.text, s.token_ids, s.messages(), s.returned))
+    assert seen[0] == seen[1]
+    assert seen[0][3][2] == {"role": "user", "content": "said"}
+
+
 # --- failures
 
 
