@@ -209,8 +209,8 @@ class Symbol(str):
             said, instead = "what a text with open values in it says is", "do it to the constant parts before they are added"
         elif isinstance(use.source, str):
             said = f"the argument {use.source!r} is"
-            instead = (f"give its value instead of asgl.arg, .graph({use.source}=...), or do it before the graph runs; a parameter "
-                       "of an op can be open in s.gen(...) and s.select(...), and not in asgl.gen and asgl.select")
+            instead = (f"give its value instead of asgl.arg, .graph({use.source}=...), or do it before the graph runs; a "
+                       "parameter of an op can be open in s.gen(...) and s.select(...), and not in asgl.gen and asgl.select")
         else:
             said = "what the model says is"
             instead = ("append it as it is, or run the part of the program that has to look at it directly, without compiling it")
