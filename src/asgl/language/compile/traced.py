@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
-from weakref import WeakSet, ref
+from weakref import ref
 
 from asgl.errors import ConfigError, VariableError
 from asgl.language import ops
@@ -112,9 +112,6 @@ class TracedCore(Core):
 
 class _Anywhere:
     """The part of a Session that submitting needs: a trace belongs to no event loop."""
-
-    def __init__(self) -> None:
-        self.streams: WeakSet[Core] = WeakSet()
 
     def check_loop(self) -> None: ...
 
