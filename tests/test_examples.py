@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import asgl
 from asgl.testing import ScriptedRuntime
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -38,3 +39,18 @@ async def test_the_agent_calls_tools_hears_of_errors_and_answers(capsys: pytest.
 async def test_the_agent_runs_on_the_small_model(capsys: pytest.CaptureFixture[str]) -> None:
     await example("agent")["main"]()
     assert "->" in capsys.readouterr().out
+
+
+async def test_the_compiled_program_puts_the_guide_first(capsys: pytest.CaptureFixture[str]) -> None:
+    names = example("compiled")
+    graph = names["triage"].graph(mail=asgl.arg)
+    async with ScriptedRuntime({"team": lambda prompt: " Product" if "bulb does" in prompt else " Billing"}) as rt:
+        await names["sort"](rt, graph.reordered(), "With the guide first")
+        assert rt.asked[0].prompt == f"{names['GUIDE']}Mail: {names['MAILS'][0]}\n\nThe mail goes to the team"
+    assert "    Product   Which bulb does" in capsys.readouterr().out
+
+
+@pytest.mark.model
+async def test_the_compiled_program_runs_on_the_small_model(capsys: pytest.CaptureFixture[str]) -> None:
+    await example("compiled")["main"]()
+    assert "With the guide first" in capsys.readouterr().out

@@ -9,10 +9,10 @@ import asgl
 from asgl import errors
 
 PUBLIC = {
-    "Branches", "Budget", "Completed", "EngineStatistics", "Function", "Handle", "JsonlTracer", "Mark", "Message",
-    "ModelInfo", "ProgramStream", "PromptStream", "Runtime", "SamplingParams", "SelectHandle", "TaskHandle",
-    "TokenLogprob", "Tool", "ToolCall", "Tracer", "assistant", "budget", "extend", "function", "gen", "role", "select",
-    "system", "tool", "user",
+    "Branches", "Budget", "Completed", "EngineStatistics", "Function", "Graph", "Handle", "JsonlTracer", "Mark",
+    "Message", "ModelInfo", "ProgramStream", "PromptStream", "Runtime", "SamplingParams", "SelectHandle", "TaskHandle",
+    "TokenLogprob", "Tool", "ToolCall", "Tracer", "arg", "assistant", "budget", "extend", "function", "gen", "role",
+    "select", "system", "tool", "user",
 }
 
 

@@ -160,3 +160,27 @@ def test_the_readme_s_program_runs(capsys):
     program = text.split("```python\n")[1].split("```")[0]
     exec(compile(program, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.startswith("The capital of France is")
+
+
+@asgl.function
+async def reasons(s: asgl.PromptStream, topic: str) -> list[str]:
+    s.system("You answer briefly.")
+    s.user(f"Tell me about {topic}.")
+    with s.role("assistant"):
+        first = await s.gen("first", max_tokens=12, stop=".")
+    async with s.fork(2) as branches:
+        for number, branch in enumerate(branches):
+            branch.user(f"You said {first!r}. Give reason {number}.")
+            branch += asgl.assistant(asgl.gen("reason", max_tokens=8))
+    s.join(branches)
+    await s.select("sure", ["Yes", f"Not of {topic}"])
+    return [first, *branches.gather("reason")]
+
+
+async def test_a_graph_says_what_its_program_says():
+    graph = reasons.graph(topic=asgl.arg)
+    async with asgl.Runtime(MODEL, kv_cache_tokens=8000, deterministic=True, sampling=asgl.SamplingParams(temperature=0)) as rt:
+        for topic in ("Paris", "été 😀<|im_end|>"):
+            a, b = await reasons(rt, topic), await graph(rt, topic)
+            assert (a.text, a.token_ids, a.variables, a.messages(), a.returned) == (
+                b.text, b.token_ids, b.variables, b.messages(), b.returned)

@@ -49,6 +49,8 @@ from asgl.language import (
     tool,
     user,
 )
+from asgl.language.compile.graph import Graph
+from asgl.language.compile.symbols import arg
 from asgl.language.function import Completed, Function, ProgramStream, function
 from asgl.runtime import Runtime
 from asgl.sampling import SamplingParams
@@ -73,6 +75,7 @@ __all__ = [
     "EngineStatistics",
     "Function",
     "GrammarError",
+    "Graph",
     "Handle",
     "InternalError",
     "JsonlTracer",
@@ -98,6 +101,7 @@ __all__ = [
     "ToolError",
     "Tracer",
     "VariableError",
+    "arg",
     "assistant",
     "budget",
     "extend",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from asgl.engine.output import OutputText
 from asgl.engine.stop_regex import compiled
 from asgl.engine.ticket import Listener, Ticket
 from asgl.errors import ConfigError, ContextLengthError
+from asgl.language import PromptStream, Session
 from asgl.plan import SampledToken
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
 from asgl.scheduling.request import Request
@@ -281,3 +283,23 @@ class FakeEngine:
         del self.active[ticket]
         self.settled += 1
         ticket.settle(float(self.steps), **how)
+
+
+class Source:
+    """The part of a Runtime that programs use."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.session = Session(engine)
+        self.shown: list[tuple[int, str, int]] = []
+
+    def prompt(self, text: str = "", *, name: str | None = None) -> PromptStream:
+        return self.session.prompt(text, name=name)
+
+    def batch_progress(self, total: int, what: str, /) -> AbstractContextManager[Callable[[], object]]:
+        @contextmanager
+        def shown():
+            done: list[int] = []
+            yield lambda: done.append(1)
+            self.shown.append((total, what, len(done)))
+        return shown()

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, Source
 
 import asgl
 from asgl.errors import ConfigError, ContextLengthError, OpCancelledError, StreamClosedError
 from asgl.language import PromptStream, Session
 from asgl.sampling import SamplingParams
-
-
-class Source:
-    """The part of a Runtime that programs use."""
-
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine = engine
-        self.session = Session(engine)
-        self.shown: list[tuple[int, str, int]] = []
-
-    def prompt(self, text: str = "", *, name: str | None = None) -> PromptStream:
-        return self.session.prompt(text, name=name)
-
-    def batch_progress(self, total: int, what: str, /) -> AbstractContextManager[Callable[[], object]]:
-        @contextmanager
-        def shown():
-            done: list[int] = []
-            yield lambda: done.append(1)
-            self.shown.append((total, what, len(done)))
-        return shown()
 
 
 @asgl.function

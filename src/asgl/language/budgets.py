@@ -202,6 +202,11 @@ class Allowance:
             raise self._clamped_by.out_of_tokens()
 
 
+def opened() -> tuple[Budget, ...]:
+    """The budgets that are open here, outermost first."""
+    return _open.get()
+
+
 def allowance(of_prompt: tuple[Budget, ...]) -> Allowance | None:
     """For an op that is submitted here, on a stream with these budgets; None if nothing bounds it."""
     opened = _open.get()

@@ -26,7 +26,7 @@ from asgl.language import seeds
 from asgl.language.budgets import Allowance, Budget, allowance
 from asgl.language.handle import Handle
 from asgl.language.item import Begin, Block, CloseTurn, Item, Place, Point, Restore, SetVariable, Work
-from asgl.language.ops import FromHandle, Gen, Op, Role, Text, handles_of, map_gens
+from asgl.language.ops import Computed, FromHandle, Gen, Op, Role, Text, handles_of, map_gens
 from asgl.language.outcome import Failure, Signal, cancelled
 from asgl.language.state import Savepoint, Snapshot, State
 from asgl.language.steps import Steps, carry_out, close_turn
@@ -110,9 +110,9 @@ class Core:
                 raise ConfigError("a handle was appended to its own stream, which has its text already; append it to another")
             handle.core.session.check_loop()
         self.check_accepts(grows)
-        if isinstance(work, Op) and not isinstance(work, Text | FromHandle):
+        if isinstance(work, Op) and not isinstance(work, Text | FromHandle | Computed):
             work, numbered = self._resolve(work), True
-        bound = allowance(self.budgets) if isinstance(work, Op) and not isinstance(work, Text) else None
+        bound = allowance(self.budgets) if isinstance(work, Op) and not isinstance(work, Text | Computed) else None
         return self.enqueue(work, numbered=numbered, bound=bound)
 
     def enqueue(self, work: Work, *, numbered: bool = False, bound: Allowance | None = None) -> Item:

@@ -7,6 +7,7 @@
     tip = await tips(s, "health")                   # on a stream: inside it, and the value of the function
     outcomes = await tips.batch(rt, ["health", "sleep"])
     async with tips.as_completed(rt, topics) as results: ...
+    graph = tips.graph(topic=asgl.arg)              # compiled: see asgl.language.compile
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import update_wrapper
 from types import TracebackType
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 import anyio
 
@@ -27,6 +29,9 @@ from asgl.errors import ConfigError
 from asgl.language.core import Core
 from asgl.language.outcome import Signal, cancelled
 from asgl.language.stream import PromptStream
+
+if TYPE_CHECKING:
+    from asgl.language.compile.graph import Graph
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,28 +59,30 @@ class ProgramStream(PromptStream, Generic[T_co]):
         """What the program returned."""
 
 
-class Function(Generic[P, T_co]):
-    """A program: made by `asgl.function`."""
+class Program(ABC, Generic[T_co]):
+    """What runs on a stream, alone or once for each item of a batch: a function, or the graph of one."""
 
-    def __init__(self, fn: Callable[Concatenate[PromptStream, P], Coroutine[Any, Any, T_co]]) -> None:
-        if not inspect.iscoroutinefunction(fn):
-            raise ConfigError(f"asgl.function takes an `async def` function whose first parameter is the stream, not {fn!r}")
-        self.fn = fn
-        self._signature = inspect.signature(fn)
-        if not self._signature.parameters:
-            raise ConfigError(f"{fn.__name__} has no parameters: the first is the stream that it runs on")
-        update_wrapper(self, fn)
+    @property
+    @abstractmethod
+    def _name(self) -> str:
+        """Streams are named after it."""
 
-    @overload
-    async def __call__(self, where: PromptStream, /, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
-    @overload
-    async def __call__(self, where: Source, /, *args: P.args, **kwargs: P.kwargs) -> ProgramStream[T_co]: ...
-    async def __call__(self, where: PromptStream | Source, /, *args: P.args, **kwargs: P.kwargs) -> T_co | ProgramStream[T_co]:
-        """Runs the program. On a stream: as a part of it; returns what the function returns. On a Runtime: on a fresh stream
-        that carries the program's name, which is returned once all that was submitted is done, with the function's value as
-        `returned`. If the program fails or is cancelled, what it submitted to that stream is cancelled."""
+    @property
+    @abstractmethod
+    def _signature(self) -> inspect.Signature:
+        """The stream, and the arguments after it."""
+
+    @abstractmethod
+    async def _body(self, stream: PromptStream, /, *args: Any, **kwargs: Any) -> T_co:
+        """Submits what the program submits; the program's value."""
+
+    async def _prepare(self, rt: Source, runs: int, /) -> None:
+        """Called before the first of several runs."""
+
+    async def _run_on(self, where: PromptStream | Source, args: tuple[Any, ...], kwargs: dict[str, Any]
+                      ) -> T_co | ProgramStream[T_co]:
         if isinstance(where, PromptStream):
-            return await self.fn(where, *args, **kwargs)
+            return await self._body(where, *args, **kwargs)
         _check_source(where)
         return await self._run(where, self._name, *args, **kwargs)
 
@@ -119,11 +126,8 @@ class Function(Generic[P, T_co]):
         _check_source(rt)
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise ConfigError(f"concurrency must be an integer of 1 or more, not {concurrency!r}")
-        return Completed([self._call(rt, index, item) for index, item in enumerate(items)], concurrency, self._name)
-
-    @property
-    def _name(self) -> str:
-        return getattr(self.fn, "__name__", "program")
+        calls = [self._call(rt, index, item) for index, item in enumerate(items)]
+        return Completed(calls, concurrency, self._name, lambda: self._prepare(rt, len(calls)))
 
     def _call(self, rt: Source, index: int, item: Any) -> Callable[[], Awaitable[ProgramStream[T_co]]]:
         args: tuple[Any, ...] = item if isinstance(item, tuple) else () if isinstance(item, Mapping) else (item,)
@@ -134,10 +138,10 @@ class Function(Generic[P, T_co]):
             raise ConfigError(f"item {index} does not fit {self._name}{self._signature}: {error}") from None
         return lambda: self._run(rt, f"{self._name}[{index}]", *args, **kwargs)
 
-    async def _run(self, rt: Source, name: str, /, *args: P.args, **kwargs: P.kwargs) -> ProgramStream[T_co]:
+    async def _run(self, rt: Source, name: str, /, *args: Any, **kwargs: Any) -> ProgramStream[T_co]:
         stream: ProgramStream[T_co] = ProgramStream(rt.prompt(name=name)._core)
         try:
-            stream.returned = await self.fn(stream, *args, **kwargs)
+            stream.returned = await self._body(stream, *args, **kwargs)
             await stream.sync()
         except BaseException:
             stream._core.close("its program failed or was cancelled")
@@ -145,11 +149,54 @@ class Function(Generic[P, T_co]):
         return stream
 
 
-class Completed(Generic[T_co]):
-    """The programs of a batch, and what became of them: see `Function.as_completed`."""
+class Function(Program[T_co], Generic[P, T_co]):
+    """A program: made by `asgl.function`."""
 
-    def __init__(self, calls: list[Callable[[], Awaitable[ProgramStream[T_co]]]], concurrency: int, name: str) -> None:
+    def __init__(self, fn: Callable[Concatenate[PromptStream, P], Coroutine[Any, Any, T_co]]) -> None:
+        if not inspect.iscoroutinefunction(fn):
+            raise ConfigError(f"asgl.function takes an `async def` function whose first parameter is the stream, not {fn!r}")
+        self.fn = fn
+        self._parameters = inspect.signature(fn)
+        if not self._parameters.parameters:
+            raise ConfigError(f"{fn.__name__} has no parameters: the first is the stream that it runs on")
+        update_wrapper(self, fn)
+
+    @overload
+    async def __call__(self, where: PromptStream, /, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
+    @overload
+    async def __call__(self, where: Source, /, *args: P.args, **kwargs: P.kwargs) -> ProgramStream[T_co]: ...
+    async def __call__(self, where: PromptStream | Source, /, *args: P.args, **kwargs: P.kwargs) -> T_co | ProgramStream[T_co]:
+        """Runs the program. On a stream: as a part of it; returns what the function returns. On a Runtime: on a fresh stream
+        that carries the program's name, which is returned once all that was submitted is done, with the function's value as
+        `returned`. If the program fails or is cancelled, what it submitted to that stream is cancelled."""
+        return await self._run_on(where, args, kwargs)
+
+    def graph(self, /, *args: P.args, **kwargs: P.kwargs) -> Graph[T_co]:
+        """Compiles the program: runs it once without a model, and gives what it submits as a graph, whose arguments are those
+        given here as `asgl.arg`. Raises CompileError for what cannot be traced, ConfigError if the arguments do not fit."""
+        from asgl.language.compile.tracer import trace  # stands above: it traces functions
+
+        return trace(self.fn, self._name, self._signature, args, kwargs)
+
+    @property
+    def _name(self) -> str:
+        return getattr(self.fn, "__name__", "program")
+
+    @property
+    def _signature(self) -> inspect.Signature:
+        return self._parameters
+
+    async def _body(self, stream: PromptStream, /, *args: P.args, **kwargs: P.kwargs) -> T_co:
+        return await self.fn(stream, *args, **kwargs)
+
+
+class Completed(Generic[T_co]):
+    """The programs of a batch, and what became of them: see `Program.as_completed`."""
+
+    def __init__(self, calls: list[Callable[[], Awaitable[ProgramStream[T_co]]]], concurrency: int, name: str,
+                 prepare: Callable[[], Awaitable[None]]) -> None:
         self._calls = calls
+        self._prepare = prepare
         self.until_failure = False
         """Whether no program is begun after one has failed."""
         self._concurrency = min(concurrency, len(calls))
@@ -166,6 +213,7 @@ class Completed(Generic[T_co]):
         return len(self._calls)
 
     async def __aenter__(self) -> Completed[T_co]:
+        await self._prepare()
         await self._group.__aenter__()
         waiting = iter(enumerate(self._calls))
         for _ in range(self._concurrency):

@@ -18,6 +18,7 @@ from asgl.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from asgl.language.handle import Handle
+    from asgl.language.item import Item
 
 T_co = TypeVar("T_co", covariant=True)
 ScalarT = TypeVar("ScalarT", bound=int | float)
@@ -62,10 +63,19 @@ class FromHandle(Content):
 
 
 @dataclass(frozen=True)
+class Computed(Content):
+    """Appends the text that `make` gives for the finished items of the handles, once they are there. Compiled programs use it
+    for texts that generated values go into; the handles may be of the stream's own ops."""
+
+    handles: tuple[Handle[object], ...]
+    make: Callable[[Sequence[Item]], Any]
+
+
+@dataclass(frozen=True)
 class Extend(Content):
     """Appends, and computes the keys and values of all that the stream says so far."""
 
-    content: tuple[Text | FromHandle, ...]
+    content: tuple[Text | FromHandle | Computed, ...]
 
 
 @dataclass(frozen=True)
@@ -99,12 +109,12 @@ class Role(Content):
     """Appends a whole message of the role: atomic, whatever its content is made of."""
 
     role: str
-    content: tuple[Text | FromHandle | Extend | Gen | Select, ...]
+    content: tuple[Text | FromHandle | Computed | Extend | Gen | Select, ...]
     tools: tuple[Tool[..., Any], ...] = ()
     """What a system message tells of."""
 
 
-Op: TypeAlias = Text | FromHandle | Extend | Gen | Select | Role
+Op: TypeAlias = Text | FromHandle | Computed | Extend | Gen | Select | Role
 
 
 def ops_of(content: object) -> tuple[Op, ...]:
@@ -113,7 +123,7 @@ def ops_of(content: object) -> tuple[Op, ...]:
         return (Text(content),)
     if isinstance(content, Ops):
         return content.parts
-    if isinstance(content, Text | FromHandle | Extend | Gen | Select | Role):
+    if isinstance(content, Text | FromHandle | Computed | Extend | Gen | Select | Role):
         return (content,)
     if isinstance(content, Content):  # the one that is left: handles, which know this module
         return (FromHandle(content),)  # pyright: ignore[reportArgumentType]
@@ -151,7 +161,7 @@ def map_gens(op: Op, change: Callable[[Gen], Gen]) -> Op:
 def extend(content: str | Content) -> Extend:
     """Appends text, and computes its keys and values ahead of their use. The op's value is None."""
     parts = ops_of(content)
-    texts = tuple(part for part in parts if isinstance(part, Text | FromHandle))
+    texts = tuple(part for part in parts if isinstance(part, Text | FromHandle | Computed))
     if len(texts) != len(parts):
         raise ConfigError("extend takes text and handles; add other ops with +")
     return Extend(texts)

@@ -16,7 +16,7 @@ from asgl.language import roles, seeds
 from asgl.language.backend import Listener, Ticket
 from asgl.language.choices import best, scores_of
 from asgl.language.item import Begin, CloseTurn, Item, Join, Place, Point, Restore, Rewind, SetVariable, Work, Write
-from asgl.language.ops import Extend, FromHandle, Gen, Role, Select, Text
+from asgl.language.ops import Computed, Extend, FromHandle, Gen, Role, Select, Text
 from asgl.language.outcome import cancelled
 from asgl.language.state import Snapshot, State
 from asgl.language.text import SYNCHRONOUS_BYTES, token_ids_of
@@ -44,7 +44,8 @@ def carry_out(item: Item, state: State, place: Place) -> Steps:
                 state.append(text)
         state.messages += work.messages
     elif isinstance(work, SetVariable):
-        item.values[work.name] = work.value
+        value = work.value
+        item.values[work.name] = (yield from _computed(value)) if isinstance(value, Computed) else value
     elif isinstance(work, Rewind):
         state.restore(work.point.value)
     elif isinstance(work, CloseTurn):
@@ -78,6 +79,9 @@ def _content(work: Work, item: Item, state: State, place: Place) -> Steps:
         source: Item = yield ForHandle(work.handle)
         state.append(source.text)
         return None
+    if isinstance(work, Computed):
+        state.append((yield from _computed(work)))
+        return None
     if isinstance(work, Extend):
         return (yield from _extend(work, item, state, place))
     if isinstance(work, Gen):
@@ -89,6 +93,13 @@ def _content(work: Work, item: Item, state: State, place: Place) -> Steps:
     assert isinstance(work, Point)
     yield from _seal(state, place)
     return state.snapshot()
+
+
+def _computed(work: Computed) -> Steps:
+    done: list[Item] = []
+    for handle in work.handles:
+        done.append((yield ForHandle(handle)))
+    return work.make(done)
 
 
 def _seal(state: State, place: Place) -> Steps:
@@ -108,6 +119,8 @@ def _message(work: Role, item: Item, state: State, place: Place) -> Steps:
     trims = roles.parts_of(place.engine, work.role).trims
     last = len(work.content) - 1
     for index, part in enumerate(work.content):
+        if isinstance(part, Computed):
+            part = Text((yield from _computed(part)))
         if isinstance(part, Text) and trims:
             text = part.text if index else part.text.lstrip()
             part = replace(part, text=text.rstrip() if index == last else text)

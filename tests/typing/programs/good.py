@@ -109,6 +109,22 @@ async def programs(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
             assert_type(outcome, asgl.ProgramStream[list[str]] | Exception)
 
 
+async def graphs(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
+    graph = tips.graph(topic=asgl.arg, n=3)
+    assert_type(graph, asgl.Graph[list[str]])
+    assert_type(tips.graph(asgl.arg), asgl.Graph[list[str]])
+    assert_type(graph.prefix, str)
+    assert_type(graph.reordered(), asgl.Graph[list[str]])
+    finished = await graph(rt, topic="health")
+    assert_type(finished, asgl.ProgramStream[list[str]])
+    assert_type(await graph(s, "health"), list[str])
+    assert_type(await graph.batch(rt, ["a"]), list[asgl.ProgramStream[list[str]]])
+    async with graph.as_completed(rt, ["a"]) as results:
+        async for index, outcome in results:
+            assert_type(index, int)
+            assert_type(outcome, asgl.ProgramStream[list[str]] | Exception)
+
+
 async def main() -> None:
     async with asgl.Runtime("smollm2-135m", sampling=asgl.SamplingParams(seed=1)) as rt:
         assert_type(rt, asgl.Runtime)
@@ -119,6 +135,7 @@ async def main() -> None:
             async with rt.prompt("text", budget=asgl.budget(tokens=100)) as s:
                 await ops(s)
         await programs(rt, rt.prompt())
+        await graphs(rt, rt.prompt())
     try:
         await ops(s)
     except asgl.BudgetError as error:

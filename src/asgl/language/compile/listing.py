@@ -1,0 +1,98 @@
+"""A graph as text, a line for each node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from asgl.language import ops
+from asgl.language.compile.nodes import Call, Fork, Node, Traced
+from asgl.language.compile.symbols import Symbols, Use, label_of
+from asgl.language.item import CloseTurn, Item, Join, Rewind, SetVariable
+from asgl.language.ops import Extend, FromHandle, Gen, Role, Select, Text
+
+_SHOWN = 96
+"""Longer texts are shown by their beginning and their end."""
+_UNLESS_GIVEN = {"logprobs": 0, "retries": 0, "token_healing": False}
+"""What parameters are that nobody gave; all others are None."""
+
+
+def shortened(text: str) -> str:
+    half = _SHOWN // 2 - 2
+    return text if len(text) <= _SHOWN else f"{text[:half]}...{text[-half:]}"
+
+
+def listing(nodes: Sequence[Node], symbols: Symbols) -> list[str]:
+    """A line for each node: its number, the stream, what it is, and what it says."""
+    lister = _Lister(symbols, {node.item: place for place, node in enumerate(nodes)})
+    wide = len(f"s{max((node.stream for node in nodes), default=0)}")
+    lines: list[str] = []
+    for place, node in enumerate(nodes):
+        kind, said = lister.work(node.work)
+        lines.append(f"  {place:>2}  {f's{node.stream}':<{wide}}  {kind:<7} {said}".rstrip())
+    return lines
+
+
+class _Lister:
+    def __init__(self, symbols: Symbols, numbers: dict[Item, int]) -> None:
+        self._symbols, self._numbers = symbols, numbers
+
+    def work(self, work: Traced) -> tuple[str, str]:
+        """What it is, and what it says."""
+        if isinstance(work, Text | FromHandle | Extend | Role):
+            kind = "message" if isinstance(work, Role) else "extend" if isinstance(work, Extend) else "text"
+            return kind, self._content(work)
+        if isinstance(work, Gen):
+            return "gen", self._asked(work.name, self._options(work))
+        if isinstance(work, Select):
+            return "select", self._asked(work.name, {"choices": work.choices, "method": work.method,
+                                                     "token_healing": work.token_healing})
+        if isinstance(work, Call):
+            return "select" if work.make is ops.select else "gen", self._asked(work.name, dict(work.options))
+        if isinstance(work, Fork):
+            return "fork", " ".join(f"s{stream}" for stream in work.streams)
+        if isinstance(work, Join):
+            return "join", " ".join(f"s{end.core.id}" for _, end in work.spans)
+        if isinstance(work, SetVariable):
+            return "set", f"{work.name} = {self._value(work.value)}"
+        if isinstance(work, Rewind):
+            return "rewind", f"to {self._numbers[work.point]}"
+        return ("end", f"of the {work.block.role} message") if isinstance(work, CloseTurn) else ("mark", "")
+
+    def _content(self, part: Any) -> str:
+        if isinstance(part, Text):
+            pieces = self._symbols.pieces(part.text)
+            return " ".join(self._label(piece) if isinstance(piece, Use) else repr(shortened(piece)) for piece in pieces) or "''"
+        if isinstance(part, FromHandle):
+            return self._label(Use(part.handle.item, "text"))
+        if isinstance(part, Role | Extend):
+            said = " ".join(map(self._content, part.content))
+            return f"{part.role}: {said}" if isinstance(part, Role) else said
+        kind, said = self.work(part)
+        return f"<{kind} {said}>"
+
+    def _asked(self, name: str | None, options: dict[str, Any]) -> str:
+        said = [f"{option}={self._value(value)}" for option, value in options.items()
+                if isinstance(value, str) or (value is not None and value is not _UNLESS_GIVEN.get(option))]
+        return " ".join([self._symbols.shown(name, self._label) if name is not None else "-", *said])
+
+    def _options(self, gen: Gen) -> dict[str, Any]:
+        params = {field.name: getattr(gen.params, field.name) for field in fields(gen.params)}
+        source = gen.constraint.source if gen.constraint is not None else None
+        limits = {} if source is None else {source.kind: source.text}
+        return {**params, **limits, "logprobs": gen.logprobs, "validate": gen.validate, "retries": gen.retries}
+
+    def _value(self, value: Any) -> str:
+        """As Python would write it, with labels."""
+        if isinstance(value, str):
+            pieces = self._symbols.pieces(value)
+            return " ".join(self._label(piece) if isinstance(piece, Use) else repr(shortened(piece)) for piece in pieces) or "''"
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(map(self._value, value))}]"
+        return shortened(repr(value))
+
+    def _label(self, use: Use) -> str:
+        """An argument by its name, a generated value with the number of its op."""
+        place = "" if isinstance(use.source, str) else f" of {self._numbers[use.source]}"
+        return self._symbols.shown(label_of(use, place))
