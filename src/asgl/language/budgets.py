@@ -95,6 +95,7 @@ class Budget:
         self._running.add(allowance)
 
     def leave(self, allowance: Allowance) -> None:
+        """The op of the allowance ended. Idempotent."""
         self._running.discard(allowance)
         if self._timer is not None and not self._running:
             self._timer.cancel()
@@ -108,6 +109,7 @@ class Budget:
                     allowance.interrupt(self.out_of_tokens())
 
     def out_of_tokens(self) -> BudgetError:
+        """The error of an op that would need more."""
         assert self.tokens is not None
         return BudgetError(f"the budget of {self.tokens} tokens is spent ({self.spent}), and more would have to be generated: "
                            "raise it, or ask for fewer", spent=self.spent, limit=self.tokens)

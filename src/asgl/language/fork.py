@@ -42,6 +42,7 @@ class TaskHandle(Generic[T_co]):
         return self._result().__await__()
 
     def done(self) -> bool:
+        """Whether the task has ended: with a value, with an error, or cancelled."""
         return self.outcome.settled
 
     def cancel(self) -> bool:

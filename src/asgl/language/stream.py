@@ -86,6 +86,7 @@ class PromptStream:
         return handle
 
     def __iadd__(self, content: Content | str) -> Self:
+        """`s += content` is `s.append(content)`."""
         self.append(content)
         return self
 
@@ -198,14 +199,17 @@ class PromptStream:
     # --- what is there
 
     def __getitem__(self, name: str) -> Any:
+        """`s["name"]` is the value of a finished variable. VariableError if there is none of that name, or it is not finished."""
         return self._core.variable(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
+        """`s["name"] = value` sets a variable, in its turn: of ops that were submitted for one name the last wins."""
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"a variable's name must be a string, not {name!r}")
         self._core.submit(SetVariable(name, value))
 
     def __contains__(self, name: object) -> bool:
+        """Whether `s["name"]` is there by now."""
         try:
             self._core.variable(name)  # pyright: ignore[reportArgumentType]
         except VariableError:
@@ -243,6 +247,7 @@ class PromptStream:
 
     @property
     def name(self) -> str | None:
+        """What `Runtime.prompt(name=...)` called it; forks have the name of their parent."""
         return self._core.name
 
     @property
