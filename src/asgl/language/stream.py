@@ -287,6 +287,8 @@ class PromptStream:
         """Computes the KV of all that is submitted by now; the tokens."""
         core = self._core
         handle = self.extend("")
+        if handle.item.error is not None:  # the prompt cannot be computed at all: this is what there is to say
+            await handle
         point = core.submit(Point(), grows=False)
         await handle
         await core.settled(point)
