@@ -1,4 +1,4 @@
-"""Whatever a program passes is refused at the call, or fails where it is awaited, or works; the engine lives on for all others."""
+"""Whatever a program passes is refused at the call, or fails where it is awaited, or works; the engine lives on for others."""
 
 from __future__ import annotations
 
