@@ -121,7 +121,7 @@ class _OwnStyle(_Style):
         for index, call in enumerate(calls):
             content = result_text(call.result if call.error is None else {"error": _told(call.error)})
             pieces += [(self._parts.between_results, True)] if index else []
-            pieces.append((content, False))
+            pieces.append((json.dumps(content, ensure_ascii=False) if self._parts.quoted else content, False))
             messages.append(Message(role="tool", content=content))
         return Write((*pieces, (self._parts.after, True)), tuple(messages))
 
