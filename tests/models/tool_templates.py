@@ -68,5 +68,6 @@ MISTRAL = (
     "{{- '[RESULT] ' + m.content + '[/RESULT]' }}"
     "{%- else %}{{- raise_exception('no such role: ' + m.role) }}{%- endif %}{%- endfor %}"
 )
-MISTRAL, MISTRAL_WITH_IDS = MISTRAL.replace("CLOSE", "{{- '}' }}"), MISTRAL.replace("CLOSE", "{{- ', \"id\": \"' + c.id + '\"}' }}")
-"""As Mistral: no message of the system of its own, calls as a list, results of the role "tool"; later ones with ids in the calls."""
+MISTRAL_WITH_IDS = MISTRAL.replace("CLOSE", "{{- ', \"id\": \"' + c.id + '\"}' }}")
+MISTRAL = MISTRAL.replace("CLOSE", "{{- '}' }}")
+"""As Mistral: no message of the system of its own, calls as a list, results of the role "tool"; later ones have ids in calls."""
