@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import anyio
@@ -203,8 +202,12 @@ async def _run(asked: Sequence[_Asked], on_error: OnToolError, timeout: float) -
 
 def _take_back(stream: PromptStream, mark: Mark) -> None:
     """The stream says again what it said before."""
-    with suppress(StreamError):  # it was closed meanwhile, or failed, and says so itself
+    core = stream._core
+    try:
         stream.rewind(mark)
+    except StreamError:  # it was closed meanwhile, or failed, and says so itself
+        if core.closed is not None:
+            core.state.restore(mark.item.result())
 
 
 def _plain(call: ToolCall) -> str:
