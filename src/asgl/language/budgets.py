@@ -60,8 +60,9 @@ class Budget:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         still_open = list(_open.get())
-        still_open.remove(self)
-        _open.set(tuple(still_open))
+        if self in still_open:  # it is not, where it is left in another context than it was entered in
+            still_open.remove(self)
+            _open.set(tuple(still_open))
 
     def __repr__(self) -> str:
         of_tokens = f"{self.spent} of {self.tokens} tokens" if self.tokens is not None else f"{self.spent} tokens"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import anyio
 from asgl.errors import ConfigError, ModelError, OutputError, StreamError, ToolError
 from asgl.language import roles
 from asgl.language.item import Piece, Write
+from asgl.language.outcome import cancelled
 from asgl.language.tools import Tool, ToolCall, by_name, call_schema, json_value, list_schema, result_text
 from asgl.models.tool_template import ToolParts, tool_parts
 from asgl.types import Message
@@ -183,14 +185,22 @@ async def _run(asked: Sequence[_Asked], on_error: OnToolError, timeout: float) -
                 result = await tool.function(**values)
             result_text(result)  # what is no JSON fails here
             calls[index] = ToolCall(tool, arguments, result)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            failed(index, tool, arguments, cancelled(f"the tool {tool.name!r} raised a CancelledError of its own", None))
         except Exception as error:
-            if on_error == "program":
-                what = f"did not end within {timeout:g} seconds" if isinstance(error, TimeoutError) else f"raised {error!r}"
-                failure = ToolError(f"the tool {tool.name!r} {what}", tool=tool.name, arguments=arguments)
-                failure.__cause__ = error
-                failures.append(failure)
-                group.cancel_scope.cancel()
-            calls[index] = ToolCall(tool, arguments, error=error)
+            failed(index, tool, arguments, error)
+
+    def failed(index: int, tool: Tool[..., Any], arguments: dict[str, Any], error: Exception) -> None:
+        calls[index] = ToolCall(tool, arguments, error=error)
+        if on_error == "program":
+            what = f"did not end within {timeout:g} seconds" if isinstance(error, TimeoutError) else f"raised {error!r}"
+            failure = ToolError(f"the tool {tool.name!r} {what}", tool=tool.name, arguments=arguments)
+            failure.__cause__ = error
+            failures.append(failure)
+            group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
         for index, call in enumerate(asked):

@@ -19,7 +19,7 @@ import anyio
 
 from asgl.errors import ConfigError, OpCancelledError
 from asgl.language.core import Core
-from asgl.language.outcome import Failure, Outcome, cancelled, unseen_errors
+from asgl.language.outcome import Failure, Outcome, cancelled, telling, unseen_errors
 
 if TYPE_CHECKING:
     from asgl.language.stream import PromptStream
@@ -55,8 +55,7 @@ class TaskHandle(Generic[T_co]):
     async def _result(self) -> T_co:
         outcome = self.outcome
         if outcome.settled:
-            outcome.see()
-            await asyncio.sleep(0)
+            await telling(outcome.failure)
         while not outcome.settled:
             outcome.awaiting += 1
             try:

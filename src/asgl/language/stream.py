@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 from weakref import ref
 
 from asgl.errors import ConfigError, VariableError
-from asgl.language import ops, saved
+from asgl.language import ops, samples, saved
 from asgl.language.calling import OnToolError, call_tools
 from asgl.language.constraint import JsonSchema
 from asgl.language.core import Core
@@ -32,6 +31,7 @@ from asgl.language.ops import (
     SelectMethod,
     TypedGen,
 )
+from asgl.language.outcome import telling
 from asgl.language.state import Snapshot
 from asgl.language.tools import Tool, ToolCall
 from asgl.types import Message
@@ -135,23 +135,7 @@ class PromptStream:
 
         With a `seed`, each derives its own from it. If one fails the others are cancelled, and its error is raised.
         """
-        count = _count(n)
-        op = ops.gen(name, **options)
-        op, seed = replace(op, params=replace(op.params, seed=None)), op.params.seed
-        children = self._core.children(count)
-        for child in children:
-            if seed is not None:
-                child.sampling = replace(child.sampling, seed=seed)
-        handles = [PromptStream(child).submit(op) for child in children]
-        try:
-            values = [await handle for handle in handles]
-        finally:
-            for handle in handles:
-                handle.cancel()
-                handle.item.see()
-        if name is not None:
-            self._core.submit(SetVariable(name, values), grows=False)
-        return values
+        return await samples.sample(self._core, name, _count(n), ops.gen(name, **options))
 
     # --- roles
 
@@ -271,8 +255,7 @@ class PromptStream:
         """Waits for all that is submitted. Raises the failure that nobody has seen yet. Cancelling it only stops waiting."""
         core = self._core
         if core.failure is not None and not core.failure.seen:
-            core.failure.see()
-            await asyncio.sleep(0)
+            await telling(core.failure)
             raise core.failure.error
         if not core.queue:
             return await asyncio.sleep(0)
