@@ -17,7 +17,7 @@ from asgl.language.constraint import JsonSchema
 from asgl.language.core import Core
 from asgl.language.fork import Branches, OnError, TaskHandle
 from asgl.language.handle import Handle, SelectHandle
-from asgl.language.item import Begin, Block, CloseTurn, Item, Join, Point, Restore, Rewind, SetVariable
+from asgl.language.item import Begin, Item, Join, Point, Restore, Rewind, SetVariable
 from asgl.language.ops import (
     Content,
     Extend,
@@ -32,6 +32,8 @@ from asgl.language.ops import (
     TypedGen,
 )
 from asgl.language.outcome import telling
+from asgl.language.pieces import StreamPieces
+from asgl.language.role_block import RoleBlock
 from asgl.language.state import Snapshot
 from asgl.language.tools import Tool, ToolCall
 from asgl.types import Message
@@ -249,7 +251,7 @@ class PromptStream:
 
         Raises the error of an op that fails. Text that a failed op had shown is taken back from the stream, not from here.
         """
-        return _StreamPieces(self._core)
+        return StreamPieces(self._core)
 
     async def sync(self) -> None:
         """Waits for all that is submitted. Raises the failure that nobody has seen yet. Cancelling it only stops waiting."""
@@ -387,59 +389,6 @@ class PromptStream:
     def _submit(self, op: Op) -> Handle[Any]:
         handle = SelectHandle if isinstance(op, Select) else Handle
         return handle(self._core, self._core.submit(op))
-
-
-class RoleBlock:
-    """A `with` block whose content is one message: see `PromptStream.role`."""
-
-    __slots__ = ("_block", "_stream")
-
-    def __init__(self, stream: PromptStream, role: str) -> None:
-        self._stream = stream
-        self._block = Block(role)
-
-    def __enter__(self) -> PromptStream:
-        core = self._stream._core
-        if core.block is not None:
-            raise ConfigError(f"a message of the role {self._block.role!r} cannot begin inside a {core.block.role!r} message")
-        core.check_accepts(grows=True)
-        core.block = self._block
-        return self._stream
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        core = self._stream._core
-        core.block = None
-        failed = core.closed is not None or (core.failure is not None and not core.failure.seen)
-        core.enqueue(CloseTurn(self._block, by_exception=error is not None or failed))
-
-
-class _StreamPieces:
-    """Iterates over the text of a stream."""
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
-        self._given = 0
-
-    def __aiter__(self) -> _StreamPieces:
-        return self
-
-    async def __anext__(self) -> str:
-        core = self._core
-        waited = False
-        while not (piece := core.text_from(self._given)) and core.queue:
-            waited = True
-            with core.held():
-                await core.changed.wait()
-            self._given = min(self._given, core.text_length)
-        if not waited:
-            await asyncio.sleep(0)
-        if not piece and core.failure is not None and not core.failure.seen:
-            core.failure.see()
-            raise core.failure.error
-        if not piece:
-            raise StopAsyncIteration
-        self._given += len(piece)
-        return piece
 
 
 def _count(n: int) -> int:
