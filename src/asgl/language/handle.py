@@ -43,15 +43,17 @@ class Handle(Content, Generic[T_co]):
 
     def cancel(self) -> bool:
         """Cancels the op, and those queued behind it; False if it has ended already. Who awaits it gets OpCancelledError."""
+        if self.item.settled:
+            return False
         self.core.session.check_loop()
         return self.core.cancel(self.item)
 
     def stop(self) -> bool:
         """Ends the generation that runs for the op now, and keeps its text; False if none does."""
-        self.core.session.check_loop()
         ticket = self.item.ticket
         if ticket is None or ticket.settled or ticket.output is None:
             return False
+        self.core.session.check_loop()
         self.core.place.engine.stop(ticket)
         return True
 
