@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NOT_DEFAULT := slow or interpret or compile or gpu
 
-.PHONY: demo test check bench bench-quick peers setup model clean soak test-interpret test-compile gpu
+.PHONY: demo test check docs bench bench-quick peers setup model clean soak test-interpret test-compile gpu
 .DELETE_ON_ERROR:
 
 demo: model
@@ -64,6 +64,11 @@ check: setup
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+# The pages of docs/, with the reference from docstrings, to site/index.html. A name or link that leads nowhere is an error.
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/zensical build --clean --strict
+
 setup: .venv/.installed
 
 model: setup
@@ -76,4 +81,4 @@ model: setup
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv site .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

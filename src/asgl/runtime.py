@@ -45,24 +45,27 @@ class _Opened(NamedTuple):
 class Runtime:
     """A model and its engine, open inside `async with`.
 
-    model: a registered name such as "smollm2-135m" (fetched on first use), a directory in Hugging Face's layout, a .gguf file,
-        or a repo id of the Hugging Face hub.
-    device: "auto", "cpu", "cuda" or "cuda:1".
-    dtype: of weights, keys and values: "auto", "float32", "bfloat16" or "float16".
-    weights: the format of the linear layers: "auto", "int4", "int8" or "dense".
-    kernels: "auto", "reference", "cpu" or "triton". What is asked for by name and cannot be had raises ConfigError.
-    kv_cache_tokens: capacity of the KV cache in tokens; None takes what the memory allows.
-    max_running: at most so many requests in a step. max_batch_tokens: at most so many new tokens in a step (None: 512 on CPUs,
-        8192 on GPUs); longer prompts are computed in pieces, and in smaller ones while others decode. max_waiting: at most so
-        many requests wait for admission, the next fails with QueueFullError; None for no limit.
-    policy: the order in which waiting requests are admitted: "lpm" (longest cached prefix first), "aged-lpm" (the same with a
-        bounded wait), "dfs-weight", "fcfs" or "random"; see docs/scheduling.md.
-    deterministic: logits that do not depend on what else is computed, to the last bit, at some cost.
-    sampling: defaults for all prompts. tracers: hear of every event, see `asgl.trace`.
-
     Leaving the block cancels what still runs and frees everything. Failures of ops that nobody saw are raised there as an
     ExceptionGroup, unless the block itself raised. Raises ConfigError at once for a bad argument, and when it is entered
-    ModelError for a model that cannot be loaded.
+    ModelError for a model that cannot be loaded. It is entered once, and belongs to the event loop that it is entered on.
+
+    Args:
+        model: A registered name such as "smollm2-135m" (fetched on first use), a directory in Hugging Face's layout, a .gguf
+            file, or a repo id of the Hugging Face hub.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        dtype: Of activations, keys and values.
+        weights: How the weights of the linear layers are held.
+        kernels: What is asked for by name and cannot be had raises ConfigError.
+        kv_cache_tokens: Capacity of the KV cache in tokens; None takes what the memory allows.
+        max_running: At most so many requests in a step.
+        max_batch_tokens: At most so many new tokens in a step; None is 512 on CPUs and 8192 on GPUs. Longer prompts are computed
+            in pieces, and in smaller ones while others decode.
+        max_waiting: At most so many requests wait for admission, the next fails with QueueFullError; None for no limit.
+        policy: The order in which waiting requests are admitted: "lpm" (longest cached prefix first), "aged-lpm" (the same with
+            a bounded wait), "dfs-weight", "fcfs" or "random"; see docs/scheduling.md.
+        deterministic: Logits that do not depend on what else is computed, to the last bit, at some cost.
+        sampling: Defaults for all prompts.
+        tracers: Hear of every event, see `asgl.trace`.
     """
 
     def __init__(
@@ -221,16 +224,23 @@ class Runtime:
     ) -> PromptStream:
         """A new prompt stream that begins with `text`.
 
-        sampling: defaults for its ops. cache_salt: prompts share cached prefixes only with those of the same salt. priority:
-        higher is admitted first. deadline: seconds from the moment that an op asks the engine: a request that has not ended by
-        then is cancelled, and the op ends with BudgetError. budget: bounds all ops of the prompt and its forks, see
-        `asgl.budget`. name: for traces, and part of what seeds of its ops derive from.
+        Raises ConfigError for a bad argument, and EngineClosedError if the Runtime is not open.
+
+        Args:
+            text: Taken as data: what looks like a control token in it is none.
+            sampling: Defaults for its ops.
+            cache_salt: Prompts share cached prefixes only with those of the same salt.
+            priority: Higher is admitted first.
+            deadline: Seconds from the moment that an op asks the engine: a request that has not ended by then is cancelled, and
+                the op ends with BudgetError.
+            budget: Bounds all ops of the prompt and its forks, see `asgl.budget`.
+            name: For traces and error messages, and part of what seeds of its ops derive from.
         """
         return self._running.session.prompt(text, sampling=sampling, cache_salt=cache_salt, priority=priority,
                                             deadline=deadline, budget=budget, name=name)
 
     def statistics(self) -> EngineStatistics:
-        """A snapshot of the engine."""
+        """A snapshot of the engine. Raises EngineClosedError if the Runtime is not open."""
         return self._running.engine.statistics()
 
     def batch_progress(self, total: int, what: str, /) -> AbstractContextManager[Callable[[], object]]:
@@ -291,10 +301,11 @@ class Runtime:
 
     @property
     def model(self) -> ModelInfo:
-        """What was loaded."""
+        """What was loaded. Raises EngineClosedError if the Runtime is not open."""
         return self._running.model
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """`encode(text)` takes text as data; `decode(ids)`; `special_tokens`."""
+        """`encode(text)` gives the token ids of text, which it takes as data; `decode(ids)` the text of tokens;
+        `special_tokens` the ids of control tokens by their texts."""
         return self._running.tokenizer

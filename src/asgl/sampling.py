@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from .errors import ConfigError
 
 _MAX_SEED = 2**64 - 1
+_MOST = 1e30
+"""No parameter is larger: logits are float32, and a sum of what is added to one must stay a number."""
 
 
 def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
@@ -120,7 +122,7 @@ class SamplingParams:
     repetition_penalty: float | None = None
     """Divides positive and multiplies negative logits of tokens in prompt or output (CTRL, arXiv 1909.05858); 1 is off."""
     logit_bias: Mapping[int, float] | None = None
-    """Added to the logits of these tokens."""
+    """Added to the logits of these tokens; -1e30 forbids one."""
     seed: int | None = None
     """Makes sampling reproducible. Given to an op it is used as it is; inherited, each op derives its own from it."""
 
@@ -129,12 +131,12 @@ class SamplingParams:
         _integer("min_tokens", self.min_tokens, 0)
         _integer("top_k", self.top_k, 0)
         _integer("seed", self.seed, 0, _MAX_SEED)
-        _number("temperature", self.temperature, 0.0, math.inf)
+        _number("temperature", self.temperature, 0.0, _MOST)
         _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _number("min_p", self.min_p, 0.0, 1.0)
-        _number("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
-        _number("presence_penalty", self.presence_penalty, -math.inf, math.inf)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        _number("frequency_penalty", self.frequency_penalty, -_MOST, _MOST)
+        _number("presence_penalty", self.presence_penalty, -_MOST, _MOST)
+        _number("repetition_penalty", self.repetition_penalty, 1 / _MOST, _MOST)
         for name in ("keep_stop", "token_healing", "ignore_eos"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, bool):
@@ -149,7 +151,7 @@ class SamplingParams:
             bias = dict(self.logit_bias)
             for token, value in bias.items():
                 _integer("a token id of logit_bias", token, 0)
-                _number(f"logit_bias of token {token}", value, -math.inf, math.inf)
+                _number(f"logit_bias of token {token}", value, -_MOST, _MOST)
             object.__setattr__(self, "logit_bias", bias)
         self._check_limits()
 

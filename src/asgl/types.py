@@ -25,15 +25,20 @@ class Message(TypedDict):
     """A chat message, in the shape of the OpenAI API."""
 
     role: str
+    """"system", "user", "assistant", "tool", or whatever else the model's chat template knows."""
     content: str
+    """What the message says, without what the template writes around it."""
 
 
 class TokenLogprob(NamedTuple):
     """The log-probability (natural logarithm) of a token under the model itself: before temperature, penalties and masks."""
 
     token_id: int
+    """The token in the model's vocabulary."""
     text: str
+    """The token alone as text; a character that it has only a part of is "\ufffd"."""
     logprob: float
+    """0 or less, -inf for a token that cannot be."""
     top: tuple[TokenLogprob, ...] = ()
     """The likeliest tokens at this position, likeliest first; as many as were asked for."""
 
@@ -43,13 +48,21 @@ class ModelInfo:
     """What a Runtime has loaded."""
 
     name: str
+    """What its files call it."""
     architecture: str
+    """The family that the code computes it as, such as "llama"."""
     parameters: int
+    """How many weights it has."""
     context_length: int
+    """Prompt and generation together have at most so many tokens."""
     vocabulary: int
+    """How many tokens it knows: token ids are below that."""
     dtype: str
+    """Of keys, values and activations: "float32", "bfloat16" or "float16"."""
     device: str
+    """"cpu", or a GPU as torch calls it, such as "cuda:0"."""
     kernels: str
+    """"reference", "cpu" or "triton"."""
     weights: str
     """How the weights of the linear layers are held: "dense", "int8" or "int4"."""
 
@@ -59,8 +72,11 @@ class NamespaceStatistics:
     """What was asked for in one namespace (`cache_salt`)."""
 
     prompt_tokens: int
+    """Tokens of all prompts."""
     cached_tokens: int
+    """Those of `prompt_tokens` that were in the cache."""
     generated_tokens: int
+    """Tokens that were generated, forced ones included."""
 
     @property
     def hit_rate(self) -> float:
@@ -75,26 +91,37 @@ class EngineStatistics:
     capacity: int
     """Slots in all. `capacity == free + evictable + pinned + owned by running requests`."""
     free: int
+    """Slots that hold nothing."""
     evictable: int
     """Slots of the prefix cache that no running request needs."""
     pinned: int
     """Slots of the prefix cache that running requests read."""
     running: int
+    """Requests that were admitted and have not ended."""
     waiting: int
+    """Requests that wait for admission."""
     steps: int
+    """Steps that were run."""
     prompt_tokens: int
     """Tokens of all prompts, counted at a request's first admission."""
     cached_tokens: int
     """Those of `prompt_tokens` that were in the cache, and so were not computed."""
     generated_tokens: int
+    """Tokens that were generated, forced ones included."""
     forced_tokens: int
     """Generated tokens that a grammar forced, and that were not sampled."""
     evicted_tokens: int
+    """Tokens that were dropped from the prefix cache to make room."""
     retractions: int
+    """How often a running request had to give its slots back, and go on later."""
     cancelled: int
+    """Requests that were cancelled."""
     plan_seconds: float
+    """Spent on planning steps, on the event loop."""
     run_seconds: float
+    """Spent on running steps, on the device thread."""
     idle_seconds: float
+    """Spent with nothing to do."""
     namespaces: Mapping[str | None, NamespaceStatistics]
     """By `cache_salt`, for the 1,024 that came last."""
 

@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 import pytest
 from fake_engine import FakeEngine, FakeTemplate
-from test_tool_template import WRAPPED
+from tool_templates import LLAMA, MISTRAL, MISTRAL_WITH_IDS, WRAPPED
 
 import asgl
 from asgl.errors import ConfigError, OutputError, ToolError
 from asgl.language import Session
-from asgl.language.tools import call_schema, described
+from asgl.language.tools import call_schema, described, function_schemas
+from asgl.models.chat_template import ChatTemplate
 from tiny import CHATML, tiny_directory
 
 
@@ -304,3 +305,47 @@ async def test_the_text_of_a_tool_is_no_control_token(tmp_path: Path) -> None:
         s.user("go")
         await s.call_tools([sly])
         assert s.token_ids.count(rt.tokenizer.special_tokens["<|im_end|>"]) == 3
+
+
+@asgl.tool
+async def quotes(way: Literal["left", "right"]) -> str:
+    """Says what is hard to write down."""
+    return f'{way}: "no"\n\\ é <|im_end|>'
+
+
+@pytest.mark.parametrize("template", [WRAPPED, LLAMA, MISTRAL], ids=["hermes", "llama", "mistral"])
+async def test_what_is_written_is_what_the_template_would_write(tmp_path: Path, template: str) -> None:
+    """Of the whole conversation, tools, call and result included."""
+    async with opened(tmp_path, template) as rt:
+        own = ChatTemplate(template, bos="<|bos|>", eos="<|im_end|>")
+        tells = template is not MISTRAL  # which has no message of the system to tell of them in
+        s = rt.prompt()
+        said: list[dict[str, Any]] = []
+        if tells:
+            s.system("Be good.", tools=[quotes])
+            said.append({"role": "system", "content": "Be good."})
+        s.user("Say it.")
+        said.append({"role": "user", "content": "Say it."})
+        for _ in range(2):
+            (made,) = await s.call_tools([quotes])
+            assert made.error is None
+            function = {"name": "quotes", "arguments": dict(made.arguments)}
+            said += [{"role": "assistant", "content": "", "tool_calls": [{"id": "call00000", "type": "function",
+                                                                          "function": function}]},
+                     {"role": "tool", "content": made.result, "tool_call_id": "call00000"}]
+        assert s.text == own.render(said, tools=function_schemas([quotes]) if tells else None)
+        assert [message["content"] for message in s.messages() if message["role"] == "tool"] == [
+            message["content"] for message in said if message["role"] == "tool"]
+        ends = s.token_ids.count(rt.tokenizer.special_tokens["<|im_end|>"])
+        assert ends == own.render(said).count("<|im_end|>") - 2, "what a tool returns is data"
+
+
+async def test_a_template_that_wants_ids_is_used_as_one_that_knows_no_tools(tmp_path: Path) -> None:
+    async with opened(tmp_path, MISTRAL_WITH_IDS) as rt:
+        s = rt.prompt()
+        s.user("Go.")
+        (made,) = await s.call_tools([turn])
+        call_text = json.dumps({"name": "turn", "arguments": dict(made.arguments)})
+        result = json.dumps({"name": "turn", "result": made.result})
+        assert s.text == f"<|bos|>[INST] Go.[/INST] {call_text}<|im_end|>[INST] {result}[/INST]"
+        assert [message["role"] for message in s.messages()] == ["user", "assistant", "user"]

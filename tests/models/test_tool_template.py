@@ -5,38 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tool_templates import BARE, LLAMA, MISTRAL, MISTRAL_WITH_IDS, WRAPPED
 
 from asgl.errors import ModelError
 from asgl.models.chat_template import ChatTemplate
-from asgl.models.tool_template import system_with_tools, tool_parts
-
-WRAPPED = r"""
-{%- if tools %}{{- '<|im_start|>system\n' }}
-{%- if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{% endif %}{{- '# Tools\n' }}
-{%- for tool in tools %}{{- tool | tojson }}{{- '\n' }}{% endfor %}{{- '<|im_end|>\n' }}
-{%- elif messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{% endif %}
-{%- for m in messages %}
-{%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}
-{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
-{%- elif m.role == 'assistant' %}{{- '<|im_start|>assistant' }}{{- '\n' + m.content if m.content else '' }}
-{%- for c in m.tool_calls %}{{- '\n<tool_call>\n{"name": "' + c.function.name + '", "arguments": ' }}
-{{- c.function.arguments | tojson }}{{- '}\n</tool_call>' }}{% endfor %}{{- '<|im_end|>\n' }}
-{%- elif m.role == 'tool' %}
-{%- if loop.previtem.role != 'tool' %}{{- '<|im_start|>user' }}{% endif %}
-{{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
-{%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\n' }}{% endif %}{% endif %}{% endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}"""
-"""Calls in tags, several in one message, results in a message of the user."""
-
-BARE = (
-    "{{ bos_token }}{% for m in messages %}{% if m.tool_calls %}{% if m.tool_calls | length > 1 %}"
-    "{{ raise_exception('one call only') }}{% endif %}<|h|>assistant<|/h|>"
-    "{\"name\": \"{{ m.tool_calls[0].function.name }}\", \"parameters\": {{ m.tool_calls[0].function.arguments | tojson }}}<|e|>"
-    "{% elif m.role == 'tool' %}<|h|>ipython<|/h|>{{ m.content }}<|e|>"
-    "{% else %}<|h|>{{ m.role }}<|/h|>{% if m.role == 'user' and tools and loop.last %}{{ tools | tojson }}{% endif %}"
-    "{{ m.content }}<|e|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|h|>assistant<|/h|>{% endif %}"
-)
-"""One call at a time, as a bare object with "parameters"."""
+from asgl.models.tool_template import ToolParts, system_with_tools, tool_parts
 
 NUMBERED = WRAPPED.replace('{"name": "\' + c', '{"id": "\' + c.id + \'", "name": "\' + c')
 
@@ -68,6 +41,23 @@ def test_what_was_found_put_together_is_what_the_template_writes() -> None:
         {"role": "system", "content": "Be good."}, {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "", "tool_calls": calls},
         {"role": "tool", "content": "one"}, {"role": "tool", "content": "two"}], tools=[tool])
+
+
+def test_results_as_json_texts_and_tools_in_the_message_of_the_system() -> None:
+    template = ChatTemplate(LLAMA, bos="<s>")
+    parts = tool_parts(template)
+    assert parts is not None
+    assert parts.quoted
+    assert (parts.middle, parts.after) == ("<|im_end|><|im_start|>ipython\n\n", "<|im_end|>")
+    system = system_with_tools(template, [{"a": 1}])
+    assert system.prefix.endswith('to be called by JSON:\n\n{\n    "a": 1\n}\n\n')
+    assert system.suffix == "<|im_end|>"
+
+
+def test_calls_as_a_list_and_calls_with_ids() -> None:
+    parts = tool_parts(ChatTemplate(MISTRAL, bos="<s>", eos="</s>"))
+    assert parts == ToolParts("[CALLS] [", "name", "arguments", ", ", "]</s>[RESULT] ", "[/RESULT][RESULT] ", "[/RESULT]", False)
+    assert tool_parts(ChatTemplate(MISTRAL_WITH_IDS, bos="<s>", eos="</s>")) is None
 
 
 def test_bare_calls_one_at_a_time() -> None:

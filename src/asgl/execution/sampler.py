@@ -20,6 +20,8 @@ from asgl.kernels.api import Kernels, SamplingBatch
 from asgl.plan import SampledToken, SampleRow, ScoreRow
 
 _GAMMA = 0x9E3779B97F4A7C15
+_LEAST = 1e-30
+"""A top_p below that would be 0 in float32, of which no token is left."""
 _Edits = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]
 
 
@@ -62,7 +64,7 @@ def sampling_batch(
         repetitions.append(_among(columns, _repetitions(sample)))
     return SamplingBatch(
         temperature=column([spec.temperature for spec in specs], torch.float32),
-        top_p=column([spec.top_p for spec in specs], torch.float32),
+        top_p=column([max(spec.top_p, _LEAST) for spec in specs], torch.float32),
         top_k=column([min(spec.top_k, logits) for spec in specs], torch.int32),
         min_p=column([spec.min_p for spec in specs], torch.float32),
         uniform=column(uniforms([spec.seed for spec in specs], [sample.draw for sample in samples]), torch.float64),

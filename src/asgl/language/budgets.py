@@ -60,8 +60,9 @@ class Budget:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         still_open = list(_open.get())
-        still_open.remove(self)
-        _open.set(tuple(still_open))
+        if self in still_open:  # it is not, where it is left in another context than it was entered in
+            still_open.remove(self)
+            _open.set(tuple(still_open))
 
     def __repr__(self) -> str:
         of_tokens = f"{self.spent} of {self.tokens} tokens" if self.tokens is not None else f"{self.spent} tokens"
@@ -95,6 +96,7 @@ class Budget:
         self._running.add(allowance)
 
     def leave(self, allowance: Allowance) -> None:
+        """The op of the allowance ended. Idempotent."""
         self._running.discard(allowance)
         if self._timer is not None and not self._running:
             self._timer.cancel()
@@ -108,6 +110,7 @@ class Budget:
                     allowance.interrupt(self.out_of_tokens())
 
     def out_of_tokens(self) -> BudgetError:
+        """The error of an op that would need more."""
         assert self.tokens is not None
         return BudgetError(f"the budget of {self.tokens} tokens is spent ({self.spent}), and more would have to be generated: "
                            "raise it, or ask for fewer", spent=self.spent, limit=self.tokens)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import anyio
@@ -13,6 +13,7 @@ import anyio
 from asgl.errors import ConfigError, ModelError, OutputError, StreamError, ToolError
 from asgl.language import roles
 from asgl.language.item import Piece, Write
+from asgl.language.outcome import cancelled
 from asgl.language.tools import Tool, ToolCall, by_name, call_schema, json_value, list_schema, result_text
 from asgl.models.tool_template import ToolParts, tool_parts
 from asgl.types import Message
@@ -121,7 +122,7 @@ class _OwnStyle(_Style):
         for index, call in enumerate(calls):
             content = result_text(call.result if call.error is None else {"error": _told(call.error)})
             pieces += [(self._parts.between_results, True)] if index else []
-            pieces.append((content, False))
+            pieces.append((json.dumps(content, ensure_ascii=False) if self._parts.quoted else content, False))
             messages.append(Message(role="tool", content=content))
         return Write((*pieces, (self._parts.after, True)), tuple(messages))
 
@@ -184,14 +185,22 @@ async def _run(asked: Sequence[_Asked], on_error: OnToolError, timeout: float) -
                 result = await tool.function(**values)
             result_text(result)  # what is no JSON fails here
             calls[index] = ToolCall(tool, arguments, result)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            failed(index, tool, arguments, cancelled(f"the tool {tool.name!r} raised a CancelledError of its own", None))
         except Exception as error:
-            if on_error == "program":
-                what = f"did not end within {timeout:g} seconds" if isinstance(error, TimeoutError) else f"raised {error!r}"
-                failure = ToolError(f"the tool {tool.name!r} {what}", tool=tool.name, arguments=arguments)
-                failure.__cause__ = error
-                failures.append(failure)
-                group.cancel_scope.cancel()
-            calls[index] = ToolCall(tool, arguments, error=error)
+            failed(index, tool, arguments, error)
+
+    def failed(index: int, tool: Tool[..., Any], arguments: dict[str, Any], error: Exception) -> None:
+        calls[index] = ToolCall(tool, arguments, error=error)
+        if on_error == "program":
+            what = f"did not end within {timeout:g} seconds" if isinstance(error, TimeoutError) else f"raised {error!r}"
+            failure = ToolError(f"the tool {tool.name!r} {what}", tool=tool.name, arguments=arguments)
+            failure.__cause__ = error
+            failures.append(failure)
+            group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
         for index, call in enumerate(asked):
@@ -203,8 +212,12 @@ async def _run(asked: Sequence[_Asked], on_error: OnToolError, timeout: float) -
 
 def _take_back(stream: PromptStream, mark: Mark) -> None:
     """The stream says again what it said before."""
-    with suppress(StreamError):  # it was closed meanwhile, or failed, and says so itself
+    core = stream._core
+    try:
         stream.rewind(mark)
+    except StreamError:  # it was closed meanwhile, or failed, and says so itself
+        if core.closed is not None:
+            core.state.restore(mark.item.result())
 
 
 def _plain(call: ToolCall) -> str:

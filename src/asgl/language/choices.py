@@ -1,7 +1,7 @@
 """Choosing among options by their log-probabilities.
 
-Each option is tokenized on its own and scored as a continuation of the prompt. With l[i][j] the log-probability of token j
-of option i given the prompt and the tokens before it, the methods score option i by
+Each option is tokenized on its own and scored as a continuation of the prompt. With `l[i][j]` the log-probability of token
+j of option i given the prompt and the tokens before it, the methods score option i by
 
     token_length_normalized              the mean of l[i]
     sum                                  the sum of l[i], the log-probability of the whole option: favours short ones
@@ -15,7 +15,7 @@ of SGLang, and `sum`.
 
 The scores of greedy_token_selection are the values at the position that decided, -inf for options that were out before.
 Without the prompt means after the beginning-of-text token alone. For a model that has none, the first token of an option
-has u = 0, as in SGLang, and the others continue the option's own beginning.
+has `u = 0`, as in SGLang, and the others continue the option's own beginning.
 
 An option that is a prefix of another, and a single option, are scored as any other.
 """

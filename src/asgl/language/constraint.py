@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeAlias
 
@@ -81,14 +81,15 @@ def constraint(
 
 def checked_choices(choices: Sequence[str]) -> tuple[str, ...]:
     """The options as a tuple; ConfigError if there are none, or if one is no text."""
-    if isinstance(choices, str):
-        raise ConfigError(f"choices must be a list of strings, not one string: {choices!r}")
+    if isinstance(choices, str | bytes) or not isinstance(choices, Iterable):
+        raise ConfigError(f"choices must be a list of strings, not {choices!r}")
     options = tuple(choices)
     if not options:
         raise ConfigError("choices is empty: give at least one option")
     for option in options:
         if not isinstance(option, str) or not option:
             raise ConfigError(f"choices must be strings, none of them empty, not {option!r}")
+        _checked_text("an option", option)
     return options
 
 
@@ -106,9 +107,10 @@ def _of_schema(given: JsonSchema | type[JsonModel]) -> Constraint:
     elif not isinstance(given, Mapping):
         raise ConfigError(f"json_schema must be a dict or a pydantic model class, not {given!r}")
     try:
-        text = json.dumps(schema if parse is not None else dict(schema), allow_nan=False)
+        text = json.dumps(schema if parse is not None else dict(schema), allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the JSON schema is no JSON: {error}") from error
+    _checked_text("json_schema", text)
     return Constraint(GrammarSource("json_schema", text), parse)
 
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -95,6 +96,10 @@ class Core:
         self._begun: Savepoint | None = None
         """Where the running op began."""
         self._advancing = False
+        self._stepping = False
+        """Whether code of the running op is on the stack: a validator's, say."""
+        self._stopped: str | None = None
+        """Why the op that steps now is to be cancelled, once it has stepped."""
         session.streams.add(self)
 
     # --- submitting
@@ -230,13 +235,26 @@ class Core:
         steps = self._steps
         assert steps is not None
         while True:
+            end: Callable[[], None] | None = None
+            self._stepping = True
             try:
-                self.wait = steps.throw(error) if error is not None else steps.send(value)
-                self.wait.start(self._wake)
+                wait = steps.throw(error) if error is not None else steps.send(value)
+                if self._stopped is None:
+                    self.wait = wait
+                    wait.start(self._wake)
             except StopIteration as stop:
-                return self._finish(stop.value)
+                end = partial(self._finish, stop.value)
             except Exception as failed:
-                return self._fail(failed)
+                end = partial(self._fail, failed)
+            finally:
+                self._stepping = False
+            if self._stopped is not None:
+                why, self._stopped = self._stopped, None
+                self.cancel(self.queue[0], why)
+                return None
+            if end is not None:
+                return end()
+            assert self.wait is not None
             if not self.wait.done:
                 return None
             value, error = _outcome(self.wait)
@@ -288,6 +306,9 @@ class Core:
         if item.settled:
             return False
         index = self.queue.index(item)
+        if index == 0 and self._stepping:  # by its own validator: when that has returned
+            self._stopped = why
+            return True
         behind = [self.queue.pop() for _ in range(len(self.queue) - index)][::-1]
         if index == 0 and self._steps is not None:
             if self.wait is not None:
@@ -402,6 +423,7 @@ class Core:
 
     @contextmanager
     def held(self) -> Generator[None]:
+        self.session.check_loop()
         self.hold()
         try:
             yield

@@ -19,7 +19,7 @@ import anyio
 
 from asgl.errors import ConfigError, OpCancelledError
 from asgl.language.core import Core
-from asgl.language.outcome import Failure, Outcome, cancelled, unseen_errors
+from asgl.language.outcome import Failure, Outcome, cancelled, telling, unseen_errors
 
 if TYPE_CHECKING:
     from asgl.language.stream import PromptStream
@@ -42,6 +42,7 @@ class TaskHandle(Generic[T_co]):
         return self._result().__await__()
 
     def done(self) -> bool:
+        """Whether the task has ended: with a value, with an error, or cancelled."""
         return self.outcome.settled
 
     def cancel(self) -> bool:
@@ -54,8 +55,7 @@ class TaskHandle(Generic[T_co]):
     async def _result(self) -> T_co:
         outcome = self.outcome
         if outcome.settled:
-            outcome.see()
-            await asyncio.sleep(0)
+            await telling(outcome.failure)
         while not outcome.settled:
             outcome.awaiting += 1
             try:

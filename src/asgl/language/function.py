@@ -208,6 +208,7 @@ class Completed(Generic[T_co]):
         self._changed = Signal()
         self._exit: BaseException | None = None
         """A KeyboardInterrupt or SystemExit that a program raised."""
+        self._open = False
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -215,6 +216,7 @@ class Completed(Generic[T_co]):
     async def __aenter__(self) -> Completed[T_co]:
         await self._prepare()
         await self._group.__aenter__()
+        self._open = True
         waiting = iter(enumerate(self._calls))
         for _ in range(self._concurrency):
             self._group.start_soon(self._work, waiting)
@@ -222,6 +224,7 @@ class Completed(Generic[T_co]):
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> Literal[False]:
+        self._open = False
         self._group.cancel_scope.cancel()
         stopped = error if isinstance(error, asyncio.CancelledError) else None
         await self._group.__aexit__(None if stopped is None else type(stopped), stopped, None)
@@ -235,6 +238,8 @@ class Completed(Generic[T_co]):
     async def __anext__(self) -> tuple[int, ProgramStream[T_co] | Exception]:
         if self._given == len(self._calls):
             raise StopAsyncIteration
+        if not self._open:
+            raise ConfigError("the results of a batch come inside `async with ...as_completed(...) as results:`")
         if self._ended:
             await asyncio.sleep(0)
         while not self._ended:

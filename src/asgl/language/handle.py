@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from asgl.language.backend import Ticket
 from asgl.language.item import Item
 from asgl.language.ops import Content, Gen, Role, Select
-from asgl.language.outcome import Outcome, Signal
+from asgl.language.outcome import Outcome, Signal, telling
 from asgl.types import FinishReason, TokenLogprob
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ class Handle(Content, Generic[T_co]):
 
     def cancel(self) -> bool:
         """Cancels the op, and those queued behind it; False if it has ended already. Who awaits it gets OpCancelledError."""
+        if self.item.settled:
+            return False
+        self.core.session.check_loop()
         return self.core.cancel(self.item)
 
     def stop(self) -> bool:
@@ -50,6 +53,7 @@ class Handle(Content, Generic[T_co]):
         ticket = self.item.ticket
         if ticket is None or ticket.settled or ticket.output is None:
             return False
+        self.core.session.check_loop()
         self.core.place.engine.stop(ticket)
         return True
 
@@ -117,8 +121,7 @@ class Handle(Content, Generic[T_co]):
 
     async def _result(self) -> T_co:
         if self.item.settled:
-            self.item.see()
-            await asyncio.sleep(0)
+            await telling(self.item.failure)
         while not self.item.settled:
             await self.watch(self.item.ended)
         return self.item.result()
@@ -187,8 +190,8 @@ class _Pieces:
     async def __anext__(self) -> str:
         handle, item = self._handle, self._handle.item
         if item.settled:
-            item.see()
-        if item.settled or len(handle.text) > self._given:
+            await telling(item.failure)
+        elif len(handle.text) > self._given:
             await asyncio.sleep(0)
         self.left = True
         while not item.settled and len(handle.text) <= self._given:

@@ -65,6 +65,21 @@ def unseen_errors(failures: list[Failure]) -> list[BaseException]:
     return errors
 
 
+async def telling(failure: Failure | None) -> None:
+    """A turn of the event loop before a failure is raised. It counts as seen, unless whoever waits is cancelled just then."""
+    if failure is None:
+        return await asyncio.sleep(0)
+    before = failure.seen, failure.root is not None and failure.root.seen
+    failure.see()
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        failure.seen = before[0]
+        if failure.root is not None:
+            failure.root.seen = before[1]
+        raise
+
+
 class Outcome:
     """The end of an op or of a task, once it is there: a value, or an error."""
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 from weakref import ref
 
 from asgl.errors import ConfigError, VariableError
-from asgl.language import ops, saved
+from asgl.language import ops, samples, saved
 from asgl.language.calling import OnToolError, call_tools
 from asgl.language.constraint import JsonSchema
 from asgl.language.core import Core
 from asgl.language.fork import Branches, OnError, TaskHandle
 from asgl.language.handle import Handle, SelectHandle
-from asgl.language.item import Begin, Block, CloseTurn, Item, Join, Point, Restore, Rewind, SetVariable
+from asgl.language.item import Begin, Item, Join, Point, Restore, Rewind, SetVariable
 from asgl.language.ops import (
     Content,
     Extend,
@@ -32,6 +31,9 @@ from asgl.language.ops import (
     SelectMethod,
     TypedGen,
 )
+from asgl.language.outcome import telling
+from asgl.language.pieces import StreamPieces
+from asgl.language.role_block import RoleBlock
 from asgl.language.state import Snapshot
 from asgl.language.tools import Tool, ToolCall
 from asgl.types import Message
@@ -86,6 +88,7 @@ class PromptStream:
         return handle
 
     def __iadd__(self, content: Content | str) -> Self:
+        """`s += content` is `s.append(content)`."""
         self.append(content)
         return self
 
@@ -134,23 +137,7 @@ class PromptStream:
 
         With a `seed`, each derives its own from it. If one fails the others are cancelled, and its error is raised.
         """
-        count = _count(n)
-        op = ops.gen(name, **options)
-        op, seed = replace(op, params=replace(op.params, seed=None)), op.params.seed
-        children = self._core.children(count)
-        for child in children:
-            if seed is not None:
-                child.sampling = replace(child.sampling, seed=seed)
-        handles = [PromptStream(child).submit(op) for child in children]
-        try:
-            values = [await handle for handle in handles]
-        finally:
-            for handle in handles:
-                handle.cancel()
-                handle.item.see()
-        if name is not None:
-            self._core.submit(SetVariable(name, values), grows=False)
-        return values
+        return await samples.sample(self._core, name, _count(n), ops.gen(name, **options))
 
     # --- roles
 
@@ -198,14 +185,17 @@ class PromptStream:
     # --- what is there
 
     def __getitem__(self, name: str) -> Any:
+        """`s["name"]` is the value of a finished variable. VariableError if there is none of that name, or it is not finished."""
         return self._core.variable(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
+        """`s["name"] = value` sets a variable, in its turn: of ops that were submitted for one name the last wins."""
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"a variable's name must be a string, not {name!r}")
         self._core.submit(SetVariable(name, value))
 
     def __contains__(self, name: object) -> bool:
+        """Whether `s["name"]` is there by now."""
         try:
             self._core.variable(name)  # pyright: ignore[reportArgumentType]
         except VariableError:
@@ -243,6 +233,7 @@ class PromptStream:
 
     @property
     def name(self) -> str | None:
+        """What `Runtime.prompt(name=...)` called it; forks have the name of their parent."""
         return self._core.name
 
     @property
@@ -260,14 +251,13 @@ class PromptStream:
 
         Raises the error of an op that fails. Text that a failed op had shown is taken back from the stream, not from here.
         """
-        return _StreamPieces(self._core)
+        return StreamPieces(self._core)
 
     async def sync(self) -> None:
         """Waits for all that is submitted. Raises the failure that nobody has seen yet. Cancelling it only stops waiting."""
         core = self._core
         if core.failure is not None and not core.failure.seen:
-            core.failure.see()
-            await asyncio.sleep(0)
+            await telling(core.failure)
             raise core.failure.error
         if not core.queue:
             return await asyncio.sleep(0)
@@ -282,6 +272,8 @@ class PromptStream:
         """Computes the KV of all that is submitted by now; the tokens."""
         core = self._core
         handle = self.extend("")
+        if handle.item.error is not None:  # the prompt cannot be computed at all: this is what there is to say
+            await handle
         point = core.submit(Point(), grows=False)
         await handle
         await core.settled(point)
@@ -397,59 +389,6 @@ class PromptStream:
     def _submit(self, op: Op) -> Handle[Any]:
         handle = SelectHandle if isinstance(op, Select) else Handle
         return handle(self._core, self._core.submit(op))
-
-
-class RoleBlock:
-    """A `with` block whose content is one message: see `PromptStream.role`."""
-
-    __slots__ = ("_block", "_stream")
-
-    def __init__(self, stream: PromptStream, role: str) -> None:
-        self._stream = stream
-        self._block = Block(role)
-
-    def __enter__(self) -> PromptStream:
-        core = self._stream._core
-        if core.block is not None:
-            raise ConfigError(f"a message of the role {self._block.role!r} cannot begin inside a {core.block.role!r} message")
-        core.check_accepts(grows=True)
-        core.block = self._block
-        return self._stream
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        core = self._stream._core
-        core.block = None
-        failed = core.closed is not None or (core.failure is not None and not core.failure.seen)
-        core.enqueue(CloseTurn(self._block, by_exception=error is not None or failed))
-
-
-class _StreamPieces:
-    """Iterates over the text of a stream."""
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
-        self._given = 0
-
-    def __aiter__(self) -> _StreamPieces:
-        return self
-
-    async def __anext__(self) -> str:
-        core = self._core
-        waited = False
-        while not (piece := core.text_from(self._given)) and core.queue:
-            waited = True
-            with core.held():
-                await core.changed.wait()
-            self._given = min(self._given, core.text_length)
-        if not waited:
-            await asyncio.sleep(0)
-        if not piece and core.failure is not None and not core.failure.seen:
-            core.failure.see()
-            raise core.failure.error
-        if not piece:
-            raise StopAsyncIteration
-        self._given += len(piece)
-        return piece
 
 
 def _count(n: int) -> int:

@@ -111,9 +111,11 @@ class ToolCall:
     """A call that a model made."""
 
     tool: Tool[..., Any]
+    """The tool that was called."""
     arguments: Mapping[str, Any]
     """As the model wrote them."""
     result: Any = None
+    """What the tool returned; None if it failed."""
     error: Exception | None = None
     """What the tool raised, or TimeoutError; the model was told."""
 

@@ -77,6 +77,7 @@ class ChatTemplate:
             "messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt,
             "bos_token": bos, "eos_token": self._eos, "tools": tools,
             "documents": None,
+            "tools_in_user_message": False,  # where some templates put tools if nobody objects
         })
 
     @cached_property

@@ -19,7 +19,8 @@ from asgl.models.chat_template import ChatTemplate, RoleParts
 
 _NAME, _KEY, _VALUE = "Zqtoolqz", "Zqkeyqz", "Zqvalueqz"
 _USER, _SYSTEM = "Zquserqz", "Zqsystemqz"
-_RESULTS = ("Zqfirstqz", "Zqsecondqz")
+_RESULTS = ('Zqfirst"qz', 'Zqsecond"qz')
+"""Each has a character that JSON escapes."""
 _TOOL = {"type": "function", "function": {"name": _NAME, "description": "d", "parameters": {
     "type": "object", "properties": {_KEY: {"type": "string"}}, "required": [_KEY]}}}
 
@@ -39,6 +40,8 @@ class ToolParts(NamedTuple):
     between_results: str
     after: str
     """From the end of the last result to the next message."""
+    quoted: bool
+    """Whether results are written as JSON texts, in quotation marks."""
 
 
 def tool_parts(template: object) -> ToolParts | None:
@@ -77,18 +80,20 @@ def _parts_of(template: ChatTemplate, calls: int) -> ToolParts | None:
     if not found or not text.startswith(user.suffix):
         return None
     spans = _calls_in(text)
-    places = [text.find(result) for result in _RESULTS[:calls]]
+    quoted = _RESULTS[0] not in text
+    results = [json.dumps(result) if quoted else result for result in _RESULTS[:calls]]
+    places = [text.find(result) for result in results]
     if len(spans) != calls or min(places) < spans[-1][1] or places != sorted(places):
         return None
     keys = {tuple(json.loads(text[begin:end])) for begin, end in spans}
     if len(keys) != 1:
         return None
     (name_key, arguments_key), = keys
-    last = places[-1] + len(_RESULTS[calls - 1])
+    last = places[-1] + len(results[-1])
     return ToolParts(
         text[len(user.suffix):spans[0][0]], name_key, arguments_key,
         text[spans[0][1]:spans[1][0]] if calls > 1 else None, text[spans[-1][1]:places[0]],
-        text[places[0] + len(_RESULTS[0]):places[1]] if calls > 1 else "", text[last:],
+        text[places[0] + len(results[0]):places[1]] if calls > 1 else "", text[last:], quoted,
     )
 
 

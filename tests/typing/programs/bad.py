@@ -10,6 +10,11 @@ async def tips(s: asgl.PromptStream, topic: str, n: int = 3) -> int:
     return n
 
 
+@asgl.tool
+async def weather(city: str) -> str:
+    return city
+
+
 async def program(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
     s.gen("x", max_token=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     s.gen("x", max_tokens="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
@@ -26,6 +31,14 @@ async def program(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
     tips.graph()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     tips.graph("x", n="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await tips.graph("x")("rt")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await s.call_tools([tips])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    await s.call_tools([weather], on_error="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await s.call_tools([weather], max_token=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await weather(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await s.sample("x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    names: list[str] = await s.sample("x", n=2, dtype=int)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    print(names)
+    s.fork("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     s.fork(3, on_error="raise")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     asgl.budget(2000)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     asgl.function(lambda s: s)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType]

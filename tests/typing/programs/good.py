@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, assert_type
+from typing import Annotated, Any, Literal, assert_type
 
 from pydantic import BaseModel
 
@@ -36,6 +36,13 @@ async def ops(s: asgl.PromptStream) -> None:
     assert_type(verdict, asgl.SelectHandle)
     assert_type(await verdict, str)
     assert_type(verdict.index, int | None)
+    assert_type(verdict.scores, list[float] | None)
+    assert_type(verdict.token_logprobs, list[list[float]] | None)
+    assert_type(await s.select(None, ("a", "b"), method="sum", token_healing=True), str)
+    assert_type(verdict.finish_reason, Literal["stop", "eos", "length", "grammar", "stopped"] | None)
+    t = s.copy()
+    t += "He said: " + handle
+    t.append(asgl.extend("more") + asgl.select("x", ["a"]) + asgl.gen("y"))
     assert_type(s.extend("more"), asgl.Handle[None])
     assert_type(s.user("hi"), asgl.Handle[str])
     assert_type(s["x"], Any)
@@ -67,6 +74,29 @@ async def values(s: asgl.PromptStream) -> None:
     assert_type(await s.sample("x", n=3, json_schema=Person), list[Person])
 
 
+@asgl.tool
+async def weather(city: Literal["Lyon", "Oslo"], days: Annotated[int, "for how many"] = 1) -> dict[str, str]:
+    return {"city": city, "days": str(days)}
+
+
+@asgl.tool(name="look_up", description="Looks it up.")
+async def search(query: str) -> str:
+    return query
+
+
+async def tools(s: asgl.PromptStream) -> None:
+    s.system("Be brief.", tools=[weather, search])
+    s += asgl.system("Be brief.", tools=[weather])
+    calls = await s.call_tools([weather, search], on_error="program", timeout=5, parallel=True, max_tokens=60, temperature=0)
+    assert_type(calls, list[asgl.ToolCall])
+    (call,) = await s.call_tools([weather])
+    assert_type(call.arguments, Mapping[str, Any])
+    assert_type(call.error, Exception | None)
+    assert_type(call.tool.name, str)
+    assert_type(await weather("Lyon", days=2), dict[str, str])
+    assert_type(await search("x"), str)
+
+
 async def length(s: asgl.PromptStream, topic: str) -> int:
     return len(await s.gen()) + len(topic)
 
@@ -81,7 +111,14 @@ async def forks(s: asgl.PromptStream) -> None:
         for branch in branches:
             assert_type(branch, asgl.PromptStream)
     assert_type(branches.gather("x"), list[Any])
-    assert_type(await s.map(length, ["a", "b"]), list[int])
+    assert_type(branches[1:], list[asgl.PromptStream])
+    assert_type(len(branches), int)
+    async with s.fork(2, on_error="keep") as (first, second):
+        first += "a"
+        second += "b"
+        assert_type(first.error, BaseException | None)
+    s.join([first, second])
+    assert_type(await s.map(length, ["a", "b"], on_error="keep"), list[int])
     assert_type(s.copy(), asgl.PromptStream)
 
 
@@ -92,12 +129,21 @@ async def tips(s: asgl.PromptStream, topic: str, n: int = 3) -> list[str]:
     return (await s.gen("tips")).splitlines()
 
 
+@asgl.function
+async def length_of(s: asgl.PromptStream) -> int:
+    return len(await tips(s, "length"))
+
+
 async def programs(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
     finished = await tips(rt, topic="health")
     assert_type(finished, asgl.ProgramStream[list[str]])
     assert_type(finished.returned, list[str])
     finished += "one may go on"
     assert_type(await tips(s, "health", n=2), list[str])
+    assert_type(await finished.gen("x"), str)
+    assert_type([stream.returned[0] for stream in await tips.batch(rt, ["a"], concurrency=2)], list[str])
+    assert_type(await length_of(s), int)
+    assert_type((await length_of(rt)).returned, int)
 
     streams = await tips.batch(rt, ["a", ("b", 2), {"topic": "c"}])
     assert_type(streams, list[asgl.ProgramStream[list[str]]])
@@ -136,6 +182,13 @@ async def main() -> None:
                 await ops(s)
         await programs(rt, rt.prompt())
         await graphs(rt, rt.prompt())
+        assert_type(await rt.flush_cache(), int)
+        await rt.pin(s, seconds=2.5)
+        await s.save("path", kv=True)
+        assert_type(rt.load("path", kv=False, budget=asgl.budget(seconds=1)), asgl.PromptStream)
+        assert_type(await rt.load_cache("path") + await rt.save_cache("path"), int)
+        assert_type(rt.tokenizer.encode("text"), list[int])
+        assert_type(rt.tokenizer.decode([1, 2]), str)
     try:
         await ops(s)
     except asgl.BudgetError as error:

@@ -1,0 +1,59 @@
+"""For tests of programs: a Runtime without a model, whose answers are written down beforehand.
+
+    async with asgl.testing.ScriptedRuntime({"city": "Paris", "verdict": ["yes", "no"]}) as rt:
+        s = await my_program(rt)
+
+Everything but the model is the real thing: streams, forks, handles, budgets, cancellation, errors. Time passes by one token of
+each running generation a turn of the event loop, so nothing waits and everything is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, cast
+
+from asgl.language.session import Session
+from asgl.runtime import Runtime, _Opened
+from asgl.sampling import SamplingParams
+from asgl.testing.engine import ScriptedEngine
+from asgl.testing.script import Answer, Answers, Asked, Script, ScriptedAnswers, ScriptError
+from asgl.trace import Tracer, Tracers, default_tracers
+from asgl.types import ModelInfo
+
+__all__ = ["Answer", "Answers", "Asked", "Script", "ScriptError", "ScriptedRuntime"]
+
+
+class ScriptedRuntime(Runtime):
+    """A Runtime that answers by `script`: see `Script`, `Answers` and `Answer`.
+
+    A word, with the white space before it, is a token; answers end at stops and at max_tokens as a model's would. Messages are
+    written in ChatML. An answer must be what the op may say: one of a select's options, or of `choices`, or a match of the
+    regex. An op that finds no answer fails with ScriptError; leaving the block without an exception raises ScriptError if an
+    answer was not used, and an ExceptionGroup of failures that nobody saw, as any Runtime does.
+    """
+
+    def __init__(self, script: Script, *, sampling: SamplingParams | None = None, tracers: Iterable[Tracer] = (),
+                 context_length: int = 1 << 20) -> None:
+        super().__init__("scripted", sampling=sampling, tracers=tracers)
+        self._answers = ScriptedAnswers(script)
+        self._context_length = context_length
+
+    @property
+    def asked(self) -> list[Asked]:
+        """What the ops have asked so far, in order."""
+        return list(self._answers.asked)
+
+    async def _open(self) -> _Opened:
+        engine = ScriptedEngine(self._answers, self._sampling, self._context_length,
+                                 Tracers((*self._tracers, *default_tracers.get())))
+        model = ModelInfo(name="scripted", architecture="none", parameters=0, context_length=self._context_length, vocabulary=0,
+                          dtype="none", device="none", kernels="none", weights="none")
+        return _Opened(cast(Any, engine), Session(engine), cast(Any, engine.tokenizer), model, engine.close)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await super().__aexit__(kind, error, trace)
+        if error is None:
+            self._answers.check_used()

@@ -1,0 +1,214 @@
+"""An engine that says what a script says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Any
+
+from asgl.engine.output import OutputText
+from asgl.engine.ticket import Listener, Ticket
+from asgl.errors import ContextLengthError, EngineClosedError
+from asgl.language.ops import Gen, Select
+from asgl.language.waits import Wake
+from asgl.plan import SampledToken
+from asgl.sampling import SamplingParams
+from asgl.scheduling.request import Request
+from asgl.testing.saved import SavedAsJson
+from asgl.testing.script import ScriptedAnswers
+from asgl.testing.words import EOS, ChatML, Words, WordTokenizer
+from asgl.trace import Tracers
+from asgl.types import EngineStatistics, FinishReason, GrammarSource
+
+
+class _Grammars:
+    """Answers are checked when they are given, so nothing is compiled."""
+
+    def known(self, source: GrammarSource, /) -> GrammarSource:
+        return source
+
+    def compile(self, source: GrammarSource, /) -> GrammarSource:
+        return source
+
+
+class ScriptedEngine:
+    """Serves a Session: `asgl.language.backend.Engine`, and what a Runtime asks besides."""
+
+    def __init__(self, answers: ScriptedAnswers, defaults: SamplingParams, context_length: int, tracers: Tracers) -> None:
+        self.tokenizer = WordTokenizer()
+        self.chat_template = ChatML()
+        self.grammars = _Grammars()
+        self.saved = SavedAsJson(self.tokenizer)
+        self.tracers, self.defaults = tracers, defaults
+        self._answers, self._context_length = answers, context_length
+        self._loop = asyncio.get_running_loop()
+        self._ids = count()
+        self._running: dict[Ticket, Iterator[int]] = {}
+        """For each request the tokens that it is still to say."""
+        self._ticking = False
+        self._end: EngineClosedError | None = None
+        self._prompt_tokens = self._generated_tokens = self._cancelled = self._steps = 0
+
+    # --- requests
+
+    def check_sampling(self, params: SamplingParams, /) -> None:
+        """All parameters fit a script."""
+
+    def heal(self, prompt: Sequence[int], /) -> tuple[int, str]:
+        """Words are whole: nothing is to be healed."""
+        return 0, ""
+
+    def generate(
+        self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],
+        grammar: Any = None, namespace: str | None = None, priority: int = 0, listener: Listener,
+    ) -> Ticket:
+        output = OutputText(
+            lambda: Words(self.tokenizer), stops=params.stop or (), stop_regexes=params.stop_regex or (),
+            stop_tokens=params.stop_token_ids or (), end_tokens=end_tokens, keep_stop=bool(params.keep_stop),
+            min_tokens=params.min_tokens or 0,
+        )
+        assert params.max_tokens is not None
+        room = max(0, self._context_length - len(prompt))
+        ticket = self._ticket(prompt, listener, output, min(params.max_tokens, room))
+        if not room:
+            return self._refuse(ticket, self._too_long(prompt))
+        part = _part(listener)
+        assert isinstance(part, Gen)
+        try:
+            answer = self._answers.next(part, self.tokenizer.decode(prompt))
+        except Exception as error:  # ScriptError, or what a function of the script raised
+            answer = error
+        if isinstance(answer, BaseException):
+            return self._refuse(ticket, answer)
+        if not ticket.request.max_tokens:
+            self._settle(ticket, reason="length")
+            return ticket
+        return self._start(ticket, iter([*self.tokenizer.encode(answer), EOS]))
+
+    def score(
+        self, prompt: Sequence[int], options: Sequence[Sequence[int]], *, namespace: str | None = None, priority: int = 0,
+        listener: Listener,
+    ) -> Ticket:
+        ticket = self._ticket(prompt, listener, None, 0)
+        if len(prompt) + max(map(len, options)) > self._context_length:
+            return self._refuse(ticket, self._too_long(prompt))
+        part, chosen = _part(listener), -1
+        if isinstance(part, Select):  # else the options are scored by themselves, and all are alike
+            try:
+                chosen = self._answers.next(part, self.tokenizer.decode(prompt))
+            except Exception as error:
+                return self._refuse(ticket, error)
+            if isinstance(chosen, BaseException):
+                return self._refuse(ticket, chosen)
+        ticket.option_logprobs = [[0.0 if index == chosen else -1.0] * len(option) for index, option in enumerate(options)]
+        return self._start(ticket, iter(()))
+
+    def extend(
+        self, prompt: Sequence[int], *, namespace: str | None = None, priority: int = 0, listener: Listener,
+    ) -> Ticket:
+        ticket = self._ticket(prompt, listener, None, 0)
+        if len(prompt) > self._context_length:
+            return self._refuse(ticket, self._too_long(prompt))
+        return self._start(ticket, iter(()))
+
+    def cancel(self, ticket: Ticket, /) -> None:
+        if not ticket.settled:
+            del self._running[ticket]
+            self._cancelled += 1
+            ticket.settled = True
+            ticket.finished_at = self._loop.time()
+
+    def stop(self, ticket: Ticket, /) -> None:
+        if not ticket.settled:
+            self._settle(ticket, reason="stopped")
+
+    async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        await asyncio.sleep(0)
+        return function(*args)
+
+    # --- what a Runtime asks besides
+
+    def statistics(self) -> EngineStatistics:
+        """There is no cache, so it counts requests and tokens only."""
+        return EngineStatistics(
+            capacity=0, free=0, evictable=0, pinned=0, running=len(self._running), waiting=0, steps=self._steps,
+            prompt_tokens=self._prompt_tokens, cached_tokens=0, generated_tokens=self._generated_tokens, forced_tokens=0,
+            evicted_tokens=0, retractions=0, cancelled=self._cancelled, plan_seconds=0.0, run_seconds=0.0, idle_seconds=0.0,
+            namespaces={},
+        )
+
+    def flush_cache(self) -> int:
+        return 0
+
+    def pin(self, tokens: Sequence[int], *, namespace: str | None = None, seconds: float) -> None:
+        """There is no cache to keep anything in."""
+
+    async def close(self) -> None:
+        self._end = EngineClosedError("the Runtime was closed")
+        for ticket in list(self._running):
+            self._settle(ticket, error=self._end)
+        await asyncio.sleep(0)
+
+    # --- inside
+
+    def _ticket(self, prompt: Sequence[int], listener: Listener, output: OutputText | None, max_tokens: int) -> Ticket:
+        return Ticket(Request(next(self._ids), prompt, max_tokens=max_tokens), listener, output, self._loop.time())
+
+    def _too_long(self, prompt: Sequence[int]) -> ContextLengthError:
+        return ContextLengthError(f"the prompt's {len(prompt)} tokens leave no room: the context has {self._context_length}",
+                                  tokens=len(prompt), limit=self._context_length)
+
+    def _refuse(self, ticket: Ticket, error: BaseException) -> Ticket:
+        ticket.settle(self._loop.time(), error=error)
+        return ticket
+
+    def _start(self, ticket: Ticket, tokens: Iterator[int]) -> Ticket:
+        if self._end is not None:
+            return self._refuse(ticket, self._end)
+        self._running[ticket] = tokens
+        self._prompt_tokens += ticket.prompt_tokens
+        self._tick()
+        return ticket
+
+    def _tick(self) -> None:
+        if self._running and not self._ticking:
+            self._ticking = True
+            self._loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        """One token for every request that runs."""
+        self._steps += 1
+        for ticket, tokens in list(self._running.items()):
+            if ticket.settled:
+                continue
+            if ticket.output is None:
+                self._settle(ticket)
+            else:
+                self._say(ticket, ticket.output, next(tokens, EOS))
+        self._ticking = False
+        self._tick()
+
+    def _say(self, ticket: Ticket, output: OutputText, token: int) -> None:
+        ticket.first_token_at = ticket.first_token_at or self._loop.time()
+        ticket.tokens.append(SampledToken(token, 0.0, ((token, 0.0),)))
+        self._generated_tokens += 1
+        reason = output.push(token)
+        if reason is None and (token == EOS or len(ticket.tokens) == ticket.request.max_tokens):
+            reason = "eos" if token == EOS else "length"
+        if reason is None:
+            ticket.listener.on_progress(ticket)
+        else:
+            self._settle(ticket, reason=reason)
+
+    def _settle(self, ticket: Ticket, *, reason: FinishReason | None = None, error: BaseException | None = None) -> None:
+        self._running.pop(ticket, None)
+        if ticket.output is not None and reason in ("length", "stopped"):
+            ticket.output.finish()
+        ticket.settle(self._loop.time(), reason=reason, error=error)
+
+
+def _part(listener: Listener) -> Gen | Select | None:
+    """What asks: only streams do, whose listeners know it."""
+    assert isinstance(listener, Wake)
+    return listener.part
