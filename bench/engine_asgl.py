@@ -40,13 +40,15 @@ class Recorder:
 
 
 class AsglClient:
-    """One run on an open Runtime, as one of the variants. Makes the engine's cache empty."""
+    """One run on an open Runtime, as one of the variants. Makes the engine's cache empty.
+
+    What it takes is not public: the Runtime's engine, for a scheduler that lacks a part, and the session's engine, to see
+    the tokens of each request, from which the optimum is computed. Neither is of use to programs.
+    """
 
     def __init__(self, runtime: asgl.Runtime, variant: Variant, salt: str = "") -> None:
         opened = runtime._running
-        before = opened.engine.scheduler
-        opened.engine.scheduler = make_scheduler(variant, capacity=before.capacity, max_running=before.max_running,
-                                                 max_batch_tokens=before.max_batch_tokens)
+        opened.engine.scheduler = make_scheduler(variant, opened.engine.scheduler)
         self._recorder = Recorder(opened.engine)
         opened.session.engine = self._recorder  # pyright: ignore[reportAttributeAccessIssue]
         self._runtime = runtime

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 from bench.peers.install import installed
 from bench.peers.llama_cpp import LlamaServer
 from bench.peers.remote import Limits, Peer, PeerError, hf_model, worker
+
+OPENVINO = {"INFERENCE_NUM_THREADS": 2}
+LLAMA_WEIGHTS = "q4_0"
+VLLM = {"dtype": "float32"}
 
 PEERS = ("openvino", "vllm", "llama.cpp", "transformers")
 
@@ -22,14 +28,14 @@ def make_peer(name: str, model: str, limits: Limits) -> AnyPeer:
         raise PeerError(f"{name} is not installed: run `make peers`")
     if name == "openvino":
         return worker(name, "openvino_worker.py", str(pull(model)), str(limits.kv_gib), str(limits.running),
-                      environment={"OPENVINO_TELEMETRY": "0"})
+                      json.dumps(OPENVINO), environment={"OPENVINO_TELEMETRY": "0"})
     if name == "vllm":
         # one thread a core, bound: what its documentation advises where nothing else runs
-        return worker(name, "vllm_worker.py", str(hf_model(model)), str(limits.kv_gib), str(limits.running), environment={
+        return worker(name, "vllm_worker.py", str(hf_model(model)), str(limits.kv_gib), str(limits.running), json.dumps(VLLM), environment={
             "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_NUM_THREADS": "2",
             "VLLM_CPU_KVCACHE_SPACE": str(limits.kv_gib), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
             "VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"})
     if name == "transformers":
-        return worker(name, "transformers_worker.py", str(hf_model(model)), "16",
+        return worker(name, "transformers_worker.py", str(hf_model(model)), "16", "float32",
                       environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
-    return LlamaServer(model, limits)
+    return LlamaServer(model, limits, LLAMA_WEIGHTS)

@@ -88,7 +88,8 @@ async def check(name: str) -> bool:
 
 
 def main(names: Sequence[str]) -> int:
-    return 0 if all([asyncio.run(check(name)) for name in names or PEERS]) else 1
+    sound = [asyncio.run(check(name)) for name in names or PEERS]
+    return 0 if all(sound) else 1
 
 
 if __name__ == "__main__":

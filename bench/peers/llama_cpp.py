@@ -1,6 +1,6 @@
 """llama.cpp's server, over HTTP on the loopback interface.
 
-The model is requantized to Q4_0, the format that llama.cpp computes fastest on this kind of machine.
+The model is requantized to a format that llama.cpp computes faster than the file's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import paths
 from bench.client import Completion, Options, Unsupported, Usage
-from bench.peers.remote import Limits, PeerError, kill_group
+from bench.peers.remote import REQUEST_SECONDS, Limits, PeerError, kill_group
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 120.0
@@ -28,8 +28,9 @@ _KV_BYTES = 23_040
 class LlamaServer:
     """`start`, `complete`, `stop`. It shares prefixes inside a slot and between slots by copying; it cannot score options."""
 
-    def __init__(self, model: str, limits: Limits) -> None:
+    def __init__(self, model: str, limits: Limits, weights: str) -> None:
         self.name = "llama.cpp"
+        self._weights = weights
         self._model = model
         self._limits = limits
         self._bin = paths.peers() / self.name / "bin"
@@ -64,7 +65,7 @@ class LlamaServer:
             await self.stop()
             raise PeerError(f"llama.cpp did not start in {_START_SECONDS:.0f} s; its log is {log}") from None
         self.about = {"version": self._version(), "settings":
-                      f"llama-server, Q4_0, flash attention, {self._limits.running} slots with {tokens} tokens of KV in common, "
+                      f"llama-server, {self._weights.upper()}, flash attention, {self._limits.running} slots with {tokens} tokens of KV in common, "
                       "prompt cache, 2 threads"}
 
     async def stop(self) -> None:
@@ -88,7 +89,13 @@ class LlamaServer:
             if options.gbnf is None:
                 raise Unsupported("llama.cpp takes grammars, not regular expressions")
             body["grammar"] = options.gbnf
-        status, reply = await _post(self._port, "/completion", body)
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                status, reply = await _post(self._port, "/completion", body)
+        except TimeoutError:
+            raise PeerError(f"llama.cpp: no answer within {REQUEST_SECONDS:.0f} s") from None
+        except OSError as error:
+            raise PeerError(f"llama.cpp does not answer: {error}") from error
         if status != 200:
             raise PeerError(f"llama.cpp: status {status}: {reply}")
         timings = reply["timings"]
@@ -100,14 +107,14 @@ class LlamaServer:
         raise Unsupported("llama.cpp's server does not score given text")
 
     def _quantized(self) -> Path:
-        """The model in Q4_0, written when first needed."""
+        """The model in the format asked for, written when first needed."""
         from asgl.models.pull import pull
 
-        model = paths.peers() / self.name / "model-q4_0.gguf"
+        model = paths.peers() / self.name / f"model-{self._weights}.gguf"
         if not model.exists():
             partial = model.with_suffix(".part")
-            subprocess.run([str(self._bin / "llama-quantize"), "--allow-requantize", str(pull(self._model)), str(partial), "q4_0",
-                            "2"], check=True, env=self._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run([str(self._bin / "llama-quantize"), "--allow-requantize", str(pull(self._model)), str(partial),
+                            self._weights, "2"], check=True, env=self._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             partial.rename(model)
         return model
 

@@ -22,9 +22,11 @@ class Ledger:
     A pin is a lock on a prefix without a request. It yields to need: see `drop_pin`.
     """
 
-    def __init__(self, capacity: int, on_move: Callable[[Request], None]) -> None:
+    def __init__(
+        self, capacity: int, on_move: Callable[[Request], None], cache: type[RadixCache[Request]] = RadixCache
+    ) -> None:
         self.pool = SlotPool(capacity)
-        self.cache: RadixCache[Request] = RadixCache(on_move)
+        self.cache = cache(on_move)
         self._pins: dict[int, Node] = {}
         self._pin_number = 0
         self._reserved: set[int] = set()

@@ -18,6 +18,7 @@ from asgl.scheduling.ledger import Ledger
 from asgl.scheduling.pace import Pace
 from asgl.scheduling.plan_builder import Row, build_plan
 from asgl.scheduling.policy import PATIENCE, make_queue
+from asgl.scheduling.radix_cache import RadixCache
 from asgl.scheduling.request import Request
 from asgl.scheduling.sharing import SHARE_THRESHOLD, Leaders
 from asgl.scheduling.waiting import Waiting
@@ -68,6 +69,7 @@ class Scheduler:
     cache has. patience: for aged-lpm, the age in computed tokens past which requests are admitted by age alone. jump_forward:
     tokens that a grammar forces are appended at once, and computed together; else one is sampled after the other.
     step_seconds: about how long a step may take while requests decode, judged by earlier ones; None for no bound.
+    cache: the class of the prefix cache; another one serves to measure what the radix tree is worth.
 
     With aged-lpm the wait is bounded, whatever arrives later: past its patience a request is only behind older ones, so it is
     admitted before more tokens are computed than
@@ -89,12 +91,14 @@ class Scheduler:
         patience: int = PATIENCE,
         jump_forward: bool = True,
         step_seconds: float | None = None,
+        cache: type[RadixCache[Request]] = RadixCache,
     ) -> None:
         self.max_running = min(max_running, max_batch_tokens)
         self.max_batch_tokens = max_batch_tokens
         self.max_waiting = max_waiting
         self.jump_forward = jump_forward
-        self.ledger = Ledger(capacity, self._on_move)
+        self.step_seconds = step_seconds
+        self.ledger = Ledger(capacity, self._on_move, cache)
         self.running: list[Request] = []
         self.counters = Counters()
         self._queue = Waiting(lambda: make_queue(policy), patience if policy == "aged-lpm" else None)
