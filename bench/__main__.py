@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run.add_argument("--workload", action="append", choices=list(WORKLOADS), help="may be repeated; all of them by default")
     run.add_argument("--rounds", type=int, default=3)
     run.add_argument("--scale", type=float, default=1.0, help="share of each workload's programs")
-    run.add_argument("--limit", type=float, default=45.0, help="seconds after which a run is broken off")
+    run.add_argument("--limit", type=float, default=30.0, help="seconds after which a run is broken off")
     run.add_argument("--seconds", type=float, help="begin no further workload after so many; they are listed as left out")
     run.add_argument("--concurrency", type=int, nargs="+", help="programs at once; each workload's own by default")
     run.add_argument("--kind", choices=("race", "ablations", "growth"), default="race", help="which part of the report it is for")

@@ -128,7 +128,8 @@ async def profile(settings: Settings) -> dict[str, Any]:
                     "seconds": seconds, "ideal_seconds": optimum.ideal_seconds(done, model, limits),
                     "run_seconds": figures["run_seconds"], "steps": figures["steps"],
                     "recomputed": max(computed - done.computed_tokens, 0) * model.token_flops / limits.flops,
-                    "plan": figures["plan_seconds"], "tokenization": tokenizing["tokenization"], "waiting": figures["idle_seconds"],
+                    "plan": figures["plan_seconds"], "tokenization": tokenizing["tokenization"],
+                    "waiting": figures["idle_seconds"],
                 }
                 say(f"{name:<22} {seconds:6.2f} s")
     with timed_kernels() as made:

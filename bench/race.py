@@ -35,7 +35,7 @@ class Settings:
     workloads: Sequence[str] = tuple(WORKLOADS)
     rounds: int = 3
     scale: float = 1.0
-    limit: float = 120.0
+    limit: float = 30.0
     concurrency: Sequence[int | None] = (None,)
     seconds: float | None = None
     limits: Limits = field(default_factory=Limits)

@@ -65,8 +65,8 @@ class LlamaServer:
             await self.stop()
             raise PeerError(f"llama.cpp did not start in {_START_SECONDS:.0f} s; its log is {log}") from None
         self.about = {"version": self._version(), "settings":
-                      f"llama-server, {self._weights.upper()}, flash attention, {self._limits.running} slots with {tokens} tokens of KV in common, "
-                      "prompt cache, 2 threads"}
+                      f"llama-server, {self._weights.upper()}, flash attention, {self._limits.running} slots with {tokens} "
+                      "tokens of KV in common, prompt cache, 2 threads"}
 
     async def stop(self) -> None:
         process, self._process = self._process, None
@@ -114,7 +114,8 @@ class LlamaServer:
         if not model.exists():
             partial = model.with_suffix(".part")
             subprocess.run([str(self._bin / "llama-quantize"), "--allow-requantize", str(pull(self._model)), str(partial),
-                            self._weights, "2"], check=True, env=self._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                            self._weights, "2"], check=True, env=self._environment(), stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
             partial.rename(model)
         return model
 

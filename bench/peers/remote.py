@@ -19,7 +19,8 @@ from bench.client import Completion, Options, Unsupported, Usage
 from bench.peers.install import installed
 
 _LINE_LIMIT = 1 << 26
-_START_SECONDS = 300.0
+_START_SECONDS = 420.0
+"""vLLM compiles at its first start."""
 _STOP_SECONDS = 10.0
 REQUEST_SECONDS = 120.0
 """After which a request that was not answered is an error: longer than any run may take."""
