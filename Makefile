@@ -42,7 +42,7 @@ bench: model
 	$(BIN)/python -m bench run --engine asgl --engine peers --rounds 2 --kind race
 	$(BIN)/python -m bench run --engine ablations --rounds 1 --scale 0.5 --limit 15 --kind ablations
 	$(BIN)/python -m bench run --engine asgl --engine peers --rounds 1 --kind growth \
-		--workload few-shot-mcq --workload skeleton-of-thought --concurrency 1 4 16
+		--workload few-shot-mcq --workload multi-document --concurrency 1 4 16
 	$(BIN)/python -m bench.decode --engine asgl --engine peers --rounds 3
 	$(BIN)/python -m bench profile
 	$(BIN)/python -m bench report

@@ -10,9 +10,9 @@ from typing import Any
 import asgl
 from asgl.engine.engine import Engine
 from asgl.engine.ticket import Ticket
-from asgl.language.stream import GenOptions, PromptStream
+from asgl.language.stream import PromptStream
 from bench.ablations import Variant, make_scheduler
-from bench.client import Options, Prompt, Unsupported, Usage
+from bench.client import Options, Prompt, Usage
 
 
 class Recorder:
@@ -93,12 +93,14 @@ class AsglPrompt:
     async def gen(self, options: Options) -> str:
         more: dict[str, Any] = {}
         if options.regex is not None:
-            if "regex" not in GenOptions.__annotations__:
-                raise Unsupported("this asgl has no constrained generation")
             more["regex"] = options.regex
+        if options.schema is not None:
+            more["json_schema"] = options.schema
         async with self._turn:
-            return await self._stream.gen(max_tokens=options.max_tokens, stop=options.stop, temperature=options.temperature,
-                                          seed=options.seed, ignore_eos=options.exact, **more)
+            handle = self._stream.gen(max_tokens=options.max_tokens, stop=options.stop, temperature=options.temperature,
+                                      seed=options.seed, ignore_eos=options.exact, **more)
+            await handle
+        return handle.text
 
     async def select(self, choices: Sequence[str]) -> int:
         async with self._turn:

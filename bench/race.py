@@ -215,13 +215,13 @@ def model_of(settings: Settings) -> optimum.Model:
     return optimum.Model(2.0 * linear, 2.0 * head, linear * 0.625 + head * 1.0625)
 
 
-_WARM_UP = (("tree-of-thought", 1), ("json-regex", 1))
+WARM_UP = (("tree-of-thought", 1), ("json-regex", 1))
 """Programs that fork, and that are constrained: each engine runs them before it is measured."""
 
 
 async def warm_up(engine: Engine, settings: Settings) -> None:
     """A few programs, apart from what is measured."""
-    for name, count in ((settings.workloads[0], 2), *_WARM_UP):
+    for name, count in ((settings.workloads[0], 2), *WARM_UP):
         workload = WORKLOADS[name]
         try:
             run = await execute(engine.client("Warm-up.\n"), workload, workload.items(count), concurrency=count, limit=60.0)
@@ -256,7 +256,7 @@ async def _race_one(workload: Workload, engines: Sequence[Engine], settings: Set
             tally = tallies[engine.name]
             if tally.failed or (tally.runs and tally.runs[-1].timed_out):
                 continue
-            salt = f"Session {zlib.crc32(f'{workload.name} {at_once} {number}'.encode()):08x}.\n"
+            salt = f"Session {zlib.crc32(f'{workload.name} {concurrency} {number}'.encode()):08x}.\n"
             await _run_one(engine, workload, items, salt, at_once, settings.limit, tally)
     rows = []
     for engine in engines:

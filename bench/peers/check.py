@@ -8,6 +8,7 @@ Prints what it answered and how long it took. The exit status is 1 if any failed
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 import time
@@ -16,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from bench.client import Options, Unsupported
 from bench.peers.all import PEERS, AnyPeer, make_peer
 from bench.peers.remote import Limits, PeerError
-from bench.workloads.long_prompts import FIELDS, FIELDS_GBNF
+from bench.workloads.long_prompts import FIELDS, FIELDS_GBNF, SCHEMA
 
 _MODEL = "smollm2-135m"
 
@@ -52,13 +53,21 @@ async def _regex(peer: AnyPeer) -> str:
     return done[0].text
 
 
+async def _schema(peer: AnyPeer) -> str:
+    done = await peer.complete("Describe a play as JSON: ", Options(max_tokens=128, schema=SCHEMA))
+    if json.loads(done.text).keys() != SCHEMA["properties"].keys():
+        raise PeerError(f"{done.text!r} does not match")
+    return done.text
+
+
 async def _score(peer: AnyPeer) -> str:
     scores, _ = await peer.score("The capital of France is", [" Paris", " Rome, the eternal city"])
     return str([round(sum(choice), 2) for choice in scores])
 
 
 _CHECKS: dict[str, Callable[[AnyPeer], Awaitable[str]]] = {
-    "one": _one, "batch": _batch, "sampled": _sampled, "regex": _regex, "score": _score}
+    "one": _one, "batch": _batch, "sampled": _sampled, "regex": _regex, "schema": _schema,
+    "score": _score}
 
 
 async def check(name: str) -> bool:
@@ -79,7 +88,7 @@ async def check(name: str) -> bool:
                 answer = await ask(peer)
             except Unsupported as error:
                 answer = f"not supported: {error}"
-            except PeerError as error:
+            except (PeerError, json.JSONDecodeError) as error:
                 answer, sound = f"FAILED: {error}", False
             print(f"{name}: {title:<8} {time.perf_counter() - began:6.2f} s   {answer}", flush=True)
     finally:

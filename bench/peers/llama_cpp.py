@@ -89,6 +89,8 @@ class LlamaServer:
             if options.gbnf is None:
                 raise Unsupported("llama.cpp takes grammars, not regular expressions")
             body["grammar"] = options.gbnf
+        if options.schema is not None:
+            body["json_schema"] = options.schema
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 status, reply = await _post(self._port, "/completion", body)

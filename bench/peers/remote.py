@@ -104,7 +104,8 @@ class Peer:
     async def complete(self, prompt: str, options: Options) -> Completion:
         reply = await self._ask({
             "op": "complete", "prompt": prompt, "max_tokens": options.max_tokens, "stop": list(options.stop),
-            "temperature": options.temperature, "seed": options.seed, "exact": options.exact, "regex": options.regex})
+            "temperature": options.temperature, "seed": options.seed, "exact": options.exact, "regex": options.regex,
+            "schema": json.dumps(options.schema) if options.schema else None})
         return Completion(reply["text"], _usage(reply))
 
     async def score(self, prompt: str, choices: Sequence[str]) -> tuple[list[list[float]], Usage]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench import data
 from bench.client import Client, Options
@@ -29,6 +29,28 @@ async def _json(client: Client, item: str) -> str:
 
 JSON_REGEX = Workload("json-regex", "a document of 3,000 tokens shared by all; 5 fields that match a regular expression",
                       _json_items, _json, 16)
+
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "minLength": 4, "maxLength": 24},
+        "place": {"type": "string", "minLength": 4, "maxLength": 16},
+        "year": {"type": "integer", "minimum": 1000, "maximum": 9999},
+        "kind": {"enum": ["comedy", "tragedy", "history"]},
+        "old": {"type": "boolean"},
+    },
+    "required": ["title", "place", "year", "kind", "old"],
+    "additionalProperties": False,
+}
+
+
+async def _json_by_schema(client: Client, item: str) -> str:
+    return await client.prompt(item).gen(Options(max_tokens=128, schema=SCHEMA))
+
+
+JSON_SCHEMA = Workload("json-schema", "the same document; an object of 5 fields that a JSON schema describes",
+                       _json_items, _json_by_schema, 16)
 
 
 # --- conversations --------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ def test_losses_are_above_the_ideal_and_sorted():
 
 async def test_a_profile_of_a_tiny_model(model, monkeypatch):
     monkeypatch.setattr(optimum, "measure", lambda: optimum.Limits(1e9, 1e9))
+    monkeypatch.setattr(race, "WARM_UP", ())
     settings = race.Settings(model=str(model), workloads=("judge",), scale=0.01,
                              runtime={"kernels": "reference", "dtype": "float32", "kv_cache_tokens": 20_000})
     content = await breakdown.profile(settings)

@@ -130,6 +130,7 @@ def test_the_ideal_time_is_the_larger_of_two():
 @pytest.fixture
 def settings(model, monkeypatch):
     monkeypatch.setattr(optimum, "measure", lambda: optimum.Limits(1e9, 1e9))
+    monkeypatch.setattr(race, "WARM_UP", ())
     options = {"kernels": "reference", "dtype": "float32", "kv_cache_tokens": 20_000}
     return lambda **more: race.Settings(model=str(model), rounds=2, scale=0.01, runtime=options, **more)
 

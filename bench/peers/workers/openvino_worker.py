@@ -69,6 +69,8 @@ class OpenVino:
             config.rng_seed = request["seed"]
         if request["regex"] is not None:
             config.structured_output_config = genai.StructuredOutputConfig(regex=request["regex"])
+        if request["schema"] is not None:
+            config.structured_output_config = genai.StructuredOutputConfig(json_schema=request["schema"])
         tokens = self._tokenizer.encode(request["prompt"]).input_ids
         self._submit(tokens, config, Completion(request, tokens.shape[1]), 0)
         return None

@@ -28,8 +28,8 @@ class Transformers:
         return bool(self._waiting)
 
     def add(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        if request["op"] == "complete" and request["regex"] is not None:
-            return {"id": request["id"], "unsupported": "transformers' generate takes no regular expression"}
+        if request["op"] == "complete" and (request["regex"] or request["schema"]) is not None:
+            return {"id": request["id"], "unsupported": "transformers' generate takes no regular expression and no schema"}
         self._waiting.append(request)
         return None
 

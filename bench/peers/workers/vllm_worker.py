@@ -36,7 +36,8 @@ async def main(model: str, kv_gib: int, max_running: int, options: dict[str, Any
             max_tokens=request["max_tokens"], stop=request["stop"] or None, temperature=request["temperature"],
             seed=request["seed"] if request["temperature"] > 0 else None, ignore_eos=request["exact"],
             output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=StructuredOutputsParams(regex=request["regex"]) if request["regex"] else None)
+            structured_outputs=StructuredOutputsParams(regex=request["regex"]) if request["regex"]
+            else StructuredOutputsParams(json=request["schema"]) if request["schema"] else None)
         final = await last(request["prompt"], params, request["id"])
         return {"text": final.outputs[0].text, "prompt_tokens": len(final.prompt_token_ids),
                 "cached_tokens": final.num_cached_tokens, "generated_tokens": len(final.outputs[0].token_ids),
