@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -167,6 +168,7 @@ def main() -> None:
     engines: list[str] = []
     for name in options.engine or ["asgl"]:
         engines += PEERS if name == "peers" else (name,)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # peers are stopped with it
     content = asyncio.run(run(Settings(engines=engines, rounds=options.rounds, limit=options.limit),
                               {batch: BATCHES[batch] for batch in options.batch},
                               lambda content: results.write(options.name, content)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -97,6 +98,7 @@ async def check(name: str) -> bool:
 
 
 def main(names: Sequence[str]) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # peers are stopped with it
     sound = [asyncio.run(check(name)) for name in names or PEERS]
     return 0 if all(sound) else 1
 
