@@ -126,6 +126,15 @@ def reset_peak_memory(pid: int) -> None:
             continue
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process and all below it have taken so far."""
+    ticks = 0
+    for process in _tree(pid):
+        for line in _lines(f"/proc/{process}/stat"):
+            ticks += sum(map(int, line.rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _tree(pid: int) -> list[int]:
     found = [pid]
     for process in found:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from bench import results
 from bench.client import Options, Unsupported
 from bench.peers.all import PEERS, AnyPeer, make_peer
 from bench.peers.remote import Limits, PeerError
@@ -92,9 +93,19 @@ async def check(name: str) -> bool:
             except (PeerError, json.JSONDecodeError) as error:
                 answer, sound = f"FAILED: {error}", False
             print(f"{name}: {title:<8} {time.perf_counter() - began:6.2f} s   {answer}", flush=True)
+        print(f"{name}: takes {await _idle(peer):.0%} of a core when it has nothing to do", flush=True)
     finally:
         await peer.stop()
     return sound
+
+
+async def _idle(peer: AnyPeer) -> float:
+    """The share of a core that a peer without requests takes from the engine that runs."""
+    if peer.pid is None:
+        return 0.0
+    before, began = results.cpu_seconds(peer.pid), time.perf_counter()
+    await asyncio.sleep(2)
+    return (results.cpu_seconds(peer.pid) - before) / (time.perf_counter() - began)
 
 
 def main(names: Sequence[str]) -> int:
