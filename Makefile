@@ -44,20 +44,22 @@ gpu:
 # Everything the paper measured, against all peers: `make peers` first. Wants a quiet machine.
 bench: model
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt matplotlib
-	$(BIN)/python -m bench run --engine asgl --engine peers --rounds 3 --kind race
-	$(BIN)/python -m bench run --engine ablations --rounds 3 --scale 0.5 --kind ablations
+	$(BIN)/python -m bench run --engine asgl --engine peers --rounds 2 --kind race
+	$(BIN)/python -m bench run --engine ablations --rounds 1 --scale 0.5 --limit 15 --kind ablations
 	$(BIN)/python -m bench run --engine asgl --engine peers --rounds 1 --kind growth \
-		--workload few-shot-mcq --workload tree-of-thought --concurrency 1 4 16 64
-	$(BIN)/python -m bench.decode --engine asgl --engine peers
+		--workload few-shot-mcq --workload multi-document --concurrency 1 4 16
+	$(BIN)/python -m bench.decode --engine asgl --engine peers --rounds 3
+	$(BIN)/python -m bench profile
 	$(BIN)/python -m bench report
 
 # asgl and its ablations alone, on a tenth of the programs.
 bench-quick: model
-	$(BIN)/python -m bench run --engine ablations --rounds 1 --scale 0.1 --limit 10 --kind ablations --name quick
+	$(BIN)/python -m bench run --engine ablations --rounds 1 --scale 0.1 --limit 10 --seconds 140 --kind ablations --name quick
 
 # The engines that asgl is raced against, each in an environment of its own under the cache directory. Resumable; takes gigabytes.
 peers: setup
 	$(BIN)/python -m bench.peers.install
+	$(BIN)/python -m bench.peers.check
 
 check: setup
 	$(BIN)/ruff check src tests examples bench

@@ -81,8 +81,9 @@ VARIANTS = {variant.name: variant for variant in (
 )}
 
 
-def make_scheduler(variant: Variant, *, capacity: int, max_running: int, max_batch_tokens: int) -> Scheduler:
-    """A scheduler with an empty cache, without what the variant lacks."""
+def make_scheduler(variant: Variant, like: Scheduler) -> Scheduler:
+    """A scheduler with an empty cache and the bounds of another one, without what the variant lacks."""
     options: dict[str, Any] = {} if variant.shares_in_batch else {"share_threshold": _NEVER}
-    return Scheduler(capacity=capacity, max_running=max_running, max_batch_tokens=max_batch_tokens, policy=variant.policy,
-                     cache=variant.cache, **options)
+    return Scheduler(capacity=like.capacity, max_running=like.max_running, max_batch_tokens=like.max_batch_tokens,
+                     max_waiting=like.max_waiting, step_seconds=like.step_seconds, policy=variant.policy, cache=variant.cache,
+                     **options)

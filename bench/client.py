@@ -6,10 +6,10 @@ A workload sees a `Prompt`: text that grows, generates, chooses and forks. On as
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Unsupported(Exception):
@@ -19,7 +19,7 @@ class Unsupported(Exception):
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to generate. `exact` ignores the model's end token, so that every engine generates as many tokens. `gbnf` says in
-    llama.cpp's notation what `regex` says."""
+    llama.cpp's notation what `regex` says. `schema`: a JSON schema that the text matches."""
 
     max_tokens: int
     stop: tuple[str, ...] = ()
@@ -28,6 +28,7 @@ class Options:
     exact: bool = False
     regex: str | None = None
     gbnf: str | None = None
+    schema: Mapping[str, Any] | None = None
 
 
 class Usage(NamedTuple):

@@ -10,9 +10,9 @@ from typing import Any
 import asgl
 from asgl.engine.engine import Engine
 from asgl.engine.ticket import Ticket
-from asgl.language.stream import GenOptions, PromptStream
+from asgl.language.stream import PromptStream
 from bench.ablations import Variant, make_scheduler
-from bench.client import Options, Prompt, Unsupported, Usage
+from bench.client import Options, Prompt, Usage
 
 
 class Recorder:
@@ -40,13 +40,15 @@ class Recorder:
 
 
 class AsglClient:
-    """One run on an open Runtime, as one of the variants. Makes the engine's cache empty."""
+    """One run on an open Runtime, as one of the variants. Makes the engine's cache empty.
+
+    What it takes is not public: the Runtime's engine, for a scheduler that lacks a part, and the session's engine, to see
+    the tokens of each request, from which the optimum is computed. Neither is of use to programs.
+    """
 
     def __init__(self, runtime: asgl.Runtime, variant: Variant, salt: str = "") -> None:
         opened = runtime._running
-        before = opened.engine.scheduler
-        opened.engine.scheduler = make_scheduler(variant, capacity=before.capacity, max_running=before.max_running,
-                                                 max_batch_tokens=before.max_batch_tokens)
+        opened.engine.scheduler = make_scheduler(variant, opened.engine.scheduler)
         self._recorder = Recorder(opened.engine)
         opened.session.engine = self._recorder  # pyright: ignore[reportAttributeAccessIssue]
         self._runtime = runtime
@@ -91,12 +93,14 @@ class AsglPrompt:
     async def gen(self, options: Options) -> str:
         more: dict[str, Any] = {}
         if options.regex is not None:
-            if "regex" not in GenOptions.__annotations__:
-                raise Unsupported("this asgl has no constrained generation")
             more["regex"] = options.regex
+        if options.schema is not None:
+            more["json_schema"] = options.schema
         async with self._turn:
-            return await self._stream.gen(max_tokens=options.max_tokens, stop=options.stop, temperature=options.temperature,
-                                          seed=options.seed, ignore_eos=options.exact, **more)
+            handle = self._stream.gen(max_tokens=options.max_tokens, stop=options.stop, temperature=options.temperature,
+                                      seed=options.seed, ignore_eos=options.exact, **more)
+            await handle
+        return handle.text
 
     async def select(self, choices: Sequence[str]) -> int:
         async with self._turn:

@@ -1,12 +1,13 @@
 """What a run had to cost: the fewest prompt tokens that any cache could have left to compute, and the time that the machine's
 limits allow for them.
 
-    compute    (tokens to compute + tokens generated) x FLOPs of a token / FLOP/s of bfloat16 products
+    compute    (tokens to compute + tokens generated) x FLOPs of a token / FLOP/s of dense products
     bytes      longest chain of generated tokens x bytes of the weights / bytes/s of memory
     ideal      the larger of the two
 
-Attention, sampling and all overhead are left out, so that no engine that computes in bfloat16 can be as fast. The limits are
-measured in a process of their own, before the run: `python -m bench.optimum` prints them.
+Attention, sampling and all overhead are left out. The products are torch's, in float32 or bfloat16, whichever is faster on the
+machine: only an engine that multiplies 8-bit integers could be faster than this allows. The limits are measured in a process of
+their own, before the run: `python -m bench.optimum` prints them.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def work(requests: Iterable[Computed]) -> Work:
 
 
 def ideal_seconds(done: Work, model: Model, limits: Limits) -> float:
-    """The time below which no engine that computes in bfloat16 can be."""
+    """The time below which no engine can be that multiplies floats."""
     arithmetic = (done.computed_tokens + done.generated_tokens) * model.token_flops + done.generated_tokens * model.head_flops
     return max(arithmetic / limits.flops, done.chain * model.bytes / limits.bytes_per_second)
 
@@ -105,9 +106,11 @@ def measure() -> Limits:
 def _measure_here() -> Limits:
     import torch
 
-    a, b = torch.randn(512, 2048, dtype=torch.bfloat16), torch.randn(2048, 2048, dtype=torch.bfloat16)
+    flops = 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.randn(256, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
+        flops = max(flops, 2 * 256 * 1024 * 1024 / _best(lambda a=a, b=b: a @ b))
     large = torch.zeros(64 * 2**20, dtype=torch.int64)
-    flops = 2 * 512 * 2048 * 2048 / _best(lambda: a @ b)
     return Limits(flops, large.numel() * 8 / _best(lambda: large.sum()))
 
 

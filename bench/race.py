@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -35,12 +35,17 @@ class Settings:
     workloads: Sequence[str] = tuple(WORKLOADS)
     rounds: int = 3
     scale: float = 1.0
-    limit: float = 120.0
+    limit: float = 30.0
     concurrency: Sequence[int | None] = (None,)
     seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
     runtime: dict[str, Any] = field(default_factory=dict)
     """More arguments of the Runtime."""
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a race must have in common with an earlier one to go on from it."""
+        return {"engines": list(self.engines), "rounds": self.rounds, "scale": self.scale, "limit": self.limit}
 
 
 class Engine(Protocol):
@@ -91,7 +96,7 @@ class AsglEngine:
         now, before = self._runtime.statistics(), self._before
         return {"work": optimum.work(ticket.request for ticket in client.tickets), "steps": now.steps,
                 "run_seconds": now.run_seconds - before.run_seconds, "plan_seconds": now.plan_seconds - before.plan_seconds,
-                "retractions": now.retractions}
+                "idle_seconds": now.idle_seconds - before.idle_seconds, "retractions": now.retractions}
 
 
 class PeerEngine:
@@ -120,29 +125,41 @@ class PeerEngine:
         return {}
 
 
-async def race(settings: Settings, kind: str) -> dict[str, Any]:
-    """Runs everything; the content of a result file."""
+async def race(settings: Settings, kind: str, *, earlier: Sequence[Mapping[str, Any]] = (),
+               save: Callable[[dict[str, Any]], object] = lambda content: None) -> dict[str, Any]:
+    """Runs everything; the content of a result file, which `save` gets after each workload as far as it is.
+
+    earlier: rows of a race with the same settings that was interrupted; the workloads that they have are not run again.
+    """
     load = os.getloadavg()
     limits = optimum.measure()
+    rows, left_out = [dict(row) for row in earlier], []
+    found = {(row["workload"], row["asked_concurrency"]) for row in rows}
+    end = time.monotonic() + settings.seconds if settings.seconds is not None else float("inf")
     async with AsyncExitStack() as stack:
         engines, missing = await open_engines(settings, stack)
-        model = _model(settings) if any(isinstance(engine, AsglEngine) for engine in engines) else None
+        model = model_of(settings) if any(isinstance(engine, AsglEngine) for engine in engines) else None
         for engine in engines:
             await warm_up(engine, settings)
-        rows: list[dict[str, Any]] = []
-        left_out: list[str] = []
-        end = time.monotonic() + settings.seconds if settings.seconds is not None else float("inf")
+
+        def content() -> dict[str, Any]:
+            return results.document(
+                kind, rows, load_before=load, engines={engine.name: engine.about for engine in engines}, missing=missing,
+                left_out=left_out, model=settings.model, asked=settings.asked,
+                machine_limits={name: float(f"{value:.4g}") for name, value in limits._asdict().items()},
+                equal_limits={"running": settings.limits.running, "kv_gib": settings.limits.kv_gib})
+
         for name in settings.workloads:
             if time.monotonic() > end:
                 left_out.append(name)
                 continue
             for concurrency in settings.concurrency:
-                rows += await _race_one(WORKLOADS[name], engines, settings, concurrency, model, limits)
-        about = {engine.name: engine.about for engine in engines}
-    return results.document(kind, rows, load_before=load, engines=about, missing=missing, left_out=left_out,
-                            model=settings.model, scale=settings.scale,
-                            machine_limits={name: float(f"{value:.4g}") for name, value in limits._asdict().items()},
-                            equal_limits={"running": settings.limits.running, "kv_gib": settings.limits.kv_gib})
+                if (name, concurrency) not in found:
+                    began = time.monotonic()
+                    rows += await _race_one(WORKLOADS[name], engines, settings, concurrency, model, limits)
+                    say(f"{name}: {time.monotonic() - began:.0f} s in all")
+                    save(content())
+        return content()
 
 
 async def open_engines(settings: Settings, stack: AsyncExitStack) -> tuple[list[Engine], dict[str, str]]:
@@ -153,25 +170,26 @@ async def open_engines(settings: Settings, stack: AsyncExitStack) -> tuple[list[
     for name in settings.engines:
         if name in VARIANTS:
             if runtime is None:
-                runtime = await stack.enter_async_context(_runtime(settings))
+                runtime = await stack.enter_async_context(open_runtime(settings))
             engines.append(AsglEngine(runtime, name))
             continue
         if name not in PEERS:
             raise SystemExit(f"there is no engine {name!r}; there are {', '.join([*VARIANTS, *PEERS])}")
         try:
             peer = make_peer(name, settings.model, settings.limits)
-            _say(f"starting {name}")
+            say(f"starting {name}")
             await peer.start()
         except PeerError as error:
             missing[name] = str(error)
-            _say(f"missing: {error}")
+            say(f"missing: {error}")
             continue
         stack.push_async_callback(peer.stop)
         engines.append(PeerEngine(peer))
     return engines, missing
 
 
-def _runtime(settings: Settings) -> asgl.Runtime:
+def open_runtime(settings: Settings) -> asgl.Runtime:
+    """Within the limits that hold for all engines."""
     options: dict[str, Any] = {"kv_cache_tokens": settings.limits.tokens(_config(settings.model).kv_bytes_per_token),
                                "max_running": settings.limits.running}
     return asgl.Runtime(settings.model, **{**options, **settings.runtime})
@@ -185,7 +203,7 @@ def _config(model: str) -> ModelConfig:
     return checkpoint.config
 
 
-def _model(settings: Settings) -> optimum.Model:
+def model_of(settings: Settings) -> optimum.Model:
     """What a token costs, by the shapes of the model."""
     from asgl.models.layout import expected_shapes
 
@@ -197,59 +215,97 @@ def _model(settings: Settings) -> optimum.Model:
     return optimum.Model(2.0 * linear, 2.0 * head, linear * 0.625 + head * 1.0625)
 
 
+WARM_UP = (("tree-of-thought", 1), ("json-regex", 1), ("chat-short", 4))
+"""Programs that fork, that are constrained, and that fill some of the KV cache: each engine runs them before it is measured.
+Memory that is touched for the first time costs a virtual machine more than the tokens that it is for."""
+
+
 async def warm_up(engine: Engine, settings: Settings) -> None:
-    """A few programs of the first workload, and some that fork, apart from what is measured."""
-    for name, count in ((settings.workloads[0], 2), ("tree-of-thought", 1)):
+    """A few programs, apart from what is measured."""
+    for name, count in ((settings.workloads[0], 2), *WARM_UP):
         workload = WORKLOADS[name]
         try:
             run = await execute(engine.client("Warm-up.\n"), workload, workload.items(count), concurrency=count, limit=60.0)
         except Unsupported:
             continue
+        except PeerError as error:
+            say(f"warm-up of {engine.name} with {name}: {error}")
+            await engine.recover()
+            continue
         if run.timed_out:
             await engine.recover()
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What an engine has done of a workload."""
+
+    runs: list[Run] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+    """Further figures, of the last run."""
+    failed: str = ""
 
 
 async def _race_one(workload: Workload, engines: Sequence[Engine], settings: Settings, concurrency: int | None,
                     model: optimum.Model | None, limits: optimum.Limits) -> list[dict[str, Any]]:
     items = workload.items(max(round(workload.programs * settings.scale), 2))
     at_once = min(concurrency or workload.concurrency, len(items))
-    runs: dict[str, list[Run]] = {engine.name: [] for engine in engines}
-    figures: dict[str, dict[str, Any]] = {engine.name: {} for engine in engines}
-    failed: dict[str, str] = {}
+    tallies = {engine.name: _Tally() for engine in engines}
     for number in range(settings.rounds):
         turn = number % len(engines)
         for engine in [*engines[turn:], *engines[:turn]]:
-            if engine.name in failed or (runs[engine.name] and runs[engine.name][-1].timed_out):
+            tally = tallies[engine.name]
+            if tally.failed or (tally.runs and tally.runs[-1].timed_out):
                 continue
-            results.reset_peak_memory(engine.pid)
-            client = engine.client(f"Session {zlib.crc32(f'{workload.name} {at_once} {number}'.encode()):08x}.\n")
-            try:
-                run = await execute(client, workload, items, concurrency=at_once, limit=settings.limit)
-            except (Unsupported, PeerError) as error:
-                failed[engine.name] = str(error)
-                _say(f"{workload.name:<22} {engine.name:<18} {error}")
-                continue
-            memory = results.peak_memory(engine.pid)
-            runs[engine.name].append(run)
-            figures[engine.name] = {**engine.figures(client), "peak_memory_mib": memory}
-            _say(f"{workload.name:<22} {engine.name:<18} {run.programs_per_second:8.2f} programs/s"
-                 + (" (broken off)" if run.timed_out else ""))
-            if run.timed_out:
-                await engine.recover()
+            salt = f"Session {zlib.crc32(f'{workload.name} {concurrency} {number}'.encode()):08x}.\n"
+            await _run_one(engine, workload, items, salt, at_once, settings.limit, tally)
     rows = []
     for engine in engines:
-        if engine.name in failed:
-            rows.append({"workload": workload.name, "engine": engine.name, "concurrency": at_once, "error": failed[engine.name]})
+        tally = tallies[engine.name]
+        head: dict[str, Any] = {"asked_concurrency": concurrency}
+        if tally.failed:
+            rows.append({"workload": workload.name, "engine": engine.name, "concurrency": at_once, "error": tally.failed, **head})
             continue
-        more = figures[engine.name]
-        done: optimum.Work | None = more.pop("work", None)
+        done: optimum.Work | None = tally.more.pop("work", None)
         if done is not None:
             assert model is not None
-            more |= {"optimal_hit_rate": done.hit_rate, "ideal_seconds": optimum.ideal_seconds(done, model, limits),
-                     "chain": done.chain}
-        rows.append(results.row(workload.name, engine.name, runs[engine.name], concurrency=at_once, **more))
+            tally.more |= {"optimal_hit_rate": done.hit_rate, "ideal_seconds": optimum.ideal_seconds(done, model, limits),
+                           "chain": done.chain}
+        rows.append(results.row(workload.name, engine.name, tally.runs, concurrency=at_once, **head, **tally.more))
     return rows
 
 
-def _say(text: str) -> None:
+async def _run_one(engine: Engine, workload: Workload, items: Sequence[Any], salt: str, at_once: int, limit: float,
+                   tally: _Tally) -> None:
+    """One run of one engine. An engine that failed, or was broken off, is started anew: it may still be at work."""
+    results.reset_peak_memory(engine.pid)
+    client = engine.client(salt)
+    shown = f"{workload.name:<22} {engine.name:<18}"
+    try:
+        run = await execute(client, workload, items, concurrency=at_once, limit=limit)
+    except Unsupported as error:
+        tally.failed = str(error)
+        say(f"{shown} {error}")
+        return
+    except PeerError as error:
+        tally.failed = str(error)
+        say(f"{shown} {error}")
+        await _recover(engine)
+        return
+    tally.runs.append(run)
+    tally.more = {**engine.figures(client), "peak_memory_mib": results.peak_memory(engine.pid)}
+    say(f"{shown} {run.programs_per_second:8.2f} programs/s in {run.seconds:5.1f} s" + (" (broken off)" if run.timed_out else ""))
+    if run.timed_out:
+        await _recover(engine)
+
+
+async def _recover(engine: Engine) -> None:
+    """A peer that does not start again fails at every later request, which its rows then say."""
+    try:
+        await engine.recover()
+    except PeerError as error:
+        say(f"{engine.name}: {error}")
+
+
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -25,15 +25,17 @@ Run on a machine that does nothing else: two threads that meet at every step wai
   that we found, and they are listed below. If you can make a peer faster, tell us how, and the table will change.
 - **The machine.** {machine}. Two cores and a small model are where the cost of a call and of a step weighs most. Nothing
   here says how asgl does on large models, or on GPUs.
-- **The weights differ.** asgl and OpenVINO read the same GGUF file (Q4_1), llama.cpp its own requantization to Q4_0, vLLM and
-  transformers the same weights unpacked to bfloat16. Less to read is part of an engine's speed; `accuracy` says what it costs.
+- **The weights differ.** asgl and OpenVINO read the same GGUF file (Q4_1), llama.cpp its own requantization of it, vLLM and
+  transformers the same weights unpacked to floats; the formats stand under Engines and settings. Less to read is part of an
+  engine's speed; the right answers below say what it costs.
 - **The work differs a little.** Most generations have a fixed length, so that all engines compute as much; greedy texts
   differ all the same, since near ties fall either way in different arithmetic.
 - **How it is measured.** Engines run in turn on each workload, in an order that rotates with the rounds, after a warm-up apart.
   All stay loaded while others run. All prompts of a round begin with a line of that round's own, so that no cache is warm from
   the one before. At most {running} requests run at once, with {kv_gib} GiB for keys and values. Each peer has a process of its
   own; vLLM runs through its in-process asynchronous interface. The load average before the run was {load}.
-- **Not measured.** GPUs, other processors, other models, more than one machine, JSON by schema, power.
+- **Not measured.** GPUs, other processors, other models, more than one machine, power. Workloads have the structure of
+  the paper's and a few programs each, so that one takes seconds: nothing here says how a queue of thousands does.
 """
 
 
@@ -46,7 +48,9 @@ def write_report(folder: Path | None = None, docs: Path | None = None) -> Path:
     race = newest.get("race")
     parts = [_head(race or next(reversed(newest.values()), None))]
     if race is not None:
-        parts += [_race(race), _engines(race), _quality(race), _details(race), _profile(race)]
+        parts += [_race(race), _engines(race), _quality(race), _details(race)]
+    if "profile" in newest:
+        parts.append(_profile(newest["profile"]))
     if "decode" in newest:
         parts.append(_decode(newest["decode"]))
     if "ablations" in newest:
@@ -117,16 +121,29 @@ def _race(content: Mapping[str, Any]) -> str:
                       f"{mine / ideal:.0%}" if mine and ideal else "-"])
     text = (f"\n## Programs per second\n\nMedian of {_rounds(content)}; commit `{content['commit'][:10]}`, "
             f"`{content['command']}`. The ideal is what the machine's measured limits allow for the tokens that must be computed "
-            "and the bytes that must be read, attention and all overhead left out (`bench/optimum.py`).\n\n")
+            "and the bytes that must be read, attention and all overhead left out; products in float32 or bfloat16, whichever is "
+            "faster here (`bench/optimum.py`).\n\n")
     text += _table(["workload", *engines, "asgl / best peer", "ideal", "share of it"], lines)
     if ratios:
         text += (f"\nGeometric mean of asgl over the best peer: **{geometric_mean(ratios):.2f}** on {len(ratios)} workloads; "
                  f"behind on {sum(ratio < 1 for ratio in ratios)}.\n")
+    text += _hit_rates(content)
     for engine, why in content.get("missing", {}).items():
         text += f"\nMissing: {engine} ({why}).\n"
     if content.get("left_out"):
         text += f"\nLeft out, for want of time: {', '.join(content['left_out'])}.\n"
     return text + _errors(content)
+
+
+def _hit_rates(content: Mapping[str, Any]) -> str:
+    """How near asgl's cache comes to one without bounds."""
+    shares = {row["workload"]: row["hit_rate"] / row["optimal_hit_rate"] for row in content["results"]
+              if row["engine"] == "asgl" and row.get("optimal_hit_rate") and row.get("hit_rate") is not None}
+    if not shares:
+        return ""
+    least = min(shares, key=lambda workload: shares[workload])
+    return (f"\nasgl's hit rate is at least 98 % of the optimum on {sum(share >= 0.98 for share in shares.values())} of "
+            f"{len(shares)} workloads; the lowest is {shares[least]:.1%}, on {least}.\n")
 
 
 def _errors(content: Mapping[str, Any]) -> str:
@@ -186,18 +203,15 @@ def _details(content: Mapping[str, Any]) -> str:
 
 
 def _profile(content: Mapping[str, Any]) -> str:
-    lines = []
-    for row in content["results"]:
-        if row["engine"] == "asgl" and row.get("run_seconds") is not None:
-            seconds = row["seconds"]
-            model, plan = row["run_seconds"] / seconds, row["plan_seconds"] / seconds
-            lines.append([row["workload"], _figure(seconds), str(row["steps"]), f"{model:.1%}", f"{plan:.1%}",
-                          f"{max(1 - model - plan, 0):.1%}"])
-    if not lines:
-        return ""
-    return ("\n## Where asgl's time goes\n\nOf the last round. Model: steps on the device thread. Plan: planning, commit and "
-            "delivery. The rest: tokenization, programs, hand-over between threads, waiting.\n\n"
-            + _table(["workload", "seconds", "steps", "model", "plan", "rest"], lines))
+    from bench import breakdown
+
+    head, lines = breakdown.table(content)
+    text = (f"\n## Where asgl's time goes\n\nShares of the wall time; commit `{content['commit'][:10]}`, "
+            f"`{content['command']}`. Products to sampling: steps on the device thread. Waiting: nothing to do. "
+            "Rest: hand-over between threads, programs.\n\n"
+            + _table(head, lines) + "\nThe largest losses against the ideal, of all workloads together:\n\n")
+    return text + "".join(f"{number}. {loss['part']}: {loss['seconds']:.2f} s, {loss['share']:.1%} of the time: "
+                          f"{loss['cause']}.\n" for number, loss in enumerate(content["losses"][:3], 1))
 
 
 def _decode(content: Mapping[str, Any]) -> str:
@@ -208,10 +222,12 @@ def _decode(content: Mapping[str, Any]) -> str:
         mine = by_engine.get("asgl")
         ratio = f"**{mine / best[1]:.2f}**" if mine and best else "-"
         lines.append([workload, *(_figure(by_engine.get(engine)) for engine in engines), ratio])
-    return ("\n## Decode and prefill\n\nTokens per second through each engine's interface, prompts of 256 tokens, 64 generated; "
+    return ("\n## Decode and prefill\n\nTokens per second through each engine's interface, prompts of 256 tokens; "
             f"median of {_rounds(content)}; commit `{content['commit'][:10]}`, load before {content['load_before'][0]}. "
-            "Decode: the tokens after the first, over the time that 64 tokens take more than 1 does.\n\n"
-            + _table(["", *engines, "asgl / best peer"], lines))
+            "Decode: the tokens after the first, over the time that 64 of them (32 from 32 requests on) take more than 1 does; "
+            "prompts are cached where the engine caches (`bench/decode.py`).\n\n"
+            + _table(["", *engines, "asgl / best peer"], lines)
+            + "".join(f"\n{engine}: {why}.\n" for engine, why in content.get("broken_off", {}).items()))
 
 
 def _ablations(content: Mapping[str, Any]) -> str:

@@ -72,11 +72,26 @@ def write(name: str, content: Mapping[str, Any]) -> Path:
     """Writes the file, a row a line."""
     path = paths.RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".part")
     head = {key: value for key, value in content.items() if key != "results"}
     rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in content["results"])
-    path.write_text(json.dumps(head, indent=2, ensure_ascii=False)[: -len("\n}")] + f',\n  "results": [\n{rows}\n  ]\n}}\n',
-                    encoding="utf-8")
+    partial.write_text(json.dumps(head, indent=2, ensure_ascii=False)[: -len("\n}")]
+                       + f',\n  "results": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
+    partial.replace(path)
     return path
+
+
+def resumed(name: str, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an interrupted race. SystemExit if there is none, or if it was another one: of other code or settings."""
+    path = paths.RESULTS / f"{name}.json"
+    if not path.exists():
+        raise SystemExit(f"there is nothing to go on from: no {path}")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    now = {"asked": asked, "commit": _git("rev-parse", "HEAD")}
+    for field, value in now.items():
+        if content[field] != value:
+            raise SystemExit(f"{path} has {field} {content[field]}, and this would be {value}: run it without --resume")
+    return content["results"]
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -109,6 +124,15 @@ def reset_peak_memory(pid: int) -> None:
             Path(f"/proc/{process}/clear_refs").write_text("5")
         except OSError:
             continue
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process and all below it have taken so far."""
+    ticks = 0
+    for process in _tree(pid):
+        for line in _lines(f"/proc/{process}/stat"):
+            ticks += sum(map(int, line.rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _tree(pid: int) -> list[int]:

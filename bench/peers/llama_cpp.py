@@ -1,15 +1,18 @@
 """llama.cpp's server, over HTTP on the loopback interface.
 
-The model is requantized to Q4_0, the format that llama.cpp computes fastest on this kind of machine.
+The model is requantized to a format that llama.cpp computes faster than the file's own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,10 +20,11 @@ from typing import Any
 
 from bench import paths
 from bench.client import Completion, Options, Unsupported, Usage
-from bench.peers.remote import Limits, PeerError, kill_group
+from bench.peers.remote import REQUEST_SECONDS, Limits, PeerError, kill_group
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 120.0
+_PR_SET_PDEATHSIG = 1
 _KV_BYTES = 23_040
 """Of a token of SmolLM2-135M, in 16 bits."""
 
@@ -28,8 +32,9 @@ _KV_BYTES = 23_040
 class LlamaServer:
     """`start`, `complete`, `stop`. It shares prefixes inside a slot and between slots by copying; it cannot score options."""
 
-    def __init__(self, model: str, limits: Limits) -> None:
+    def __init__(self, model: str, limits: Limits, weights: str) -> None:
         self.name = "llama.cpp"
+        self._weights = weights
         self._model = model
         self._limits = limits
         self._bin = paths.peers() / self.name / "bin"
@@ -53,7 +58,7 @@ class LlamaServer:
                 str(self._bin / "llama-server"), "-m", str(model), "--host", _HOST, "--port", str(self._port), "-t", "2",
                 "-tb", "2", "-c", str(tokens), "-np", str(self._limits.running), "--kv-unified", "-fa", "on", "-ub", "512",
                 "-b", "2048", "--cache-reuse", "64", "--no-webui", stdout=output, stderr=output, env=self._environment(),
-                start_new_session=True)
+                start_new_session=True, preexec_fn=_ends_with_parent if sys.platform == "linux" else None)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 while not await self._healthy():
@@ -64,8 +69,8 @@ class LlamaServer:
             await self.stop()
             raise PeerError(f"llama.cpp did not start in {_START_SECONDS:.0f} s; its log is {log}") from None
         self.about = {"version": self._version(), "settings":
-                      f"llama-server, Q4_0, flash attention, {self._limits.running} slots with {tokens} tokens of KV in common, "
-                      "prompt cache, 2 threads"}
+                      f"llama-server, {self._weights.upper()}, flash attention, {self._limits.running} slots with {tokens} "
+                      "tokens of KV in common, prompt cache, 2 threads"}
 
     async def stop(self) -> None:
         process, self._process = self._process, None
@@ -88,7 +93,15 @@ class LlamaServer:
             if options.gbnf is None:
                 raise Unsupported("llama.cpp takes grammars, not regular expressions")
             body["grammar"] = options.gbnf
-        status, reply = await _post(self._port, "/completion", body)
+        if options.schema is not None:
+            body["json_schema"] = options.schema
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                status, reply = await _post(self._port, "/completion", body)
+        except TimeoutError:
+            raise PeerError(f"llama.cpp: no answer within {REQUEST_SECONDS:.0f} s") from None
+        except OSError as error:
+            raise PeerError(f"llama.cpp does not answer: {error}") from error
         if status != 200:
             raise PeerError(f"llama.cpp: status {status}: {reply}")
         timings = reply["timings"]
@@ -100,14 +113,15 @@ class LlamaServer:
         raise Unsupported("llama.cpp's server does not score given text")
 
     def _quantized(self) -> Path:
-        """The model in Q4_0, written when first needed."""
+        """The model in the format asked for, written when first needed."""
         from asgl.models.pull import pull
 
-        model = paths.peers() / self.name / "model-q4_0.gguf"
+        model = paths.peers() / self.name / f"model-{self._weights}.gguf"
         if not model.exists():
             partial = model.with_suffix(".part")
-            subprocess.run([str(self._bin / "llama-quantize"), "--allow-requantize", str(pull(self._model)), str(partial), "q4_0",
-                            "2"], check=True, env=self._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run([str(self._bin / "llama-quantize"), "--allow-requantize", str(pull(self._model)), str(partial),
+                            self._weights, "2"], check=True, env=self._environment(), stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
             partial.rename(model)
         return model
 
@@ -126,6 +140,11 @@ class LlamaServer:
         except OSError:
             return False
         return status == 200
+
+
+def _ends_with_parent() -> None:
+    """In the child: asks Linux for SIGKILL when the harness ends, however it does. The other peers see their input end."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 async def _post(port: int, path: str, body: dict[str, Any]) -> tuple[int, Any]:

@@ -19,8 +19,11 @@ from bench.client import Completion, Options, Unsupported, Usage
 from bench.peers.install import installed
 
 _LINE_LIMIT = 1 << 26
-_START_SECONDS = 300.0
+_START_SECONDS = 420.0
+"""vLLM compiles at its first start."""
 _STOP_SECONDS = 10.0
+REQUEST_SECONDS = 120.0
+"""After which a request that was not answered is an error: longer than any run may take."""
 
 
 class PeerError(Exception):
@@ -57,20 +60,21 @@ class Peer:
 
     async def start(self) -> None:
         """Starts the worker and waits until its model is loaded. PeerError if it ends before, or takes too long."""
-        log = paths.peers() / f"{self.name}.log"
-        with open(log, "ab") as errors:  # noqa: ASYNC230  nothing else runs yet
+        with open(self._log, "ab") as errors:  # noqa: ASYNC230  nothing else runs yet
             self._process = await asyncio.create_subprocess_exec(
                 *self.command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
                 env={**os.environ, **self.environment}, limit=_LINE_LIMIT, start_new_session=True)
         assert self._process.stdout is not None
+        line, late = b"", False
         try:
             async with asyncio.timeout(_START_SECONDS):
                 line = await self._process.stdout.readline()
         except TimeoutError:
-            line = b""
+            late = True
         if not line:
             await self.stop()
-            raise PeerError(f"{self.name} did not start; its log is {log}")
+            raise PeerError(f"{self.name} did not start within {_START_SECONDS:.0f} s; its log is {self._log}" if late
+                            else f"{self.name} ended while it started; its log is {self._log}")
         self.about = json.loads(line)["ready"]
         self._reader = asyncio.create_task(self._read())
 
@@ -93,10 +97,15 @@ class Peer:
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
+    @property
+    def _log(self) -> Path:
+        return paths.peers() / f"{self.name}.log"
+
     async def complete(self, prompt: str, options: Options) -> Completion:
         reply = await self._ask({
             "op": "complete", "prompt": prompt, "max_tokens": options.max_tokens, "stop": list(options.stop),
-            "temperature": options.temperature, "seed": options.seed, "exact": options.exact, "regex": options.regex})
+            "temperature": options.temperature, "seed": options.seed, "exact": options.exact, "regex": options.regex,
+            "schema": json.dumps(options.schema) if options.schema else None})
         return Completion(reply["text"], _usage(reply))
 
     async def score(self, prompt: str, choices: Sequence[str]) -> tuple[list[list[float]], Usage]:
@@ -111,7 +120,10 @@ class Peer:
         try:
             self._process.stdin.write(json.dumps({"id": number, **request}).encode() + b"\n")
             await self._process.stdin.drain()
-            reply = await future
+            async with asyncio.timeout(REQUEST_SECONDS):
+                reply = await future
+        except TimeoutError:
+            raise PeerError(f"{self.name}: no answer within {REQUEST_SECONDS:.0f} s; its log is {self._log}") from None
         finally:
             del self._replies[number]
         if "unsupported" in reply:
@@ -131,7 +143,7 @@ class Peer:
                 future.set_result(reply)
         for future in self._replies.values():
             if not future.done():
-                future.set_exception(PeerError(f"{self.name} ended; its log is {paths.peers() / f'{self.name}.log'}"))
+                future.set_exception(PeerError(f"{self.name} ended; its log is {self._log}"))
 
 
 def kill_group(pid: int) -> None:

@@ -12,6 +12,6 @@ WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in (
     few_shot.MCQ, few_shot.SELECT, few_shot.REASONING,
     agents.REACT, agents.GENERATIVE,
     branching.TREE, branching.DEEP_TREE, branching.SKELETON, branching.JUDGE, branching.CHAINS,
-    long_prompts.JSON_REGEX, long_prompts.CHAT_SHORT, long_prompts.CHAT_LONG, long_prompts.DOCUMENTS,
+    long_prompts.JSON_REGEX, long_prompts.JSON_SCHEMA, long_prompts.CHAT_SHORT, long_prompts.CHAT_LONG, long_prompts.DOCUMENTS,
     long_prompts.IN_BATCH,
 )}

@@ -47,13 +47,13 @@ async def _react(client: Client, item: Trace) -> int:
     s = client.prompt(item.head + item.question)
     for number, observation in enumerate(item.observations, 1):
         s.append(f"Thought {number}:")
-        await s.gen(Options(max_tokens=60, stop=("Observation",), exact=True))
+        await s.gen(Options(max_tokens=40, stop=("Observation",), exact=True))
         s.append(f"\nObservation {number}: {observation}\n")
     return len(item.observations)
 
 
-REACT = Workload("react", "about 1,800 tokens shared by all agents; up to 4 steps of at most 60 tokens, observations replayed",
-                 _react_items, _react, 24)
+REACT = Workload("react", "about 1,800 tokens shared by all agents; up to 4 steps of at most 40 tokens, observations replayed",
+                 _react_items, _react, 6)
 
 
 # --- generative agents: five templates, short outputs, one after another inside an agent -----------------------------------
@@ -91,4 +91,4 @@ async def _generative(client: Client, item: tuple[str, tuple[tuple[str, int], ..
 
 
 GENERATIVE = Workload("generative-agents", "5 templates after a town in common, 6 calls of 2-20 tokens one after another",
-                      _generative_items, _generative, 48)
+                      _generative_items, _generative, 8)

@@ -53,8 +53,8 @@ async def _deep_tree(client: Client, item: str) -> None:
         s.append(f"\nStep {step + 1}, variant 0:{texts[0]}")
 
 
-TREE = Workload("tree-of-thought", "2 branches on each of 4 levels, 20 tokens each", _questions, _tree, 12)
-DEEP_TREE = Workload("tree-of-thought-deep", "6 levels of 2 branches of 30 tokens; the first goes on", _questions, _deep_tree, 24)
+TREE = Workload("tree-of-thought", "2 branches on each of 4 levels, 20 tokens each", _questions, _tree, 3)
+DEEP_TREE = Workload("tree-of-thought-deep", "6 levels of 2 branches of 30 tokens; the first goes on", _questions, _deep_tree, 4)
 
 
 # --- skeleton of thought: short tips, then each expanded in parallel ------------------------------------------------------
@@ -74,7 +74,7 @@ async def _skeleton(client: Client, item: str) -> int:
     return len(texts)
 
 
-SKELETON = Workload("skeleton-of-thought", "5 points of 8 tokens, then 5 paragraphs of 64 in parallel", _topics, _skeleton, 16)
+SKELETON = Workload("skeleton-of-thought", "5 points of 8 tokens, then 5 paragraphs of 64 in parallel", _topics, _skeleton, 4)
 
 
 # --- branch, solve, merge: an article judged in six dimensions -----------------------------------------------------------
@@ -101,7 +101,7 @@ async def _judge(client: Client, item: str) -> str:
     return await s.gen(Options(max_tokens=16, exact=True))
 
 
-JUDGE = Workload("judge", "an article, 6 dimensions in parallel with a score of 2 tokens each, a verdict", _articles, _judge, 24)
+JUDGE = Workload("judge", "an article, 6 dimensions in parallel with a score of 2 tokens each, a verdict", _articles, _judge, 4)
 
 
 # --- several chains of reasoning, and an answer from all of them ----------------------------------------------------------
@@ -120,4 +120,4 @@ async def _chains(client: Client, item: str) -> str:
     return await s.gen(Options(max_tokens=16, exact=True))
 
 
-CHAINS = Workload("multi-chain", "5 chains of 80 tokens at temperature 0.3, then an answer of 16", _questions, _chains, 16)
+CHAINS = Workload("multi-chain", "5 chains of 80 tokens at temperature 0.3, then an answer of 16", _questions, _chains, 3)

@@ -11,7 +11,7 @@ from bench import data
 from bench.client import Client, Options
 from bench.workloads.base import Workload
 
-_SUBJECTS = 10
+_SUBJECTS = 4
 _LETTERS = "ABCD"
 
 
@@ -59,8 +59,8 @@ async def _mcq(client: Client, item: Question) -> str:
     return await client.prompt(item.prompt).gen(Options(max_tokens=1, exact=True))
 
 
-MCQ = Workload("few-shot-mcq", "10 subjects, 5 shots each shared by its questions; one token out (MMLU's shape)",
-               _mcq_items, _mcq, 200, lambda item, answer: answer.strip() == _LETTERS[item.right])
+MCQ = Workload("few-shot-mcq", "4 subjects, 5 shots each shared by its questions; one token out (MMLU's shape)",
+               _mcq_items, _mcq, 32, lambda item, answer: answer.strip() == _LETTERS[item.right])
 
 
 # --- selection, in HellaSwag's shape: twenty shots shared by all, four endings to choose from -------------------------------
@@ -90,7 +90,7 @@ async def _select(client: Client, item: Question) -> int:
 
 
 SELECT = Workload("few-shot-select", "20 shots shared by all; the likeliest of 4 endings (HellaSwag's shape)",
-                  _select_items, _select, 100, lambda item, answer: answer == item.right)
+                  _select_items, _select, 40, lambda item, answer: answer == item.right)
 
 
 # --- reasoning: GSM8K, five shots -----------------------------------------------------------------------------------------
@@ -113,4 +113,4 @@ def _last_number(text: str) -> int | None:
 
 
 REASONING = Workload("few-shot-gsm8k", "5 shots shared by all; up to 200 tokens of reasoning",
-                     _reasoning_items, _reasoning, 64, lambda item, answer: _last_number(answer) == item[1])
+                     _reasoning_items, _reasoning, 12, lambda item, answer: _last_number(answer) == item[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench import data
 from bench.client import Client, Options
@@ -28,7 +28,29 @@ async def _json(client: Client, item: str) -> str:
 
 
 JSON_REGEX = Workload("json-regex", "a document of 3,000 tokens shared by all; 5 fields that match a regular expression",
-                      _json_items, _json, 24)
+                      _json_items, _json, 16)
+
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "minLength": 4, "maxLength": 24},
+        "place": {"type": "string", "minLength": 4, "maxLength": 16},
+        "year": {"type": "integer", "minimum": 1000, "maximum": 9999},
+        "kind": {"enum": ["comedy", "tragedy", "history"]},
+        "old": {"type": "boolean"},
+    },
+    "required": ["title", "place", "year", "kind", "old"],
+    "additionalProperties": False,
+}
+
+
+async def _json_by_schema(client: Client, item: str) -> str:
+    return await client.prompt(item).gen(Options(max_tokens=128, schema=SCHEMA))
+
+
+JSON_SCHEMA = Workload("json-schema", "the same document; an object of 5 fields that a JSON schema describes",
+                       _json_items, _json_by_schema, 16)
 
 
 # --- conversations --------------------------------------------------------------------------------------------------------
@@ -39,9 +61,9 @@ class Talk(NamedTuple):
     tokens: tuple[int, ...]
 
 
-def _talks(count: int, tokens: Sequence[int]) -> Sequence[Talk]:
-    """Four turns of 256-512 tokens in; seeded text in the paper's shape."""
-    return [Talk(tuple(data.passage(number * 4 + turn, 190 + 40 * ((number + turn) % 5)) for turn in range(4)),
+def _talks(count: int, words: int, tokens: Sequence[int]) -> Sequence[Talk]:
+    """Four turns of one to two times so many words in; seeded text in the paper's shape."""
+    return [Talk(tuple(data.passage(number * 4 + turn, words + words // 5 * ((number + turn) % 5)) for turn in range(4)),
                  tuple(tokens[(number + turn) % len(tokens)] for turn in range(4))) for number in range(count)]
 
 
@@ -53,8 +75,9 @@ async def _chat(client: Client, item: Talk) -> None:
 
 
 CHAT_SHORT = Workload("chat-short", "4 turns of 256-512 tokens in, 4-8 out",
-                      lambda count: _talks(count, (4, 5, 6, 7, 8)), _chat, 24)
-CHAT_LONG = Workload("chat-long", "4 turns of 256-512 tokens in, 256 out", lambda count: _talks(count, (256,)), _chat, 12)
+                      lambda count: _talks(count, 190, (4, 5, 6, 7, 8)), _chat, 4)
+CHAT_LONG = Workload("chat-long", "4 turns of 64-128 tokens in, 64 out (a quarter of the paper's lengths)",
+                     lambda count: _talks(count, 48, (64,)), _chat, 4)
 
 
 # --- questions about several documents ------------------------------------------------------------------------------------
@@ -78,23 +101,26 @@ async def _ask_documents(client: Client, item: tuple[str, tuple[str, ...]]) -> i
 
 
 DOCUMENTS = Workload("multi-document", "10 documents shared by all, 4 questions a program in parallel, 32 out", _document_items,
-                     _ask_documents, 24)
+                     _ask_documents, 10)
 
 
 # --- prefixes shared inside one batch -------------------------------------------------------------------------------------
 
 
+_PREFIXES = 4
+
+
 def _in_batch_items(count: int) -> Sequence[str]:
-    """Ten prefixes of about 1,024 tokens, each with tails of about 128; those of one prefix come together."""
-    per_prefix = -(-count // 10)
-    items = [data.passage(4000 + prefix, 740) + " " + data.passage(60_000 + prefix * 40 + tail, 92)
-             for prefix in range(10) for tail in range(per_prefix)]
-    return items[:: max(len(items) // count, 1)][:count] if count < 10 else items[:count]
+    """Four prefixes of about 512 tokens, each with tails of about 64; those of one prefix come together."""
+    per_prefix = -(-count // _PREFIXES)
+    items = [data.passage(4000 + prefix, 370) + " " + data.passage(60_000 + prefix * 40 + tail, 46)
+             for prefix in range(_PREFIXES) for tail in range(per_prefix)]
+    return items[:: max(len(items) // count, 1)][:count] if count < _PREFIXES else items[:count]
 
 
 async def _one_token(client: Client, item: str) -> str:
     return await client.prompt(item).gen(Options(max_tokens=1, exact=True))
 
 
-IN_BATCH = Workload("in-batch-prefix", "10 prefixes of 1,024 tokens, 32 requests each, all at once; 1 out", _in_batch_items,
-                    _one_token, 320, concurrency=320)
+IN_BATCH = Workload("in-batch-prefix", "4 prefixes of 512 tokens, 10 requests with 64 more each, all at once; 1 out",
+                    _in_batch_items, _one_token, 40)

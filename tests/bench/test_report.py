@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from array import array
 
 import pytest
-from bench.client import Usage
+from bench.client import StringClient, Usage
 from bench.driver import Run
 
 from asgl.scheduling.request import Request
@@ -129,6 +130,7 @@ def test_the_ideal_time_is_the_larger_of_two():
 @pytest.fixture
 def settings(model, monkeypatch):
     monkeypatch.setattr(optimum, "measure", lambda: optimum.Limits(1e9, 1e9))
+    monkeypatch.setattr(race, "WARM_UP", ())
     options = {"kernels": "reference", "dtype": "float32", "kv_cache_tokens": 20_000}
     return lambda **more: race.Settings(model=str(model), rounds=2, scale=0.01, runtime=options, **more)
 
@@ -158,20 +160,103 @@ async def test_what_there_is_no_time_for_is_left_out(settings):
     assert "judge" not in {row["workload"] for row in done["results"]}
 
 
+async def test_what_is_done_is_saved_and_not_done_again(settings):
+    asked = settings(workloads=("few-shot-mcq", "judge"))
+    saved: list[dict] = []
+    await race.race(asked, "race", save=saved.append)
+    assert [[row["workload"] for row in content["results"]] for content in saved] == [["few-shot-mcq"], ["few-shot-mcq", "judge"]]
+    again: list[dict] = []
+    await race.race(asked, "race", earlier=saved[0]["results"], save=again.append)
+    assert [row["workload"] for row in again[-1]["results"]] == ["few-shot-mcq", "judge"]
+    assert again[-1]["results"][0] == saved[0]["results"][0]
+    assert len(again) == 1
+
+
+def test_only_the_same_race_is_gone_on_with(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(results.paths, "RESULTS", tmp_path)
+    asked = settings().asked
+    with pytest.raises(SystemExit, match="nothing to go on from"):
+        results.resumed("race", asked)
+    results.write("race", content("race", canned(), asked=asked))
+    assert [row["engine"] for row in results.resumed("race", asked)] == ["asgl", "openvino", "asgl", "openvino", "llama.cpp"]
+    with pytest.raises(SystemExit, match="asked"):
+        results.resumed("race", {**asked, "rounds": 7})
+
+
+class Failing:
+    """A peer that fails at its first request, and stands still at the next ones."""
+
+    name, pid = "failing", 0
+
+    def __init__(self) -> None:
+        self.about = {"version": "1", "settings": "fails"}
+        self.asked, self.recovered = 0, 0
+
+    def client(self, salt: str) -> StringClient:
+        return StringClient(self, salt)
+
+    async def complete(self, prompt, options):
+        self.asked += 1
+        if self.asked == 1:
+            raise race.PeerError("it fell over")
+        await asyncio.Event().wait()
+
+    async def recover(self) -> None:
+        self.recovered += 1
+
+    def figures(self, client) -> dict:
+        return {}
+
+
+async def test_a_peer_that_fails_is_started_anew(settings, monkeypatch):
+    peer = Failing()
+
+    async def opened(settings, stack):
+        return [peer], {}
+
+    async def warm(engine, settings):
+        pass
+
+    monkeypatch.setattr(race, "open_engines", opened)
+    monkeypatch.setattr(race, "warm_up", warm)
+    done = await race.race(settings(workloads=("few-shot-mcq", "judge"), limit=0.01), "race")
+    first, second = done["results"]
+    assert first["error"] == "it fell over"
+    assert second["timed_out"]
+    assert (second["rounds"], second["programs_per_second"]) == (1, 0)
+    assert peer.recovered == 2
+
+
+class Words:
+    """Prompts that need no tokenizer."""
+
+    made = 0
+
+    def make(self, tokens: int) -> str:
+        self.made += 1
+        return f"{self.made} words"
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+
 async def test_decode_rates(settings):
-    class Words:
-        made = 0
-
-        def make(self, tokens: int) -> str:
-            self.made += 1
-            return f"{self.made} words"
-
     import asgl
 
     async with asgl.Runtime(settings().model, kernels="reference", dtype="float32", kv_cache_tokens=20_000) as rt:
-        figures = await decode.measure(race.AsglEngine(rt, "asgl"), [1, 2], Words(), generated=12)
-    assert list(figures) == ["decode, 1", "decode, 2", "prefill", "32 forks of 1,000 tokens"]
+        figures, wrong = await decode.turn(race.AsglEngine(rt, "asgl"), Words(), {1: 12, 2: 12}, 100)
+    assert list(figures) == ["prefill", "decode, 1", "decode, 2", "32 forks of 1,000 tokens"]
     assert all(value != 0 for value in figures.values())
+    assert not wrong
+
+
+async def test_decode_is_broken_off():
+    peer = Failing()
+    peer.asked = 1
+    assert await decode.turn(peer, Words(), {1: 12}, 0.01) == ({}, "broken off after 0 s of one line")
+    peer.asked = 0
+    assert await decode.turn(peer, Words(), {1: 12}, 10) == ({}, "it fell over")
+    assert peer.recovered == 2
 
 
 def test_prompts_have_so_many_tokens():

@@ -1,4 +1,4 @@
-"""transformers' `generate` in static batches: the floor. python transformers_worker.py MODEL BATCH"""
+"""transformers' `generate` in static batches: the floor. python transformers_worker.py MODEL BATCH DTYPE"""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 class Transformers:
     """Requests that wait are taken together, up to a batch, if they are generated alike. Nothing is shared or cached."""
 
-    def __init__(self, model: str, batch: int) -> None:
+    def __init__(self, model: str, batch: int, dtype: str) -> None:
         torch.set_num_threads(2)
         self._tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
         self._tokenizer.pad_token_id = self._tokenizer.pad_token_id or 0
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
         self._batch = batch
         self._waiting: list[dict[str, Any]] = []
 
@@ -28,8 +28,8 @@ class Transformers:
         return bool(self._waiting)
 
     def add(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        if request["op"] == "complete" and request["regex"] is not None:
-            return {"id": request["id"], "unsupported": "transformers' generate takes no regular expression"}
+        if request["op"] == "complete" and (request["regex"] or request["schema"]) is not None:
+            return {"id": request["id"], "unsupported": "transformers' generate takes no regular expression and no schema"}
         self._waiting.append(request)
         return None
 
@@ -83,5 +83,6 @@ def _kind(request: dict[str, Any]) -> tuple[Any, ...]:
 
 if __name__ == "__main__":
     out = take_output()
-    serve(Transformers(sys.argv[1], int(sys.argv[2])), out, {
-        "version": version("transformers"), "settings": f"generate, bfloat16, static batches of up to {sys.argv[2]}, 2 threads"})
+    model, batch, dtype = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    serve(Transformers(model, batch, dtype), out, {
+        "version": version("transformers"), "settings": f"generate, {dtype}, static batches of up to {batch}, 2 threads"})

