@@ -71,7 +71,7 @@ def document(kind: str, rows: Sequence[Mapping[str, Any]], *, load_before: Seque
 def write(name: str, content: Mapping[str, Any]) -> Path:
     """Writes the file, a row a line."""
     path = paths.RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     head = {key: value for key, value in content.items() if key != "results"}
     rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in content["results"])
