@@ -43,7 +43,7 @@ def test_what_keeps_a_value_keeps_its_symbol(use: Callable[[Any], str], value: s
     lambda text: json.dumps(text, ensure_ascii=False), lambda text: text.split()[1], lambda text: text.splitlines()[0],
     lambda text: text[:4], lambda text: text[5:], lambda text: text[::-1], lambda text: text.replace(" ", "_"),
     lambda text: text.encode("ascii", "ignore").decode(), lambda text: text.encode("unicode_escape").decode(), textwrap.shorten,
-], ids=str)
+], ids=lambda change: change.__name__)
 def test_what_changes_a_value_breaks_its_marker(change: Callable[..., str]) -> None:
     symbols, [symbol] = made("t")
     text = f"a {symbol}"

@@ -27,11 +27,13 @@ class Graph(Program[T_co]):
     """
 
     name: str
+    """Of the program."""
     signature: inspect.Signature
     """Of a run: the stream, and the arguments that are open."""
     nodes: tuple[Node, ...]
     """What the program submits, in order."""
     symbols: Symbols
+    """What stands for the open arguments and for generated values in its texts."""
     returned: Any
     """What the program returns, with symbols for values."""
 

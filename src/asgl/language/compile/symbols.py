@@ -27,7 +27,7 @@ _END, _MIDDLE = "\x1f", "\x1e"
 
 
 class Arg:
-    """The type of `asgl.arg`."""
+    """The type of `asgl.arg`, which is given to `Function.graph` as an argument whose value comes when the graph runs."""
 
     def __repr__(self) -> str:
         return "asgl.arg"
