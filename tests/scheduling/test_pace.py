@@ -11,31 +11,40 @@ from asgl.scheduling.pace import Pace
 def test_a_step_has_as_many_tokens_as_its_time_allows():
     pace = Pace(512, 0.1)
     assert pace.budget(4) == 512
-    pace.saw(100, 0.1)
+    pace.saw(100, 4, 0.1)
     assert pace.budget(4) == 100
     assert pace.budget(0) == 512
-    pace.saw(100, 0.3)
+    pace.saw(100, 4, 0.3)
     assert pace.budget(4) == 50
 
 
 def test_it_always_goes_on_and_never_passes_the_most():
     pace = Pace(512, 0.1)
-    pace.saw(100, 100.0)
+    pace.saw(100, 0, 100.0)
     assert pace.budget(8) == 40
     pace = Pace(512, 0.1)
-    pace.saw(100, 1e-6)
+    pace.saw(100, 0, 1e-6)
     assert pace.budget(8) == 512
 
 
 def test_steps_of_decodes_say_nothing():
     pace = Pace(512, 0.1)
-    pace.saw(8, 10.0)
+    pace.saw(80, 80, 10.0)
     assert pace.budget(8) == 512
+
+
+def test_a_budget_that_shrank_to_the_least_is_learnt_from():
+    pace = Pace(512, 0.1)
+    pace.saw(100, 8, 100.0)
+    assert pace.budget(8) == 40
+    for _ in range(20):
+        pace.saw(40, 8, 0.02)
+    assert pace.budget(8) == pytest.approx(200, rel=0.02)
 
 
 def test_without_a_bound():
     pace = Pace(512, None)
-    pace.saw(100, 100.0)
+    pace.saw(100, 0, 100.0)
     assert pace.budget(8) == 512
 
 

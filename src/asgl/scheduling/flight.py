@@ -15,6 +15,7 @@ class Flight:
     def __init__(self, plan: StepPlan, rows: list[Row]) -> None:
         self.rows = rows
         """In the plan's order."""
+        self.decodes = plan.decode_rows
         self.slots = plan.slots
         """Those that the step writes."""
         self.places: Mapping[int, int] = {sample.request_id: place for place, sample in enumerate(plan.samples)}

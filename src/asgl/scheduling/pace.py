@@ -4,8 +4,9 @@ from __future__ import annotations
 
 _LEAST = 32
 """Tokens that a step may have, however slow the device is: below that a prompt would take for ever."""
-_SAMPLE = 64
-"""Steps of fewer tokens say little about the time of a token."""
+_SAMPLE = 16
+"""Steps with fewer tokens of prompts say little about the time of one. Less than `_LEAST`: a budget that shrinks to the least must
+still be learnt from, or it would stay there."""
 
 
 class Pace:
@@ -23,8 +24,9 @@ class Pace:
             return self._most
         return max(min(self._most, int(self._seconds / self._per_token)), decodes + _LEAST)
 
-    def saw(self, tokens: int, seconds: float) -> None:
-        """A step of so many tokens took so long. Later tokens of a long prompt take longer: the last step counts half."""
-        if tokens >= _SAMPLE:
+    def saw(self, tokens: int, decodes: int, seconds: float) -> None:
+        """A step of so many tokens, of which some were decodes, took so long. Later tokens of a long prompt take longer: the last
+        step counts half."""
+        if tokens - decodes >= _SAMPLE:
             per_token = seconds / tokens
             self._per_token = (self._per_token + per_token) / 2 if self._per_token else per_token

@@ -162,7 +162,7 @@ class Scheduler:
         if not self._flights:
             raise InternalError("no step is in flight")
         flight = self._flights.popleft()
-        self._pace.saw(len(flight.slots), result.seconds)
+        self._pace.saw(len(flight.slots), flight.decodes, result.seconds)
         samples, scores = flight.land(result.samples), iter(result.scores)
         for row in flight.rows:
             request = row.request
