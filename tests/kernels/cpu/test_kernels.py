@@ -263,6 +263,35 @@ def test_products_on_a_processor_without_wide_vectors() -> None:
     assert result.stdout == "right\n", result.stderr
 
 
+_COMPILED = """
+import sys
+from types import SimpleNamespace
+from asgl.kernels.cpu.compile import Entry
+
+instruction, *names = sys.argv[1:]
+for name in names:
+    code = Entry(name, SimpleNamespace(run=None), 1)._function._library.get_asm_str()
+    assert "zmm" in code and instruction in code, name
+print("right")
+"""
+_AVX2 = "+avx,+avx2,+fma,+f16c,+bmi,+bmi2"
+_AVX512 = _AVX2 + ",+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("processor", "features", "instruction", "entries"), [
+    ("znver4", _AVX512 + ",+avx512bf16", "vdpbf16ps", ["linear", "attention", "layers"]),
+    ("cascadelake", _AVX512, "vpdpwssd", ["linear", "layers"]),
+])
+def test_kernels_compile_for_other_processors(tmp_path, processor: str, features: str, instruction: str, entries) -> None:
+    """They are not run: this processor may not have the instructions."""
+    environment = {**os.environ, "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features, "ASGL_HOME": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", _COMPILED, instruction, *entries], env=environment, capture_output=True,
+                            text=True, timeout=880)
+    assert result.stdout == "right\n", result.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_contract_on_a_processor_without_wide_vectors() -> None:
