@@ -5,8 +5,8 @@ from __future__ import annotations
 _LEAST = 32
 """Tokens that a step may have, however slow the device is: below that a prompt would take for ever."""
 _SAMPLE = 16
-"""Steps with fewer tokens of prompts say little about the time of one. Less than `_LEAST`: a budget that shrinks to the least must
-still be learnt from, or it would stay there."""
+"""Steps with fewer tokens of prompts say little about the time of one. Less than `_LEAST`: a budget that shrinks to the least
+must still be learnt from, or it would stay there."""
 
 
 class Pace:

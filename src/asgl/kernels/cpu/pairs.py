@@ -25,6 +25,7 @@ from numba.core import cgutils
 from asgl.kernels.cpu import simd
 from asgl.kernels.cpu.dots import GROUP, GROUP_BYTES, SCALES
 from asgl.kernels.cpu.simd import FVEC, HVEC, I32, I64, IVEC, LANES, const, i64, kernel, operation, void
+from asgl.kernels.cpu.target import TARGET
 
 STEPS = GROUP // 2
 """Pairs of a group."""
@@ -36,6 +37,11 @@ BOTH_HALVES = 2
 """Up to so many rows, the 32 outputs of a tile are computed at once, and weights are read in the order of memory."""
 _VECTORS = {4: 4, 8: 8}
 """Vectors of packed words in a group, for each half of its outputs."""
+_PAIR_WORDS = TARGET.pair_words or LANES
+_PARTS = LANES // _PAIR_WORDS
+"""How many registers a vector takes where pairs of int16 are multiplied."""
+_PVEC = ir.VectorType(I32, _PAIR_WORDS)
+_PAIR_PRODUCTS = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd", 4: "llvm.x86.sse2.pmadd.wd"}
 _ROUND = 12582912.0
 """Adding 1.5 * 2^23 rounds a small float32 to an integer, which then stands in its low bits."""
 
@@ -121,6 +127,49 @@ def _scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
 # --- products ---
 
 
+def _parts(builder: Any, words: Any) -> list[Any]:
+    """A vector of words as the registers that hold it."""
+    parts = [list(range(first, first + _PAIR_WORDS)) for first in range(0, LANES, _PAIR_WORDS)]
+    return [builder.shuffle_vector(words, words, ir.Constant(_PVEC, lanes)) for lanes in parts]
+
+
+def _joined(builder: Any, parts: list[Any]) -> Any:
+    """The vector that these registers hold."""
+    while len(parts) > 1:
+        width = 2 * parts[0].type.count
+        lanes = ir.Constant(ir.VectorType(I32, width), list(range(width)))
+        parts = [builder.shuffle_vector(low, high, lanes) for low, high in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _pair_products(builder: Any, accumulator: Any | None, a: Any, b: Any) -> Any:
+    """accumulator + a . b of words of two int16, in int32, of one register. With VNNI, LLVM makes it one instruction."""
+    if not TARGET.pair_words:
+        sixteen = const(16)
+        low = builder.mul(*(builder.ashr(builder.shl(v, sixteen), sixteen) for v in (a, b)))
+        product = builder.add(low, builder.mul(*(builder.ashr(v, sixteen) for v in (a, b))))
+        return product if accumulator is None else builder.add(accumulator, product)
+    kind = ir.VectorType(simd.I16, 2 * _PAIR_WORDS)
+    product = simd.call(builder, _PAIR_PRODUCTS[_PAIR_WORDS], _PVEC, builder.bitcast(a, kind), builder.bitcast(b, kind))
+    return product if accumulator is None else builder.add(accumulator, product)
+
+
+def _fence(builder: Any, vectors: list[Any]) -> list[Any]:
+    """The same vectors of words, of which LLVM knows nothing any more: what needs them comes after all of them are there.
+
+    Without it LLVM rearranges many chains of sums into trees, one after the other, which needs several times the registers.
+    """
+    if not TARGET.pair_words:
+        return vectors
+    kinds = [vector.type for vector in vectors]
+    outputs = ["=v" if _PAIR_WORDS == 16 else "=x"] * len(vectors)
+    constraint = ",".join([*outputs, *map(str, range(len(vectors)))])
+    if len(vectors) == 1:
+        return [builder.asm(ir.FunctionType(kinds[0], kinds), "", constraint, vectors, False)]
+    fenced = builder.asm(ir.FunctionType(ir.LiteralStructType(kinds), kinds), "", constraint, vectors, False)
+    return [builder.extract_value(fenced, i) for i in range(len(vectors))]
+
+
 def _block(rows: int, bits: int) -> Any:
     """c [rows, 32] = sum over groups of (scale * input scale) * (quants . inputs) + offset * (sum of inputs)."""
     passes = ((0, 1),) if rows <= BOTH_HALVES else ((0,), (1,))
@@ -140,16 +189,16 @@ def _block(rows: int, bits: int) -> Any:
                 group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
                 of_inputs, of_scales = (builder.mul(loop.index, ir.Constant(I64, size)) for size in (2 * GROUP, 8))
                 pairs = [_pairs_of(builder, group, bits, half) for half in halves]
-                width = len(halves) * simd.PARTS
+                width = len(halves) * _PARTS
                 sums: list[Any] = [None] * (rows * width)
                 for step in range(STEPS):
-                    weights = [part for of_half in pairs for part in simd.emit_parts(builder, of_half[step]())]
+                    weights = [part for of_half in pairs for part in _parts(builder, of_half[step]())]
                     for row in range(rows):
                         at = _at(builder, builder.add(inputs[row], of_inputs), 4 * step)
-                        word = simd.emit_splat(builder, simd.emit_load(builder, at, I32, 4), simd.PAIR_WORDS)
+                        word = simd.emit_splat(builder, simd.emit_load(builder, at, I32, 4), _PAIR_WORDS)
                         for i, weight in enumerate(weights, row * width):
-                            sums[i] = simd.emit_pair_products(builder, sums[i], word, weight)
-                    sums = simd.emit_fence(builder, sums)
+                            sums[i] = _pair_products(builder, sums[i], word, weight)
+                    sums = _fence(builder, sums)
                 for i, half in enumerate(halves):
                     scale, offset = _scales(builder, group, bits, half)
                     for row in range(rows):
@@ -160,8 +209,8 @@ def _block(rows: int, bits: int) -> Any:
                         )
                         place = _at(builder, results[row], 64 * half)
                         result = simd.emit_fma(builder, offset, total, simd.emit_load(builder, place, FVEC, 4))
-                        first = row * width + i * simd.PARTS
-                        product = builder.sitofp(simd.emit_joined(builder, sums[first : first + simd.PARTS]), FVEC)
+                        first = row * width + i * _PARTS
+                        product = builder.sitofp(_joined(builder, sums[first : first + _PARTS]), FVEC)
                         result = simd.emit_fma(builder, product, builder.fmul(scale, by), result)
                         simd.emit_store(builder, place, result, 4)
 

@@ -141,56 +141,6 @@ def emit_dot(builder: Any, accumulator: Any, a: Any, b: Any) -> Any:
     return emit_fma(builder, builder.bitcast(a, FVEC), builder.bitcast(b, FVEC), accumulator)
 
 
-PAIR_WORDS = TARGET.pair_words or LANES
-PARTS = LANES // PAIR_WORDS
-"""How many registers a vector takes where pairs of int16 are multiplied."""
-_PVEC = ir.VectorType(I32, PAIR_WORDS)
-_PAIR_PRODUCTS = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd", 4: "llvm.x86.sse2.pmadd.wd"}
-
-
-def emit_parts(builder: Any, words: Any) -> list[Any]:
-    """A vector of words as the registers that hold it."""
-    parts = [list(range(first, first + PAIR_WORDS)) for first in range(0, LANES, PAIR_WORDS)]
-    return [builder.shuffle_vector(words, words, ir.Constant(_PVEC, lanes)) for lanes in parts]
-
-
-def emit_joined(builder: Any, parts: list[Any]) -> Any:
-    """The vector that these registers hold."""
-    while len(parts) > 1:
-        width = 2 * parts[0].type.count
-        lanes = ir.Constant(ir.VectorType(I32, width), list(range(width)))
-        parts = [builder.shuffle_vector(low, high, lanes) for low, high in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
-
-
-def emit_pair_products(builder: Any, accumulator: Any | None, a: Any, b: Any) -> Any:
-    """accumulator + a . b of words of two int16, in int32, of one register. With VNNI, LLVM makes it one instruction."""
-    if not TARGET.pair_words:
-        sixteen = const(16)
-        low = builder.mul(*(builder.ashr(builder.shl(v, sixteen), sixteen) for v in (a, b)))
-        product = builder.add(low, builder.mul(*(builder.ashr(v, sixteen) for v in (a, b))))
-        return product if accumulator is None else builder.add(accumulator, product)
-    kind = ir.VectorType(I16, 2 * PAIR_WORDS)
-    product = call(builder, _PAIR_PRODUCTS[PAIR_WORDS], _PVEC, builder.bitcast(a, kind), builder.bitcast(b, kind))
-    return product if accumulator is None else builder.add(accumulator, product)
-
-
-def emit_fence(builder: Any, vectors: list[Any]) -> list[Any]:
-    """The same vectors of words, of which LLVM knows nothing any more: what needs them comes after all of them are there.
-
-    Without it LLVM rearranges many chains of sums into trees, one after the other, which needs several times the registers.
-    """
-    if not TARGET.pair_words:
-        return vectors
-    kinds = [vector.type for vector in vectors]
-    outputs = ["=v" if PAIR_WORDS == 16 else "=x"] * len(vectors)
-    constraint = ",".join([*outputs, *map(str, range(len(vectors)))])
-    if len(vectors) == 1:
-        return [builder.asm(ir.FunctionType(kinds[0], kinds), "", constraint, vectors, False)]
-    fenced = builder.asm(ir.FunctionType(ir.LiteralStructType(kinds), kinds), "", constraint, vectors, False)
-    return [builder.extract_value(fenced, i) for i in range(len(vectors))]
-
-
 def emit_half_to_f32(builder: Any, halves: Any) -> Any:
     """16 float16 (as i16) to float32: exactly, but for infinities where there are no F16C instructions."""
     if TARGET.half_conversion:
