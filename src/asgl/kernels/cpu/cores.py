@@ -1,9 +1,11 @@
-"""How many cores this process may use."""
+"""How many cores this process may use, and what else may spin on them."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
+import warnings
 from pathlib import Path
 
 
@@ -17,3 +19,22 @@ def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     if quota == "max":
         return allowed
     return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+
+
+def warn_of_spinning_threads(threads: int, allowed: int, maps: Path = Path("/proc/self/maps")) -> None:
+    """Warns, with the remedy, of OpenMP threads that would take turns on these cores with the kernels' own.
+
+    `threads` is how many torch uses, `allowed` the cores there are. OpenMP threads spin between regions: more of them than
+    cores, or those of two runtimes, keep each other waiting.
+    """
+    if threads > allowed:
+        warnings.warn(f"torch uses {threads} threads where this process may use {allowed} cores, and they would keep each other "
+                      f"waiting: set OMP_NUM_THREADS={allowed} before Python starts", RuntimeWarning, stacklevel=2)
+    try:
+        loaded = sorted(set(re.findall(r"/\S*/(lib(?:g|i)?omp\d?[-.]\S*)", maps.read_text(errors="replace"))))
+    except OSError:  # no Linux
+        return
+    if len(loaded) > 1:
+        warnings.warn(f"several OpenMP runtimes are loaded ({', '.join(loaded)}), and the threads of one spin on the cores of "
+                      "the other: set OMP_WAIT_POLICY=passive before Python starts, or do without one of them",
+                      RuntimeWarning, stacklevel=2)

@@ -14,7 +14,7 @@ from asgl.errors import ConfigError, EngineError
 from asgl.kernels.api import Batch, LayerWeights, QuantizedTensor, SamplingBatch, WeightFormat
 from asgl.kernels.cpu import attention, linear, sampling, weights
 from asgl.kernels.cpu.compile import Compiled
-from asgl.kernels.cpu.cores import cores
+from asgl.kernels.cpu.cores import cores, warn_of_spinning_threads
 from asgl.kernels.cpu.dots import GROUP, OUTPUTS
 from asgl.kernels.cpu.layers import (
     ATTENTION_NORM,
@@ -119,7 +119,10 @@ class CpuKernels:
         self._convert = weights != "auto"
         self._deterministic = deterministic
         self._pid = os.getpid()
-        self.threads = min(torch.get_num_threads(), cores()) if threads is None else threads
+        allowed = cores()
+        if threads is None:
+            warn_of_spinning_threads(torch.get_num_threads(), allowed)
+        self.threads = min(torch.get_num_threads(), allowed) if threads is None else threads
         if self.threads < 1:
             raise ConfigError(f"threads must be 1 or more, not {threads}")
         self._team = Team(self.threads, phases=MAX_LAYERS * LAYER_PHASES + 1)
