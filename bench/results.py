@@ -58,7 +58,7 @@ def document(kind: str, rows: Sequence[Mapping[str, Any]], *, load_before: Seque
         "kind": kind,
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "commit": _git("rev-parse", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--", "src", "bench")),
+        "changed": bool(_git("status", "--porcelain", "--", "src", "bench", ":!bench/results")),
         "command": "python -m bench " + " ".join(sys.argv[1:]),
         "host": host(),
         "load_before": [round(load, 2) for load in load_before],
