@@ -112,7 +112,7 @@ def host() -> dict[str, Any]:
 
 
 def peak_memory(pid: int) -> float | None:
-    """The peak of resident memory since `reset_peak_memory`, in MiB, of a process and all below it. None where it is not told."""
+    """The peak of resident memory since `reset_peak_memory`, in MiB, of a process and those below it. None where it is not told."""
     peaks = [int(line.split()[1]) for process in _tree(pid) for line in _lines(f"/proc/{process}/status")
              if line.startswith("VmHWM")]
     return sum(peaks) / 1024 if peaks else None
@@ -136,7 +136,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 def _tree(pid: int) -> list[int]:
+    """A process and all below it; of this one without what is below, which are the peers that it has started."""
     found = [pid]
+    if pid == os.getpid():
+        return found
     for process in found:
         for children in Path(f"/proc/{process}/task").glob("*/children"):
             try:
