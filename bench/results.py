@@ -112,7 +112,7 @@ def host() -> dict[str, Any]:
 
 
 def peak_memory(pid: int) -> float | None:
-    """The peak of resident memory since `reset_peak_memory`, in MiB, of a process and those below it. None where it is not told."""
+    """The peak of resident memory since `reset_peak_memory`, in MiB, of a process and all below it; None if it is not told."""
     peaks = [int(line.split()[1]) for process in _tree(pid) for line in _lines(f"/proc/{process}/status")
              if line.startswith("VmHWM")]
     return sum(peaks) / 1024 if peaks else None
