@@ -157,6 +157,20 @@ class Untraceable:
         first = await s.gen("a")
         s.select("b", [first, "x"])  # here
 
+    async def speaks_in_an_open_role(s: PromptStream, t: str) -> None:
+        """the role of a message cannot be open"""
+        with s.role(f"{t}_bot"):  # here
+            s += "a"
+
+    async def appends_a_message_of_an_open_role(s: PromptStream, t: str) -> None:
+        """the role of a message cannot be open"""
+        s += asgl.role(f"{t}_bot", "a")  # here
+
+    async def names_a_variable_by_what_was_generated(s: PromptStream) -> None:
+        """the name of a variable depends on what the model says"""
+        tip = await s.gen("a")
+        s[f"about {tip}"] = 1  # here
+
     async def ends_itself(s: PromptStream) -> None:
         """what a stream says, and how its ops end"""
         await s.aclose()  # here

@@ -23,7 +23,7 @@ from asgl.language.compile.lines import line_of, line_of_error, line_of_program
 from asgl.language.compile.nodes import Call, Node, Traced
 from asgl.language.compile.symbols import Symbols, Use, arg
 from asgl.language.compile.traced import TracedCore, TracedStream
-from asgl.language.item import Block, Item
+from asgl.language.item import Block, CloseTurn, Item, SetVariable
 from asgl.language.ops import Extend, Gen, Role, Select
 
 T = TypeVar("T")
@@ -73,6 +73,12 @@ class Trace:
     def record(self, core: TracedCore, work: Traced, item: Item, block: Block | None) -> None:
         if budgets.opened() != self._budgets:
             self.symbols.refuse("the program opens a budget, which a graph has no place for: open it around the run of the graph")
+        if isinstance(work, Role | CloseTurn):
+            role = work.role if isinstance(work, Role) else work.block.role
+            if self.symbols.uses(role):
+                self.symbols.refuse("the role of a message cannot be open: give the value that goes into it to .graph(...)")
+        if isinstance(work, SetVariable) and any(isinstance(use.source, Item) for use in self.symbols.uses(work.name)):
+            self.symbols.refuse("the name of a variable depends on what the model says, which is not known when it is set")
         uses: list[Use] = []
         for part in work.content if isinstance(work, Role | Extend) else (work,):
             found = self.symbols.uses(part)
