@@ -18,6 +18,7 @@ import asgl
 from asgl.errors import ConfigError, ContextLengthError, ModelError, OpCancelledError, StreamClosedError
 from asgl.language import PromptStream
 from asgl.sampling import SamplingParams
+from asgl.trace import StreamEvent
 
 # --- random programs against their graphs
 
@@ -359,6 +360,23 @@ async def test_generated_text_in_messages_is_trimmed_as_in_the_program() -> None
     assert seen[0][3][2] == {"role": "user", "content": "said"}
 
 
+async def test_branches_that_are_joined_are_told_of() -> None:
+    @asgl.function
+    async def joins(s: PromptStream) -> None:
+        s += "a"
+        copy = s.copy()
+        copy += "b"
+        s.join([copy])
+
+    seen: list[Any] = []
+    for run in (joins, joins.graph()):
+        events: list[Any] = []
+        await run(Source(FakeEngine(tracers=[SimpleNamespace(event=events.append)])))
+        seen.append([(event.kind, event.stream_id, event.parent_id) for event in events if isinstance(event, StreamEvent)])
+    assert seen[0] == seen[1]
+    assert ("joined", 1, 0) in seen[0]
+
+
 # --- failures
 
 
@@ -416,7 +434,7 @@ async def test_a_message_that_an_op_fails_in_at_once_is_ended() -> None:
 
     seen: list[Any] = []
     for run in (program, program.graph()):
-        s = Source(FakeEngine(context_length=9, template=FakeTemplate())).prompt("> ")
+        s = Source(FakeEngine(context_length=5, template=FakeTemplate())).prompt("> ")
         with pytest.raises(ContextLengthError):
             await run(s)
         s += " on"

@@ -37,7 +37,8 @@ class Execution:
         """By what was kept of a fork the point that its branches begin from here."""
         self._blocks = _Blocks(outside)
         self._stopped = self._ended = False
-        self._work = [(node, node.work if not node.uses else self._with_arguments(node)) for node in nodes]
+        self._work = [(node, self._with_arguments(node) if node.uses or isinstance(node.work, SetVariable) else node.work)
+                      for node in nodes]
 
     async def run(self, returned: Any) -> Any:
         """Submits the ops and waits for all of them; what the program returned, with its values."""
@@ -75,6 +76,9 @@ class Execution:
                     item = (core.enqueue(work) if isinstance(work, CloseTurn)
                             else core.submit(work, grows=not isinstance(work, Point)))
                     self._handles[node.item] = Handle(core, item)
+                    if isinstance(work, Join):
+                        for _, end in work.spans:
+                            end.core.emit_stream("joined", core)
                     if item.error is not None:
                         return  # at once: the stream would refuse what follows, and with another error
         finally:
