@@ -387,7 +387,7 @@ class Core:
 
     def variable(self, name: str) -> Any:
         item = self.submitted.get(name)
-        if item is not None and isinstance(item.work, SetVariable):
+        if item is not None and isinstance(item.work, SetVariable) and not isinstance(item.work.value, Computed):
             return item.work.value
         if item is None and name in self.state.variables:
             return self.state.variables[name]

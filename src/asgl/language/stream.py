@@ -19,6 +19,7 @@ from asgl.language.fork import Branches, OnError, TaskHandle
 from asgl.language.handle import Handle, SelectHandle
 from asgl.language.item import Begin, Item, Join, Point, Restore, Rewind, SetVariable
 from asgl.language.ops import (
+    Computed,
     Content,
     Extend,
     Gen,
@@ -209,7 +210,7 @@ class PromptStream:
             await core.settled(begin)
             begin.result()
         item = core.submitted.get(name)
-        if item is None or isinstance(item.work, SetVariable):
+        if item is None or (isinstance(item.work, SetVariable) and not isinstance(item.work.value, Computed)):
             await asyncio.sleep(0)
             return core.variable(name)
         await core.settled(item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import asgl
-from asgl.errors import ConfigError, ContextLengthError, OpCancelledError, StreamClosedError
+from asgl.errors import ConfigError, ContextLengthError, ModelError, OpCancelledError, StreamClosedError
 from asgl.language import PromptStream
 from asgl.sampling import SamplingParams
+from asgl.trace import StreamEvent
 
 # --- random programs against their graphs
 
@@ -186,6 +188,89 @@ async def test_on_a_stream_it_is_a_part_of_it() -> None:
     engine.check()
 
 
+async def own_message(s: PromptStream) -> None:
+    s.user("a")
+
+
+async def own_block(s: PromptStream) -> None:
+    with s.role("user"):
+        s += "a"
+
+
+async def own_block_in_a_branch(s: PromptStream) -> None:
+    async with s.fork(1) as (branch,):
+        with branch.role("user"):
+            pass
+
+
+@pytest.mark.parametrize("fn", [own_message, own_block, own_block_in_a_branch])
+async def test_a_graph_with_messages_does_not_run_inside_of_one(fn: Any) -> None:
+    graph = asgl.function(fn).graph()
+    s = Source(FakeEngine(template=FakeTemplate())).prompt("> ")
+    with s.role("system"):
+        s += "b"
+        with pytest.raises(ConfigError, match="inside a 'system' message: leave that block first"):
+            await graph(s)
+    assert s.text == "> <|start|>system\nb<|end|>\n"
+
+
+async def test_names_of_variables_have_arguments_in_them() -> None:
+    @asgl.function
+    async def program(s: PromptStream, topic: str) -> str:
+        tip = await s.gen()
+        s[f"about {topic}"] = tip
+        s[f"on {topic}"] = topic
+        return await s.get(f"about {topic}")
+
+    for run in (program, program.graph(asgl.arg)):
+        s = await run(Source(FakeEngine(["one"])), "x")
+        assert (dict(s.variables), s.returned) == ({"about x": "one", "on x": "x"}, "one")
+
+
+async def test_a_variable_that_is_not_computed_is_not_there_yet() -> None:
+    @asgl.function
+    async def program(s: PromptStream) -> None:
+        value = await s.gen()
+        s["y"] = [value]
+
+    engine = FakeEngine(["one"], manual=True)
+    s = Source(engine).prompt("> ")
+    task = asyncio.ensure_future(program.graph()(s))
+    await asyncio.sleep(0)
+    got = asyncio.ensure_future(s.get("y"))
+    await asyncio.sleep(0)
+    assert "y" not in s
+    with pytest.raises(asgl.VariableError, match="is not finished: await"):
+        s["y"]
+    while engine.active:
+        engine.step()
+    await task
+    assert (await got, s["y"]) == (["one"], ["one"])
+
+
+async def test_a_run_leaves_nothing_to_the_garbage_collector() -> None:
+    source = Source(FakeEngine(lambda _: "one", template=FakeTemplate()))
+
+    @asgl.function
+    async def program(s: PromptStream, topic: str) -> list[str]:
+        s += asgl.user(f"On {topic}") + asgl.assistant(asgl.gen(f"on {topic}"))
+        first = await s.get(f"on {topic}")
+        s["first"] = [first]
+        return [first, *await tips(s, f"{first}")]
+
+    graph = program.graph(asgl.arg)
+    gc.collect()
+    gc.disable()
+    try:
+        s = await graph(source, "x")
+        assert s.returned == ["one"] * 4
+        del s
+        await asyncio.sleep(0)
+        assert len(source.session.streams) == 0
+    finally:
+        gc.enable()
+
+
 async def test_arguments_are_given_by_position_or_by_name_and_have_the_defaults_of_the_program() -> None:
     graph = tips.graph(asgl.arg, words=asgl.arg)
     engine = FakeEngine(lambda _: "abcdefghij")
@@ -275,6 +360,23 @@ async def test_generated_text_in_messages_is_trimmed_as_in_the_program() -> None
     assert seen[0][3][2] == {"role": "user", "content": "said"}
 
 
+async def test_branches_that_are_joined_are_told_of() -> None:
+    @asgl.function
+    async def joins(s: PromptStream) -> None:
+        s += "a"
+        copy = s.copy()
+        copy += "b"
+        s.join([copy])
+
+    seen: list[Any] = []
+    for run in (joins, joins.graph()):
+        events: list[Any] = []
+        await run(Source(FakeEngine(tracers=[SimpleNamespace(event=events.append)])))
+        seen.append([(event.kind, event.stream_id, event.parent_id) for event in events if isinstance(event, StreamEvent)])
+    assert seen[0] == seen[1]
+    assert ("joined", 1, 0) in seen[0]
+
+
 # --- failures
 
 
@@ -321,6 +423,24 @@ async def test_a_failure_that_others_waited_for_is_told_once() -> None:
     assert [repr(error) for error in caught.value.exceptions] == ["RuntimeError('broken')"]
     assert source.session.unseen_failures() == []
     engine.check()
+
+
+async def test_a_message_that_an_op_fails_in_at_once_is_ended() -> None:
+    @asgl.function
+    async def program(s: PromptStream) -> None:
+        with s.role("user"):
+            s += "long"
+            await s.gen()
+
+    seen: list[Any] = []
+    for run in (program, program.graph()):
+        s = Source(FakeEngine(context_length=5, template=FakeTemplate())).prompt("> ")
+        with pytest.raises(ContextLengthError):
+            await run(s)
+        s += " on"
+        seen.append((s.text, s.messages()))
+    assert seen[0] == seen[1]
+    assert seen[0][0].endswith("<|end|>\n on")
 
 
 async def test_a_value_that_cannot_be_formatted_fails_its_text() -> None:
@@ -404,6 +524,19 @@ async def test_a_prefix_that_is_too_long_is_told_by_the_runs() -> None:
     assert [type(outcome) for outcome in outcomes] == [ContextLengthError] * 2
     assert source.session.unseen_failures() == []
     engine.check()
+
+
+async def test_a_prefix_that_fails_at_once_is_told_by_the_runs() -> None:
+    @asgl.function
+    async def program(s: PromptStream, topic: str) -> None:
+        s.system("a")
+        s.user("b")
+        s += topic
+
+    source = Source(FakeEngine())
+    outcomes = await program.graph(asgl.arg).batch(source, ["x", "y"], on_error="return")
+    assert [type(outcome) for outcome in outcomes] == [ModelError] * 2
+    assert source.session.unseen_failures() == []
 
 
 async def test_the_prefix_of_messages_is_what_their_runs_begin_with() -> None:

@@ -64,6 +64,14 @@ def test_it_is_printed() -> None:
     assert repr(graph) == "<Graph of chat(question, n): 21 ops>"
 
 
+def test_open_values_in_dicts_are_printed() -> None:
+    @asgl.function
+    async def program(s: PromptStream, t: str) -> None:
+        s["x"] = {"about": "on " + t, "as it is": t}
+
+    assert str(program.graph(asgl.arg)).endswith("set     x = {'about': 'on {t}', 'as it is': {t}}")
+
+
 def test_it_never_changes() -> None:
     graph = chat.graph(asgl.arg, n=asgl.arg)
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -126,6 +126,12 @@ async def only_a_cue(s: PromptStream, t: str) -> None:
     await s.select("x", ["a", "b"])
 
 
+async def before_a_fork(s: PromptStream, t: str) -> None:
+    s += t
+    s += "cue"
+    s.copy()
+
+
 async def referred_to(s: PromptStream, t: str) -> None:
     other = s.copy()
     s += t
@@ -140,10 +146,22 @@ async def into_a_message(s: PromptStream, t: str) -> None:
         s += "a"
 
 
-@pytest.mark.parametrize("fn", [whole_messages, after_a_mark, after_a_gen, only_a_cue, referred_to, into_a_message])
+@pytest.mark.parametrize("fn", [
+    whole_messages, after_a_mark, after_a_gen, only_a_cue, before_a_fork, referred_to, into_a_message,
+])
 def test_what_does_not_move(fn: Fn) -> None:
     graph = graph_of(fn)
     assert said(graph.reordered()) == said(graph)
+
+
+async def before_a_message(s: PromptStream, t: str) -> None:
+    s += t
+    s += "a"
+    s.user("b")
+
+
+def test_before_a_message_there_is_no_cue() -> None:
+    assert said(graph_of(before_a_message).reordered())[:2] == ["s0  text    'a'", "s0  text    {t}"]
 
 
 async def forks(s: PromptStream, t: str) -> None:

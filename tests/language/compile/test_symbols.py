@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import textwrap
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_what_changes_a_value_breaks_its_marker(change: Callable[..., str]) -> N
     len, bool, int, float, hash, list, range,
     lambda t: t[0], lambda t: "x" in t, lambda t: t * 2, lambda t: 2 * t, lambda t: t + 1, lambda t: 1 + t,
     lambda t: t % 3, lambda t: -t, abs, round, lambda t: {t: 1}, lambda t: t.strip(), lambda t: t.split(), lambda t: t.name,
-    lambda t: t("x"), lambda t: ("a" + t).strip(), lambda t: f"{'a' + t:>9}", lambda t: repr("a" + t),
+    lambda t: t("x"), lambda t: ("a" + t).strip(), lambda t: f"{'a' + t:>9}", lambda t: repr("a" + t), lambda t: f"{t:>{t}}",
 ])
 def test_what_looks_at_a_value_is_refused(look: Callable[[Any], object]) -> None:
     symbols, [symbol] = made("t")
@@ -73,7 +74,16 @@ def test_symbols_are_found_in_everything_that_values_are_put_into() -> None:
     assert [label_of(use) for use in symbols.uses(value)] == ["{a}", "{b}", "{a}", "{a}"]
     filled = symbols.filled(value, lambda use: use.of({"a": 1, "b": 2}[str(use.source)]))
     assert filled == {"x": [1, "2!"], "k1": (Text("1"), 3), "same": ["x"]}
-    assert filled["same"] is value["same"]
+    assert filled["same"] is not value["same"]
+
+
+def test_dicts_and_lists_are_new_and_of_the_same_kind() -> None:
+    symbols, [a] = made("a")
+    value = {"counts": Counter("aab"), "many": defaultdict(list, {"x": [f"{a}!"]})}
+    filled = symbols.filled(value, lambda use: use.of(1))
+    assert filled == {"counts": Counter("aab"), "many": {"x": ["1!"]}}
+    assert (filled["counts"]["c"], filled["many"]["y"]) == (0, [])
+    assert filled["counts"] is not value["counts"]
 
 
 def test_ops_are_filled() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import inspect
 import json
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -156,6 +158,52 @@ class Untraceable:
         """can go into text only"""
         first = await s.gen("a")
         s.select("b", [first, "x"])  # here
+
+    async def speaks_in_an_open_role(s: PromptStream, t: str) -> None:
+        """the role of a message cannot be open"""
+        with s.role(f"{t}_bot"):  # here
+            s += "a"
+
+    async def appends_a_message_of_an_open_role(s: PromptStream, t: str) -> None:
+        """the role of a message cannot be open"""
+        s += asgl.role(f"{t}_bot", "a")  # here
+
+    async def names_a_variable_by_what_was_generated(s: PromptStream) -> None:
+        """the name of a variable depends on what the model says"""
+        tip = await s.gen("a")
+        s[f"about {tip}"] = 1  # here
+
+    async def sets_a_variable_to_an_object(s: PromptStream, t: str) -> None:
+        """the variable 'x' is set to a SimpleNamespace, in which open values are not found: set it to values"""
+        s["x"] = [SimpleNamespace(t=t)]  # here
+
+    async def adds_to_a_variable_later(s: PromptStream) -> None:
+        """open values were put into what the variable 'v' was set to"""
+        found: list[str] = []
+        s["v"] = found  # here
+        found.append(await s.gen("a"))
+
+    async def validates_with_an_argument(s: PromptStream, t: str) -> None:
+        """the validator uses an open value"""
+        s.gen("a", validate=lambda said: t in said)  # here
+
+    async def validates_a_message_with_an_argument(s: PromptStream, t: str) -> None:
+        """the validator uses an open value"""
+        s += asgl.assistant(asgl.gen("a", validate=lambda said: t in said))  # here
+
+    async def validates_with_an_argument_beside_another(s: PromptStream, t: str, n: int) -> None:
+        """the validator uses an open value"""
+        s.gen("a", max_tokens=n, validate=lambda said: t in said)  # here
+
+    async def formats_by_an_argument(s: PromptStream, t: str, n: int) -> None:
+        """how an open value is to be formatted is open too"""
+        s += f"{t:>{n}}"  # here
+
+    async def reads_the_text_of_a_text(s: PromptStream) -> None:
+        """only what a gen, a select or a message says"""
+        handle = s.submit("a")
+        await handle
+        s += handle.text  # here
 
     async def ends_itself(s: PromptStream) -> None:
         """what a stream says, and how its ops end"""
@@ -324,6 +372,42 @@ async def test_variables_go_back_with_a_rewind() -> None:
 
     s = await traced(program)(Source(FakeEngine(["one", "two", "three"])))
     assert s.returned == ["one", "one"]
+
+
+async def test_lists_are_those_of_a_run_and_options_those_of_the_call() -> None:
+    @asgl.function
+    async def program(s: PromptStream, t: str) -> list[str]:
+        choices = ["a", t]
+        s.select("x", choices)
+        choices.append("c")
+        s["v"] = ["d"]
+        return ["e"]
+
+    graph = program.graph(asgl.arg)
+    assert "choices=['a', {t}]" in str(graph)
+    for _ in range(2):
+        s = await graph(Source(FakeEngine()), "b")
+        assert (s["v"], s.returned) == (["d"], ["e"])
+        s["v"].append("more")
+        s.returned.append("more")
+
+
+def test_a_validator_may_use_what_is_not_open() -> None:
+    async def program(s: PromptStream, t: str) -> None:
+        s += t
+        s.gen("a", validate=lambda said: known in said or later in said)
+        later = "y"
+
+    known = "x"
+    assert len(traced(program).nodes) == 2
+
+
+def test_a_partial_function_is_traced() -> None:
+    async def program(s: PromptStream, t: str, n: int) -> None:
+        s += t * n
+
+    graph = asgl.function(functools.partial(program, t="x")).graph(n=2)
+    assert graph.prefix == "xx"
 
 
 def test_nodes_know_their_lines() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from asgl.errors import OpCancelledError
+from asgl.errors import ConfigError, OpCancelledError
 from asgl.language.compile.nodes import Call, Fork, Node
 from asgl.language.compile.passes import Prefix
 from asgl.language.compile.symbols import Fill, Symbols, Use
@@ -20,24 +20,32 @@ from asgl.language.stream import PromptStream
 
 
 class Execution:
-    """One run of a graph on a stream. ConfigError, before anything is submitted, for arguments that do not fit its ops."""
+    """One run of a graph on a stream. ConfigError here for arguments of a wrong type or range, and for messages inside a message.
+    What only the stream and its engine can tell, a token that the model does not have, say, is raised as the op is submitted,
+    and what was submitted before it is cancelled."""
 
     def __init__(self, nodes: Sequence[Node], symbols: Symbols, arguments: Mapping[str, Any], stream: PromptStream) -> None:
+        outside = stream._core.block
+        if outside is not None and any(node.block is not None or isinstance(node.work, Role | CloseTurn) for node in nodes):
+            raise ConfigError(f"the graph has messages of its own, and was run inside a {outside.role!r} message: leave that "
+                              "block first")
         self._symbols, self._arguments = symbols, arguments
         self._cores: dict[int, Core] = {0: stream._core}
         self._handles: dict[Item, Handle[Any]] = {}
         """By what was given to the traced program for an op the handle of the op here."""
         self._bases: dict[Item, Item] = {}
         """By what was kept of a fork the point that its branches begin from here."""
-        self._blocks = _Blocks(stream._core.block)
+        self._blocks = _Blocks(outside)
         self._stopped = self._ended = False
-        self._work = [(node, node.work if not node.uses else self._with_arguments(node)) for node in nodes]
+        self._work = [(node, self._with_arguments(node) if node.uses or isinstance(node.work, SetVariable) else node.work)
+                      for node in nodes]
 
     async def run(self, returned: Any) -> Any:
         """Submits the ops and waits for all of them; what the program returned, with its values."""
         try:
             self._submit()
             await self._finish()
+            return self._symbols.filled(returned, self._fill({item: handle.item for item, handle in self._handles.items()}))
         except BaseException:
             self._stop()
             raise
@@ -45,7 +53,7 @@ class Execution:
             self._ended = True
             for child in self._children:
                 child.group = None
-        return self._symbols.filled(returned, self._fill({item: handle.item for item, handle in self._handles.items()}))
+            self._handles.clear()  # they refer to works that refer to this, and to all streams
 
     # --- submitting
 
@@ -68,9 +76,14 @@ class Execution:
                     item = (core.enqueue(work) if isinstance(work, CloseTurn)
                             else core.submit(work, grows=not isinstance(work, Point)))
                     self._handles[node.item] = Handle(core, item)
+                    if isinstance(work, Join):
+                        for _, end in work.spans:
+                            end.core.emit_stream("joined", core)
                     if item.error is not None:
                         return  # at once: the stream would refuse what follows, and with another error
         finally:
+            if root.block is not None and root.block is not outside:  # the block that an op failed in at once
+                root.enqueue(CloseTurn(root.block, by_exception=True))
             root.block = outside
 
     def _with_arguments(self, node: Node) -> Work | Fork | Call:
@@ -88,7 +101,8 @@ class Execution:
         if isinstance(work, Role | Extend):
             return replace(work, content=tuple(self._real_part(part, generated) for part in work.content))
         if isinstance(work, SetVariable) and generated:
-            return replace(work, value=self._computed(work.value, lambda fill: self._symbols.filled(work.value, fill)))
+            value = self._computed(work.value, lambda fill: self._symbols.filled(work.value, fill))
+            return SetVariable(self._symbols.filled(work.name, self._argument), value)
         if isinstance(work, Rewind):
             return Rewind(self._handles[work.point].item)
         if isinstance(work, CloseTurn):
@@ -114,13 +128,13 @@ class Execution:
 
     def _fill(self, done: Mapping[Item, Item]) -> Fill:
         """Gives values of arguments, and of ops by their items here."""
-        def fill(use: Use) -> Any:
+        def fill(use: Use) -> Any:  # does not refer to itself, which would keep what is done
             if isinstance(use.source, str):
                 return self._argument(use)
             item = done[use.source]
             if use.form == "text":
                 return item.text
-            return use.of(item.value if use.name is None else item.values[self._symbols.text(use.name, fill)])
+            return use.of(item.value if use.name is None else item.values[self._symbols.text(use.name, self._fill(done))])
 
         return fill
 
@@ -208,7 +222,10 @@ async def compute_prefix(prefix: Prefix, stream: PromptStream) -> None:
         for block, work in prefix:
             core.block = blocks.of(block)
             closed = blocks.of(work.block) if isinstance(work, CloseTurn) else None
-            core.enqueue(work if closed is None else CloseTurn(closed, by_exception=False))
+            item = core.enqueue(work if closed is None else CloseTurn(closed, by_exception=False))
+            if item.error is not None:
+                item.see()
+                return
         await stream.extend("")
     except Exception:
         return

@@ -44,9 +44,9 @@ class Graph(Program[T_co]):
     async def __call__(self, where: PromptStream | Source, /, *args: Any, **kwargs: Any) -> T_co | ProgramStream[T_co]:
         """Runs the graph as the program itself would run: see `Function.__call__`.
 
-        The open arguments are given by position, in the program's order, or by name; ConfigError, before anything is submitted,
-        if they do not fit. If an op fails, all that was submitted is cancelled; a failure in branches is raised as an
-        ExceptionGroup.
+        The open arguments are given by position, in the program's order, or by name; ConfigError if they do not fit: before
+        anything is submitted, unless only the engine can tell. If an op fails, all that was submitted is cancelled; a failure
+        in branches is raised as an ExceptionGroup.
         """
         return await self._run_on(where, args, kwargs)
 

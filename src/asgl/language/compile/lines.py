@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sysconfig
 from collections.abc import Callable
 from types import FrameType
+from typing import cast
 
 import anyio
 
@@ -25,6 +27,8 @@ def line_of(frame: FrameType | None) -> str:
 
 def line_of_program(fn: Callable[..., object]) -> str:
     """Where the function begins."""
+    while isinstance(fn, functools.partial):
+        fn = cast("functools.partial[object]", fn).func
     code = inspect.unwrap(fn).__code__
     return f"{code.co_filename}:{code.co_firstlineno}, in {code.co_name}"
 

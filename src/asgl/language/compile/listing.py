@@ -34,6 +34,12 @@ def listing(nodes: Sequence[Node], symbols: Symbols) -> list[str]:
     return lines
 
 
+class _Shown(str):
+    """A label, which has no quotes."""
+
+    __repr__ = str.__str__
+
+
 class _Lister:
     def __init__(self, symbols: Symbols, numbers: dict[Item, int]) -> None:
         self._symbols, self._numbers = symbols, numbers
@@ -90,7 +96,7 @@ class _Lister:
             return " ".join(self._label(piece) if isinstance(piece, Use) else repr(shortened(piece)) for piece in pieces) or "''"
         if isinstance(value, list | tuple):
             return f"[{', '.join(map(self._value, value))}]"
-        return shortened(repr(value))
+        return shortened(repr(self._symbols.filled(value, lambda use: _Shown(self._label(use)))))
 
     def _label(self, use: Use) -> str:
         """An argument by its name, a generated value with the number of its op."""

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from asgl.language.compile.symbols import Use
 from asgl.language.item import Block, Item, Work
-from asgl.language.ops import Gen, Select
+from asgl.language.ops import Extend, Gen, Role, Select
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Call:
 
 
 Traced: TypeAlias = Work | Fork | Call
+
+
+def parts_of(work: Traced) -> tuple[Traced, ...]:
+    """What it appends, one after the other: of a message or extend the content, else the work itself."""
+    return work.content if isinstance(work, Role | Extend) else (work,)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-from asgl.language.compile.nodes import Fork, Node
+from asgl.language.compile.nodes import Call, Fork, Node, parts_of
 from asgl.language.compile.symbols import Symbols
 from asgl.language.item import Block, CloseTurn, Item, Point, SetVariable
-from asgl.language.ops import Extend, FromHandle, Role, Text, handles_of
+from asgl.language.ops import Extend, FromHandle, Gen, Role, Select, Text, handles_of
 
 Prefix: TypeAlias = list[tuple[Block | None, Text | Role | Extend | Point | CloseTurn]]
 """Ops, each with the role block that it stands in."""
@@ -37,8 +37,8 @@ def prefix(nodes: Iterable[Node], symbols: Symbols) -> Prefix:
             continue
         if not isinstance(work, Text | Role | Extend | Point | CloseTurn):
             break
-        parts = work.content if isinstance(work, Role | Extend) else (work,) if isinstance(work, Text) else ()
-        if not node.uses and all(isinstance(part, Text) for part in parts):
+        parts = parts_of(work)
+        if not node.uses and all(isinstance(part, Text | Point | CloseTurn) for part in parts):
             found.append((node.block, work))
             continue
         if parts and isinstance(parts[0], Text) and not (isinstance(work, Role) and work.tools):
@@ -51,8 +51,7 @@ def prefix(nodes: Iterable[Node], symbols: Symbols) -> Prefix:
 
 def prefix_text(nodes: Iterable[Node], symbols: Symbols) -> str:
     """The text of the prefix, without what a chat template writes around messages."""
-    parts = [part for _, work in prefix(nodes, symbols)
-             for part in (work.content if isinstance(work, Role | Extend) else (work,))]
+    parts = [part for _, work in prefix(nodes, symbols) for part in parts_of(work)]
     return "".join(part.text for part in parts if isinstance(part, Text))
 
 
@@ -67,7 +66,7 @@ def reordered(nodes: Sequence[Node]) -> tuple[Node, ...]:
             first, rest = nodes[places[0]], places[-1] + 1
             if stream not in parted and isinstance(first.work, Text | FromHandle):
                 ends = next((node for node in nodes[rest:] if node.stream == stream), None)
-                sorted_places = places if ends is None or isinstance(ends.work, CloseTurn) else places[:-1]
+                sorted_places = places[:-1] if ends is not None and isinstance(ends.work, Gen | Select | Call | Fork) else places
                 group = sorted((nodes[place] for place in sorted_places), key=lambda node: not _is_constant(node))
                 for place, node in zip(sorted_places, group, strict=True):
                     moved[place] = node
@@ -98,6 +97,4 @@ def _groups(nodes: Sequence[Node], stream: int, referred: set[Item]) -> Iterator
 
 def _is_constant(node: Node) -> bool:
     """Whether it is the same in all runs, and says the same."""
-    work = node.work
-    parts = work.content if isinstance(work, Role | Extend) else (work,)
-    return not node.uses and all(isinstance(part, Text | Point | CloseTurn | Fork | SetVariable) for part in parts)
+    return not node.uses and all(isinstance(part, Text | Point | CloseTurn | Fork | SetVariable) for part in parts_of(node.work))

@@ -13,8 +13,10 @@ import dataclasses
 import re
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal, NoReturn, TypeAlias, cast
 
 from asgl.errors import CompileError, ConfigError
@@ -126,7 +128,8 @@ class Symbols:
     # --- anything
 
     def filled(self, value: Any, fill: Fill) -> Any:
-        """The value with its symbols replaced, also inside lists, tuples, dicts and dataclasses; itself if it has none."""
+        """The value with its symbols replaced, also inside lists, tuples, dicts and dataclasses. Lists and dicts are new ones, so
+        that no run has those of another, or of the program; all else is itself if nothing in it changes."""
         if isinstance(value, str):
             pieces = self.pieces(value)
             if len(pieces) == 1 and isinstance(pieces[0], Use):
@@ -135,8 +138,12 @@ class Symbols:
         if isinstance(value, Text):
             text = self.text(value.text, fill)
             return value if text == str.__str__(value.text) else Text(text)
-        if isinstance(value, list | tuple):
-            old = list(cast("list[Any]", value))
+        if isinstance(value, list):
+            copied = copy(cast("list[Any]", value))
+            copied[:] = [self.filled(part, fill) for part in copied]
+            return copied
+        if isinstance(value, tuple):
+            old = list(cast("tuple[Any, ...]", value))
             new = [self.filled(part, fill) for part in old]
             if all(a is b for a, b in zip(old, new, strict=True)):
                 return value
@@ -144,6 +151,11 @@ class Symbols:
         if isinstance(value, Mapping):
             before = dict(cast("Mapping[Any, Any]", value))
             after = {self.filled(key, fill): self.filled(part, fill) for key, part in before.items()}
+            if isinstance(value, dict):
+                kept = copy(cast("dict[Any, Any]", value))
+                kept.clear()
+                kept.update(after)
+                return kept
             same = all(a is b for pair in zip(before.items(), after.items(), strict=True) for a, b in zip(*pair, strict=True))
             return value if same else after
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -154,9 +166,16 @@ class Symbols:
 
     def uses(self, value: Any) -> list[Use]:
         """The uses of open values in it, in order."""
-        found: list[Use] = []
-        self.filled(value, lambda use: found.append(use) or "x")
-        return found
+        if isinstance(value, str):
+            return [piece for piece in self.pieces(value) if isinstance(piece, Use)]
+        parts: Iterable[Any] = ()
+        if isinstance(value, list | tuple):
+            parts = cast("list[Any]", value)
+        elif isinstance(value, Mapping):
+            parts = chain.from_iterable(cast("Mapping[Any, Any]", value).items())
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            parts = [getattr(value, field.name) for field in dataclasses.fields(value) if field.init]
+        return [use for part in parts for use in self.uses(part)]
 
     def shown(self, text: str, label: Callable[[Use], str] = label_of) -> str:
         """For readers: the text with {labels} in the place of values."""
@@ -186,6 +205,9 @@ class Symbol(str):
         return Symbol(other % (self,), self._symbols) if isinstance(other, str) else self._refuse("%")
 
     def __format__(self, spec: str) -> str:
+        if self._symbols.uses(spec):
+            self._symbols.refuse("how an open value is to be formatted is open too: give the value of what stands in the format "
+                                 "to .graph(...), or format it before the graph runs")
         if self._use is None or self._use.form != "value":
             return self if not spec else self._refuse("a format")
         return self._symbols.symbol(replace(self._use, form="format", spec=spec))

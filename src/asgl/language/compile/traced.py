@@ -142,9 +142,10 @@ class TracedStream(PromptStream):
 
     def _call(self, make: Callable[..., Gen | Select], name: str | None, options: dict[str, Any]) -> TracedHandle | None:
         """Submits the op if parameters of it are open: it cannot be made yet."""
-        core = self._traced
-        if not core.trace.symbols.uses(options):
+        core, symbols = self._traced, self._traced.trace.symbols
+        if not symbols.uses(options):
             return None
+        options = symbols.filled(options, symbols.symbol)  # as it is now: the program may go on with its lists
         core.check_accepts(grows=True)
         return TracedHandle(core, core.add(Call(make, name, options), () if name is None else (name,)))
 
@@ -200,7 +201,10 @@ class TracedHandle(SelectHandle):
     @property
     def text(self) -> str:
         core = cast(TracedCore, self.core)
-        if not isinstance(self.item.work, Gen | Select | Role | Call) or core.reached < core.trace.where[self.item][1]:
+        if not isinstance(self.item.work, Gen | Select | Role | Call):
+            core.trace.symbols.refuse("only what a gen, a select or a message says is a text that a graph can use again: use "
+                                      "what was appended itself, or append the handle to another stream")
+        if core.reached < core.trace.where[self.item][1]:
             core.trace.symbols.refuse("the text of an op is not there before it was awaited: await the handle first")
         return core.trace.symbols.symbol(Use(self.item, "text"))
 

@@ -20,11 +20,11 @@ from asgl.errors import CompileError, ConfigError
 from asgl.language import budgets
 from asgl.language.compile.graph import Graph
 from asgl.language.compile.lines import line_of, line_of_error, line_of_program
-from asgl.language.compile.nodes import Call, Node, Traced
+from asgl.language.compile.nodes import Call, Node, Traced, parts_of
 from asgl.language.compile.symbols import Symbols, Use, arg
 from asgl.language.compile.traced import TracedCore, TracedStream
-from asgl.language.item import Block, Item
-from asgl.language.ops import Extend, Gen, Role, Select
+from asgl.language.item import Block, CloseTurn, Item, SetVariable
+from asgl.language.ops import Gen, Role, Select
 
 T = TypeVar("T")
 _PLAIN = (type(None), bool, int, float, complex, bytes, Enum, type)
@@ -73,12 +73,22 @@ class Trace:
     def record(self, core: TracedCore, work: Traced, item: Item, block: Block | None) -> None:
         if budgets.opened() != self._budgets:
             self.symbols.refuse("the program opens a budget, which a graph has no place for: open it around the run of the graph")
+        if isinstance(work, Role | CloseTurn):
+            role = work.role if isinstance(work, Role) else work.block.role
+            if self.symbols.uses(role):
+                self.symbols.refuse("the role of a message cannot be open: give the value that goes into it to .graph(...)")
+        if isinstance(work, SetVariable) and any(isinstance(use.source, Item) for use in self.symbols.uses(work.name)):
+            self.symbols.refuse("the name of a variable depends on what the model says, which is not known when it is set")
+        if isinstance(work, SetVariable):
+            self._check_plain(work.value, f"the variable {self.symbols.shown(work.name)!r} is set to", "set it to")
         uses: list[Use] = []
-        for part in work.content if isinstance(work, Role | Extend) else (work,):
+        for part in parts_of(work):
             found = self.symbols.uses(part)
             if isinstance(part, Gen | Select | Call) and any(isinstance(use.source, Item) for use in found):
                 self.symbols.refuse("a parameter of a gen or select depends on what the model says, which is not known when the "
                                     "op is submitted: what the model says can go into text only")
+            if isinstance(part, Gen | Call):
+                self._check_validator(part.validate if isinstance(part, Gen) else part.options.get("validate"))
             uses += found
         self.where[item] = core, len(self.nodes)
         self.nodes.append(Node(core.id, work, item, block, line_of(sys._getframe()), tuple(uses)))
@@ -91,7 +101,8 @@ class Trace:
         asyncio._set_running_loop(cast(Any, _NoLoop(self.symbols)))
         try:
             returned = self._drive(program())
-            self._check_returned(returned)
+            self._check_plain(returned, "it returns", "return", self._begins)
+            self._check_unchanged()
         except Exception as error:
             if self.symbols.error is not None:
                 raise self.symbols.error from None
@@ -124,7 +135,25 @@ class Trace:
         hint = " (what stands in braces is not known yet: give its value instead of asgl.arg)" if shown != said else ""
         return CompileError(f"{line_of_error(error) or self._begins}: while it was traced, the program raised {shown}{hint}")
 
-    def _check_returned(self, value: Any) -> None:
+    def _check_validator(self, validate: Any) -> None:
+        """A function is called as it is, with whatever it has from around it."""
+        for cell in getattr(validate, "__closure__", None) or ():
+            try:
+                held = cell.cell_contents
+            except ValueError:  # nothing is there yet
+                continue
+            if self.symbols.uses(held):
+                self.symbols.refuse("the validator uses an open value of the program around it, and would get a marker for it: "
+                                    "give the value to .graph(...), or run the program directly")
+
+    def _check_unchanged(self) -> None:
+        """A list that a variable was set to may have grown, but by nothing open, of which its node would not know."""
+        for node in self.nodes:
+            if isinstance(node.work, SetVariable) and self.symbols.uses(node.work) != list(node.uses):
+                self.symbols.refuse(f"open values were put into what the variable {self.symbols.shown(node.work.name)!r} was set "
+                                    "to, or taken out of it, after that: set it when it is complete", node.line)
+
+    def _check_plain(self, value: Any, which: str, instead: str, where: str | None = None) -> None:
         """The value must be made of what symbols are found in."""
         if is_dataclass(value) and not isinstance(value, type):
             parts = [getattr(value, field.name) for field in fields(value)]
@@ -139,10 +168,10 @@ class Trace:
             parts = []
         else:
             kind = type(value).__name__.removeprefix("Traced")
-            self.symbols.refuse(f"it returns a {kind}, in which open values are not found: return values, or lists, tuples, "
-                                "dicts and dataclasses of them", self._begins)
+            self.symbols.refuse(f"{which} a {kind}, in which open values are not found: {instead} values, or lists, tuples, "
+                                "dicts and dataclasses of them", where)
         for part in parts:
-            self._check_returned(part)
+            self._check_plain(part, which, instead, where)
 
 
 class _Waits(BaseException):
