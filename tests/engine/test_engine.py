@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from engine_harness import Gate, Letters, Waiter, generate, opened, settled, token_ids
+from engine_harness import Gate, Letters, Sentence, Waiter, generate, opened, settled, token_ids
 from fake_runner import expected_output, expected_scores
 
 from asgl.engine.ticket import Ticket
@@ -119,6 +119,43 @@ async def test_stop_keeps_what_was_generated():
         assert len(ticket.text) == 3
         engine.stop(ticket)
         assert waiter.times == 1
+
+
+def text_of(ticket: Ticket) -> str:
+    """What its tokens say."""
+    return "".join(Letters().push(token) for token in token_ids(ticket))
+
+
+async def test_one_stopped_before_its_first_news_has_the_tokens_of_its_text():
+    async with opened() as engine:
+        waiter = Waiter()
+        ticket = generate(engine, [1, 2, 3], waiter, grammar=Sentence(5, 6, 7), max_tokens=50)
+        engine.stop(ticket)
+        assert (ticket.finish_reason, waiter.times) == ("stopped", 1)
+        assert token_ids(ticket) == [5, 6, 7]
+        assert ticket.text == text_of(ticket)
+
+
+async def test_one_that_its_unheard_news_has_ended_is_not_stopped():
+    async with opened() as engine:
+        ticket = generate(engine, [1, 2, 3], grammar=Sentence(5, 6, 7), max_tokens=2)
+        engine.stop(ticket)
+        assert (ticket.finish_reason, ticket.listener.times) == ("length", 1)
+        assert token_ids(ticket) == [5, 6]
+
+
+async def test_one_stopped_by_a_listener_has_the_tokens_of_its_text():
+    """Its news of this step is behind that of the listener's request."""
+    async with opened() as engine:
+        waiter = Waiter()
+        waiter.then = lambda ticket: engine.stop(other) if len(ticket.tokens) == 2 else None
+        ticket = generate(engine, [1, 2, 3], waiter, max_tokens=5)
+        other = generate(engine, [1, 2, 3, 4], max_tokens=50)
+        await settled(ticket, other)
+        assert other.finish_reason == "stopped"
+        assert token_ids(other) == expected_output([1, 2, 3, 4], len(other.tokens))
+        assert other.text == text_of(other)
+        assert token_ids(ticket) == expected_output([1, 2, 3], 5)
 
 
 async def test_a_listener_may_cancel_another_request_and_submit_new_ones():

@@ -161,6 +161,9 @@ class Engine:
 
     def stop(self, ticket: Ticket) -> None:
         """Ends a generation now, with what it has: finish reason "stopped". Nothing happens if it has ended."""
+        if ticket.settled:
+            return
+        self._deliver()  # its output has seen tokens that the ticket has not, and they may have ended it
         if not ticket.settled:
             self.scheduler.cancel(ticket.request)
             self._delivery.settle(ticket, reason="stopped")
