@@ -256,6 +256,47 @@ async def test_close_while_busy_settles_everything():
         assert type(generate(engine, [1], max_tokens=1).error) is EngineClosedError
 
 
+async def test_a_listener_that_cancels_another_request_while_all_are_closed():
+    reports = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reports.append(context))
+    gate = Gate()
+    async with opened(before_step=gate) as engine:
+
+        class Leader(Waiter):
+            def on_settled(self, ticket: Ticket) -> None:
+                super().on_settled(ticket)
+                engine.cancel(follower)
+
+        leader, follower = generate(engine, [1], Leader(), max_tokens=100), generate(engine, [2], max_tokens=100)
+        await gate.step_begins()
+        closing = asyncio.ensure_future(engine.close())
+        await settled(leader)
+        gate.leave_open()
+        await closing
+        assert type(leader.error) is EngineClosedError
+        assert follower.settled
+        assert (follower.error, follower.listener.times) == (None, 0)
+        assert reports == []
+
+
+async def test_a_failure_beside_that_of_a_step_settles_all_the_same(monkeypatch):
+    def fail(plan: StepPlan) -> None:
+        raise RuntimeError("device lost")
+
+    def abandon() -> None:
+        scheduler_abandon()
+        raise ValueError("the books do not balance")
+
+    async with opened(before_step=fail) as engine:
+        scheduler_abandon = engine.scheduler.abandon
+        monkeypatch.setattr(engine.scheduler, "abandon", abandon)
+        ticket = generate(engine, [1], max_tokens=3)
+        with pytest.raises(ValueError, match="the books do not balance"):
+            await engine._task
+        assert "device lost" in str(ticket.error)
+        assert ticket.listener.times == 1
+
+
 async def test_use_from_another_loop_raises():
     async with opened() as engine:
 

@@ -95,6 +95,33 @@ def test_what_must_know_the_token_is_waited_for(options):
     harness.verify_idle()
 
 
+class Beginning(Script):
+    """A grammar that asks for something in the first tokens only."""
+
+    @property
+    def complete(self) -> bool:
+        return False
+
+    @property
+    def free(self) -> bool:
+        return not self.left
+
+
+def test_a_grammar_that_asks_for_nothing_more_is_waited_for_no_longer():
+    harness = ahead()
+    request = harness.submit(tokens(5), max_tokens=8, grammar=Beginning([2]))
+    harness.submit(tokens(5, 1), max_tokens=8)
+    for _ in range(2):
+        assert harness.begin()
+        assert not harness.begin()
+        harness.finish()
+    assert request.grammar is None
+    harness.run()
+    assert [bool(plan.continued) for plan in harness.runner.steps] == [False] * 3 + [True] * 5
+    harness.verify_ended()
+    harness.verify_idle()
+
+
 def test_chunks_of_a_prompt_and_branches_are_planned_ahead():
     harness = ahead(max_batch_tokens=16)
     harness.submit(tokens(60), max_tokens=3)
@@ -186,4 +213,26 @@ def test_what_is_in_flight_fails_and_is_planned_again(both):
     harness.run()
     assert set(harness.ended) == {0, 1}
     harness.verify_ended()
+    harness.verify_idle()
+
+
+class Broken(StopAt):
+    """An output with a defect."""
+
+    def push(self, token_id: int, /) -> str | None:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_commit_that_raises_releases_what_left_meanwhile(both):
+    harness = ahead()
+    leaver = harness.submit(tokens(5), max_tokens=9)
+    broken = harness.submit(tokens(5, 1), max_tokens=9, output=Broken(0))
+    assert harness.begin()
+    harness.scheduler.cancel(leaver)
+    assert not both or harness.begin()
+    with pytest.raises(ZeroDivisionError):
+        harness.finish()
+    harness.abandon()
+    harness.scheduler.cancel(broken)
     harness.verify_idle()

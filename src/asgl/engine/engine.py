@@ -251,11 +251,13 @@ class Engine:
         except GeneratorExit:  # the loop was closed: nobody waits any more, and nothing can be waited for
             raise
         except BaseException as error:
-            await self._steps.drain()
-            self.scheduler.abandon()
             crash = EngineCrashedError(f"the engine has stopped, because a step failed: {error!r}")
             crash.__cause__ = error
-            self._finish(crash)
+            try:
+                await self._steps.drain()
+                self.scheduler.abandon()
+            finally:
+                self._finish(crash)
             if not isinstance(error, Exception):
                 raise
 
@@ -283,6 +285,8 @@ class Engine:
             timer.cancel()
             self._unpin(number)
         for ticket in self._delivery.open:
+            if ticket.settled:
+                continue  # the listener of another one has cancelled it, just now
             self.scheduler.cancel(ticket.request)
             self._delivery.settle(ticket, error=why)
         self._wake.set()

@@ -162,6 +162,13 @@ class Scheduler:
         if not self._flights:
             raise InternalError("no step is in flight")
         flight = self._flights.popleft()
+        try:
+            self._take_result(flight, result)
+        finally:  # also if a grammar raises: nothing else will release what left meanwhile
+            self._release_leaving(flight)
+        self.admission.reserve_less()
+
+    def _take_result(self, flight: Flight, result: StepResult) -> None:
         self._pace.saw(len(flight.slots), flight.decodes, result.seconds)
         samples, scores = flight.land(result.samples), iter(result.scores)
         for row in flight.rows:
@@ -180,8 +187,6 @@ class Scheduler:
         for request in {row.request: None for row in flight.rows}:
             if request.state == "running" and _is_complete(request):
                 self._end(request)
-        self._release_leaving(flight)
-        self.admission.reserve_less()
 
     def abandon(self) -> None:
         """A step in flight failed, and none is any more: what they were to write is not used, and their requests can be planned
