@@ -50,7 +50,7 @@ def test_the_last_token_needs_no_step_more():
     assert steps[0] == steps[1] == (6, 15 + 3 + 4 + 5)
 
 
-def test_a_stop_leaves_a_row_behind_whose_slot_is_free_when_its_step_has_returned():
+def test_a_stop_leaves_a_row_behind_whose_token_is_cached_when_its_step_has_returned():
     prompt = tokens(5)
     harness = ahead()
     stop = expected_output(prompt, 3)[2]
@@ -69,7 +69,8 @@ def test_a_stop_leaves_a_row_behind_whose_slot_is_free_when_its_step_has_returne
     assert ledger.pool.free == 200 - 8
     assert ledger.cache.peek(request.tokens, None) == 7
     harness.finish()
-    assert (ledger.pool.free, ledger.cache.evictable) == (200 - 7, 7)
+    assert (ledger.pool.free, ledger.cache.evictable) == (200 - 8, 8)
+    assert ledger.cache.peek(request.tokens, None) == 8
     assert harness.scheduler.counters.generated_tokens == 3
     harness.verify_ended()
     harness.verify_idle()
@@ -176,6 +177,40 @@ def test_a_pin_does_not_yield_while_a_step_in_flight_may_free_slots():
     harness.run()
     assert harness.scheduler.ledger.cache.peek(harness.requests[0].tokens, None) == 8
     assert harness.ended[2] == "length"
+
+
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+def test_thousands_of_pins_yield_to_who_could_not_go_on(steps_in_flight):
+    harness = Harness(30, steps_in_flight=steps_in_flight, max_batch_tokens=8)
+    harness.submit(tokens(20))
+    harness.run()
+    running = harness.submit(tokens(25, 1), max_tokens=2)
+    assert harness.begin()
+    for _ in range(2000):
+        harness.scheduler.ledger.pin(harness.requests[0].tokens, None)
+    harness.run()
+    assert harness.ended[running.id] == "length"
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_what_a_cancelled_request_computes_of_tokens_that_are_known_is_cached():
+    """The first of the two in flight goes on with a token that was committed since, the second with one that nobody will know."""
+    harness = ahead()
+    request = harness.submit(tokens(5), max_tokens=50)
+    harness.begin()
+    harness.begin()
+    harness.finish()
+    harness.begin()
+    harness.scheduler.cancel(request)
+    harness.run()
+    assert len(request.tokens) == 6
+    assert harness.scheduler.ledger.cache.evictable == 6
+    again = harness.submit(tokens(5), max_tokens=9)
+    harness.run()
+    assert again.cached_tokens == 4
+    assert harness.outputs[again.id] == expected_output(tokens(5), 9)
+    harness.verify_idle()
 
 
 @pytest.mark.parametrize("seed", range(20))
