@@ -34,7 +34,7 @@ class Delivery:
         self.emit("submitted", ticket)
 
     def deliver(self, updates: Iterable[Update]) -> bool:
-        """Hands the scheduler's news to the tickets; whether any was settled. A listener may call it: it then hands out the rest."""
+        """Hands the scheduler's news to the tickets; whether any was settled. A listener may call it: that hands out the rest."""
         self._news.extend(updates)
         settled = False
         while self._news:

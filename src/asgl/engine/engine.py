@@ -151,7 +151,8 @@ class Engine:
         return self._submit(ticket, self._intake.too_long(request, 0, "are too many"))
 
     def cancel(self, ticket: Ticket) -> None:
-        """Settles the ticket without telling its listener. The request leaves the batch before the next step. Idempotent."""
+        """Settles the ticket without telling its listener. The request is in no step that is planned from now
+        on; those in flight still compute it. Idempotent."""
         if ticket.settled:
             return
         self._cancelled += 1
