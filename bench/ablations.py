@@ -85,5 +85,5 @@ def make_scheduler(variant: Variant, like: Scheduler) -> Scheduler:
     """A scheduler with an empty cache and the bounds of another one, without what the variant lacks."""
     options: dict[str, Any] = {} if variant.shares_in_batch else {"share_threshold": _NEVER}
     return Scheduler(capacity=like.capacity, max_running=like.max_running, max_batch_tokens=like.max_batch_tokens,
-                     max_waiting=like.max_waiting, step_seconds=like.step_seconds, policy=variant.policy, cache=variant.cache,
-                     **options)
+                     max_waiting=like.max_waiting, step_seconds=like.step_seconds, steps_in_flight=like.steps_in_flight,
+                     policy=variant.policy, cache=variant.cache, **options)

@@ -113,4 +113,4 @@ class StepResult:
     samples: tuple[SampledToken, ...] = ()
     scores: tuple[tuple[float, ...], ...] = ()
     seconds: float = 0.0
-    """How long the step ran on the device."""
+    """How long the step ran on the device; where two are in flight, the time in which both run is that of the older one."""

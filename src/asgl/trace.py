@@ -24,7 +24,7 @@ class RequestEvent:
     kind: Literal["submitted", "admitted", "retracted", "finished", "cancelled", "failed"]
     """What happened."""
     request_id: int
-    """Counts from 0 in each Runtime."""
+    """Counts from 1 in each Runtime."""
     prompt_tokens: int
     """How long the prompt is."""
     cached_tokens: int = 0
@@ -40,7 +40,7 @@ class StepEvent:
     """The engine ran a step."""
 
     number: int
-    """Counts from 1."""
+    """Counts from 0."""
     decode_rows: int
     """Rows of one new token: mostly requests that got their next one."""
     extend_rows: int
@@ -58,7 +58,7 @@ class StepEvent:
     plan_seconds: float
     """How long planning it took."""
     run_seconds: float
-    """How long it took on the device thread."""
+    """How long it ran; where two are in flight, the time in which both run is that of the older one."""
 
 
 @dataclass(frozen=True, slots=True)

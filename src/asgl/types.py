@@ -119,7 +119,7 @@ class EngineStatistics:
     plan_seconds: float
     """Spent on planning steps, on the event loop."""
     run_seconds: float
-    """Spent on running steps, on the device thread."""
+    """Spent on running steps; where two are in flight, the time in which both run is counted once."""
     idle_seconds: float
     """Spent with nothing to do."""
     namespaces: Mapping[str | None, NamespaceStatistics]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from bench.ablations import VARIANTS
+from bench.ablations import VARIANTS, make_scheduler
 from bench.client import Options
 from bench.driver import execute
 from bench.engine_asgl import AsglClient
 from bench.workloads.base import Workload
 
 import asgl
+from asgl.scheduling.scheduler import Scheduler
 
 HEAD = "A prefix that both prompts have in common, and that is long enough to be shared. "
 
@@ -54,6 +55,12 @@ async def test_answers_do_not_change(variant, run, model):
     expected, _ = await figures(model, "asgl", run, ["one", "two", "one more"], concurrency=3)
     got, _ = await figures(model, variant, run, ["one", "two", "one more"], concurrency=3)
     assert got == expected
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_the_device_takes_at_once_is_planned_at_once(variant):
+    made = make_scheduler(VARIANTS[variant], Scheduler(capacity=100, steps_in_flight=2))
+    assert (made.capacity, made.steps_in_flight) == (100, 2)
 
 
 @pytest.mark.parametrize(("variant", "prefixes", "conversations"), [

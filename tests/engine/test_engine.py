@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from engine_harness import Gate, Letters, Waiter, generate, opened, settled, token_ids
+from engine_harness import Gate, Letters, Sentence, Waiter, generate, opened, settled, token_ids
 from fake_runner import expected_output, expected_scores
 
 from asgl.engine.ticket import Ticket
@@ -121,6 +121,43 @@ async def test_stop_keeps_what_was_generated():
         assert waiter.times == 1
 
 
+def text_of(ticket: Ticket) -> str:
+    """What its tokens say."""
+    return "".join(Letters().push(token) for token in token_ids(ticket))
+
+
+async def test_one_stopped_before_its_first_news_has_the_tokens_of_its_text():
+    async with opened() as engine:
+        waiter = Waiter()
+        ticket = generate(engine, [1, 2, 3], waiter, grammar=Sentence(5, 6, 7), max_tokens=50)
+        engine.stop(ticket)
+        assert (ticket.finish_reason, waiter.times) == ("stopped", 1)
+        assert token_ids(ticket) == [5, 6, 7]
+        assert ticket.text == text_of(ticket)
+
+
+async def test_one_that_its_unheard_news_has_ended_is_not_stopped():
+    async with opened() as engine:
+        ticket = generate(engine, [1, 2, 3], grammar=Sentence(5, 6, 7), max_tokens=2)
+        engine.stop(ticket)
+        assert (ticket.finish_reason, ticket.listener.times) == ("length", 1)
+        assert token_ids(ticket) == [5, 6]
+
+
+async def test_one_stopped_by_a_listener_has_the_tokens_of_its_text():
+    """Its news of this step is behind that of the listener's request."""
+    async with opened() as engine:
+        waiter = Waiter()
+        waiter.then = lambda ticket: engine.stop(other) if len(ticket.tokens) == 2 else None
+        ticket = generate(engine, [1, 2, 3], waiter, max_tokens=5)
+        other = generate(engine, [1, 2, 3, 4], max_tokens=50)
+        await settled(ticket, other)
+        assert other.finish_reason == "stopped"
+        assert token_ids(other) == expected_output([1, 2, 3, 4], len(other.tokens))
+        assert other.text == text_of(other)
+        assert token_ids(ticket) == expected_output([1, 2, 3], 5)
+
+
 async def test_a_listener_may_cancel_another_request_and_submit_new_ones():
     async with opened() as engine:
         more: list[Ticket] = []
@@ -217,6 +254,47 @@ async def test_close_while_busy_settles_everything():
         await closing
         await engine.close()
         assert type(generate(engine, [1], max_tokens=1).error) is EngineClosedError
+
+
+async def test_a_listener_that_cancels_another_request_while_all_are_closed():
+    reports = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reports.append(context))
+    gate = Gate()
+    async with opened(before_step=gate) as engine:
+
+        class Leader(Waiter):
+            def on_settled(self, ticket: Ticket) -> None:
+                super().on_settled(ticket)
+                engine.cancel(follower)
+
+        leader, follower = generate(engine, [1], Leader(), max_tokens=100), generate(engine, [2], max_tokens=100)
+        await gate.step_begins()
+        closing = asyncio.ensure_future(engine.close())
+        await settled(leader)
+        gate.leave_open()
+        await closing
+        assert type(leader.error) is EngineClosedError
+        assert follower.settled
+        assert (follower.error, follower.listener.times) == (None, 0)
+        assert reports == []
+
+
+async def test_a_failure_beside_that_of_a_step_settles_all_the_same(monkeypatch):
+    def fail(plan: StepPlan) -> None:
+        raise RuntimeError("device lost")
+
+    def abandon() -> None:
+        scheduler_abandon()
+        raise ValueError("the books do not balance")
+
+    async with opened(before_step=fail) as engine:
+        scheduler_abandon = engine.scheduler.abandon
+        monkeypatch.setattr(engine.scheduler, "abandon", abandon)
+        ticket = generate(engine, [1], max_tokens=3)
+        with pytest.raises(ValueError, match="the books do not balance"):
+            await engine._task
+        assert "device lost" in str(ticket.error)
+        assert ticket.listener.times == 1
 
 
 async def test_use_from_another_loop_raises():

@@ -70,6 +70,7 @@ def test_the_text_of_the_prompt_stays_and_that_of_the_output_begins_after_it(pro
         allowed = [token for token in range(1, len(PIECES)) if mask is None or mask[token // 8] >> token % 8 & 1]
         tokens.append(generator.choice(allowed))
         healing.push(tokens[-1])
+        assert healing.free == (healing.mask(()) is None)
         reason = output.push(tokens[-1])
         seen.append(output.text)
     if reason is None:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 from fake_cuda import FakeCuda
 from scheduler_harness import StopAt
-from steps import MemoryCheckpoint
-from test_cuda_runner import Kernels, make
+from steps import GREEDY, MemoryCheckpoint, Row, step
+from test_cuda_runner import Kernels, make, out_of_memory
 
+from asgl.errors import EngineError
 from asgl.execution.cuda_runner import CudaRunner
 from asgl.execution.runner import Runner
 from asgl.kernels.reference import ReferenceKernels
@@ -85,6 +86,21 @@ def test_whole_requests(seed: int) -> None:
     for number, scores in scored.items():
         for one, other in zip(scores, scored_same[number], strict=True):
             assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_a_launch_that_fails_leaves_the_one_in_flight_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next is launched in the lane of the one that failed, not in that of the one whose results are still to be read."""
+    runner = make()
+    plans = [step([Row([3 + number, 4, 5], range(3 * number, 3 * number + 3), sample=GREEDY)]) for number in range(3)]
+    expected = [make().run(plan).samples for plan in plans]
+    runner.launch(plans[0])
+    with monkeypatch.context() as broken:
+        out_of_memory(2, broken, runner)
+        with pytest.raises(EngineError, match="ran out of memory"):
+            runner.launch(plans[1])
+    runner.launch(plans[2])
+    assert len({id(flight.landing) for flight in runner._flights}) == 2
+    assert [runner.collect().samples, runner.collect().samples] == [expected[0], expected[2]]
 
 
 def test_the_seconds_of_a_step_are_those_that_no_other_step_ran() -> None:

@@ -9,10 +9,11 @@ from asgl.execution.batch import lower
 from asgl.execution.cuda_warm_up import warm_up_plans
 
 
-@pytest.mark.parametrize(("capacity", "count"), [(1, 1), (2, 1), (3, 3), (20, 4), (33, 5), (1000, 5)])
+@pytest.mark.parametrize(("capacity", "count"), [(1, 2), (2, 2), (3, 4), (20, 5), (33, 6), (1000, 6)])
 def test_plans_fit_the_capacity(capacity: int, count: int) -> None:
     plans = warm_up_plans(capacity, 211)
     assert len(plans) == count
     for plan in plans:
         lower(plan, capacity=capacity, vocabulary=211, context=8, device=torch.device("cpu"))
         assert plan.samples
+    assert [bool(plan.continued) for plan in plans] == [False] * (count - 1) + [True]

@@ -29,6 +29,10 @@ class Script:
     def complete(self) -> bool:
         return not self.left
 
+    @property
+    def free(self) -> bool:
+        return False
+
     def ends(self, token_id: int, /) -> bool:
         return token_id == self.end
 

@@ -50,7 +50,7 @@ def test_the_last_token_needs_no_step_more():
     assert steps[0] == steps[1] == (6, 15 + 3 + 4 + 5)
 
 
-def test_a_stop_leaves_a_row_behind_whose_slot_is_free_when_its_step_has_returned():
+def test_a_stop_leaves_a_row_behind_whose_token_is_cached_when_its_step_has_returned():
     prompt = tokens(5)
     harness = ahead()
     stop = expected_output(prompt, 3)[2]
@@ -69,7 +69,8 @@ def test_a_stop_leaves_a_row_behind_whose_slot_is_free_when_its_step_has_returne
     assert ledger.pool.free == 200 - 8
     assert ledger.cache.peek(request.tokens, None) == 7
     harness.finish()
-    assert (ledger.pool.free, ledger.cache.evictable) == (200 - 7, 7)
+    assert (ledger.pool.free, ledger.cache.evictable) == (200 - 8, 8)
+    assert ledger.cache.peek(request.tokens, None) == 8
     assert harness.scheduler.counters.generated_tokens == 3
     harness.verify_ended()
     harness.verify_idle()
@@ -91,6 +92,33 @@ def test_what_must_know_the_token_is_waited_for(options):
     assert harness.begin()
     harness.run()
     assert [bool(plan.continued) for plan in harness.runner.steps] == [False] * 8 + [True] * 12
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+class Beginning(Script):
+    """A grammar that asks for something in the first tokens only."""
+
+    @property
+    def complete(self) -> bool:
+        return False
+
+    @property
+    def free(self) -> bool:
+        return not self.left
+
+
+def test_a_grammar_that_asks_for_nothing_more_is_waited_for_no_longer():
+    harness = ahead()
+    request = harness.submit(tokens(5), max_tokens=8, grammar=Beginning([2]))
+    harness.submit(tokens(5, 1), max_tokens=8)
+    for _ in range(2):
+        assert harness.begin()
+        assert not harness.begin()
+        harness.finish()
+    assert request.grammar is None
+    harness.run()
+    assert [bool(plan.continued) for plan in harness.runner.steps] == [False] * 3 + [True] * 5
     harness.verify_ended()
     harness.verify_idle()
 
@@ -151,6 +179,40 @@ def test_a_pin_does_not_yield_while_a_step_in_flight_may_free_slots():
     assert harness.ended[2] == "length"
 
 
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+def test_thousands_of_pins_yield_to_who_could_not_go_on(steps_in_flight):
+    harness = Harness(30, steps_in_flight=steps_in_flight, max_batch_tokens=8)
+    harness.submit(tokens(20))
+    harness.run()
+    running = harness.submit(tokens(25, 1), max_tokens=2)
+    assert harness.begin()
+    for _ in range(2000):
+        harness.scheduler.ledger.pin(harness.requests[0].tokens, None)
+    harness.run()
+    assert harness.ended[running.id] == "length"
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_what_a_cancelled_request_computes_of_tokens_that_are_known_is_cached():
+    """The first of the two in flight goes on with a token that was committed since, the second with one that nobody will know."""
+    harness = ahead()
+    request = harness.submit(tokens(5), max_tokens=50)
+    harness.begin()
+    harness.begin()
+    harness.finish()
+    harness.begin()
+    harness.scheduler.cancel(request)
+    harness.run()
+    assert len(request.tokens) == 6
+    assert harness.scheduler.ledger.cache.evictable == 6
+    again = harness.submit(tokens(5), max_tokens=9)
+    harness.run()
+    assert again.cached_tokens == 4
+    assert harness.outputs[again.id] == expected_output(tokens(5), 9)
+    harness.verify_idle()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_same_tokens_as_one_step_at_a_time(seed):
     """Under pressure, with stops, penalties, and cancels at the same numbers of committed steps."""
@@ -186,4 +248,26 @@ def test_what_is_in_flight_fails_and_is_planned_again(both):
     harness.run()
     assert set(harness.ended) == {0, 1}
     harness.verify_ended()
+    harness.verify_idle()
+
+
+class Broken(StopAt):
+    """An output with a defect."""
+
+    def push(self, token_id: int, /) -> str | None:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_commit_that_raises_releases_what_left_meanwhile(both):
+    harness = ahead()
+    leaver = harness.submit(tokens(5), max_tokens=9)
+    broken = harness.submit(tokens(5, 1), max_tokens=9, output=Broken(0))
+    assert harness.begin()
+    harness.scheduler.cancel(leaver)
+    assert not both or harness.begin()
+    with pytest.raises(ZeroDivisionError):
+        harness.finish()
+    harness.abandon()
+    harness.scheduler.cancel(broken)
     harness.verify_idle()

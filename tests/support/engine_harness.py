@@ -34,6 +34,34 @@ class LetterTokenizer:
     detokenizer = Letters
 
 
+class Sentence:
+    """A compiled grammar, and its matcher: these tokens must come, then any."""
+
+    error = None
+    accepting = True
+    complete = False
+    free = False
+
+    def __init__(self, *tokens: int) -> None:
+        self._left = list(tokens)
+
+    def matcher(self, ends) -> Sentence:
+        return self
+
+    def ends(self, token_id: int, /) -> bool:
+        return False
+
+    def forced(self) -> list[int]:
+        return list(self._left)
+
+    def mask(self, banned, /) -> None:
+        return None
+
+    def push(self, token_id: int, /) -> None:
+        if self._left:
+            assert self._left.pop(0) == token_id
+
+
 class Waiter:
     """A listener that can be awaited."""
 
@@ -106,8 +134,8 @@ def params(**fields) -> SamplingParams:
     return SamplingParams(**fields).over(LIBRARY_DEFAULTS)
 
 
-def generate(engine: Engine, prompt, waiter: Waiter | None = None, **fields) -> Ticket:
-    return engine.generate(prompt, params(**fields), seed=0, listener=waiter or Waiter())
+def generate(engine: Engine, prompt, waiter: Waiter | None = None, grammar=None, **fields) -> Ticket:
+    return engine.generate(prompt, params(**fields), seed=0, grammar=grammar, listener=waiter or Waiter())
 
 
 async def settled(*tickets: Ticket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,8 @@ class Delivery:
         self._tracers = tracers
         self._clock = clock
         self._tickets: dict[int, Ticket] = {}
+        self._news: deque[Update] = deque()
+        """Taken from the scheduler, and not handed out yet."""
 
     @property
     def open(self) -> list[Ticket]:
@@ -31,9 +34,11 @@ class Delivery:
         self.emit("submitted", ticket)
 
     def deliver(self, updates: Iterable[Update]) -> bool:
-        """Hands the scheduler's news to the tickets; whether any was settled."""
+        """Hands the scheduler's news to the tickets; whether any was settled. A listener may call it: that hands out the rest."""
+        self._news.extend(updates)
         settled = False
-        for update in updates:
+        while self._news:
+            update = self._news.popleft()
             settled |= update.ended
             self._deliver_one(update)
         return settled

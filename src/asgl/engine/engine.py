@@ -151,7 +151,8 @@ class Engine:
         return self._submit(ticket, self._intake.too_long(request, 0, "are too many"))
 
     def cancel(self, ticket: Ticket) -> None:
-        """Settles the ticket without telling its listener. The request leaves the batch before the next step. Idempotent."""
+        """Settles the ticket without telling its listener. The request is in no step that is planned from now
+        on; those in flight still compute it. Idempotent."""
         if ticket.settled:
             return
         self._cancelled += 1
@@ -161,6 +162,9 @@ class Engine:
 
     def stop(self, ticket: Ticket) -> None:
         """Ends a generation now, with what it has: finish reason "stopped". Nothing happens if it has ended."""
+        if ticket.settled:
+            return
+        self._deliver()  # its output has seen tokens that the ticket has not, and they may have ended it
         if not ticket.settled:
             self.scheduler.cancel(ticket.request)
             self._delivery.settle(ticket, reason="stopped")
@@ -248,11 +252,13 @@ class Engine:
         except GeneratorExit:  # the loop was closed: nobody waits any more, and nothing can be waited for
             raise
         except BaseException as error:
-            await self._steps.drain()
-            self.scheduler.abandon()
             crash = EngineCrashedError(f"the engine has stopped, because a step failed: {error!r}")
             crash.__cause__ = error
-            self._finish(crash)
+            try:
+                await self._steps.drain()
+                self.scheduler.abandon()
+            finally:
+                self._finish(crash)
             if not isinstance(error, Exception):
                 raise
 
@@ -280,6 +286,8 @@ class Engine:
             timer.cancel()
             self._unpin(number)
         for ticket in self._delivery.open:
+            if ticket.settled:
+                continue  # the listener of another one has cancelled it, just now
             self.scheduler.cancel(ticket.request)
             self._delivery.settle(ticket, error=why)
         self._wake.set()

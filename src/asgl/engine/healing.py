@@ -89,6 +89,11 @@ class HealedBeginning:
     def __init__(self, healer: Healer, text: str) -> None:
         self._healer, self._missing = healer, text.encode()
 
+    @property
+    def free(self) -> bool:
+        """Whether all of the text is there."""
+        return not self._missing
+
     def ends(self, token_id: int, /) -> bool:
         return False
 

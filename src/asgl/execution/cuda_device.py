@@ -93,6 +93,13 @@ class CudaDevice:
         """What follows is in the other lane, whose step before must have been waited for."""
         self._lane = 1 - self._lane
 
+    def drop_step(self) -> None:
+        """The step failed: its lane is the next one's again, once the stream has done what was asked of it."""
+        try:
+            self.finish()
+        finally:
+            self._lane = 1 - self._lane
+
     def end_step(self) -> Landing:
         """All of the step is on the stream: what to `wait` for."""
         landing = self._landings[self._lane]

@@ -159,11 +159,10 @@ class CudaRunner(Runner):
         self._device.begin_step()
         with self._device.on_stream():
             try:
-                outputs = self._step(plan, batch)
-            except self._device.cuda.OutOfMemoryError:
-                outputs = None  # tried again below, where the exception no longer holds what the step had allocated
-            if outputs is None:
-                outputs = self._step_again(plan, batch)
+                outputs = self._step_or_again(plan, batch)
+            except BaseException:
+                self._device.drop_step()
+                raise
             self._last_sampled = outputs.sampled if plan.samples else None
             self._flights.append(_Flight(outputs, self._device.end_step(), began))
 
@@ -174,6 +173,13 @@ class CudaRunner(Runner):
         samples, scores = flight.outputs.read()
         began, self._ended = max(flight.began, self._ended), self._clock()
         return StepResult(samples, scores, self._ended - began)
+
+    def _step_or_again(self, plan: StepPlan, batch: Batch) -> Outputs:
+        try:
+            return self._step(plan, batch)
+        except self._device.cuda.OutOfMemoryError:
+            pass  # tried again below, where the exception no longer holds what the step had allocated
+        return self._step_again(plan, batch)
 
     def _step_again(self, plan: StepPlan, batch: Batch) -> Outputs:
         """A step that ran out of memory, with empty caches. What it writes it writes again: before a commit nothing is lost."""

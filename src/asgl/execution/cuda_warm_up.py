@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
-from asgl.plan import INT, SampleRow, SharedSpan, StepPlan
+from asgl.plan import INT, Continued, SampleRow, SharedSpan, StepPlan
 from asgl.sampling import SamplingSpec
 
 _GREEDY = SamplingSpec(temperature=0.0)
@@ -22,6 +23,7 @@ def warm_up_plans(capacity: int, vocabulary: int) -> list[StepPlan]:
         _plan([([0], 1)], _EDITED, mask=everything),
         _plan([([0, 1], 1), ([0, 2], 1)], _GREEDY, shared=(SharedSpan(0, 1, (0, 1)),)),
         *(_plan([([slot], 1) for slot in range(rows)], _GREEDY) for rows in (17, 33)),  # larger tiles of the logits
+        replace(_plan([([0], 1)], _GREEDY), continued=(Continued(0, 0),)),  # with what the step before sampled
     ]
     return [plan for plan in plans if max(plan.kv_indices) < capacity]
 

@@ -74,6 +74,9 @@ class Matcher:
     Belongs to one thread at a time. A generation never goes back, and so neither does this.
     """
 
+    free = False
+    """A grammar says what comes until the end."""
+
     __slots__ = ("_all", "_allowed", "_bytes", "_ends", "_forced", "_matcher", "_open_end", "_texts", "error")
 
     def __init__(self, matcher: LLMatcher, texts: Sequence[bytes], ends: Iterable[int], open_end: bool) -> None:

@@ -36,6 +36,8 @@ class Generation:
         reason = request.output.push(token.token_id) if request.output is not None else None
         if reason is None and grammar is not None:
             grammar.push(token.token_id)
+            if grammar.free:
+                request.grammar = None  # from now on steps can be planned ahead
         return reason
 
     def _go_on(

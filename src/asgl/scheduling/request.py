@@ -41,6 +41,11 @@ class Grammar(Protocol):
         """Whether nothing may follow. Asked after each token, and once before the first."""
         ...
 
+    @property
+    def free(self) -> bool:
+        """Whether it asks for nothing more, whatever comes: the generation then goes on without it. Asked after each token."""
+        ...
+
     def ends(self, token_id: int, /) -> bool:
         """Whether a sampled token is none of the text, but says that it ends here."""
         ...
@@ -103,7 +108,7 @@ class Request:
         self.branches = branches
         """The tree of continuations to score, for a select."""
         self.grammar = grammar
-        """What the generated tokens must be."""
+        """What the generated tokens must be; None once it asks for nothing more."""
         self.namespace = namespace
         self.priority = priority
 

@@ -5,8 +5,8 @@ Three calls make a step. `plan` orders and admits waiting requests and lays out 
 is *in flight*: a request that is cancelled then keeps its slots until the commit, for the step still writes them.
 
 With `steps_in_flight` of 2 a step may be planned while another is in flight. What that one samples is then pending: rows that
-go on with it name it by its place, on the guess that no request ends by it. Those that do end leave a row behind whose
-result is dropped, and whose slot is free once its step has returned.
+go on with it name it by its place, on the guess that no request ends by it. Those that do end leave a row behind: what it
+samples is dropped, and the last token is cached with the others once its step has returned.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.counters = Counters()
         self._pace = Pace(max_batch_tokens, step_seconds)
-        self._steps_in_flight = steps_in_flight
+        self.steps_in_flight = steps_in_flight
         self._flights: deque[Flight] = deque()
         """The oldest first."""
         self._updates: list[Update] = []
@@ -137,7 +137,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """The next step; None if there is nothing to compute, or not before the step in flight is committed."""
-        if len(self._flights) == self._steps_in_flight:
+        if len(self._flights) == self.steps_in_flight:
             raise InternalError(f"a step was planned while {len(self._flights)} are in flight")
         if not self._flights:
             self._make_room_for_decodes()
@@ -162,12 +162,19 @@ class Scheduler:
         if not self._flights:
             raise InternalError("no step is in flight")
         flight = self._flights.popleft()
+        try:
+            self._take_result(flight, result)
+        finally:  # also if a grammar raises: nothing else will release what left meanwhile
+            self._release_leaving(flight)
+        self.admission.reserve_less()
+
+    def _take_result(self, flight: Flight, result: StepResult) -> None:
         self._pace.saw(len(flight.slots), flight.decodes, result.seconds)
         samples, scores = flight.land(result.samples), iter(result.scores)
         for row in flight.rows:
             request = row.request
-            if row.continues and request.state != "running":
-                continue  # it ended before the token that this row goes on with, or by it
+            if row.continues and row.position >= len(request.tokens):
+                continue  # it was ended before the token that this row goes on with
             if row.edge is None:
                 request.computed += len(row.tokens)
                 if request.state == "running":
@@ -180,8 +187,6 @@ class Scheduler:
         for request in {row.request: None for row in flight.rows}:
             if request.state == "running" and _is_complete(request):
                 self._end(request)
-        self._release_leaving(flight)
-        self.admission.reserve_less()
 
     def abandon(self) -> None:
         """A step in flight failed, and none is any more: what they were to write is not used, and their requests can be planned
@@ -242,8 +247,9 @@ class Scheduler:
         """Running requests hold all slots and none can go on: whether one of them, or a pin, gave way."""
         if not self.running:
             return False
-        if self.ledger.drop_pin():
-            return True
+        while self.ledger.drop_pin():
+            if self.ledger.available:
+                return True
         if len(self.running) == 1:
             return False
         self._retract(self._victim())
