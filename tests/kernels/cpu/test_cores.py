@@ -10,7 +10,8 @@ import pytest
 
 from asgl.kernels.cpu.cores import cores, warn_of_spinning_threads
 
-ALONE = "7f00-7f01 r-xp 0 fe:00 1 /venv/torch/lib/libgomp.so.1\n7f02-7f03 r--p 0 fe:00 1 /venv/torch/lib/libgomp.so.1\n"
+ALONE = "7f00-7f01 r-xp 0 fe:00 1 /venv/torch/lib/libgomp.so.1\n7f02-7f03 r--p 0 fe:00 1 /venv/torch/lib/libgomp.so.1\n" \
+        "7f06-7f07 r--p 0 fe:00 3 /venv/sentencepiece.libs/libgomp-6a29c32d.so.1.0.0\n"
 
 
 @pytest.fixture

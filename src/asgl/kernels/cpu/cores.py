@@ -21,6 +21,10 @@ def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, min(allowed, math.ceil(int(quota) / int(period))))
 
 
+_OWN = ("/torch/lib/", "/sentencepiece.libs/")
+"""Where asgl's own dependencies have their OpenMP runtimes; the second's is only used for training."""
+
+
 def warn_of_spinning_threads(threads: int, allowed: int, maps: Path = Path("/proc/self/maps")) -> None:
     """Warns, with the remedy, of OpenMP threads that would take turns on these cores with the kernels' own.
 
@@ -31,10 +35,11 @@ def warn_of_spinning_threads(threads: int, allowed: int, maps: Path = Path("/pro
         warnings.warn(f"torch uses {threads} threads where this process may use {allowed} cores, and they would keep each other "
                       f"waiting: set OMP_NUM_THREADS={allowed} before Python starts", RuntimeWarning, stacklevel=2)
     try:
-        loaded = sorted(set(re.findall(r"/\S*/(lib(?:g|i)?omp\d?[-.]\S*)", maps.read_text(errors="replace"))))
+        loaded = set(re.findall(r"(/\S*/lib(?:g|i)?omp\d?[-.]\S*)", maps.read_text(errors="replace")))
     except OSError:  # no Linux
         return
-    if len(loaded) > 1:
-        warnings.warn(f"several OpenMP runtimes are loaded ({', '.join(loaded)}), and the threads of one spin on the cores of "
-                      "the other: set OMP_WAIT_POLICY=passive before Python starts, or do without one of them",
+    others = sorted(Path(path).name for path in loaded if not any(folder in path for folder in _OWN))
+    if others:
+        warnings.warn(f"another OpenMP runtime than torch's is loaded ({', '.join(others)}), and the threads of one spin on the cores "
+                      "of the other: set OMP_WAIT_POLICY=passive before Python starts, or do without the package that brings it",
                       RuntimeWarning, stacklevel=2)
