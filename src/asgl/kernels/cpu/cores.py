@@ -41,5 +41,5 @@ def warn_of_spinning_threads(threads: int, allowed: int, maps: Path = Path("/pro
     others = sorted(Path(path).name for path in loaded if not any(folder in path for folder in _OWN))
     if others:
         warnings.warn(f"another OpenMP runtime than torch's is loaded ({', '.join(others)}), and the threads of one spin on the "
-                      "cores of the other: set OMP_WAIT_POLICY=passive before Python starts, or do without the package that brings it",
+                      "cores of the other: set OMP_WAIT_POLICY=passive before Python starts, or do without it",
                       RuntimeWarning, stacklevel=2)
