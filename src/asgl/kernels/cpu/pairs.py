@@ -2,7 +2,7 @@
 
 A word holds two int16, and one instruction multiplies 2 x 16 of them and adds each pair (`pmaddwd`, as old as SSE2; with VNNI the
 sum is free too). That is twice the products of a float32 multiply-add, weights need no conversion, and they are never rounded.
-The inputs are: to 15 bits of the largest of each 32, which is closer than bfloat16 by a factor of sixty. Sums of 32 products fit
+The inputs are: to 15 bits of the largest of each 32, where bfloat16 keeps 8 of each. Sums of 32 products fit
 an int32 (8 + 15 + 5 bits); they become float32 once in a group, where the scales are applied. Integers add up in any order,
 and groups always in that of k, so a row's result does not depend on its neighbours, nor on which kernel computed it.
 
