@@ -78,9 +78,10 @@ class FakeCuda:
         self.log.append("wait")
         self._in_flight = {buffer: number for buffer, number in self._in_flight.items() if number > copies}
         before, self._busy = self._busy, True
-        for number, host, value in self._coming:
-            if number <= copies:
-                host.copy_(value)
+        with torch.inference_mode():  # a copy of the device knows nothing of torch's modes
+            for number, host, value in self._coming:
+                if number <= copies:
+                    host.copy_(value)
         self._busy = before
         self._coming = [result for result in self._coming if result[0] > copies]
 
