@@ -33,8 +33,9 @@ GROUP_INPUTS = 2 * GROUP + 8
 """Bytes of a group of an input row, its scale and its sum among them."""
 ROWS = 4
 """Rows of the largest block: two sums of 16 lanes a row at 8 lanes a register, and what is multiplied, fill 16 registers."""
-BOTH_HALVES = 2
-"""Up to so many rows, the 32 outputs of a tile are computed at once, and weights are read in the order of memory."""
+AHEAD = 8192
+"""How far ahead of their use weights are asked for, in bytes: what memory takes to answer. Two tiles of few inputs, so that those of
+a run follow each other; past its end nothing is wrong with asking."""
 _VECTORS = {4: 4, 8: 8}
 """Vectors of packed words in a group, for each half of its outputs."""
 _PAIR_WORDS = TARGET.pair_words or LANES
@@ -172,7 +173,7 @@ def _fence(builder: Any, vectors: list[Any]) -> list[Any]:
 
 def _block(rows: int, bits: int) -> Any:
     """c [rows, 32] = sum over groups of (scale * input scale) * (quants . inputs) + offset * (sum of inputs)."""
-    passes = ((0, 1),) if rows <= BOTH_HALVES else ((0,), (1,))
+    passes = ((0, 1),) if rows == 1 else ((0,), (1,))  # both at once where that fits the registers
 
     def emit(
         builder: Any, a: Any, lda: Any, meta: Any, ld_meta: Any, b: Any, groups: Any, c: Any, ldc: Any
@@ -187,6 +188,9 @@ def _block(rows: int, bits: int) -> Any:
         for halves in passes:
             with cgutils.for_range(builder, groups) as loop:
                 group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
+                if halves[0] == 0:
+                    for line in range(0, GROUP_BYTES[bits], 64):
+                        simd.emit_prefetch(builder, _at(builder, group, AHEAD + line))
                 of_inputs, of_scales = (builder.mul(loop.index, ir.Constant(I64, size)) for size in (2 * GROUP, 8))
                 pairs = [_pairs_of(builder, group, bits, half) for half in halves]
                 width = len(halves) * _PARTS

@@ -123,6 +123,14 @@ def emit_store(builder: Any, address: Any, value: Any, align: int) -> None:
     builder.store(value, pointer(builder, address, value.type), align=align)
 
 
+def emit_prefetch(builder: Any, address: Any) -> None:
+    """Asks for the line at an address, which need not be one of ours."""
+    byte = I8.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(prefetch, [builder.inttoptr(address, byte), *(ir.Constant(I32, value) for value in (0, 3, 1))])
+
+
 def emit_splat(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
     kind = ir.VectorType(scalar.type, lanes)
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
