@@ -11,6 +11,7 @@ a busy one shows in the first line.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from asgl.kernels.api import Batch, LayerWeights, QuantizedTensor, SamplingBatch
 from asgl.kernels.cpu.kernels import CpuKernels
-from asgl.kernels.memory import use_large_pages
+from asgl.kernels.memory import large_pages
 
 LAYERS, D, F, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
 KV_BYTES = 2 * KV_HEADS * HEAD_DIM * 2
@@ -55,7 +56,7 @@ def times(call: Callable[[], object], seconds: float) -> tuple[float, float]:
 
 def limits(seconds: float) -> Limits:
     """By torch: the sum of 256 MB, and square matrix products of 1024."""
-    memory = use_large_pages(torch.empty(2**26)).fill_(1.0)
+    memory = large_pages(2**28).view(torch.float32).fill_(1.0)
     read = memory.nbytes / times(memory.sum, seconds)[0]
     rates = []
     for dtype in (torch.bfloat16, torch.float32):
@@ -93,6 +94,12 @@ def quantized(n: int, k: int, bits: int) -> QuantizedTensor:
     quants = torch.randint(0, 2**bits, (n, k), dtype=torch.uint8)
     scale = torch.rand(n, k // 32) / 2**bits
     return QuantizedTensor(quants, scale, -scale * 2 ** (bits - 1), 4 if bits == 4 else 8, 32)
+
+
+def cache_of(*shape: int) -> Tensor:
+    """Random keys and values [*shape, kv_heads, head_dim]."""
+    shape = (*shape, KV_HEADS, HEAD_DIM)
+    return large_pages(2 * math.prod(shape)).view(torch.bfloat16).view(shape).normal_()
 
 
 def ints(values: Sequence[int]) -> Tensor:
@@ -142,7 +149,7 @@ def attention(kernels: CpuKernels, report: Report) -> None:
     }
     for name, batch in shapes.items():
         slots = int(batch.kv_indices.max()) + 1
-        memory = use_large_pages(torch.empty(2, LAYERS, slots, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16)).normal_()
+        memory = cache_of(2, LAYERS, slots)
         qo, kv = batch.qo_indptr.tolist(), batch.kv_indptr.tolist()
         seen = sum(kv[r + 1] - kv[r] - i for r in range(batch.rows) for i in range(qo[r + 1] - qo[r]))
         q = torch.randn(qo[-1], HEADS, HEAD_DIM)
@@ -218,7 +225,7 @@ def steps(kernels: CpuKernels, report: Report) -> None:
     fused = kernels.fuse(layers, torch.ones(D), torch.randn(8192, HEAD_DIM), HEADS, KV_HEADS, HEAD_DIM, 1e-5)
     assert fused is not None
     slots = 64 * 300
-    memory = use_large_pages(torch.empty(LAYERS, 2, slots, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16)).normal_()
+    memory = cache_of(LAYERS, 2, slots)
     caches = [(keys, values) for keys, values in memory]
     linear_bytes = sum(layer.qkv.memory.nbytes + layer.o.memory.nbytes + layer.gate_up.memory.nbytes + layer.down.memory.nbytes
                        for layer in layers)

@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from asgl.errors import ConfigError
+from asgl.kernels.memory import large_pages
 from asgl.models.config import ModelConfig
 
 _SHARE = 4
@@ -45,8 +45,7 @@ class KVPool:
             )
         shape = (config.layers, 2, capacity + 1, config.kv_heads, config.head_dim)
         if device.type == "cpu":
-            # numpy's zeros are pages that the system has promised, torch's are written
-            memory = torch.from_numpy(np.zeros(self.bytes, np.uint8)).view(dtype).view(shape)
+            memory = large_pages(self.bytes).view(dtype).view(shape)
             memory[:, :, :_TOUCHED].fill_(0.0)
         else:
             memory = torch.zeros(shape, dtype=dtype, device=device)

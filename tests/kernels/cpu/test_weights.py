@@ -10,6 +10,7 @@ from asgl.errors import ConfigError
 from asgl.kernels.api import QuantizedTensor
 from asgl.kernels.cpu import weights
 from asgl.kernels.cpu.linear import PAIRS, UNPACK_FROM_4, UNPACK_FROM_8
+from asgl.kernels.memory import Arena
 
 
 def generator(seed: int) -> torch.Generator:
@@ -79,7 +80,7 @@ def test_larger_groups_and_odd_ones(make) -> None:
 
 def test_a_width_that_cannot_be_packed_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match="multiple of 32"):
-        weights.pack(torch.zeros(64, 50))
+        weights.pack(torch.zeros(64, 50), Arena())
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(4, 0.04), (8, 0.0025)])

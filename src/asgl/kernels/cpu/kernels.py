@@ -37,6 +37,7 @@ from asgl.kernels.cpu.simd import ELEMENT, PER_WORD
 from asgl.kernels.cpu.threads import Team
 from asgl.kernels.cpu.units import QUERIES
 from asgl.kernels.cpu.weights import Packed, Table
+from asgl.kernels.memory import Arena
 
 MAX_LAYERS = 256
 _BITS: dict[WeightFormat, int] = {"dense": 16, "int8": 8, "int4": 4}
@@ -128,19 +129,20 @@ class CpuKernels:
         self._team = Team(self.threads, phases=MAX_LAYERS * LAYER_PHASES + 1)
         self._compiled = Compiled(self._team, progress)
         self._elements = torch.bfloat16 if PER_WORD == 2 else torch.float32
+        self._arena = Arena()
         self._buffers: dict[str, Tensor] = {}
         self._units: _Units | None = None
 
     # --- weights ---
 
     def pack_linear(self, weight: Tensor | QuantizedTensor) -> Packed:
-        packed = weights.pack(self._converted(weight, "linear"), self._compiled.fill_tiles)
+        packed = weights.pack(self._converted(weight, "linear"), self._arena, self._compiled.fill_tiles)
         if not self._convert:
             self.weights = "dense" if packed.bits == 16 else "int8" if packed.bits == 8 else "int4"
         return packed
 
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Packed:
-        return weights.pack(self._converted(weight, "head"), self._compiled.fill_tiles)
+        return weights.pack(self._converted(weight, "head"), self._arena, self._compiled.fill_tiles)
 
     def _converted(self, weight: Tensor | QuantizedTensor, use: Literal["linear", "head"]) -> Tensor | QuantizedTensor:
         """The weight in the format asked for. Heads are never rounded: a logit is what they are for."""

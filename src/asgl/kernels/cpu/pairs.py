@@ -34,8 +34,8 @@ GROUP_INPUTS = 2 * GROUP + 8
 ROWS = 4
 """Rows of the largest block: two sums of 16 lanes a row at 8 lanes a register, and what is multiplied, fill 16 registers."""
 AHEAD = 8192
-"""How far ahead of their use weights are asked for, in bytes: what memory takes to answer. Two tiles of few inputs, so that those of
-a run follow each other; past its end nothing is wrong with asking."""
+"""How far ahead of their use weights are asked for, in bytes. Without it a core reads and computes in turns; and nothing is wrong
+with asking past the end of the weights."""
 _VECTORS = {4: 4, 8: 8}
 """Vectors of packed words in a group, for each half of its outputs."""
 _PAIR_WORDS = TARGET.pair_words or LANES

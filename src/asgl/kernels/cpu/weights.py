@@ -14,7 +14,7 @@ from asgl.kernels.api import QuantizedTensor
 from asgl.kernels.cpu import packing
 from asgl.kernels.cpu.dots import GROUP, GROUP_BYTES, OUTPUTS
 from asgl.kernels.cpu.simd import LANES
-from asgl.kernels.memory import use_large_pages
+from asgl.kernels.memory import Arena
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,13 @@ class Table:
     d: int
 
 
-def pack(weight: Tensor | QuantizedTensor, fill_tiles: Callable[..., None] = packing.fill_tiles) -> Packed:
-    """Tiles of the weights in the format they have; dense ones as bfloat16. `fill_tiles` may be a compiled one.
+def pack(
+    weight: Tensor | QuantizedTensor, arena: Arena, fill_tiles: Callable[..., None] = packing.fill_tiles
+) -> Packed:
+    """Tiles of the weights, in memory of the arena, in the format they have; dense ones as bfloat16.
 
-    4 and 8 bits need groups of a multiple of 32, else they become bfloat16; scales and offsets are held in float16, as
-    model files do. ConfigError if k is no multiple of 32.
+    `fill_tiles` may be a compiled one. 4 and 8 bits need groups of a multiple of 32, else they become bfloat16; scales and
+    offsets are held in float16, as model files do. ConfigError if k is no multiple of 32.
     """
     outputs, k = weight.shape
     if k % GROUP:
@@ -55,10 +57,10 @@ def pack(weight: Tensor | QuantizedTensor, fill_tiles: Callable[..., None] = pac
     if isinstance(weight, QuantizedTensor) and weight.group % GROUP:
         weight = weight.dequantize(torch.float32)
     if isinstance(weight, QuantizedTensor):
-        memory, bits = _quantized_tiles(weight, fill_tiles), weight.bits
+        memory, bits = _quantized_tiles(weight, arena, fill_tiles), weight.bits
     else:
         tiles, bits = _dense_tiles(weight), 16
-        memory = use_large_pages(torch.empty(tiles.numel(), dtype=torch.uint8)).copy_(tiles.reshape(-1))
+        memory = arena.take(tiles.numel()).copy_(tiles.reshape(-1))
     return Packed(memory, memory.data_ptr(), bits, outputs, k)
 
 
@@ -74,7 +76,7 @@ def _dense_tiles(weight: Tensor) -> Tensor:
     return pairs.permute(0, 3, 1, 2, 4).contiguous().view(torch.uint8)
 
 
-def _quantized_tiles(weight: QuantizedTensor, fill_tiles: Callable[..., None]) -> Tensor:
+def _quantized_tiles(weight: QuantizedTensor, arena: Arena, fill_tiles: Callable[..., None]) -> Tensor:
     outputs, k = weight.shape
     scale, offset = weight.scale, weight.offset
     if weight.bits == 8:  # bytes become signed
@@ -83,9 +85,7 @@ def _quantized_tiles(weight: QuantizedTensor, fill_tiles: Callable[..., None]) -
     if repeats > 1:
         scale, offset = scale.repeat_interleave(repeats, dim=1), offset.repeat_interleave(repeats, dim=1)
     size = -(-outputs // OUTPUTS) * (k // GROUP) * GROUP_BYTES[weight.bits]
-    memory = use_large_pages(torch.empty(size, dtype=torch.uint8))
-    if outputs % OUTPUTS:  # the last tile is not filled
-        memory.zero_()
+    memory = arena.take(size)
     ends = [part.half().contiguous().view(torch.int16).numpy() for part in (scale, offset)]
     words, halves = memory.numpy().view(np.uint32), memory.numpy().view(np.int16)
     fill_tiles(weight.quants.contiguous().numpy(), *ends, weight.bits, words, halves)
