@@ -222,6 +222,16 @@ def test_bytes_that_the_vocabulary_lacks_end_the_generation_with_an_error(tokeni
     assert either.accepting
 
 
+@pytest.mark.parametrize("source", [
+    regex(r"[^\s\S]"), GrammarSource("grammar", "start: start"), GrammarSource("json_schema", '{"$ref": "#"}'),
+])
+def test_a_grammar_that_no_text_fits_says_so(compiler, source):
+    matcher = compiler.compile(source).matcher(ENDS)
+    assert matcher.complete
+    assert not matcher.accepting
+    assert matcher.error == "no text is allowed here, or none that the model's vocabulary has tokens for"
+
+
 def test_generations_in_one_grammar_do_not_see_each_other(compiler, tokenizer):
     grammar = compiler.compile(regex("[ab]c[de]"))
     first, second = grammar.matcher(ENDS), grammar.matcher(())
