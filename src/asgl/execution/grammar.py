@@ -230,6 +230,8 @@ class Compiler:
             with self._lock:
                 while len(self._grammars) > self._kept:
                     self._grammars.popitem(last=False)
+        elif isinstance(error := future.exception(), GrammarError):
+            raise GrammarError(str(error))  # each failure has an exception of its own, which notes can be added to
         return future.result()
 
     def _compile(self, source: GrammarSource) -> Grammar:
