@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import codeop
 import inspect
 import re
 from contextlib import AsyncExitStack
@@ -134,3 +135,19 @@ def test_an_error_names_the_line_of_the_page() -> None:
 
 def test_there_are_pages() -> None:
     assert any("README" in page.id for page in pages())
+
+
+def test_the_tutorial_can_be_typed_in_at_the_prompt() -> None:
+    """There a blank line ends what is indented, and nothing else does."""
+    compiler = codeop.CommandCompiler()
+    compiler.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT  # as `python -m asyncio` does
+    for block in blocks_of((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")):
+        typed: list[str] = []
+        for number, line in enumerate([*block.code.rstrip("\n").split("\n"), ""]):
+            typed.append(line)
+            try:
+                if compiler("\n".join(typed), symbol="single") is not None:
+                    typed.clear()
+            except SyntaxError as error:
+                pytest.fail(f"line {block.line + number}: {line}: {error}")
+        assert typed == [], f"line {block.line}: the block is not complete"

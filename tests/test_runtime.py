@@ -127,6 +127,14 @@ async def test_failures_that_nobody_saw_are_raised_together(model):
     assert all(type(error) is asgl.ContextLengthError for error in caught.value.exceptions)
 
 
+@pytest.mark.parametrize(("failing", "told"), [(1, "1 failure of ops that nobody awaited"), (1030, "1024 failures .*and 6 more")])
+async def test_how_many_failures_nobody_saw(model, failing, told):
+    with pytest.raises(ExceptionGroup, match=told):
+        async with runtime(model) as rt:
+            for _ in range(failing):
+                rt.prompt("a" * 2000).gen("too long")
+
+
 async def test_a_cancelled_task_cancels_its_work(model):
     async with runtime(model) as rt:
         s = rt.prompt("abc")

@@ -197,7 +197,9 @@ class Runtime:
         failures = opened.session.unseen_failures()
         if not failures:
             return
-        many = f"{len(failures)} failures of ops that nobody awaited"
+        lost = opened.session.lost_failures
+        many = f"{len(failures)} failure{'s' if len(failures) > 1 else ''} of ops that nobody awaited" + (
+            f" (and {lost} more, not kept)" if lost else "")
         if error is None:
             shown = f", the first {_SHOWN_FAILURES} of them" if len(failures) > _SHOWN_FAILURES else ""
             raise BaseExceptionGroup(many + shown, failures[:_SHOWN_FAILURES])

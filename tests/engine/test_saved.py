@@ -241,3 +241,13 @@ async def test_what_cannot_be_saved(model: Path, tmp_path: Path) -> None:
         save_file({}, tmp_path / "prompt", metadata={"asgl": json.dumps(state)})
         with pytest.raises(asgl.ModelError, match="vocabulary"):
             rt.load(tmp_path / "prompt")
+
+
+async def test_text_that_is_no_utf8_is_saved_all_the_same(model: Path, tmp_path: Path) -> None:
+    async with opened(model) as rt:
+        s = rt.prompt("a\ud800", name="name\udc80")
+        s["v"] = "\udfff é"
+        await s.save(tmp_path / "prompt")
+        again = rt.load(tmp_path / "prompt")
+        assert (again.text, again.name, again["v"]) == ("a?", "name\udc80", "\udfff é")
+        assert await again.gen() == await s.gen()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -222,6 +222,16 @@ def test_bytes_that_the_vocabulary_lacks_end_the_generation_with_an_error(tokeni
     assert either.accepting
 
 
+@pytest.mark.parametrize("source", [
+    regex(r"[^\s\S]"), GrammarSource("grammar", "start: start"), GrammarSource("json_schema", '{"$ref": "#"}'),
+])
+def test_a_grammar_that_no_text_fits_says_so(compiler, source):
+    matcher = compiler.compile(source).matcher(ENDS)
+    assert matcher.complete
+    assert not matcher.accepting
+    assert matcher.error == "no text is allowed here, or none that the model's vocabulary has tokens for"
+
+
 def test_generations_in_one_grammar_do_not_see_each_other(compiler, tokenizer):
     grammar = compiler.compile(regex("[ab]c[de]"))
     first, second = grammar.matcher(ENDS), grammar.matcher(())
@@ -244,9 +254,16 @@ def test_compiled_grammars_are_kept_those_used_last(tokenizer, monkeypatch):
     assert compiler.compile(regex("a")) is not a
 
 
-def test_threads_that_ask_for_the_same_grammar_wait_for_one_of_them(tokenizer, monkeypatch):
+@pytest.mark.parametrize(("expression", "results"), [("a+", 1), ("(", 4)])
+def test_threads_that_ask_for_the_same_grammar_wait_for_one_of_them(tokenizer, monkeypatch, expression, results):
+    """They share the grammar; of errors each has its own."""
     compiler = Compiler(tokenizer)
-    entered, gate, times = threading.Semaphore(0), threading.Event(), []
+    entered, waiting, gate, times = threading.Semaphore(0), threading.Semaphore(0), threading.Event(), []
+
+    class Awaited(Future):
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            waiting.release()
+            return super().exception(timeout)
 
     def slow(source: GrammarSource) -> str:
         times.append(source)
@@ -255,12 +272,14 @@ def test_threads_that_ask_for_the_same_grammar_wait_for_one_of_them(tokenizer, m
         return module.LLMatcher.grammar_from_regex(source.text)
 
     monkeypatch.setattr(module, "_definition", slow)
+    monkeypatch.setattr(module, "Future", Awaited)
     with ThreadPoolExecutor(4) as pool:
-        found = [pool.submit(compiler.compile, regex("a+")) for _ in range(4)]
+        found = [pool.submit(compiler.compile, regex(expression)) for _ in range(4)]
         assert entered.acquire(timeout=20)
-        assert compiler.known(regex("a+")) is None
+        assert compiler.known(regex(expression)) is None
+        assert all(waiting.acquire(timeout=20) for _ in range(3))
         gate.set()
-        assert len({id(one.result(20)) for one in found}) == 1
+        assert len({id(one.exception(20) or one.result(20)) for one in found}) == results
     assert len(times) == 1
 
 

@@ -465,6 +465,6 @@ async def test_join_waits_for_copies_and_fails_with_them() -> None:
 async def test_only_own_branches_can_be_joined() -> None:
     session = Session(FakeEngine())
     s = session.prompt("a")
-    for other in (session.prompt("b"), s, s.copy().copy()):
+    for other in (session.prompt("b"), s, s.copy().copy(), "b"):
         with pytest.raises(ConfigError, match="branches and copies"):
             s.join([other])

@@ -141,9 +141,10 @@ async def test_items_of_a_batch_have_seeds_of_their_own_and_the_same_ones_again(
 @pytest.mark.parametrize(("items", "options", "match"), [
     (["x", {"nonsense": 1}], {}, "item 1 does not fit tips"), ([("x", 1, 2)], {}, "item 0"), ([{}], {}, "item 0"),
     (["x"], {"concurrency": 0}, "concurrency"), (["x"], {"concurrency": True}, "concurrency"),
-    (["x"], {"on_error": "ignore"}, "on_error"),
+    (["x"], {"on_error": "ignore"}, "on_error"), ("health", {}, "items must be a list"),
+    ({"topic": "x"}, {}, "items must be a list"), (None, {}, "items must be a list"),
 ])
-async def test_bad_batches_run_nothing(items: list[Any], options: dict[str, Any], match: str) -> None:
+async def test_bad_batches_run_nothing(items: Any, options: dict[str, Any], match: str) -> None:
     engine = FakeEngine()
     with pytest.raises(ConfigError, match=match):
         await tips.batch(Source(engine), items, **options)

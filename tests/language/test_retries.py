@@ -33,6 +33,17 @@ def test_a_validator_is_a_plain_function() -> None:
         asgl.gen("x", validate=validate)
 
 
+async def test_a_coroutine_is_no_verdict() -> None:
+    async def validate(text: str) -> bool:
+        return False
+
+    engine, s = start("x")
+    with pytest.raises(OutputError, match="it gave a coroutine") as caught:
+        await s.gen("n", validate=lambda text: validate(text))
+    assert isinstance(caught.value.__cause__, TypeError)
+    engine.check()
+
+
 async def test_it_is_generated_again_from_the_same_point() -> None:
     engine, s = start("x", "7", "8")
     handle = s.gen("n", validate=int, retries=2, seed=5)

@@ -39,6 +39,16 @@ async def test_inherited_seeds_differ_and_can_be_reproduced() -> None:
     assert first[2] == derive(7, (None, "hi"), (2, 0), 0, 0)
 
 
+async def test_they_do_not_depend_on_what_only_reads_the_stream() -> None:
+    engine = FakeEngine()
+    s = Session(engine).prompt("hi", sampling=SEEDED)
+    await s.prefetch()  # as a pin does, and a save with keys and values
+    await s.gen()
+    assert engine.seeds[-1] == derive(7, (None, "hi"), (), 0, 0)
+    async with s.fork(2):
+        await s.prefetch()
+
+
 async def test_they_depend_on_seed_name_and_text() -> None:
     seen = [*await run(), *await run(name="other"), *await run(sampling=SamplingParams(seed=8))]
     assert len(set(seen)) == 12

@@ -167,3 +167,10 @@ def test_a_state_rolls_back_to_where_it_was() -> None:
     assert state.bos_added
     state.roll_back(point)
     assert (state.text, list(state.tokens), state.run.parts, state.bos_added) == ("ab", [], ("ab",), False)
+
+
+async def test_a_lone_surrogate_is_in_the_text_what_it_is_in_the_tokens() -> None:
+    s = Session(FakeEngine()).prompt("a\ud800b")
+    s += "\udc80"
+    await s.extend("c\udfff")
+    assert s.text == "a?b?c?"

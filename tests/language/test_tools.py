@@ -128,6 +128,12 @@ async def fails(why: str) -> None:
 
 
 @asgl.tool
+async def times_out() -> None:
+    """Has a timeout of its own."""
+    raise TimeoutError("no answer from the server")
+
+
+@asgl.tool
 async def hangs() -> None:
     """Never ends."""
     await asyncio.Event().wait()
@@ -198,6 +204,16 @@ async def test_the_program_gets_a_tool_error_and_the_stream_is_as_before() -> No
     assert (s.text, s.token_ids, len(s.messages())) == (before, tokens, 1)
 
 
+@pytest.mark.parametrize("timeout", [None, 60])
+async def test_a_timeout_of_the_tool_s_own_is_told_as_that(timeout: float | None) -> None:
+    _, prompts = session(call("times_out"), call("times_out"))
+    s = prompts.prompt("go: ")
+    with pytest.raises(ToolError, match=r"raised TimeoutError\('no answer from the server'\)$"):
+        await s.call_tools([times_out], on_error="program", timeout=timeout)
+    await s.call_tools([times_out], timeout=timeout)
+    assert s.text.endswith('{"name": "times_out", "error": "TimeoutError: no answer from the server"}\n')
+
+
 async def test_cancelled_while_a_tool_runs_the_stream_is_as_before() -> None:
     engine, prompts = session(call("hangs"))
     s = prompts.prompt("go: ")
@@ -219,7 +235,8 @@ async def test_what_is_no_call_is_an_output_error_and_bad_arguments_raise_at_onc
         with pytest.raises(OutputError, match="no call"):
             await s.call_tools([add])
     assert s.text == "go: "
-    for arguments in ({"tools": []}, {"tools": [add, add]}, {"tools": [add], "on_error": "x"}, {"tools": [add], "timeout": 0}):
+    for arguments in ({"tools": []}, {"tools": [add, add]}, {"tools": [add], "on_error": "x"}, {"tools": [add], "timeout": 0},
+                      {"tools": add}, {"tools": [add, add.function]}):
         with pytest.raises(ConfigError):
             await s.call_tools(**arguments)
     with s.role("user"), pytest.raises(ConfigError, match="open"):

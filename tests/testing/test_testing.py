@@ -123,12 +123,18 @@ async def test_values_and_models_are_said_as_json() -> None:
         assert await s.gen("r", regex="[a-z][0-9]") == "a7"
 
 
+async def test_bytes_are_no_answer() -> None:
+    async with ScriptedRuntime({"x": b"12"}) as rt:  # type: ignore[dict-item]
+        with pytest.raises(TypeError, match="bytes"):
+            await rt.prompt("a").gen("x")
+
+
 @pytest.mark.parametrize("options", [{"choices": ["a", "b"]}, {"regex": "[a-z][0-9]"}, {"dtype": int}])
 async def test_an_answer_that_the_op_does_not_allow(options) -> None:
     async with ScriptedRuntime({"x": "c", "y": "c"}) as rt:
         s = rt.prompt("a")
         await s.gen("y")
-        with pytest.raises(ScriptError, match="'c', is nothing that the"):
+        with pytest.raises(ScriptError, match=r"answer for a gen 'x', after .*'c', is nothing that the"):
             await s.gen("x", **options)
 
 

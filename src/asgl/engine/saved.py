@@ -241,7 +241,7 @@ def write_file(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tens
         raise ConfigError(f"{path} cannot be written: {error}") from error
     try:
         os.close(handle)
-        save_file(dict(tensors), name, metadata={"asgl": json.dumps(header, ensure_ascii=False)})
+        save_file(dict(tensors), name, metadata={"asgl": json.dumps(header)})
         with open(name, "rb") as file:
             os.fsync(file.fileno())
         os.replace(name, path)

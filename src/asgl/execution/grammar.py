@@ -26,6 +26,7 @@ from asgl.types import GrammarSource
 _SHOWN = 2_000
 """So many characters of llguidance's messages are passed on: they may quote the whole source."""
 _LACKING = "the model's vocabulary has no token for what must come next"
+_IMPOSSIBLE = "no text is allowed here, or none that the model's vocabulary has tokens for"
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
@@ -155,13 +156,14 @@ class Matcher:
                 allowed = int.from_bytes(self._matcher.compute_bitmask(), "little") & self._all
             self._allowed = allowed
             if self._matcher.is_error():
-                self._fail(self._matcher.get_error())
+                error = self._matcher.get_error()
+                self._fail(_IMPOSSIBLE if error.startswith("NoExtensionBias") else error)
             elif not allowed and not self._matcher.is_accepting():
                 self._fail(_LACKING)
         return self._allowed
 
     def _fail(self, why: str) -> None:
-        self.error = why[:_SHOWN]
+        self.error = why.removesuffix("<non-verbose/>").rstrip()[:_SHOWN]
         self._allowed = 0
 
 
@@ -228,6 +230,8 @@ class Compiler:
             with self._lock:
                 while len(self._grammars) > self._kept:
                     self._grammars.popitem(last=False)
+        elif isinstance(error := future.exception(), GrammarError):
+            raise GrammarError(str(error))  # each failure has an exception of its own, which notes can be added to
         return future.result()
 
     def _compile(self, source: GrammarSource) -> Grammar:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -149,7 +148,7 @@ async def call_tools(
         handle = stream.gen(None, **{**options, **style.constraint})
         await handle
         asked = _asked(handle.text, handle.finish_reason or "", style)
-        calls = await _run(asked, on_error, math.inf if timeout is None else timeout)
+        calls = await _run(asked, on_error, timeout)
         core.submit(style.answer(handle.text, calls))
     except BaseException:
         _take_back(stream, mark)
@@ -173,7 +172,7 @@ def _asked(text: str, finish_reason: str, style: _Style) -> list[_Asked]:
                           finish_reason=finish_reason) from error
 
 
-async def _run(asked: Sequence[_Asked], on_error: OnToolError, timeout: float) -> list[ToolCall]:
+async def _run(asked: Sequence[_Asked], on_error: OnToolError, timeout: float | None) -> list[ToolCall]:
     """Runs all calls at once. ToolError at the first failure if the program is to hear of it: the others are cancelled."""
     calls: dict[int, ToolCall] = {}
     failures: list[ToolError] = []
@@ -181,10 +180,12 @@ async def _run(asked: Sequence[_Asked], on_error: OnToolError, timeout: float) -
     async def run(index: int, tool: Tool[..., Any], arguments: dict[str, Any]) -> None:
         try:
             values = tool.arguments(arguments)
-            with anyio.fail_after(None if math.isinf(timeout) else timeout):
+            with anyio.move_on_after(timeout):
                 result = await tool.function(**values)
-            result_text(result)  # what is no JSON fails here
-            calls[index] = ToolCall(tool, arguments, result)
+                result_text(result)  # what is no JSON fails here
+                calls[index] = ToolCall(tool, arguments, result)
+                return
+            failed(index, tool, arguments, TimeoutError(), f"did not end within {timeout:g} seconds")
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -193,11 +194,10 @@ async def _run(asked: Sequence[_Asked], on_error: OnToolError, timeout: float) -
         except Exception as error:
             failed(index, tool, arguments, error)
 
-    def failed(index: int, tool: Tool[..., Any], arguments: dict[str, Any], error: Exception) -> None:
+    def failed(index: int, tool: Tool[..., Any], arguments: dict[str, Any], error: Exception, what: str = "") -> None:
         calls[index] = ToolCall(tool, arguments, error=error)
         if on_error == "program":
-            what = f"did not end within {timeout:g} seconds" if isinstance(error, TimeoutError) else f"raised {error!r}"
-            failure = ToolError(f"the tool {tool.name!r} {what}", tool=tool.name, arguments=arguments)
+            failure = ToolError(f"the tool {tool.name!r} {what or f'raised {error!r}'}", tool=tool.name, arguments=arguments)
             failure.__cause__ = error
             failures.append(failure)
             group.cancel_scope.cancel()

@@ -109,7 +109,7 @@ class Core:
         self.session.check_loop()
         if isinstance(work, Role) and self.block is not None:
             raise ConfigError(f"a message of the role {work.role!r} was submitted inside a {self.block.role!r} message: leave "
-                              "that block first")
+                              "that block first (a branch that was forked inside it stays inside: fork before it)")
         for handle in handles_of(work):
             if handle.core is self:
                 raise ConfigError("a handle was appended to its own stream, which has its text already; append it to another")

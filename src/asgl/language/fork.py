@@ -129,7 +129,7 @@ class Branches(Sequence["PromptStream"]):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> bool:
+                        trace: TracebackType | None) -> Literal[False]:
         ended: BaseException | None = error
         if ended is None:
             try:
@@ -150,7 +150,7 @@ class Branches(Sequence["PromptStream"]):
         errors = self._collect(error if not isinstance(error, asyncio.CancelledError) else None)
         if errors:
             raise BaseExceptionGroup(f"{len(errors)} failure(s) in a fork of {self._parent._core.describe()}", errors) from None
-        return error is not None
+        return False
 
     async def _finish(self) -> None:
         """Waits for all ops and tasks of the branches."""

@@ -126,6 +126,8 @@ class Program(ABC, Generic[T_co]):
         _check_source(rt)
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise ConfigError(f"concurrency must be an integer of 1 or more, not {concurrency!r}")
+        if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+            raise ConfigError(f"items must be a list, of one item for each run, not {items!r}")
         calls = [self._call(rt, index, item) for index, item in enumerate(items)]
         return Completed(calls, concurrency, self._name, lambda: self._prepare(rt, len(calls)))
 

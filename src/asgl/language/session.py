@@ -28,7 +28,7 @@ class Session:
         self.streams: WeakSet[Core] = WeakSet()
         """Those that somebody still refers to."""
         self.lost_failures = 0
-        """Failures that were not kept, since nobody had seen more than a thousand others."""
+        """Failures that were not kept, since nobody had seen a thousand others: how many."""
         self._failures: list[Failure] = []
         self._ids = count()
         self._closed = False

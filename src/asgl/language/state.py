@@ -86,7 +86,9 @@ class State:
     # --- growing
 
     def append(self, text: str) -> None:
-        """Appends text to the run: it has no tokens yet."""
+        """Appends text to the run: it has no tokens yet. Lone surrogates become "?", as they do in tokens."""
+        if not text.isascii():
+            text = text.encode("utf-8", "replace").decode()
         self.run.append(text)
         self._say(text)
 

@@ -6,6 +6,7 @@ the state back, so an op needs no clean-up of its own.
 
 from __future__ import annotations
 
+import inspect
 from array import array
 from collections.abc import Generator
 from dataclasses import replace
@@ -217,6 +218,9 @@ def _verdict(work: Gen, ticket: Ticket) -> tuple[Any, _Verdict]:
     try:
         value = ticket.text if work.constraint is None else work.constraint.value(ticket)
         said = work.validate(value) if work.validate is not None else None
+        if inspect.iscoroutine(said):
+            said.close()
+            raise TypeError("validate must be a plain function, and it gave a coroutine")
     except Exception as error:
         return value, _Verdict(False, error=error)
     return value, _Verdict(False, said) if isinstance(said, str) and said else _Verdict(said is not False)

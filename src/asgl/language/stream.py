@@ -12,6 +12,7 @@ from weakref import ref
 
 from asgl.errors import ConfigError, VariableError
 from asgl.language import ops, samples, saved
+from asgl.language.budgets import allowance
 from asgl.language.calling import OnToolError, call_tools
 from asgl.language.constraint import JsonSchema
 from asgl.language.core import Core
@@ -270,9 +271,11 @@ class PromptStream:
         return None
 
     async def prefetch(self) -> list[int]:
-        """Computes the KV of all that is submitted by now; the tokens."""
+        """Computes the KV of all that is submitted by now; the tokens. It only reads the stream: seeds do not depend on it."""
         core = self._core
-        handle = self.extend("")
+        core.session.check_loop()
+        core.check_accepts(grows=False)
+        handle: Handle[None] = Handle(core, core.enqueue(Extend(()), bound=allowance(core.budgets)))
         if handle.item.error is not None:  # the prompt cannot be computed at all: this is what there is to say
             await handle
         point = core.submit(Point(), grows=False)
@@ -307,8 +310,10 @@ class PromptStream:
 
     def join(self, branches: Iterable[PromptStream]) -> None:
         """Appends what each branch says beyond the point where it began, in order: tokens, text and messages."""
-        cores = [branch._core for branch in branches]
-        if any(core.parent is None or core.parent() is not self._core for core in cores):
+        given = list(branches)
+        cores = [branch._core for branch in given if isinstance(branch, PromptStream)  # pyright: ignore[reportUnnecessaryIsInstance]
+                 and branch._core.parent is not None and branch._core.parent() is self._core]
+        if len(cores) != len(given):
             raise ConfigError("only branches and copies of this very stream can be joined to it")
         self._core.check_accepts(grows=True)
         spans: list[tuple[Item, Handle[Any]]] = []
@@ -318,8 +323,14 @@ class PromptStream:
             core.emit_stream("joined", self._core)
         self._core.submit(Join(tuple(spans)))
 
+    @overload
     async def map(self, fn: Callable[[PromptStream, ItemT], Awaitable[T]], items: Iterable[ItemT], *,
-                  on_error: OnError = "cancel") -> list[T]:
+                  on_error: Literal["cancel"] = "cancel") -> list[T]: ...
+    @overload
+    async def map(self, fn: Callable[[PromptStream, ItemT], Awaitable[T]], items: Iterable[ItemT], *,
+                  on_error: Literal["keep"]) -> list[T | BaseException]: ...
+    async def map(self, fn: Callable[[PromptStream, ItemT], Awaitable[T]], items: Iterable[ItemT], *,
+                  on_error: OnError = "cancel") -> Sequence[T | BaseException]:
         """Runs `fn(branch, item)` for each item, each on a branch of its own; the results in order.
 
         With on_error="keep" the failure of an item stands in the place of its result.

@@ -47,7 +47,7 @@ class Run:
     @property
     def bytes(self) -> int:
         """How much text there is to tokenize, in bytes of UTF-8."""
-        return sum(len(part.encode("utf-8", "surrogatepass")) for part in self.parts if isinstance(part, str))
+        return sum(len(part.encode()) for part in self.parts if isinstance(part, str))
 
     def clear(self) -> None:
         self._parts.clear()

@@ -139,8 +139,8 @@ def tool(function: Callable[..., Awaitable[Any]] | None = None, *, name: str | N
 
 def by_name(tools: Sequence[Tool[..., Any]]) -> dict[str, Tool[..., Any]]:
     """ConfigError if there are none, or two of one name."""
-    named = {one.name: one for one in tools if isinstance(one, Tool)}
-    if not tools or len(named) != len(tools):
+    named = {one.name: one for one in tools if isinstance(one, Tool)} if isinstance(tools, Sequence) else {}
+    if not named or len(named) != len(tools):
         raise ConfigError(f"tools must be at least one tool, made by @asgl.tool, each with a name of its own, not {tools!r}")
     return named
 

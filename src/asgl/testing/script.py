@@ -49,7 +49,7 @@ class ScriptedAnswers:
 
     def __init__(self, script: Script) -> None:
         self._script: dict[str | None, Any] = {
-            name: answer if isinstance(answer, str | Mapping) or not isinstance(answer, Sequence) else list(answer)
+            name: answer if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Sequence) else list(answer)
             for name, answer in script.items()}
         self._used = dict.fromkeys(self._script, 0)
         self.asked: list[Asked] = []
@@ -58,7 +58,7 @@ class ScriptedAnswers:
         """What the op says: a str, the index of an option, or an exception. ScriptError if the script has nothing for it."""
         name = part.name
         self.asked.append(Asked(name, prompt, part.choices if isinstance(part, Select) else None))
-        where = f"a {type(part).__name__.lower()} {_named(name)}, after {prompt[-_SHOWN:]!r}"
+        where = f"a {'gen' if isinstance(part, Gen) else 'select'} {_named(name)}, after {prompt[-_SHOWN:]!r}"
         if name not in self._script:
             known = ", ".join(map(_named, self._script)) or "none"
             raise ScriptError(f"the script has no answer for {where}; there are answers for: {known}")

@@ -117,8 +117,11 @@ async def forks(s: asgl.PromptStream) -> None:
         first += "a"
         second += "b"
         assert_type(first.error, BaseException | None)
+        said = await first.gen()
+    assert_type(said, str)  # a fork block swallows no exception, so what was set inside is set
     s.join([first, second])
-    assert_type(await s.map(length, ["a", "b"], on_error="keep"), list[int])
+    assert_type(await s.map(length, ["a", "b"]), list[int])
+    assert_type(await s.map(length, ["a", "b"], on_error="keep"), list[int | BaseException])
     assert_type(s.copy(), asgl.PromptStream)
 
 

@@ -167,7 +167,7 @@ class TracedStream(PromptStream):
         return TracedStream(self._core.children(1)[0])
 
     async def map(self, fn: Callable[[PromptStream, ItemT], Awaitable[T]], items: Iterable[ItemT], *,
-                  on_error: OnError = "cancel") -> list[T]:
+                  on_error: OnError = "cancel") -> list[Any]:
         work = list(items)
         if not work:
             return []
