@@ -12,6 +12,7 @@ from scheduler_harness import Harness, tokens
 
 from asgl.errors import ConfigError, QueueFullError
 from asgl.plan import INT
+from asgl.scheduling.counters import Counters
 from asgl.scheduling.policy import AGING, POLICIES, make_queue
 from asgl.scheduling.radix_cache import RadixCache
 from asgl.scheduling.request import Request
@@ -160,6 +161,26 @@ def test_many_namespaces_take_turns_by_what_their_requests_cost():
     assert len(served) == 40
 
 
+@pytest.mark.parametrize("policy", ["lpm", "aged-lpm"])
+def test_what_comes_and_goes_behind_others_leaves_nothing_behind(policy):
+    """Requests that are cancelled in a queue that is never empty: their entries would come up last, so never."""
+    harness = Harness(200, max_running=1, policy=policy)
+    harness.submit(tokens(10), max_tokens=150, namespace="served")
+    harness.step()
+    harness.submit(tokens(10, 1), max_tokens=5)
+    for number in range(1000):
+        for namespace in (None, "served"):
+            harness.scheduler.cancel(harness.submit(tokens(5, number), max_tokens=5, namespace=namespace))
+    queue = harness.scheduler.admission._queue
+    assert len(queue) == 1
+    assert len(queue._queues[None]._heap) < 100
+    assert len(queue._turns) < 100
+    assert len(queue._by_age) < 100
+    harness.run()
+    assert harness.ended[1] == "length"
+    harness.verify_idle()
+
+
 def run_adversary(policy: str, patience: int = 500) -> tuple[int, int]:
     """An endless stream of requests that share a cached prefix, against a loner that shares nothing. How many tokens were
     computed while the loner waited, and the bound."""
@@ -224,3 +245,34 @@ def test_namespaces_are_counted_apart():
     seen = harness.scheduler.counters.namespaces
     assert (seen[None].prompt_tokens, seen[None].cached_tokens) == (40, 0)
     assert (seen["a"].prompt_tokens, seen["a"].cached_tokens, seen["a"].generated_tokens) == (80, 39, 6)
+
+
+def test_the_namespaces_that_are_counted_last_are_kept():
+    """A flood of namespaces that come once does not drop the counts of one that comes again and again."""
+    counters = Counters()
+    for number in range(3000):
+        for namespace in (None, str(number)):
+            request = Request(number, [1, 2], namespace=namespace)
+            counters.admitted(request)
+    assert len(counters.namespaces) == 1024
+    assert counters.namespaces[None].prompt_tokens == 2 * 3000
+    assert "2999" in counters.namespaces
+
+
+def test_a_namespace_that_is_left_leaves_no_root_behind():
+    """Requests cancelled at any point of their lives, and pins of what is not cached."""
+    harness = Harness(200, max_running=2, max_batch_tokens=16)
+    for number in range(60):
+        request = harness.submit(tokens(30, number), max_tokens=3, namespace=str(number))
+        for _ in range(number % 6):
+            harness.step()
+        harness.begin() if number % 2 else None
+        harness.scheduler.cancel(request)
+        harness.finish() if harness.in_flight else None
+        harness.scheduler.ledger.pin(array(INT, tokens(30, number)), f"pin {number}")
+    harness.run()
+    while harness.scheduler.ledger.drop_pin():
+        pass
+    harness.scheduler.ledger.flush()
+    assert not harness.scheduler.ledger.cache._roots
+    harness.verify_idle()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 
-from asgl.scheduling.policy import Queue
+from asgl.scheduling.policy import SMALL_HEAP, Queue, drop_stale
 from asgl.scheduling.request import Request
 
 
@@ -27,10 +27,13 @@ class Waiting:
         self._times: dict[str | None, float] = {}
         self._turns: list[tuple[float, int, str | None]] = []
         """A heap of namespaces by time; entries that a later one has replaced are skipped when they come up."""
+        self._turn: dict[str | None, int] = {}
+        """Which entry is that of a namespace in which requests wait."""
         self._serial = 0
         self._clock = 0.0
         """The virtual time of the namespace that was served last."""
         self._by_age: list[tuple[int, Request]] = []
+        self._turns_limit = self._ages_limit = SMALL_HEAP
 
     def __len__(self) -> int:
         return self._count
@@ -52,6 +55,7 @@ class Waiting:
         """The request waits from now on, or again."""
         if self._patience is not None:
             heappush(self._by_age, (request.arrival, request))
+            self._ages_limit = drop_stale(self._by_age, self._ages_limit, lambda entry: entry[1].state == "waiting")
 
     def remove(self, request: Request) -> None:
         queue = self._queues.get(request.namespace)
@@ -72,8 +76,8 @@ class Waiting:
     def pop(self) -> Request | None:
         """Takes out the first request of the namespace that is furthest behind; None if nothing waits."""
         while self._turns:
-            time, _, namespace = self._turns[0]
-            if namespace not in self._queues or self._times[namespace] != time:
+            _, serial, namespace = self._turns[0]
+            if self._turn.get(namespace) != serial:
                 heappop(self._turns)
                 continue
             request = self._queues[namespace].pop()
@@ -95,8 +99,11 @@ class Waiting:
         self._times[namespace] = time
         if namespace in self._queues:
             self._serial += 1
+            self._turn[namespace] = self._serial
             heappush(self._turns, (time, self._serial, namespace))
+            self._turns_limit = drop_stale(self._turns, self._turns_limit, lambda entry: self._turn.get(entry[2]) == entry[1])
 
     def _forget_if_empty(self, namespace: str | None) -> None:
         if not len(self._queues[namespace]):
             del self._queues[namespace]
+            del self._turn[namespace]
