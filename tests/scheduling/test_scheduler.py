@@ -36,6 +36,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def start(self, capacity, **options):
         self.harness = Harness(capacity, **options)
         self.pins: list[int] = []
+        self.loads: list[array[int]] = []
 
     @rule(prompt=TOKENS, max_tokens=st.integers(0, 12), namespace=st.sampled_from([None, "salt"]),
           priority=st.integers(0, 1))
@@ -72,7 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(prompt=TOKENS)
     def pin(self, prompt):
-        self.pins.append(self.harness.scheduler.ledger.pin(array(INT, prompt), None))
+        self.pins.append(self.harness.scheduler.ledger.pin(array(INT, prompt), None)[0])
 
     @rule(data=st.data())
     def unpin(self, data):
@@ -82,6 +83,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def flush(self):
         self.harness.scheduler.ledger.flush()
+
+    @rule(data=st.data())
+    def load(self, data):
+        """Slots are filled from a file, and in the end the file was bad."""
+        ledger = self.harness.scheduler.ledger
+        count = data.draw(st.integers(0, self.harness.scheduler.spare))
+        self.loads.append(ledger.reserve(count))
+
+    @rule()
+    def end_load(self):
+        for slots in self.loads:
+            self.harness.scheduler.ledger.give_back(slots)
+        self.loads.clear()
 
     @precondition(lambda self: not self.harness.full)
     @rule()
@@ -116,8 +130,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "harness"):
+            self.end_load()
             self.harness.run()
             self.harness.verify_ended()
+            assert all(request.admissions <= 2 for request in self.harness.requests.values()), "one was retracted twice"
             for number in self.pins:
                 self.harness.scheduler.ledger.unpin(number)
             self.harness.verify_idle()
