@@ -279,7 +279,8 @@ class Runtime:
         """Adds what `save_cache` wrote to the prefix cache; how many tokens that was.
 
         If there are fewer free slots than the file has tokens, besides those that running requests may need, those prefixes are
-        loaded that had been used last; nothing is evicted for it. Raises ModelError if the file cannot be read or was saved by another model, dtype or format of weights.
+        loaded that had been used last; nothing is evicted for it. Raises ModelError if the file cannot be read or was saved by
+        another model, dtype or format of weights.
         """
         return await self._running.engine.saved.load_cache(Path(path))
 
