@@ -203,6 +203,27 @@ def test_a_follower_takes_over_when_its_leader_is_cancelled():
     harness.verify_idle()
 
 
+def test_a_follower_takes_over_when_its_leader_is_retracted():
+    harness = Harness(1000, max_batch_tokens=128)
+    prefix = tokens(100)
+    leader = harness.submit([*prefix, 1], max_tokens=2)
+    follower = harness.submit([*prefix, 2], max_tokens=2)
+    harness.begin()
+    assert follower.leader is leader
+    harness.abandon()
+    harness.scheduler._retract(leader)
+    assert follower.leader is None
+    assert harness.begin()
+    first, second = sorted((leader, follower), key=lambda request: request.state)
+    assert (first.state, second.state) == ("running", "waiting")
+    assert second.leader is first
+    harness.finish()
+    harness.run()
+    assert harness.runner.computed_tokens == 101 + 101 + 1 + 2  # what failed once more, and each token once
+    harness.verify_ended()
+    harness.verify_idle()
+
+
 def test_lpm_admits_what_is_cached_first_and_fcfs_does_not():
     orders = {}
     for policy in ("lpm", "fcfs"):
@@ -251,6 +272,39 @@ def test_no_request_is_retracted_twice():
     assert 0 < harness.scheduler.counters.retractions <= 100
     assert all(request.admissions <= 2 for request in harness.requests.values())
     harness.verify_ended()
+
+
+def test_who_was_retracted_is_admitted_only_where_all_of_it_fits():
+    """However little is reserved for others: else it would be retracted again."""
+    harness = Harness(100)
+    for number in range(60):
+        harness.submit(tokens(10, number), max_tokens=60)
+    more = True
+    while more:
+        harness.scheduler.admission.reserve_share = 0.1
+        more = harness.step()
+    assert harness.scheduler.counters.retractions > 20
+    assert all(request.admissions <= 2 for request in harness.requests.values())
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_of_equal_priority_the_one_admitted_last_gives_way_and_none_that_did_before():
+    harness = Harness(100)
+    requests = [harness.submit(tokens(8, number), max_tokens=60) for number in range(3)]
+    harness.scheduler.admission.reserve_share = 0.1
+    harness.step()
+    assert all(request.state == "running" for request in requests)
+    assert harness.scheduler._victim() is requests[2]
+    requests[2].retracted = True
+    assert harness.scheduler._victim() is requests[1]
+    while not harness.scheduler.counters.retractions:
+        harness.step()
+    assert requests[1].retracted
+    assert not requests[0].retracted
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()
 
 
 def test_a_prefetch_caches_its_prompt_and_a_second_one_computes_nothing():

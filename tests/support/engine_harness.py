@@ -139,7 +139,7 @@ def generate(engine: Engine, prompt, waiter: Waiter | None = None, grammar=None,
 
 
 async def settled(*tickets: Ticket) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for ticket in tickets:
             await ticket.listener.settled.wait()
 
