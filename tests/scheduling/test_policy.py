@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -135,6 +136,75 @@ def test_a_flood_in_one_namespace_does_not_starve_another():
     assert len(harness.ended) == 105
 
 
+def test_namespaces_get_equal_shares_of_tokens_not_of_requests():
+    harness = Harness(400, max_running=1)
+    for number in range(40):
+        harness.submit(tokens(90, number), max_tokens=11, namespace="large")
+        for part in range(4):
+            harness.submit(tokens(10, 1000 + 4 * number + part), max_tokens=11, namespace="small")
+    served = {"large": 0, "small": 0}
+    for _ in range(600):
+        harness.step()
+        for number in harness.ended:
+            request = harness.requests[number]
+            served[request.namespace] += len(request.tokens)
+        assert abs(served["large"] - served["small"]) <= 202
+        harness.ended.clear()
+    assert min(served.values()) > 800
+
+
+def test_a_namespace_that_was_idle_has_saved_up_nothing():
+    harness = Harness(400, max_running=1)
+    for number in range(30):
+        harness.submit(tokens(50, number), max_tokens=11, namespace="busy")
+    while len(harness.ended) < 15:
+        harness.step()
+    for number in range(10):
+        harness.submit(tokens(50, 100 + number), max_tokens=11, namespace="late")
+    while len(harness.ended) < 25:
+        harness.step()
+    late = sum(harness.requests[number].namespace == "late" for number in harness.ended)
+    assert 4 <= late <= 6
+    harness.run()
+    harness.verify_idle()
+
+
+def flood_of_namespaces(queue: Waiting) -> Iterator[str]:
+    """Requests of one token each, every one of a namespace of its own; eight wait at any time. Names those that are served."""
+    for number in range(100_000):
+        queue.push(Request(0, [1], namespace=f"flood {number}"))
+        if number >= 8:
+            request = queue.pop()
+            assert request is not None
+            assert request.namespace is not None
+            queue.charge(request, 1)
+            yield request.namespace
+
+
+def test_a_flood_of_namespaces_does_not_starve_one_that_had_more_than_its_share():
+    queue = Waiting(lambda: make_queue("fcfs"))
+    flood = flood_of_namespaces(queue)
+    next(flood)
+    queue.push(Request(0, [1], namespace="greedy"))
+    while next(flood) != "greedy":
+        pass
+    queue.charge(Request(0, [1], namespace="greedy"), 100)
+    queue.push(Request(0, [1], namespace="greedy"))
+    queue.push(Request(0, [1], namespace="modest"))
+    order = [next(flood) for _ in range(2000)]
+    # it has had 101 tokens: until everybody else has had as many, nine at a time, it waits, and no longer
+    assert order.index("modest") < 20
+    assert 700 < order.index("greedy") < 1100
+
+
+def test_a_flood_of_namespaces_leaves_nothing_behind():
+    queue = Waiting(lambda: make_queue("fcfs"))
+    flood = flood_of_namespaces(queue)
+    for _ in range(2000):
+        next(flood)
+    assert len(queue._times) < 100
+
+
 def test_many_namespaces_take_turns_by_what_their_requests_cost():
     """A model of the queue: of those with the least virtual time one is next, and as many wait as were put in."""
     generator = random.Random(0)
@@ -235,6 +305,20 @@ def test_a_pin_keeps_a_prefix_and_yields_when_nothing_else_can_run():
     assert harness.scheduler.ledger.cache.peek(array(INT, prompt), None) < 30
     assert len(harness.ended) == 7
     harness.verify_idle()
+
+
+def test_the_oldest_pin_yields_first():
+    harness = Harness(100)
+    prompts = [array(INT, tokens(30, number)) for number in range(3)]
+    for prompt in prompts:
+        harness.submit(prompt)
+    harness.run()
+    for prompt in prompts[1:]:
+        harness.scheduler.ledger.pin(prompt, None)
+    harness.submit(tokens(60, 9), max_tokens=1)
+    harness.run()
+    assert [harness.scheduler.ledger.cache.peek(prompt, None) for prompt in prompts] == [0, 10, 30]
+    harness.verify_ended()
 
 
 def test_namespaces_are_counted_apart():

@@ -2,7 +2,8 @@
 
 Fairness is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) over the tokens that requests need: each namespace
 has a virtual time that advances by what its admitted requests cost, and the namespace that is furthest behind is next. One
-that was idle starts at the time of the busy ones: it neither saves up turns nor is made to pay for the past.
+that was idle starts at the time of the busy ones: it neither saves up turns nor is made to pay for the past. That time advances
+by a namespace's share of all that is served, so that an endless stream of new namespaces does not stay ahead of an old one.
 O(log n) a request for n namespaces.
 """
 
@@ -31,7 +32,9 @@ class Waiting:
         """Which entry is that of a namespace in which requests wait."""
         self._serial = 0
         self._clock = 0.0
-        """The virtual time of the namespace that was served last."""
+        """The virtual time at which a namespace begins: that of the one served last, and what each has had since."""
+        self._latest = 0.0
+        """The largest virtual time of a namespace so far."""
         self._by_age: list[tuple[int, Request]] = []
         self._turns_limit = self._ages_limit = SMALL_HEAP
 
@@ -90,7 +93,9 @@ class Waiting:
     def charge(self, request: Request, tokens: int) -> None:
         """The request was admitted, and costs so many tokens."""
         time = self._times.get(request.namespace, self._clock)
-        self._clock = max(self._clock, time)
+        active = len(self._queues) + (request.namespace not in self._queues)
+        self._latest = max(self._latest, time + tokens)
+        self._clock = min(max(self._clock, time) + tokens / active, self._latest)
         self._set_time(request.namespace, time + tokens)
         if len(self._times) > 2 * len(self._queues) + 64:  # times that the clock has passed say nothing any more
             self._times = {name: at for name, at in self._times.items() if name in self._queues or at > self._clock}
