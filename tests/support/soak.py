@@ -3,8 +3,8 @@
     python tests/support/soak.py --seconds 600        what `make soak` runs; prints the seed of each life
 
 A life is an engine with random options under a crowd of random programs: nested forks, selects, rewinds, pins, flushes, two
-namespaces and priorities, tasks cancelled at random steps, sometimes a step that raises. At its end every op has settled, the books balance, and what was generated is what
-the prompt alone determines.
+namespaces and priorities, tasks cancelled at random steps, sometimes a step that raises. At its end every op has settled, the
+books balance, and what was generated is what the prompt alone determines.
 """
 
 from __future__ import annotations
