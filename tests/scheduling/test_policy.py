@@ -189,12 +189,14 @@ def test_a_flood_of_namespaces_does_not_starve_one_that_had_more_than_its_share(
     while next(flood) != "greedy":
         pass
     queue.charge(Request(0, [1], namespace="greedy"), 100)
+    for _ in range(200):  # it is remembered while nothing of it waits
+        next(flood)
     queue.push(Request(0, [1], namespace="greedy"))
     queue.push(Request(0, [1], namespace="modest"))
     order = [next(flood) for _ in range(2000)]
-    # it has had 101 tokens: until everybody else has had as many, nine at a time, it waits, and no longer
+    # it has had 101 tokens: until everybody else has had as many, eight or nine at a time, it waits, and no longer
     assert order.index("modest") < 20
-    assert 700 < order.index("greedy") < 1100
+    assert 500 < order.index("greedy") < 900
 
 
 def test_a_flood_of_namespaces_leaves_nothing_behind():

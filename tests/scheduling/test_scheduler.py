@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scheduler_harness import Harness, ScoreRequest, StopAt, tokens
 
-from asgl.errors import CapacityError, InternalError, RequestError
+from asgl.errors import CapacityError, InternalError, QueueFullError, RequestError
 from asgl.plan import INT, StepResult
 from asgl.sampling import SamplingSpec
 from asgl.scheduling.policy import POLICIES
@@ -187,6 +187,23 @@ def test_shared_prefixes_are_named_to_the_runner():
     assert decode.shared == ((0, 100, (0, 1, 2, 3)),)
 
 
+def test_who_is_held_waits():
+    harness = Harness(1000, max_batch_tokens=128, max_waiting=3)
+    prefix = tokens(100)
+    harness.submit([*prefix, 0], max_tokens=2)
+    for branch in range(1, 3):
+        harness.submit([*prefix, branch], max_tokens=2)
+    harness.begin()
+    assert (len(harness.scheduler.running), harness.scheduler.waiting) == (1, 2)
+    harness.submit([*prefix, 3], max_tokens=2)
+    with pytest.raises(QueueFullError):
+        harness.submit([*prefix, 4], max_tokens=2)
+    harness.finish()
+    harness.run()
+    assert set(harness.ended) == set(range(4))
+    harness.verify_idle()
+
+
 def test_a_follower_takes_over_when_its_leader_is_cancelled():
     harness = Harness(1000, max_batch_tokens=128)
     prefix = tokens(100)
@@ -258,7 +275,11 @@ def test_a_cache_too_small_for_all_retracts_and_ends_them_all():
                        max_tokens=generator.randint(1, 30))
     harness.run()
     assert len(harness.ended) == 50
-    assert harness.scheduler.counters.retractions > 0
+    counters, requests = harness.scheduler.counters, harness.requests.values()
+    assert counters.retractions > 0
+    # a prompt counts once, however often its request is admitted
+    assert counters.prompt_tokens == sum(len(request.prompt) for request in requests)
+    assert counters.cached_tokens == sum(request.cached_tokens for request in requests)
     harness.verify_ended()
     harness.verify_idle()
 
@@ -299,9 +320,11 @@ def test_of_equal_priority_the_one_admitted_last_gives_way_and_none_that_did_bef
     requests[2].retracted = True
     assert harness.scheduler._victim() is requests[1]
     while not harness.scheduler.counters.retractions:
+        before = harness.scheduler.admission.reserve_share
         harness.step()
     assert requests[1].retracted
     assert not requests[0].retracted
+    assert harness.scheduler.admission.reserve_share > 1.5 * before  # more is set aside from now on
     harness.run()
     harness.verify_ended()
     harness.verify_idle()
