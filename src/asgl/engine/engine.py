@@ -186,8 +186,7 @@ class Engine:
 
     def _unpin(self, number: int) -> None:
         del self._pins[number]
-        self.scheduler.ledger.unpin(number)
-        self._wake.set()
+        self.scheduler.ledger.unpin(number)  # nobody is to be woken: while nothing runs pins yield to who waits
 
     def _new_id(self) -> int:
         self._check_loop()
