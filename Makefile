@@ -29,12 +29,17 @@ test-compile: setup
 	ASGL_LANE=compile OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels/triton_compile
 
 # On a machine with a GPU, torch >= 2.11 for it and triton >= 3.6: tests on the device, then measurements to docs/gpu-measured.md.
-# Triton builds its launcher with a C compiler and Python's headers: better to hear of it first.
+# Triton builds its launcher with a C compiler and Python's headers: better to hear of it first. PYTHON may be that of a virtual
+# environment, whose packages another environment sees by a .pth file only.
 gpu:
 	@command -v "$${CC:-gcc}" >/dev/null || command -v clang >/dev/null || \
 		{ echo "Triton needs a C compiler, and there is no gcc and no clang: install one, or name one in CC" >&2; exit 1; }
+	@$(PYTHON) -c "import sys; from importlib.util import find_spec as f; f('torch') or sys.exit(sys.executable + ' has no torch: name a ' \
+		'Python that has torch >= 2.11 for this GPU, as in: make gpu PYTHON=/path/to/python')"
+	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('torch ' + torch.__version__ + ' sees no GPU')"
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv --system-site-packages .venv-gpu
-	.venv-gpu/bin/python -c "import torch; assert torch.cuda.is_available(), 'torch ' + torch.__version__ + ' sees no GPU'"
+	@$(PYTHON) -c "import sysconfig; print(*{sysconfig.get_path(kind) for kind in ('purelib', 'platlib')}, sep='\n')" \
+		>"$$(echo .venv-gpu/lib/python3*/site-packages)/packages-of-python.pth"
 	.venv-gpu/bin/python -c "import os, sysconfig; h = os.path.join(sysconfig.get_path('include'), 'Python.h'); \
 		assert os.path.exists(h), 'Triton needs ' + h + ': install the headers of this Python (python3-dev, python3-devel)'"
 	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[gpu]' pytest pytest-asyncio pytest-timeout pytest-xdist

@@ -116,7 +116,7 @@ def poisson(asks: Sequence[Ask], load: float, seed: int) -> list[tuple[float, As
 
 def online(plots: Path | None) -> None:
     """Arrivals at random times: hit rate against the longest waits, for policies and for constants of aged-lpm."""
-    print("\nonline, Poisson arrivals at twice the load that fits without a cache: hit rate, p50 and p99 wait")
+    print("\nonline, Poisson arrivals at 2.5 times the load that fits without a cache: hit rate, p50 and p99 wait")
     asks = random_tree(random.Random(1), requests=1500, depth=6, fanout=4)
     capacity = 4 * max(len(ask.prompt) for ask in asks)
     arrivals = poisson(asks, load=2.5, seed=2)

@@ -280,8 +280,9 @@ class Runtime:
     async def load_cache(self, path: str | os.PathLike[str]) -> int:
         """Adds what `save_cache` wrote to the prefix cache; how many tokens that was.
 
-        If there are fewer free slots than the file has tokens, those prefixes are loaded that had been used last; nothing is
-        evicted for it. Raises ModelError if the file cannot be read or was saved by another model, dtype or format of weights.
+        If there are fewer free slots than the file has tokens, besides those that running requests may need, those prefixes are
+        loaded that had been used last; nothing is evicted for it. Raises ModelError if the file cannot be read or was saved by
+        another model, dtype or format of weights.
         """
         return await self._running.engine.saved.load_cache(Path(path))
 
@@ -298,8 +299,10 @@ class Runtime:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
             raise ConfigError(f"seconds must be a finite number above 0, not {seconds!r}")
         engine = self._running.engine
-        tokens = await s.prefetch()
-        engine.pin(tokens, namespace=s.cache_salt, seconds=seconds)
+        for _ in range(2):  # what others took before the pin held it is computed once more, while the pin holds the rest
+            tokens = await s.prefetch()
+            if engine.pin(tokens, namespace=s.cache_salt, seconds=seconds) == len(tokens):
+                break
 
     @property
     def model(self) -> ModelInfo:

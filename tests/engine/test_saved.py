@@ -93,6 +93,23 @@ async def test_loading_evicts_nothing_and_goes_on_beside_requests(model: Path, t
         assert loaded > saved // 2
 
 
+async def test_loading_takes_no_slot_that_is_reserved_for_who_runs(model: Path, tmp_path: Path) -> None:
+    """The file has more tokens than slots are free, and the plan while they are filled needs one of them."""
+    async with opened(model) as rt:
+        for number in range(8):
+            await rt.prompt(f"{number} something that is cached " * 2).extend("")
+        saved = await rt.save_cache(tmp_path / "cache")
+    async with opened(model, kv_cache_tokens=saved) as rt:
+        handle = rt.prompt("a").gen(max_tokens=60)
+        async for _ in handle:
+            break
+        loaded = await rt.load_cache(tmp_path / "cache")
+        assert not handle.done()
+        await handle
+        assert 0 < loaded < saved
+        assert rt.statistics().retractions == 0
+
+
 async def test_an_empty_cache(model: Path, tmp_path: Path) -> None:
     async with opened(model) as rt:
         assert await rt.save_cache(tmp_path / "cache") == 0

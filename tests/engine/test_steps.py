@@ -114,6 +114,16 @@ async def test_a_loop_slower_than_the_device_sets_the_pace():
     assert ahead == pytest.approx(0.02, rel=0.05)
 
 
+async def test_what_a_program_asks_next_is_in_the_next_step():
+    """Though another request keeps the engine busy, which could plan before the program hears of its result."""
+    async with opened() as engine:
+        other = generate(engine, [1], max_tokens=30)
+        for number in range(10):
+            await settled(generate(engine, [2, number], max_tokens=1))
+        assert [len(plan.samples) for plan in engine._runner.steps[:10]] == [2] * 10
+        await settled(other)
+
+
 @pytest.fixture
 def two(monkeypatch):
     monkeypatch.setattr(InFlight, "steps", 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -83,6 +84,19 @@ async def test_a_pinned_prefix_is_computed_and_stays(model: Path) -> None:
         await handle
         assert handle.cached_tokens == length - 1
         assert s.cache_salt == "salt"
+
+
+async def test_a_pin_holds_all_of_a_prefix_that_somebody_else_wants_the_room_of(model: Path) -> None:
+    """The prefix is cached when it is asked for, and evicted by the very plan that finds nothing of it left to compute."""
+    async with opened(model, kv_cache_tokens=100) as rt:
+        s = rt.prompt("a pinned prefix of some length, " * 3)
+        length = len(s.token_ids)
+        await s.extend("")
+        pinning = asyncio.ensure_future(rt.pin(s, seconds=60))
+        other = rt.prompt("x" * 90).gen(max_tokens=2)
+        await asyncio.gather(pinning, other)
+        assert rt.statistics().evicted_tokens > 0
+        assert rt.statistics().pinned == length
 
 
 async def test_bad_pins(model: Path) -> None:

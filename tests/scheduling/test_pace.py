@@ -27,6 +27,21 @@ def test_it_always_goes_on_and_never_passes_the_most():
     assert pace.budget(8) == 512
 
 
+@pytest.mark.parametrize("most", [1, 8, 20])
+def test_a_slow_device_does_not_raise_the_most(most):
+    pace = Pace(most, 0.1)
+    pace.saw(100, 0, 100.0)
+    assert pace.budget(1) == most
+    harness = Harness(2000, max_batch_tokens=most, step_seconds=1e-6)
+    harness.submit(tokens(100), max_tokens=60)
+    for _ in range(200):
+        harness.step()
+    harness.submit(tokens(100, 1), max_tokens=1)
+    harness.run()
+    assert max(plan.tokens for plan in harness.runner.steps) == most
+    harness.verify_ended()
+
+
 def test_steps_of_decodes_say_nothing():
     pace = Pace(512, 0.1)
     pace.saw(80, 80, 10.0)

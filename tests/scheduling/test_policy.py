@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from scheduler_harness import Harness, tokens
 
 from asgl.errors import ConfigError, QueueFullError
 from asgl.plan import INT
+from asgl.scheduling.counters import Counters
 from asgl.scheduling.policy import AGING, POLICIES, make_queue
 from asgl.scheduling.radix_cache import RadixCache
 from asgl.scheduling.request import Request
@@ -134,6 +136,77 @@ def test_a_flood_in_one_namespace_does_not_starve_another():
     assert len(harness.ended) == 105
 
 
+def test_namespaces_get_equal_shares_of_tokens_not_of_requests():
+    harness = Harness(400, max_running=1)
+    for number in range(40):
+        harness.submit(tokens(90, number), max_tokens=11, namespace="large")
+        for part in range(4):
+            harness.submit(tokens(10, 1000 + 4 * number + part), max_tokens=11, namespace="small")
+    served = {"large": 0, "small": 0}
+    for _ in range(600):
+        harness.step()
+        for number in harness.ended:
+            request = harness.requests[number]
+            served[request.namespace] += len(request.tokens)
+        assert abs(served["large"] - served["small"]) <= 202
+        harness.ended.clear()
+    assert min(served.values()) > 800
+
+
+def test_a_namespace_that_was_idle_has_saved_up_nothing():
+    harness = Harness(400, max_running=1)
+    for number in range(30):
+        harness.submit(tokens(50, number), max_tokens=11, namespace="busy")
+    while len(harness.ended) < 15:
+        harness.step()
+    for number in range(10):
+        harness.submit(tokens(50, 100 + number), max_tokens=11, namespace="late")
+    while len(harness.ended) < 25:
+        harness.step()
+    late = sum(harness.requests[number].namespace == "late" for number in harness.ended)
+    assert 4 <= late <= 6
+    harness.run()
+    harness.verify_idle()
+
+
+def flood_of_namespaces(queue: Waiting) -> Iterator[str]:
+    """Requests of one token each, every one of a namespace of its own; eight wait at any time. Names those that are served."""
+    for number in range(100_000):
+        queue.push(Request(0, [1], namespace=f"flood {number}"))
+        if number >= 8:
+            request = queue.pop()
+            assert request is not None
+            assert request.namespace is not None
+            queue.charge(request, 1)
+            yield request.namespace
+
+
+def test_a_flood_of_namespaces_does_not_starve_one_that_had_more_than_its_share():
+    queue = Waiting(lambda: make_queue("fcfs"))
+    flood = flood_of_namespaces(queue)
+    next(flood)
+    queue.push(Request(0, [1], namespace="greedy"))
+    while next(flood) != "greedy":
+        pass
+    queue.charge(Request(0, [1], namespace="greedy"), 100)
+    for _ in range(200):  # it is remembered while nothing of it waits
+        next(flood)
+    queue.push(Request(0, [1], namespace="greedy"))
+    queue.push(Request(0, [1], namespace="modest"))
+    order = [next(flood) for _ in range(2000)]
+    # it has had 101 tokens: until everybody else has had as many, eight or nine at a time, it waits, and no longer
+    assert order.index("modest") < 20
+    assert 500 < order.index("greedy") < 900
+
+
+def test_a_flood_of_namespaces_leaves_nothing_behind():
+    queue = Waiting(lambda: make_queue("fcfs"))
+    flood = flood_of_namespaces(queue)
+    for _ in range(2000):
+        next(flood)
+    assert len(queue._times) < 100
+
+
 def test_many_namespaces_take_turns_by_what_their_requests_cost():
     """A model of the queue: of those with the least virtual time one is next, and as many wait as were put in."""
     generator = random.Random(0)
@@ -158,6 +231,26 @@ def test_many_namespaces_take_turns_by_what_their_requests_cost():
             served[request.namespace] = served.get(request.namespace, 0) + 1
         assert len(queue) == len(alive)
     assert len(served) == 40
+
+
+@pytest.mark.parametrize("policy", ["lpm", "aged-lpm"])
+def test_what_comes_and_goes_behind_others_leaves_nothing_behind(policy):
+    """Requests that are cancelled in a queue that is never empty: their entries would come up last, so never."""
+    harness = Harness(200, max_running=1, policy=policy)
+    harness.submit(tokens(10), max_tokens=150, namespace="served")
+    harness.step()
+    harness.submit(tokens(10, 1), max_tokens=5)
+    for number in range(1000):
+        for namespace in (None, "served"):
+            harness.scheduler.cancel(harness.submit(tokens(5, number), max_tokens=5, namespace=namespace))
+    queue = harness.scheduler.admission._queue
+    assert len(queue) == 1
+    assert len(queue._queues[None]._heap) < 100
+    assert len(queue._turns) < 100
+    assert len(queue._by_age) < 100
+    harness.run()
+    assert harness.ended[1] == "length"
+    harness.verify_idle()
 
 
 def run_adversary(policy: str, patience: int = 500) -> tuple[int, int]:
@@ -216,6 +309,20 @@ def test_a_pin_keeps_a_prefix_and_yields_when_nothing_else_can_run():
     harness.verify_idle()
 
 
+def test_the_oldest_pin_yields_first():
+    harness = Harness(100)
+    prompts = [array(INT, tokens(30, number)) for number in range(3)]
+    for prompt in prompts:
+        harness.submit(prompt)
+    harness.run()
+    for prompt in prompts[1:]:
+        harness.scheduler.ledger.pin(prompt, None)
+    harness.submit(tokens(60, 9), max_tokens=1)
+    harness.run()
+    assert [harness.scheduler.ledger.cache.peek(prompt, None) for prompt in prompts] == [0, 10, 30]
+    harness.verify_ended()
+
+
 def test_namespaces_are_counted_apart():
     harness = Harness(400)
     for namespace in (None, "a", "a"):
@@ -224,3 +331,34 @@ def test_namespaces_are_counted_apart():
     seen = harness.scheduler.counters.namespaces
     assert (seen[None].prompt_tokens, seen[None].cached_tokens) == (40, 0)
     assert (seen["a"].prompt_tokens, seen["a"].cached_tokens, seen["a"].generated_tokens) == (80, 39, 6)
+
+
+def test_the_namespaces_that_are_counted_last_are_kept():
+    """A flood of namespaces that come once does not drop the counts of one that comes again and again."""
+    counters = Counters()
+    for number in range(3000):
+        for namespace in (None, str(number)):
+            request = Request(number, [1, 2], namespace=namespace)
+            counters.admitted(request)
+    assert len(counters.namespaces) == 1024
+    assert counters.namespaces[None].prompt_tokens == 2 * 3000
+    assert "2999" in counters.namespaces
+
+
+def test_a_namespace_that_is_left_leaves_no_root_behind():
+    """Requests cancelled at any point of their lives, and pins of what is not cached."""
+    harness = Harness(200, max_running=2, max_batch_tokens=16)
+    for number in range(60):
+        request = harness.submit(tokens(30, number), max_tokens=3, namespace=str(number))
+        for _ in range(number % 6):
+            harness.step()
+        harness.begin() if number % 2 else None
+        harness.scheduler.cancel(request)
+        harness.finish() if harness.in_flight else None
+        harness.scheduler.ledger.pin(array(INT, tokens(30, number)), f"pin {number}")
+    harness.run()
+    while harness.scheduler.ledger.drop_pin():
+        pass
+    harness.scheduler.ledger.flush()
+    assert not harness.scheduler.ledger.cache._roots
+    harness.verify_idle()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scheduler_harness import Harness, ScoreRequest, StopAt, tokens
 
-from asgl.errors import CapacityError, InternalError, RequestError
+from asgl.errors import CapacityError, InternalError, QueueFullError, RequestError
 from asgl.plan import INT, StepResult
 from asgl.sampling import SamplingSpec
 from asgl.scheduling.policy import POLICIES
@@ -36,6 +36,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def start(self, capacity, **options):
         self.harness = Harness(capacity, **options)
         self.pins: list[int] = []
+        self.loads: list[array[int]] = []
 
     @rule(prompt=TOKENS, max_tokens=st.integers(0, 12), namespace=st.sampled_from([None, "salt"]),
           priority=st.integers(0, 1))
@@ -72,7 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(prompt=TOKENS)
     def pin(self, prompt):
-        self.pins.append(self.harness.scheduler.ledger.pin(array(INT, prompt), None))
+        self.pins.append(self.harness.scheduler.ledger.pin(array(INT, prompt), None)[0])
 
     @rule(data=st.data())
     def unpin(self, data):
@@ -82,6 +83,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def flush(self):
         self.harness.scheduler.ledger.flush()
+
+    @rule(data=st.data())
+    def load(self, data):
+        """Slots are filled from a file, and in the end the file was bad."""
+        ledger = self.harness.scheduler.ledger
+        count = data.draw(st.integers(0, self.harness.scheduler.spare))
+        self.loads.append(ledger.reserve(count))
+
+    @rule()
+    def end_load(self):
+        for slots in self.loads:
+            self.harness.scheduler.ledger.give_back(slots)
+        self.loads.clear()
 
     @precondition(lambda self: not self.harness.full)
     @rule()
@@ -116,8 +130,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "harness"):
+            self.end_load()
             self.harness.run()
             self.harness.verify_ended()
+            assert all(request.admissions <= 2 for request in self.harness.requests.values()), "one was retracted twice"
             for number in self.pins:
                 self.harness.scheduler.ledger.unpin(number)
             self.harness.verify_idle()
@@ -171,6 +187,23 @@ def test_shared_prefixes_are_named_to_the_runner():
     assert decode.shared == ((0, 100, (0, 1, 2, 3)),)
 
 
+def test_who_is_held_waits():
+    harness = Harness(1000, max_batch_tokens=128, max_waiting=3)
+    prefix = tokens(100)
+    harness.submit([*prefix, 0], max_tokens=2)
+    for branch in range(1, 3):
+        harness.submit([*prefix, branch], max_tokens=2)
+    harness.begin()
+    assert (len(harness.scheduler.running), harness.scheduler.waiting) == (1, 2)
+    harness.submit([*prefix, 3], max_tokens=2)
+    with pytest.raises(QueueFullError):
+        harness.submit([*prefix, 4], max_tokens=2)
+    harness.finish()
+    harness.run()
+    assert set(harness.ended) == set(range(4))
+    harness.verify_idle()
+
+
 def test_a_follower_takes_over_when_its_leader_is_cancelled():
     harness = Harness(1000, max_batch_tokens=128)
     prefix = tokens(100)
@@ -183,6 +216,27 @@ def test_a_follower_takes_over_when_its_leader_is_cancelled():
     harness.finish()
     harness.run()
     assert follower.cached_tokens == 100
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_a_follower_takes_over_when_its_leader_is_retracted():
+    harness = Harness(1000, max_batch_tokens=128)
+    prefix = tokens(100)
+    leader = harness.submit([*prefix, 1], max_tokens=2)
+    follower = harness.submit([*prefix, 2], max_tokens=2)
+    harness.begin()
+    assert follower.leader is leader
+    harness.abandon()
+    harness.scheduler._retract(leader)
+    assert follower.leader is None
+    assert harness.begin()
+    first, second = sorted((leader, follower), key=lambda request: request.state)
+    assert (first.state, second.state) == ("running", "waiting")
+    assert second.leader is first
+    harness.finish()
+    harness.run()
+    assert harness.runner.computed_tokens == 101 + 101 + 1 + 2  # what failed once more, and each token once
     harness.verify_ended()
     harness.verify_idle()
 
@@ -221,7 +275,11 @@ def test_a_cache_too_small_for_all_retracts_and_ends_them_all():
                        max_tokens=generator.randint(1, 30))
     harness.run()
     assert len(harness.ended) == 50
-    assert harness.scheduler.counters.retractions > 0
+    counters, requests = harness.scheduler.counters, harness.requests.values()
+    assert counters.retractions > 0
+    # a prompt counts once, however often its request is admitted
+    assert counters.prompt_tokens == sum(len(request.prompt) for request in requests)
+    assert counters.cached_tokens == sum(request.cached_tokens for request in requests)
     harness.verify_ended()
     harness.verify_idle()
 
@@ -235,6 +293,41 @@ def test_no_request_is_retracted_twice():
     assert 0 < harness.scheduler.counters.retractions <= 100
     assert all(request.admissions <= 2 for request in harness.requests.values())
     harness.verify_ended()
+
+
+def test_who_was_retracted_is_admitted_only_where_all_of_it_fits():
+    """However little is reserved for others: else it would be retracted again."""
+    harness = Harness(100)
+    for number in range(60):
+        harness.submit(tokens(10, number), max_tokens=60)
+    more = True
+    while more:
+        harness.scheduler.admission.reserve_share = 0.1
+        more = harness.step()
+    assert harness.scheduler.counters.retractions > 20
+    assert all(request.admissions <= 2 for request in harness.requests.values())
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_of_equal_priority_the_one_admitted_last_gives_way_and_none_that_did_before():
+    harness = Harness(100)
+    requests = [harness.submit(tokens(8, number), max_tokens=60) for number in range(3)]
+    harness.scheduler.admission.reserve_share = 0.1
+    harness.step()
+    assert all(request.state == "running" for request in requests)
+    assert harness.scheduler._victim() is requests[2]
+    requests[2].retracted = True
+    assert harness.scheduler._victim() is requests[1]
+    while not harness.scheduler.counters.retractions:
+        before = harness.scheduler.admission.reserve_share
+        harness.step()
+    assert requests[1].retracted
+    assert not requests[0].retracted
+    assert harness.scheduler.admission.reserve_share > 1.5 * before  # more is set aside from now on
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()
 
 
 def test_a_prefetch_caches_its_prompt_and_a_second_one_computes_nothing():

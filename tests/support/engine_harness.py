@@ -7,13 +7,13 @@ import threading
 from contextlib import asynccontextmanager
 
 from fake_runner import FakeRunner
+from scheduler_harness import CheckedScheduler
 
 from asgl.engine.device import DeviceThread
 from asgl.engine.engine import Engine
 from asgl.engine.ticket import Ticket
 from asgl.plan import StepPlan
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
-from asgl.scheduling.scheduler import Scheduler
 from asgl.trace import Tracers
 
 
@@ -112,7 +112,7 @@ class InFlight:
 async def opened(capacity=500, before_step=None, context_length=200, tracers=(), before_collect=None, **options):
     device = DeviceThread()
     runner = FakeRunner(capacity, before_step, InFlight.steps, before_collect)
-    scheduler = Scheduler(capacity=capacity, steps_in_flight=InFlight.steps, **options)
+    scheduler = CheckedScheduler(capacity=capacity, steps_in_flight=InFlight.steps, **options)
     engine = Engine(runner, scheduler, device, tokenizer=LetterTokenizer(), context_length=context_length,
                     tracers=Tracers(tracers))
     engine.start()
@@ -139,7 +139,7 @@ def generate(engine: Engine, prompt, waiter: Waiter | None = None, grammar=None,
 
 
 async def settled(*tickets: Ticket) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for ticket in tickets:
             await ticket.listener.settled.wait()
 

@@ -85,6 +85,12 @@ class FakeRunner:
             self.before_collect(plan)
         return result
 
+    def lose(self) -> None:
+        """The steps in flight fail: who reads a slot that they wrote is found out."""
+        while self.in_flight:
+            for slot in self.in_flight.pop()[0].slots:
+                self.memory[slot] = (-1, -1)
+
     def run(self, plan: StepPlan) -> StepResult:
         self.launch(plan)
         return self.collect()

@@ -6,6 +6,7 @@ import random
 
 from fake_runner import VOCABULARY, FakeRunner, expected_output, expected_scores
 
+from asgl.plan import StepPlan, StepResult
 from asgl.scheduling.branches import Branches
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
@@ -16,11 +17,24 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     return [generator.randrange(VOCABULARY) for _ in range(count)]
 
 
+class CheckedScheduler(Scheduler):
+    """Checks its books after each plan and each commit."""
+
+    def plan(self) -> StepPlan | None:
+        plan = super().plan()
+        self.check()
+        return plan
+
+    def commit(self, result: StepResult) -> None:
+        super().commit(result)
+        self.check()
+
+
 class Harness:
     """A scheduler and its runner; collects what each request generated, and checks the books after every call."""
 
     def __init__(self, capacity: int, *, steps_in_flight: int = 1, **options) -> None:
-        self.scheduler = Scheduler(capacity=capacity, steps_in_flight=steps_in_flight, **options)
+        self.scheduler = CheckedScheduler(capacity=capacity, steps_in_flight=steps_in_flight, **options)
         self.runner = FakeRunner(capacity, steps_in_flight=steps_in_flight)
         self.outputs: dict[int, list[int]] = {}
         self.ended: dict[int, str | None] = {}
@@ -55,8 +69,8 @@ class Harness:
         self.take()
 
     def abandon(self) -> None:
-        """What is in flight has failed."""
-        self.runner.in_flight.clear()
+        """What is in flight has failed, and what it wrote is not to be relied on."""
+        self.runner.lose()
         self.scheduler.abandon()
 
     def step(self) -> bool:
@@ -69,7 +83,6 @@ class Harness:
         return False
 
     def take(self) -> None:
-        self.scheduler.check()
         for update in self.scheduler.take_updates():
             assert update.request.id not in self.ended, "a request ended twice"
             if update.token is not None:

@@ -2,9 +2,9 @@
 
     python tests/support/soak.py --seconds 600        what `make soak` runs; prints the seed of each life
 
-A life is an engine with random options under a crowd of random programs: nested forks, selects, rewinds, tasks cancelled at
-random steps, sometimes a step that raises. At its end every op has settled, the books balance, and what was generated is what
-the prompt alone determines.
+A life is an engine with random options under a crowd of random programs: nested forks, selects, rewinds, pins, flushes, two
+namespaces and priorities, tasks cancelled at random steps, sometimes a step that raises. At its end every op has settled, the
+books balance, and what was generated is what the prompt alone determines.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from fake_runner import FakeRunner, expected_output, expected_scores
+from scheduler_harness import CheckedScheduler
 
 import asgl
 from asgl.engine.device import DeviceThread
@@ -26,7 +27,6 @@ from asgl.engine.engine import Engine
 from asgl.language.session import Session
 from asgl.plan import StepPlan
 from asgl.scheduling.policy import POLICIES
-from asgl.scheduling.scheduler import Scheduler
 from asgl.trace import StepEvent, Tracers
 
 LONGEST = 400
@@ -99,7 +99,7 @@ class Life:
 
         steps_in_flight = draw.choice([1, 2])
         runner, device = FakeRunner(capacity, before_step, steps_in_flight), DeviceThread()
-        scheduler = Scheduler(
+        scheduler = CheckedScheduler(
             capacity=capacity, max_running=draw.choice([1, 4, 32]), max_batch_tokens=draw.choice([16, 64, 256]),
             policy=draw.choice(POLICIES), patience=draw.choice([100, 10_000]), share_threshold=draw.choice([1, 16]),
             steps_in_flight=steps_in_flight,
@@ -134,7 +134,8 @@ class Life:
 
     async def _program(self, session: Session) -> None:
         draw = self.generator
-        s = session.prompt(draw.choice(["Shared beginning of many. ", "Another one: ", ""]) + self._text())
+        s = session.prompt(draw.choice(["Shared beginning of many. ", "Another one: ", ""]) + self._text(),
+                           cache_salt=draw.choice([None, None, "salt"]), priority=draw.randint(0, 1))
         await self._work(s, depth=0)
 
     async def _work(self, s: asgl.PromptStream, depth: int) -> None:
@@ -171,8 +172,12 @@ class Life:
                 else:
                     handle.cancel()
                     await asyncio.wait([asyncio.ensure_future(_outcome(handle))])
-            else:
+            elif act < 0.98:
                 await s.extend("")
+                if draw.random() < 0.5:  # a pin that lasts until it yields, or the engine is closed
+                    s._core.place.engine.pin(s.token_ids, namespace=s.cache_salt, seconds=3600)
+            else:
+                s._core.place.engine.flush_cache()
 
     async def _generate(self, s: asgl.PromptStream) -> None:
         prompt = list(s.token_ids)

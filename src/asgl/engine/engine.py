@@ -72,7 +72,8 @@ class Engine:
         self._device = device
         self._steps = Steps(runner, device)
         self._wake = asyncio.Event()
-        self.saved = SavedState(scheduler.ledger, device, runner, fingerprint, self._wake.set)
+        self.saved = SavedState(scheduler.ledger, device, runner, fingerprint, spare=lambda: scheduler.spare,
+                                on_change=self._wake.set)
         """Files of what is cached."""
         self._clock = clock
         self._intake = Intake(tokenizer, context_length)
@@ -174,17 +175,18 @@ class Engine:
         """Evicts all that no running request reads; how many tokens that was."""
         return self.scheduler.ledger.flush()
 
-    def pin(self, tokens: Sequence[int], *, namespace: str | None = None, seconds: float) -> None:
-        """Keeps what is cached of `tokens` from eviction for that long, unless a request could not run otherwise."""
+    def pin(self, tokens: Sequence[int], *, namespace: str | None = None, seconds: float) -> int:
+        """Keeps what is cached of `tokens` from eviction for that long, unless a request could not run otherwise; how many that
+        is."""
         self._check_loop()
         assert self._loop is not None
-        number = self.scheduler.ledger.pin(array(INT, tokens), namespace)
+        number, length = self.scheduler.ledger.pin(array(INT, tokens), namespace)
         self._pins[number] = self._loop.call_later(seconds, self._unpin, number)
+        return length
 
     def _unpin(self, number: int) -> None:
         del self._pins[number]
-        self.scheduler.ledger.unpin(number)
-        self._wake.set()
+        self.scheduler.ledger.unpin(number)  # nobody is to be woken: while nothing runs pins yield to who waits
 
     def _new_id(self) -> int:
         self._check_loop()

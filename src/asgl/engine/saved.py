@@ -60,16 +60,17 @@ class _Part(NamedTuple):
 
 
 class SavedState:
-    """Saves and loads for one engine. Belongs to its event loop; `on_change` is called when slots came free or were filled.
+    """Saves and loads for one engine. Belongs to its event loop. `spare` says how many free slots may be filled; `on_change` is
+    called when slots came free or were filled.
 
     Errors: ConfigError for a file that cannot be written, ModelError for one that cannot be read, or is not for this model.
     """
 
-    def __init__(self, ledger: Ledger, device: DeviceThread, runner: KVRunner, fingerprint: str,
-                 on_change: Callable[[], None]) -> None:
+    def __init__(self, ledger: Ledger, device: DeviceThread, runner: KVRunner, fingerprint: str, *,
+                 spare: Callable[[], int], on_change: Callable[[], None]) -> None:
         self._ledger, self._device, self._runner = ledger, device, runner
         self._fingerprint = fingerprint
-        self._on_change = on_change
+        self._spare, self._on_change = spare, on_change
 
     # --- the whole cache --------------------------------------------------------------------------------------------
 
@@ -97,7 +98,7 @@ class SavedState:
         self._check(path, header, "cache")
         tensors = await anyio.to_thread.run_sync(_read_tensors, path, ("tokens", "nodes", "kv"))
         kv = await self._checked_kv(path, tensors["kv"], len(tensors["tokens"]))
-        parts = self._wanted(_parts_of(path, header, tensors), self._ledger.pool.free)
+        parts = self._wanted(_parts_of(path, header, tensors), self._spare())
         slots = self._ledger.reserve(sum(part.size for part in parts))
         columns = [column for part in parts for column in range(part.first, part.first + part.size)]
         await self._fill(slots, kv, columns)
@@ -155,7 +156,7 @@ class SavedState:
         if count > len(tokens):
             raise ModelError(f"{path}: keys and values of {count} tokens, and the prompt has {len(tokens)}")
         kv = await self._checked_kv(path, tensors["kv"], count)
-        parts = self._wanted([_Part(tokens[:count], namespace, 0, count)] if count else [], self._ledger.pool.free)
+        parts = self._wanted([_Part(tokens[:count], namespace, 0, count)] if count else [], self._spare())
         if not parts:
             return 0
         part = parts[0]

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import ceil
 
 from asgl.scheduling.ledger import Ledger
@@ -115,6 +115,10 @@ class Admission:
         branches = request.branches
         return (len(request.tokens) + request.pending - len(request.slots) + max(more, 0)
                 + (branches.reserve if branches is not None else 0))
+
+    def spare(self, running: Iterable[Request]) -> int:
+        """How many free slots can be filled from elsewhere, without taking any that is reserved for what runs."""
+        return max(0, min(self.ledger.pool.free, self.ledger.available - sum(map(self.expected, running))))
 
     def reserve_less(self) -> None:
         """A step went well."""

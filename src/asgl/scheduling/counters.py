@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from asgl.scheduling.request import Request
 
 _MOST_NAMESPACES = 1024
-"""Of how many namespaces counts are kept, those that came first being dropped."""
+"""Of how many namespaces counts are kept; dropped is the one that was counted longest ago."""
 
 
 @dataclass(slots=True)
@@ -42,6 +42,9 @@ class Counters(NamespaceCounters):
             counters.generated_tokens += 1
 
     def _of(self, request: Request) -> NamespaceCounters:
-        if request.namespace not in self.namespaces and len(self.namespaces) >= _MOST_NAMESPACES:
+        """Those of the request's namespace. The one that was asked for last is kept longest."""
+        counters = self.namespaces.pop(request.namespace, None) or NamespaceCounters()
+        if len(self.namespaces) >= _MOST_NAMESPACES:
             del self.namespaces[next(iter(self.namespaces))]
-        return self.namespaces.setdefault(request.namespace, NamespaceCounters())
+        self.namespaces[request.namespace] = counters
+        return counters

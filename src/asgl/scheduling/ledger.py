@@ -132,8 +132,8 @@ class Ledger:
         return len(slots)
 
     def reserve(self, count: int) -> array[int]:
-        """Takes up to `count` of the free slots, to be filled from elsewhere and then given to `adopt` or `give_back`."""
-        slots = self.pool.take(min(count, self.pool.free))
+        """Takes `count` of the free slots, to be filled from elsewhere and then given to `adopt` or `give_back`."""
+        slots = self.pool.take(count)
         self._reserved.update(slots)
         return slots
 
@@ -158,13 +158,13 @@ class Ledger:
         self.pool.give(duplicates)
         return len(slots) - len(duplicates)
 
-    def pin(self, tokens: array[int], namespace: str | None) -> int:
-        """Keeps what is cached of `tokens` from eviction; a number to `unpin` it by."""
-        node, _ = self.cache.match(tokens, namespace, len(tokens))
+    def pin(self, tokens: array[int], namespace: str | None) -> tuple[int, int]:
+        """Keeps what is cached of `tokens` from eviction; a number to `unpin` it by, and how many tokens are kept."""
+        node, slots = self.cache.match(tokens, namespace, len(tokens))
         self.cache.lock(node)
         self._pin_number += 1
         self._pins[self._pin_number] = node
-        return self._pin_number
+        return self._pin_number, len(slots)
 
     def unpin(self, number: int) -> None:
         """Ends a pin; nothing happens if it has ended."""

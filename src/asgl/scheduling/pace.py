@@ -22,7 +22,7 @@ class Pace:
         """How many tokens the next step may have, while so many requests decode."""
         if self._seconds is None or not decodes or not self._per_token:
             return self._most
-        return max(min(self._most, int(self._seconds / self._per_token)), decodes + _LEAST)
+        return min(self._most, max(int(self._seconds / self._per_token), decodes + _LEAST))
 
     def saw(self, tokens: int, decodes: int, seconds: float) -> None:
         """A step of so many tokens, of which some were decodes, took so long. Later tokens of a long prompt take longer: the last

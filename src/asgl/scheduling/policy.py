@@ -15,8 +15,8 @@ whose match changed are moved. Why lpm visits the tree like a depth-first search
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from heapq import heappop, heappush
-from typing import Protocol, TypeAlias
+from heapq import heapify, heappop, heappush
+from typing import Any, Protocol, TypeAlias
 
 from asgl.errors import ConfigError
 from asgl.scheduling.radix_cache import Node
@@ -73,6 +73,22 @@ class Queue(Protocol):
         ...
 
 
+SMALL_HEAP = 64
+
+
+def drop_stale(heap: list[Any], limit: int, is_alive: Callable[[Any], bool]) -> int:
+    """Takes out what says nothing any more of a heap that has more than `limit` entries; the next limit: twice what is left.
+
+    Entries that are only skipped when they come up would be kept for ever where something always comes before them. O(1) a
+    push, on average.
+    """
+    if len(heap) <= limit:
+        return limit
+    heap[:] = filter(is_alive, heap)
+    heapify(heap)
+    return max(SMALL_HEAP, 2 * len(heap))
+
+
 def make_queue(policy: str) -> Queue:
     """ConfigError for a policy that there is not."""
     if policy == "dfs-weight":
@@ -90,6 +106,7 @@ class KeyedQueue:
         self._heap: list[tuple[tuple[float, ...], int, Request]] = []
         self._entries: dict[Request, int] = {}
         self._serial = 0
+        self._limit = SMALL_HEAP
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -101,6 +118,7 @@ class KeyedQueue:
         self._serial += 1
         self._entries[request] = self._serial
         heappush(self._heap, (self._key(request), self._serial, request))
+        self._limit = drop_stale(self._heap, self._limit, lambda entry: self._entries.get(entry[2]) == entry[1])
 
     def remove(self, request: Request) -> None:
         self._entries.pop(request, None)

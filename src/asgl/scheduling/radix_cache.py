@@ -146,7 +146,7 @@ class RadixCache(Generic[Watcher]):
         """
         self._clock += 1
         limit = min(limit, len(tokens))
-        node = self._root(namespace)
+        node = self._roots.get(namespace) or Node(None, array(INT), array(INT), namespace)  # looking leaves no root behind
         node.last_used = self._clock
         slots = array(INT)
         while len(slots) < limit and (child := node.children.get(tokens[len(slots)])) is not None:
@@ -165,6 +165,8 @@ class RadixCache(Generic[Watcher]):
         """
         if len(tokens) != len(slots):
             raise InternalError(f"{len(tokens)} tokens were inserted with {len(slots)} slots")
+        if tokens:
+            self._root(namespace)
         node, found = self.match(tokens, namespace, len(tokens))
         existing = len(found)
         if existing < len(tokens):

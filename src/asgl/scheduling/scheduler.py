@@ -89,6 +89,11 @@ class Scheduler:
     def waiting(self) -> int:
         return self.admission.waiting
 
+    @property
+    def spare(self) -> int:
+        """How many free slots can be filled from elsewhere."""
+        return self.admission.spare(self.running)
+
     # --- coming and going -------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:

@@ -141,8 +141,9 @@ class ScriptedEngine:
     def flush_cache(self) -> int:
         return 0
 
-    def pin(self, tokens: Sequence[int], *, namespace: str | None = None, seconds: float) -> None:
+    def pin(self, tokens: Sequence[int], *, namespace: str | None = None, seconds: float) -> int:
         """There is no cache to keep anything in."""
+        return len(tokens)
 
     async def close(self) -> None:
         self._end = EngineClosedError("the Runtime was closed")
