@@ -254,6 +254,8 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="a folder for the plots")
     parser.add_argument("--only", choices=["offline", "batched", "online", "small-caches", "adversary", "planning"])
     arguments = parser.parse_args()
+    if arguments.plots:
+        arguments.plots.mkdir(parents=True, exist_ok=True)
     parts = {
         "offline": offline, "batched": batched, "online": lambda: online(arguments.plots),
         "small-caches": lambda: small_caches(arguments.plots), "adversary": adversary,
