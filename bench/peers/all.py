@@ -26,7 +26,13 @@ OPENVINO = {"INFERENCE_NUM_THREADS": 2}
 LLAMA_WEIGHTS = "q4_0"
 VLLM = {"dtype": DTYPE}
 
-PEERS = ("openvino", "vllm", "llama.cpp", "transformers")
+TRANSFORMERS = {"transformers": "static", "transformers:continuous": "continuous"}
+"""Its two interfaces, both of which are run: `generate` is the floor, and continuous batching, which shares prefixes and pads
+nothing, the better one on what was tried. It has pages of 16 tokens, for prefixes of most lengths, where its own default is 256;
+sdpa attention, since the flash attention that it prefers is for GPUs; and neither CUDA graphs nor `torch.compile`, whose padded
+shapes are work where attention is over a mask of all requests."""
+
+PEERS = ("openvino", "vllm", "llama.cpp", *TRANSFORMERS)
 
 
 AnyPeer = Peer | LlamaServer
@@ -50,7 +56,7 @@ def make_peer(name: str, model: str, limits: Limits) -> AnyPeer:
             "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_NUM_THREADS": "2",
             "VLLM_CPU_KVCACHE_SPACE": str(limits.kv_gib), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
             "VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "VLLM_CACHE_ROOT": str(paths.peers() / "vllm" / "cache")})
-    if name == "transformers":
-        return worker(name, "transformers_worker.py", str(hf_model(model)), "16", DTYPE,
-                      environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
+    if name in TRANSFORMERS:
+        return worker(name, "transformers_worker.py", TRANSFORMERS[name], str(hf_model(model)), str(limits.kv_gib),
+                      str(limits.running), DTYPE, environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
     return LlamaServer(model, limits, LLAMA_WEIGHTS)
