@@ -183,6 +183,13 @@ def test_only_the_same_race_is_gone_on_with(settings, tmp_path, monkeypatch):
         results.resumed("race", {**asked, "rounds": 7})
 
 
+async def test_a_variant_that_is_broken_off_leaves_no_step_behind(settings):
+    """A step in flight belongs to the scheduler that planned it; the next run has another."""
+    done = await race.race(settings(engines=("asgl", "asgl:no-cache", "asgl:fcfs"), workloads=("chat-long", "multi-chain"),
+                                    limit=0.1), "ablations")
+    assert [row["timed_out"] for row in done["results"]] == [True] * 6
+
+
 class Failing:
     """A peer that fails at its first request, and stands still at the next ones."""
 
