@@ -27,13 +27,25 @@ LLAMA_WEIGHTS = "q4_0"
 VLLM = {"dtype": DTYPE}
 
 TRANSFORMERS = {"transformers": "static", "transformers:continuous": "continuous"}
-"""Its two interfaces, both of which are run: `generate` is the floor, and continuous batching, which shares prefixes and pads
-nothing, the better one on what was tried. It has pages of 16 tokens, for prefixes of most lengths, where its own default is 256;
-sdpa attention, since the flash attention that it prefers is for GPUs; and neither CUDA graphs nor `torch.compile`, whose padded
-shapes are work where attention is over a mask of all requests."""
+"""Its two interfaces, both of which are run."""
 
 PEERS = ("openvino", "vllm", "llama.cpp", *TRANSFORMERS)
 
+
+_FLOATS = "reads no 4-bit file; bfloat16 only where the processor multiplies it, since torch takes 30 times as long elsewhere"
+
+REASONS = {
+    "openvino": "decodes faster as it comes (541 tokens/s, 8 prompts) than with keys and values in float16 (476) or dynamic "
+                "quantization in groups of 32 (457)",
+    "llama.cpp": "the fastest of its formats here: Q4_0 decodes 179 tokens/s and prefills 538, Q8_0 165 and 448; Q4_1 is not "
+                 "repacked for the processor, and slower at both",
+    "vllm": f"AsyncLLM spares it HTTP; one bound thread a core, as its documentation advises; {_FLOATS}",
+    "transformers": f"`generate`, the floor: it has no cache between calls; {_FLOATS}",
+    "transformers:continuous": "shares prefixes and pads nothing, and was faster than `generate` on the four workloads tried "
+                               "that it ended in time; sdpa, since the flash attention that it prefers is for GPUs; small pages "
+                               "share prefixes of more lengths than its 256; no torch.compile, which pads the mask over all requests",
+}
+"""Why each peer is run as it is; what was measured stands in docs/log.md."""
 
 AnyPeer = Peer | LlamaServer
 

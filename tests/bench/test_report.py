@@ -22,7 +22,7 @@ def canned() -> list[dict]:
     return [
         results.row("react", "asgl", [run(1.0), run(2.0), run(1.0)], concurrency=4, optimal_hit_rate=0.61, ideal_seconds=0.5,
                     run_seconds=0.7, plan_seconds=0.1, steps=20, peak_memory_mib=900.0),
-        results.row("react", "openvino", [run(2.0), run(2.0), run(2.0)], concurrency=4),
+        results.row("react", "openvino", [run(2.0), run(2.0), run(2.0, timed_out=True)], concurrency=4),
         results.row("judge", "asgl", [run(4.0, right=[True, False])] * 3, concurrency=4, optimal_hit_rate=0.6, ideal_seconds=3.0,
                     run_seconds=3.0, plan_seconds=0.5, steps=9),
         results.row("judge", "openvino", [run(2.0, right=[True, True])] * 3, concurrency=4),
@@ -83,6 +83,8 @@ def test_the_report(tmp_path, monkeypatch):
     assert "**2.00**" in react  # four programs a second against two
     assert "8" in react  # the ideal: four programs in half a second
     assert "Geometric mean of asgl over the best peer: **1.00** on 2 workloads; behind on 1." in text
+    assert "Without react, where even the best peer was broken off: **0.50**." in text
+    assert "| judge | 50% of 12 | 100% of 12 | - |" in text
     assert "Missing: vllm (not installed)." in text
     assert "n/a: llama.cpp on judge: it cannot." in text
     assert "**1.50**" in text  # decode
