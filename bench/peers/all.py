@@ -43,7 +43,7 @@ REASONS = {
     "transformers": f"`generate`, the floor: it has no cache between calls; {_FLOATS}",
     "transformers:continuous": "shares prefixes and pads nothing, and was faster than `generate` on the four workloads tried "
                                "that it ended in time; sdpa, since the flash attention that it prefers is for GPUs; small pages "
-                               "share prefixes of more lengths than its 256; no torch.compile, which pads the mask over all requests",
+                               "share prefixes of more lengths than its 256; no torch.compile, which pads the mask for all",
 }
 """Why each peer is run as it is; what was measured stands in docs/log.md."""
 
