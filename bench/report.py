@@ -242,12 +242,14 @@ def _decode(content: Mapping[str, Any]) -> str:
 def _ablations(content: Mapping[str, Any]) -> str:
     engines = [engine for engine in _engines_of(content) if engine != "asgl"]
     rates = speeds(content["results"], "hit_rate")
+    broken = {(row["workload"], row["engine"]) for row in content["results"] if row.get("timed_out")}
     lines = []
     for workload, by_engine in speeds(content["results"]).items():
         full = by_engine.get("asgl")
         if full:
-            cells = [f"{by_engine[engine] / full:.2f} ({rates[workload].get(engine, 0):.0%})" if engine in by_engine else "-"
-                     for engine in engines]
+            cells = ["-" if engine not in by_engine
+                     else f"{by_engine[engine] / full:.2f} ({rates[workload].get(engine, 0):.0%})"
+                     + (" (broken off)" if (workload, engine) in broken else "") for engine in engines]
             lines.append([workload, f"{_figure(full)} ({rates[workload].get('asgl', 0):.0%})", *cells])
     about = "\n".join(f"- `{name}`: {content['engines'][name]['settings'].split(';')[0]}" for name in engines)
     return (f"\n## What each part is worth\n\nasgl's programs per second, and those of asgl without a part as a share of it; hit "

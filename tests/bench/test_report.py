@@ -72,7 +72,8 @@ def test_the_report(tmp_path, monkeypatch):
     decoded = [{"workload": "decode, 8", "engine": engine, "rounds": 3, "tokens_per_second": speed}
                for engine, speed in (("asgl", 600.0), ("openvino", 400.0))]
     results.write("decode", content("decode", decoded))
-    variants = [{**canned()[0]}, {**canned()[0], "engine": "asgl:no-cache", "programs_per_second": 1.0, "hit_rate": 0.0}]
+    variants = [{**canned()[0]}, {**canned()[0], "engine": "asgl:no-cache", "programs_per_second": 1.0, "hit_rate": 0.0,
+                                        "timed_out": True}]
     results.write("ablations", content("ablations", variants))
     growth = [{**canned()[0], "concurrency": at_once} for at_once in (1, 4, 16)]
     results.write("growth", content("growth", growth))
@@ -88,7 +89,7 @@ def test_the_report(tmp_path, monkeypatch):
     assert "Missing: vllm (not installed)." in text
     assert "n/a: llama.cpp on judge: it cannot." in text
     assert "**1.50**" in text  # decode
-    assert "| react | 4 (60%) | 0.25 (0%) |" in text
+    assert "| react | 4 (60%) | 0.25 (0%) (broken off) |" in text
     assert "98.4% of optimum" in text
     plots = sorted(file.name for file in (tmp_path / "docs" / "benchmarks").glob("*.svg"))
     assert all(f"benchmarks/{name}" in text for name in plots)
