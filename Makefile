@@ -57,9 +57,10 @@ bench: model
 	$(BIN)/python -m bench profile
 	$(BIN)/python -m bench report
 
-# asgl and its ablations alone, on a tenth of the programs.
+# asgl and its ablations alone, on five workloads and a tenth of their programs: under three minutes, also where a machine is slow.
 bench-quick: model
-	$(BIN)/python -m bench run --engine ablations --rounds 1 --scale 0.1 --limit 10 --seconds 140 --kind ablations --name quick
+	$(BIN)/python -m bench run --engine ablations --rounds 1 --scale 0.1 --limit 7 --seconds 100 --kind ablations --name quick \
+		--workload few-shot-mcq --workload few-shot-gsm8k --workload judge --workload generative-agents --workload tree-of-thought
 
 # The engines that asgl is raced against, each in an environment of its own under the cache directory. Resumable; takes gigabytes.
 peers: setup

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import sys
 from collections.abc import Sequence
 
 from bench import results
@@ -75,7 +76,11 @@ def _run(options: argparse.Namespace) -> None:
                         concurrency=options.concurrency or (None,), seconds=options.seconds)
     name = options.name or options.kind
     earlier = results.resumed(name, settings.asked) if options.resume else ()
-    content = asyncio.run(race(settings, options.kind, earlier=earlier, save=lambda content: results.write(name, content)))
+    try:
+        content = asyncio.run(race(settings, options.kind, earlier=earlier, save=lambda content: results.write(name, content)))
+    except KeyboardInterrupt:
+        print("interrupted: the same command with --resume goes on after the workloads that are done", file=sys.stderr)
+        sys.exit(130)
     print(results.write(name, content))
 
 

@@ -153,6 +153,9 @@ async def _run(engine: AsglEngine, name: str, settings: Settings) -> tuple[dict[
     items = workload.items(max(round(workload.programs * settings.scale), 2))
     client = engine.client(f"Profile of {name}.\n")
     run = await execute(client, workload, items, concurrency=workload.concurrency, limit=settings.limit)
+    if run.timed_out:
+        say(f"{name:<22} broken off after {settings.limit:.0f} s")
+        await engine.recover()
     usage = {"prompt_tokens": sum(usage.prompt_tokens for usage in run.usages),
              "cached_tokens": sum(usage.cached_tokens or 0 for usage in run.usages)}
     return {**engine.figures(client), **usage}, run.seconds

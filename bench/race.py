@@ -89,7 +89,9 @@ class AsglEngine:
         return client
 
     async def recover(self) -> None:
-        """Cancelled programs have left the engine by themselves."""
+        """Cancelled programs have left the engine by themselves; their last step may still run, and is over once another is.
+        The next run's scheduler knows nothing of it."""
+        await self._runtime.prompt("Idle.").gen(max_tokens=1, ignore_eos=True)
 
     def figures(self, client: Client) -> dict[str, Any]:
         assert isinstance(client, AsglClient)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import paths, results
+from bench.peers.all import REASONS
 from bench.plots import draw
 
 Row = Mapping[str, Any]
@@ -33,7 +34,9 @@ Run on a machine that does nothing else: two threads that meet at every step wai
 - **How it is measured.** Engines run in turn on each workload, in an order that rotates with the rounds, after a warm-up apart.
   All stay loaded while others run. All prompts of a round begin with a line of that round's own, so that no cache is warm from
   the one before. At most {running} requests run at once, with {kv_gib} GiB for keys and values. Each peer has a process of its
-  own; vLLM runs through its in-process asynchronous interface. The load average before the run was {load}.
+  own; vLLM runs through its in-process asynchronous interface, which spares it HTTP. The load average before the run was {load}.
+- **What peers lack counts.** Text is scored by computing the whole prompt once for each option, where a peer has no other way
+  (few-shot-select); what a peer cannot do at all is n/a. "Broken off" has the rate of the programs that ended in time.
 - **Not measured.** GPUs, other processors, other models, more than one machine, power. Workloads have the structure of
   the paper's and a few programs each, so that one takes seconds: nothing here says how a queue of thousands does.
 """
@@ -105,7 +108,8 @@ def _head(content: Mapping[str, Any] | None) -> str:
 def _race(content: Mapping[str, Any]) -> str:
     engines = _engines_of(content)
     rows = {(row["workload"], row["engine"]): row for row in content["results"]}
-    ratios: list[float] = []
+    ratios: dict[str, float] = {}
+    unfinished: list[str] = []
     lines = []
     for workload, by_engine in speeds(content["results"]).items():
         best = best_peer(by_engine)
@@ -114,25 +118,27 @@ def _race(content: Mapping[str, Any]) -> str:
         ideal = own["programs"] / own["ideal_seconds"] if own.get("ideal_seconds") else None
         ratio = mine / best[1] if mine and best else None
         if ratio is not None:
-            ratios.append(ratio)
+            ratios[workload] = ratio
+        if best is not None and rows[workload, best[0]].get("timed_out"):
+            unfinished.append(workload)
         beyond = " (2x is beyond it)" if ideal and best and 2 * best[1] > ideal else ""
         cells = [_cell(rows.get((workload, engine))) for engine in engines]
         lines.append([workload, *cells, f"**{ratio:.2f}**" if ratio else "-", _figure(ideal) + beyond,
                       f"{mine / ideal:.0%}" if mine and ideal else "-"])
-    text = (f"\n## Programs per second\n\nMedian of {_rounds(content)}; commit `{content['commit'][:10]}`, "
-            f"`{content['command']}`. The ideal is what the machine's measured limits allow for the tokens that must be computed "
-            "and the bytes that must be read, attention and all overhead left out; products in float32 or bfloat16, whichever is "
-            "faster here (`bench/optimum.py`).\n\n")
+    text = (f"\n## Programs per second\n\nMedian of {_rounds(content)}; {_made(content)}. The ideal is what the machine's "
+            "measured limits allow for the tokens that must be computed and the bytes that must be read, attention and all "
+            "overhead left out; products in float32 or bfloat16, whichever is faster here (`bench/optimum.py`).\n\n")
     text += _table(["workload", *engines, "asgl / best peer", "ideal", "share of it"], lines)
     if ratios:
-        text += (f"\nGeometric mean of asgl over the best peer: **{geometric_mean(ratios):.2f}** on {len(ratios)} workloads; "
-                 f"behind on {sum(ratio < 1 for ratio in ratios)}.\n")
+        text += (f"\nGeometric mean of asgl over the best peer: **{geometric_mean(list(ratios.values())):.2f}** on {len(ratios)} "
+                 f"workloads; behind on {sum(ratio < 1 for ratio in ratios.values())}.")
+        finished = [ratio for workload, ratio in ratios.items() if workload not in unfinished]
+        if finished and unfinished:
+            text += (f" Without {', '.join(unfinished)}, where even the best peer was broken off: "
+                     f"**{geometric_mean(finished):.2f}**.")
+        text += "\n"
     text += _hit_rates(content)
-    for engine, why in content.get("missing", {}).items():
-        text += f"\nMissing: {engine} ({why}).\n"
-    if content.get("left_out"):
-        text += f"\nLeft out, for want of time: {', '.join(content['left_out'])}.\n"
-    return text + _errors(content)
+    return text + _absent(content) + _errors(content)
 
 
 def _hit_rates(content: Mapping[str, Any]) -> str:
@@ -165,18 +171,22 @@ def _cell(row: Row | None) -> str:
 
 
 def _engines(content: Mapping[str, Any]) -> str:
-    lines = [[name, about["version"], about["settings"]] for name, about in content["engines"].items()]
-    return "\n## Engines and settings\n\n" + _table(["engine", "version", "settings"], lines)
+    lines = [[name, about["version"], about["settings"], REASONS.get(name, "-")] for name, about in content["engines"].items()]
+    return "\n## Engines and settings\n\n" + _table(["engine", "version", "settings", "why these"], lines)
 
 
 def _quality(content: Mapping[str, Any]) -> str:
     engines = _engines_of(content)
     graded = speeds(content["results"], "accuracy")
-    lines = [[workload, *(f"{by[engine]:.0%}" if engine in by else "-" for engine in engines)] for workload, by in graded.items()]
+    counts = {(row["workload"], row["engine"]): row["programs"] * row["rounds"]
+              for row in content["results"] if "error" not in row}
+    lines = [[workload, *(f"{by[engine]:.0%} of {counts[workload, engine]}" if engine in by else "-" for engine in engines)]
+             for workload, by in graded.items()]
     if not lines:
         return ""
-    return ("\n## Right answers\n\nOn the tasks that have right answers. A model of this size guesses on most; what counts is "
-            "that the engines agree.\n\n" + _table(["workload", *engines], lines))
+    return ("\n## Right answers\n\nOn the tasks that have right answers, over all rounds. A model of this size guesses on most "
+            "(a quarter is right by chance where there are four choices), and the answers are too few to tell engines apart by "
+            "some points.\n\n" + _table(["workload", *engines], lines))
 
 
 def _details(content: Mapping[str, Any]) -> str:
@@ -206,9 +216,8 @@ def _profile(content: Mapping[str, Any]) -> str:
     from bench import breakdown
 
     head, lines = breakdown.table(content)
-    text = (f"\n## Where asgl's time goes\n\nShares of the wall time; commit `{content['commit'][:10]}`, "
-            f"`{content['command']}`. Products to sampling: steps on the device thread. Waiting: nothing to do. "
-            "Rest: hand-over between threads, programs.\n\n"
+    text = (f"\n## Where asgl's time goes\n\nShares of the wall time; {_made(content)}. Products to sampling: steps on the "
+            "device thread. Waiting: nothing to do. Rest: hand-over between threads, programs.\n\n"
             + _table(head, lines) + "\nThe largest losses against the ideal, of all workloads together:\n\n")
     return text + "".join(f"{number}. {loss['part']}: {loss['seconds']:.2f} s, {loss['share']:.1%} of the time: "
                           f"{loss['cause']}.\n" for number, loss in enumerate(content["losses"][:3], 1))
@@ -227,23 +236,25 @@ def _decode(content: Mapping[str, Any]) -> str:
             "Decode: the tokens after the first, over the time that 64 of them (32 from 32 requests on) take more than 1 does; "
             "prompts are cached where the engine caches (`bench/decode.py`).\n\n"
             + _table(["", *engines, "asgl / best peer"], lines)
-            + "".join(f"\n{engine}: {why}.\n" for engine, why in content.get("broken_off", {}).items()))
+            + "".join(f"\n{engine}: {why}.\n" for engine, why in content.get("broken_off", {}).items()) + _absent(content))
 
 
 def _ablations(content: Mapping[str, Any]) -> str:
     engines = [engine for engine in _engines_of(content) if engine != "asgl"]
     rates = speeds(content["results"], "hit_rate")
+    broken = {(row["workload"], row["engine"]) for row in content["results"] if row.get("timed_out")}
     lines = []
     for workload, by_engine in speeds(content["results"]).items():
         full = by_engine.get("asgl")
         if full:
-            cells = [f"{by_engine[engine] / full:.2f} ({rates[workload].get(engine, 0):.0%})" if engine in by_engine else "-"
-                     for engine in engines]
+            cells = ["-" if engine not in by_engine
+                     else f"{by_engine[engine] / full:.2f} ({rates[workload].get(engine, 0):.0%})"
+                     + (" (broken off)" if (workload, engine) in broken else "") for engine in engines]
             lines.append([workload, f"{_figure(full)} ({rates[workload].get('asgl', 0):.0%})", *cells])
     about = "\n".join(f"- `{name}`: {content['engines'][name]['settings'].split(';')[0]}" for name in engines)
     return (f"\n## What each part is worth\n\nasgl's programs per second, and those of asgl without a part as a share of it; hit "
-            f"rates in brackets. Median of {_rounds(content)}; commit `{content['commit'][:10]}`.\n\n{about}\n\n"
-            + _table(["workload", "asgl", *(engine.removeprefix("asgl:") for engine in engines)], lines))
+            f"rates in brackets. Median of {_rounds(content)}; {_made(content)}.\n\n{about}\n\n"
+            + _table(["workload", "asgl", *(engine.removeprefix("asgl:") for engine in engines)], lines) + _absent(content))
 
 
 def _growth(content: Mapping[str, Any]) -> str:
@@ -253,8 +264,18 @@ def _growth(content: Mapping[str, Any]) -> str:
         cells.setdefault((row["workload"], row["concurrency"]), {})[row["engine"]] = row
     lines = [[workload, str(concurrency), *(_cell(by.get(engine)) for engine in engines)]
              for (workload, concurrency), by in cells.items()]
-    return ("\n## Growth with the number of programs at once\n\n"
-            + _table(["workload", "programs at once", *engines], lines))
+    return (f"\n## Growth with the number of programs at once\n\nPrograms per second, median of {_rounds(content)}; "
+            f"{_made(content)}.\n\n" + _table(["workload", "programs at once", *engines], lines) + _absent(content))
+
+
+def _made(content: Mapping[str, Any]) -> str:
+    return f"commit `{content['commit'][:10]}`, `{content['command']}`"
+
+
+def _absent(content: Mapping[str, Any]) -> str:
+    """Engines that could not be run, and workloads that there was no time for."""
+    text = "".join(f"\nMissing: {engine} ({why}).\n" for engine, why in content.get("missing", {}).items())
+    return text + (f"\nLeft out, for want of time: {', '.join(content['left_out'])}.\n" if content.get("left_out") else "")
 
 
 def _rounds(content: Mapping[str, Any]) -> str:

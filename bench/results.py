@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ def document(kind: str, rows: Sequence[Mapping[str, Any]], *, load_before: Seque
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "commit": _git("rev-parse", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--", "src", "bench", ":!bench/results")),
-        "command": "python -m bench " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "host": host(),
         "load_before": [round(load, 2) for load in load_before],
         "load_after": [round(load, 2) for load in os.getloadavg()],

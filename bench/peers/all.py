@@ -26,8 +26,26 @@ OPENVINO = {"INFERENCE_NUM_THREADS": 2}
 LLAMA_WEIGHTS = "q4_0"
 VLLM = {"dtype": DTYPE}
 
-PEERS = ("openvino", "vllm", "llama.cpp", "transformers")
+TRANSFORMERS = {"transformers": "static", "transformers:continuous": "continuous"}
+"""Its two interfaces, both of which are run."""
 
+PEERS = ("openvino", "vllm", "llama.cpp", *TRANSFORMERS)
+
+
+_FLOATS = "reads no 4-bit file; bfloat16 only where the processor multiplies it, since torch takes 30 times as long elsewhere"
+
+REASONS = {
+    "openvino": "decodes faster as it comes (541 tokens/s, 8 prompts) than with keys and values in float16 (476) or dynamic "
+                "quantization in groups of 32 (457)",
+    "llama.cpp": "the fastest of its formats here: Q4_0 decodes 179 tokens/s and prefills 538, Q8_0 165 and 448; Q4_1 is not "
+                 "repacked for the processor, and slower at both",
+    "vllm": f"AsyncLLM spares it HTTP; one bound thread a core, as its documentation advises; {_FLOATS}",
+    "transformers": f"`generate`, the floor: it has no cache between calls; {_FLOATS}",
+    "transformers:continuous": "shares prefixes and pads nothing, and was faster than `generate` on the four workloads tried "
+                               "that it ended in time; sdpa, since the flash attention that it prefers is for GPUs; small pages "
+                               "share prefixes of more lengths than its 256; no torch.compile, which pads the mask for all",
+}
+"""Why each peer is run as it is; what was measured stands in docs/log.md."""
 
 AnyPeer = Peer | LlamaServer
 
@@ -50,7 +68,7 @@ def make_peer(name: str, model: str, limits: Limits) -> AnyPeer:
             "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_NUM_THREADS": "2",
             "VLLM_CPU_KVCACHE_SPACE": str(limits.kv_gib), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
             "VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "VLLM_CACHE_ROOT": str(paths.peers() / "vllm" / "cache")})
-    if name == "transformers":
-        return worker(name, "transformers_worker.py", str(hf_model(model)), "16", DTYPE,
-                      environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
+    if name in TRANSFORMERS:
+        return worker(name, "transformers_worker.py", TRANSFORMERS[name], str(hf_model(model)), str(limits.kv_gib),
+                      str(limits.running), DTYPE, environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
     return LlamaServer(model, limits, LLAMA_WEIGHTS)

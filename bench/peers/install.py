@@ -99,9 +99,11 @@ def _carried_out(command: Sequence[str], seconds: float, log: IO[str]) -> str:
 
 
 def installed(peer: str) -> Path | None:
-    """The interpreter of the peer's environment; None if it is not wholly installed."""
-    home = paths.peers() / peer
-    if all((home / f"{step.name}.done").exists() for step in RECIPES[peer]):
+    """The interpreter of the peer's environment; None if it is not wholly installed. What stands after a colon in the name is
+    how it is used."""
+    name = peer.partition(":")[0]
+    home = paths.peers() / name
+    if all((home / f"{step.name}.done").exists() for step in RECIPES[name]):
         return home / "venv" / "bin" / "python"
     return None
 

@@ -76,7 +76,7 @@ class Peer:
             raise PeerError(f"{self.name} did not start within {_START_SECONDS:.0f} s; its log is {self._log}" if late
                             else f"{self.name} ended while it started; its log is {self._log}")
         self.about = json.loads(line)["ready"]
-        self._reader = asyncio.create_task(self._read())
+        self._reader = asyncio.create_task(self._read(self._process.stdout))
 
     async def stop(self) -> None:
         """Ends the worker: by closing its input, and if that does not help by force. Idempotent."""
@@ -132,10 +132,7 @@ class Peer:
             raise PeerError(f"{self.name}: {reply['error']}")
         return reply
 
-    async def _read(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        stdout = self._process.stdout
+    async def _read(self, stdout: asyncio.StreamReader) -> None:
         while line := await stdout.readline():
             reply = json.loads(line)
             future = self._replies.get(reply["id"])

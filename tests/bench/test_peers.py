@@ -64,6 +64,13 @@ async def test_a_peer_that_ends_fails_its_requests_and_can_be_started_again(peer
     assert (await peer.complete("abc", Options(max_tokens=2))).text == "cba"
 
 
+async def test_a_peer_that_is_stopped_at_once(home):
+    peer = Peer("made-up", [sys.executable, "-c", READY])
+    await peer.start()
+    await peer.stop()
+    assert peer._reader.exception() is None
+
+
 async def test_a_peer_that_does_not_start(home):
     with pytest.raises(PeerError, match="ended while it started; its log is"):
         await Peer("made-up", [sys.executable, "-c", "raise SystemExit(1)"]).start()
@@ -86,3 +93,11 @@ def test_a_step_ends_in_time(home, capfd, monkeypatch):
     step = install.Step("slow", (sys.executable, "-c", "import threading; threading.Event().wait()"), seconds=0.1)
     assert not install.install("made-up", [step])
     assert "slow was not done in 0 s" in capfd.readouterr().out
+
+
+def test_two_ways_to_use_a_peer_share_its_environment(home, monkeypatch):
+    monkeypatch.setitem(install.RECIPES, "made-up", (install.Step("install", ("true",)),))
+    assert install.installed("made-up:fast") is None
+    (home / "made-up").mkdir()
+    (home / "made-up" / "install.done").touch()
+    assert install.installed("made-up:fast") == install.installed("made-up") == home / "made-up" / "venv" / "bin" / "python"

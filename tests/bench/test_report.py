@@ -22,7 +22,7 @@ def canned() -> list[dict]:
     return [
         results.row("react", "asgl", [run(1.0), run(2.0), run(1.0)], concurrency=4, optimal_hit_rate=0.61, ideal_seconds=0.5,
                     run_seconds=0.7, plan_seconds=0.1, steps=20, peak_memory_mib=900.0),
-        results.row("react", "openvino", [run(2.0), run(2.0), run(2.0)], concurrency=4),
+        results.row("react", "openvino", [run(2.0), run(2.0), run(2.0, timed_out=True)], concurrency=4),
         results.row("judge", "asgl", [run(4.0, right=[True, False])] * 3, concurrency=4, optimal_hit_rate=0.6, ideal_seconds=3.0,
                     run_seconds=3.0, plan_seconds=0.5, steps=9),
         results.row("judge", "openvino", [run(2.0, right=[True, True])] * 3, concurrency=4),
@@ -72,7 +72,8 @@ def test_the_report(tmp_path, monkeypatch):
     decoded = [{"workload": "decode, 8", "engine": engine, "rounds": 3, "tokens_per_second": speed}
                for engine, speed in (("asgl", 600.0), ("openvino", 400.0))]
     results.write("decode", content("decode", decoded))
-    variants = [{**canned()[0]}, {**canned()[0], "engine": "asgl:no-cache", "programs_per_second": 1.0, "hit_rate": 0.0}]
+    variants = [{**canned()[0]}, {**canned()[0], "engine": "asgl:no-cache", "programs_per_second": 1.0, "hit_rate": 0.0,
+                                        "timed_out": True}]
     results.write("ablations", content("ablations", variants))
     growth = [{**canned()[0], "concurrency": at_once} for at_once in (1, 4, 16)]
     results.write("growth", content("growth", growth))
@@ -83,10 +84,12 @@ def test_the_report(tmp_path, monkeypatch):
     assert "**2.00**" in react  # four programs a second against two
     assert "8" in react  # the ideal: four programs in half a second
     assert "Geometric mean of asgl over the best peer: **1.00** on 2 workloads; behind on 1." in text
+    assert "Without react, where even the best peer was broken off: **0.50**." in text
+    assert "| judge | 50% of 12 | 100% of 12 | - |" in text
     assert "Missing: vllm (not installed)." in text
     assert "n/a: llama.cpp on judge: it cannot." in text
     assert "**1.50**" in text  # decode
-    assert "| react | 4 (60%) | 0.25 (0%) |" in text
+    assert "| react | 4 (60%) | 0.25 (0%) (broken off) |" in text
     assert "98.4% of optimum" in text
     plots = sorted(file.name for file in (tmp_path / "docs" / "benchmarks").glob("*.svg"))
     assert all(f"benchmarks/{name}" in text for name in plots)
@@ -181,6 +184,13 @@ def test_only_the_same_race_is_gone_on_with(settings, tmp_path, monkeypatch):
     assert [row["engine"] for row in results.resumed("race", asked)] == ["asgl", "openvino", "asgl", "openvino", "llama.cpp"]
     with pytest.raises(SystemExit, match="asked"):
         results.resumed("race", {**asked, "rounds": 7})
+
+
+async def test_a_variant_that_is_broken_off_leaves_no_step_behind(settings):
+    """A step in flight belongs to the scheduler that planned it; the next run has another."""
+    done = await race.race(settings(engines=("asgl", "asgl:no-cache", "asgl:fcfs"), workloads=("chat-long", "multi-chain"),
+                                    limit=0.1), "ablations")
+    assert [row["timed_out"] for row in done["results"]] == [True] * 6
 
 
 class Failing:
