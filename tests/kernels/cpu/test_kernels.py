@@ -217,6 +217,7 @@ from numba import njit
 from asgl.kernels.cpu import dots, linear, pairs, simd
 from asgl.kernels.cpu.target import TARGET
 from asgl.kernels.cpu.weights import pack, quantize
+from asgl.kernels.memory import Arena
 
 assert linear.PAIRS and simd.PER_WORD == 1 and TARGET.pair_words in (0, 4) and not TARGET.half_conversion, TARGET
 
@@ -238,7 +239,7 @@ for bits in (4, 8, 16):
     weight = torch.randn(32, 96, generator=torch.Generator().manual_seed(bits))
     weight = weight.bfloat16() if bits == 16 else quantize(weight, bits)
     exact = weight.float() if bits == 16 else weight.dequantize(torch.float32)
-    packed = pack(weight)
+    packed = pack(weight, Arena())
     for rows in (1, 2, 3, 9):
         x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
         size = 3 * pairs.GROUP_INPUTS
