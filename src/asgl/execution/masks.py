@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from asgl.plan import SampleRow
 
@@ -48,3 +50,14 @@ def forbidden(samples: Sequence[SampleRow], vocabulary: int) -> NDArray[np.bool_
     packed = np.frombuffer(b"".join(sample.mask or everything for sample in samples), dtype=np.uint8)
     bits = np.unpackbits(~packed.reshape(len(samples), -1), axis=1, count=vocabulary, bitorder="little")
     return bits.view(np.bool_)
+
+
+def bar(logits: Tensor, barred: NDArray[np.bool_]) -> None:
+    """Sets the logits [m, k] of barred tokens to -inf, in place.
+
+    Not by torch on CPUs: for so many elements it wakes its own threads, which then spin on the cores that the kernels need.
+    """
+    if logits.device.type == "cpu":
+        np.copyto(logits.numpy(), np.float32(-np.inf), where=barred)
+    else:
+        logits.masked_fill_(torch.from_numpy(barred).to(logits.device), -torch.inf)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asgl.execution.masks import forbidden
+from asgl.execution.masks import bar, forbidden
 from asgl.kernels.api import Kernels, SamplingBatch
 from asgl.plan import SampledToken, SampleRow, ScoreRow
 
@@ -136,7 +136,7 @@ def sample(kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow]) -> tu
     asking = [row for row, wanted in enumerate(samples) if wanted.spec.logprobs is not None]
     logprobs = kernels.log_softmax(logits if len(asking) == len(samples) else logits[asking]) if asking else None
     if (barred := forbidden(samples, logits.shape[1])) is not None:
-        logits = logits.masked_fill_(torch.from_numpy(barred).to(logits.device), -torch.inf)
+        bar(logits, barred)
     tokens = kernels.sample(logits, sampling_batch(samples, logits.shape[1], logits.device)).tolist()
     results = [SampledToken(token) for token in tokens]
     if logprobs is not None:
@@ -157,7 +157,7 @@ def sample_among(
 
     No row may ask for log-probabilities.
     """
-    logits = logits.masked_fill_(torch.from_numpy(barred[:, columns]).to(logits.device), -torch.inf)
+    bar(logits, barred[:, columns])
     places = kernels.sample(logits, sampling_batch(samples, barred.shape[1], logits.device, columns)).tolist()
     return [SampledToken(int(columns[place])) for place in places]
 
