@@ -11,7 +11,8 @@ time that B requests of n tokens take together:
     32 forks       the same for branches of a prompt of 1,000 tokens that was computed before, n = 32
 
 Engines take turns; the result file is written after each turn. A line that takes an engine more than its limit is broken off,
-and is then missing in the table, as are those after it.
+and is then missing in the table, as are those after it; so is one whose T(1) took longer than T(n), for then the engine had
+lost the prompts.
 """
 
 from __future__ import annotations
@@ -87,10 +88,13 @@ async def measure(client: Client, prompts: Prompts, batches: Mapping[int, int]) 
         await decode(client, texts[PREFILLS:], 1)
     for batch, tokens in batches.items():
         first = await decode(client, texts[:batch], 1)
-        yield f"decode, {batch}", batch * (tokens - 1) / (await decode(client, texts[:batch], tokens) - first)
+        seconds = await decode(client, texts[:batch], tokens) - first
+        if seconds > 0:  # else the engine had lost the prompts, and computed them again for the first token
+            yield f"decode, {batch}", batch * (tokens - 1) / seconds
     first = await forks(client, prompts.make(PREFIX), FORKS, 1)
     seconds = await forks(client, prompts.make(PREFIX), FORKS, FORK_TOKENS) - first
-    yield f"{FORKS} forks of {PREFIX:,} tokens", FORKS * (FORK_TOKENS - 1) / seconds
+    if seconds > 0:
+        yield f"{FORKS} forks of {PREFIX:,} tokens", FORKS * (FORK_TOKENS - 1) / seconds
 
 
 async def turn(engine: Engine, prompts: Prompts, batches: Mapping[int, int], limit: float) -> tuple[dict[str, float], str]:

@@ -192,7 +192,7 @@ class CpuKernels:
         tiles, place = torch.unique(token_ids // OUTPUTS, return_inverse=True)
         held = weight.memory.view(-(-weight.outputs // OUTPUTS), -1)
         memory = self._buffer("some tiles", (len(tiles), held.shape[1]), torch.uint8)
-        torch.index_select(held, 0, tiles, out=memory)
+        np.take(held.numpy(), tiles.numpy(), axis=0, out=memory.numpy(), mode="clip")  # torch would wake threads of its own
         some = Packed(memory, memory.data_ptr(), weight.bits, len(tiles) * OUTPUTS, weight.k)
         return self._product("some", x, some)[:, place * OUTPUTS + token_ids % OUTPUTS]
 
