@@ -57,7 +57,7 @@ bench: model
 	$(BIN)/python -m bench profile
 	$(BIN)/python -m bench report
 
-# asgl and its ablations alone, on five workloads and a tenth of their programs: under three minutes, also where a machine is slow.
+# asgl and its ablations alone, on five workloads and a tenth of their programs: some two minutes and a half on two quiet cores.
 bench-quick: model
 	$(BIN)/python -m bench run --engine ablations --rounds 1 --scale 0.1 --limit 7 --seconds 100 --kind ablations --name quick \
 		--workload few-shot-mcq --workload few-shot-gsm8k --workload judge --workload generative-agents --workload tree-of-thought
