@@ -13,8 +13,6 @@ from typing import Any
 from asgl.scheduling.radix_cache import Insertion, Match, Node, RadixCache
 from asgl.scheduling.scheduler import Scheduler
 
-_NEVER = 1 << 30
-
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -76,14 +74,14 @@ VARIANTS = {variant.name: variant for variant in (
     Variant("asgl:fcfs", "requests are admitted in the order they came", policy="fcfs"),
     Variant("asgl:random", "requests are admitted in a random order", policy="random"),
     Variant("asgl:no-fork", "branches are prompts of their own, of the same text", forks_streams=False),
-    Variant("asgl:no-in-batch", "requests that share a prefix do not wait for the first to compute it", shares_in_batch=False),
+    Variant("asgl:no-in-batch", "prompts are cached at the end of their requests: those that run together share nothing",
+            shares_in_batch=False),
     Variant("asgl:sequential", "one generation at a time inside a program", sequential=True),
 )}
 
 
 def make_scheduler(variant: Variant, like: Scheduler) -> Scheduler:
     """A scheduler with an empty cache and the bounds of another one, without what the variant lacks."""
-    options: dict[str, Any] = {} if variant.shares_in_batch else {"share_threshold": _NEVER}
     return Scheduler(capacity=like.capacity, max_running=like.max_running, max_batch_tokens=like.max_batch_tokens,
                      max_waiting=like.max_waiting, step_seconds=like.step_seconds, steps_in_flight=like.steps_in_flight,
-                     policy=variant.policy, cache=variant.cache, **options)
+                     policy=variant.policy, cache=variant.cache, share_in_batch=variant.shares_in_batch)

@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from bench import paths
@@ -44,9 +44,6 @@ class Work(NamedTuple):
     chain: int
     """The most tokens that had to be generated one after another."""
 
-    @property
-    def hit_rate(self) -> float:
-        return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
 
 class Limits(NamedTuple):
@@ -88,6 +85,12 @@ def work(requests: Iterable[Computed]) -> Work:
             ends[prefix] = max(ends.get(prefix, 0), chain)
         longest = max(longest, chain)
     return Work(prompt_tokens, computed, generated, longest)
+
+
+def hit_rate(works: Sequence[Work]) -> float:
+    """The best that can be reached in all of the runs together; 0 if there was no prompt."""
+    prompts = sum(work.prompt_tokens for work in works)
+    return 1 - sum(work.computed_tokens for work in works) / prompts if prompts else 0.0
 
 
 def ideal_seconds(done: Work, model: Model, limits: Limits) -> float:

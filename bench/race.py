@@ -247,6 +247,8 @@ class _Tally:
     """What an engine has done of a workload."""
 
     runs: list[Run] = field(default_factory=list)
+    works: list[optimum.Work] = field(default_factory=list)
+    """What each run had to cost, of engines that tell."""
     more: dict[str, Any] = field(default_factory=dict)
     """Further figures, of the last run."""
     failed: str = ""
@@ -272,11 +274,11 @@ async def _race_one(workload: Workload, engines: Sequence[Engine], settings: Set
         if tally.failed:
             rows.append({"workload": workload.name, "engine": engine.name, "concurrency": at_once, "error": tally.failed, **head})
             continue
-        done: optimum.Work | None = tally.more.pop("work", None)
-        if done is not None:
+        if tally.works:
             assert model is not None
-            tally.more |= {"optimal_hit_rate": done.hit_rate, "ideal_seconds": optimum.ideal_seconds(done, model, limits),
-                           "chain": done.chain}
+            last = tally.works[-1]
+            tally.more |= {"optimal_hit_rate": optimum.hit_rate(tally.works), "chain": last.chain,
+                           "ideal_seconds": optimum.ideal_seconds(last, model, limits)}
         rows.append(results.row(workload.name, engine.name, tally.runs, concurrency=at_once, **head, **tally.more))
     return rows
 
@@ -300,6 +302,8 @@ async def _run_one(engine: Engine, workload: Workload, items: Sequence[Any], sal
         return
     tally.runs.append(run)
     tally.more = {**engine.figures(client), "peak_memory_mib": results.peak_memory(engine.pid)}
+    if "work" in tally.more:
+        tally.works.append(tally.more.pop("work"))
     say(f"{shown} {run.programs_per_second:8.2f} programs/s in {run.seconds:5.1f} s" + (" (broken off)" if run.timed_out else ""))
     if run.timed_out:
         await _recover(engine)

@@ -1,7 +1,7 @@
 """Replays traces through the real scheduler against a model of a device, in virtual time.
 
-    python bench/simulate.py                 hit rates, offline and online, adversary, small caches: tables
-    python bench/simulate.py --plots docs    writes the plots of docs/scheduling.md, too
+    python bench/simulate.py                       hit rates, offline and online, adversary, small caches: tables
+    python bench/simulate.py --plots docs/plots    writes the plots of docs/scheduling.md, too
 
 The device: a step costs STEP + tokens * TOKEN seconds (fitted to the CPU back end with SmolLM2-135M; see docs/log.md).
 Everything but the planning times is deterministic.

@@ -116,7 +116,8 @@ def test_the_least_work():
         ended([1, 2, 9], [3]),              # all is known, but logits are wanted
     ])
     assert done == optimum.Work(prompt_tokens=17, computed_tokens=4 + 1 + 1 + 1, generated_tokens=4, chain=3)
-    assert done.hit_rate == 1 - 7 / 17
+    assert optimum.hit_rate([done, done]) == 1 - 14 / 34
+    assert optimum.hit_rate([]) == 0
 
 
 def test_the_ideal_time_is_the_larger_of_two():

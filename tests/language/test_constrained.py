@@ -190,7 +190,7 @@ async def test_forced_text_has_the_tokens_that_it_would_have_in_a_prompt(model: 
 
 
 async def test_constrained_and_free_generations_share_steps(model: Path) -> None:
-    async with opened(model, kv_cache_tokens=400) as rt:  # too small for all: some are retracted
+    async with opened(model, kv_cache_tokens=300) as rt:  # too small for all: some are retracted
         rt._running.engine.scheduler.admission.reserve_share = 0.1  # as after a long time without a retraction
         handles = []
         for number in range(12):

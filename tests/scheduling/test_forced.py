@@ -158,7 +158,7 @@ def random_parts(generator: random.Random) -> list[int | list[int]]:
 def test_any_mixture_chunked_retracted_cancelled_and_failed(seed):
     generator = random.Random(seed)
     harness = Harness(generator.randint(90, 200), max_batch_tokens=generator.choice([3, 8, 64]),
-                      max_running=generator.choice([2, 8]), share_threshold=4, steps_in_flight=1 + seed % 2)
+                      max_running=generator.choice([2, 8]), steps_in_flight=1 + seed % 2)
     wanted: dict[int, list[int]] = {}
     for _ in range(25):
         prompt = tokens(generator.randint(1, 20), seed=generator.randrange(3))

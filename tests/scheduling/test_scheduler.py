@@ -30,7 +30,7 @@ SOAK = int(os.environ.get("ASGL_SOAK", "1"))
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         capacity=st.integers(30, 120), max_batch_tokens=st.integers(4, 40), max_running=st.integers(1, 6),
-        policy=st.sampled_from(POLICIES), patience=st.integers(10, 200), share_threshold=st.integers(1, 8),
+        policy=st.sampled_from(POLICIES), patience=st.integers(10, 200), share_in_batch=st.sampled_from([True, True, False]),
         steps_in_flight=st.integers(1, 2),
     )
     def start(self, capacity, **options):
@@ -187,57 +187,109 @@ def test_shared_prefixes_are_named_to_the_runner():
     assert decode.shared == ((0, 100, (0, 1, 2, 3)),)
 
 
-def test_who_is_held_waits():
-    harness = Harness(1000, max_batch_tokens=128, max_waiting=3)
-    prefix = tokens(100)
-    harness.submit([*prefix, 0], max_tokens=2)
-    for branch in range(1, 3):
-        harness.submit([*prefix, branch], max_tokens=2)
+def submit_branches(harness: Harness, count: int, *, prefix: int = 100, **options) -> list[Request]:
+    """Prompts that differ in their last token."""
+    return [harness.submit([*tokens(prefix), branch], max_tokens=2, **options) for branch in range(count)]
+
+
+def test_prompts_of_one_step_share_what_it_computes():
+    harness = Harness(1000)
+    requests = submit_branches(harness, 3)
+    stranger = harness.submit([*tokens(100), 7], max_tokens=2, namespace="another")
     harness.begin()
-    assert (len(harness.scheduler.running), harness.scheduler.waiting) == (1, 2)
-    harness.submit([*prefix, 3], max_tokens=2)
+    assert harness.runner.steps[0].tokens == 101 + 1 + 1 + 101
+    assert [request.borrowed for request in requests] == [0, 100, 100]
+    assert [request.cached_tokens for request in [*requests, stranger]] == [0, 100, 100, 0]
+    harness.run()
+    assert harness.runner.computed_tokens == 101 + 1 + 1 + 101 + 4
+    assert not any(request.borrowed or request.borrowers for request in requests)
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_who_borrows_lends_too():
+    """The third request shares with the second what that does not share with the first."""
+    harness = Harness(1000)
+    root, more = tokens(50), tokens(30, 1)
+    first, second, third = (harness.submit(prompt, max_tokens=2) for prompt in
+                            ([*root, 1, 2], [*root, *more, 3], [*root, *more, 4]))
+    harness.begin()
+    assert (second.lender, third.lender) == (first, second)
+    assert (second.borrowed, third.borrowed) == (50, 80)
+    harness.finish()
+    assert (second.covered, third.covered) == (81, 81)
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+@pytest.mark.parametrize("cancelled", [0, 1])
+def test_a_loan_outlives_either_side(cancelled, steps_in_flight):
+    """The lender is cancelled in the step that computes what it lent, or the borrower is."""
+    harness = Harness(1000, steps_in_flight=steps_in_flight)
+    requests = submit_branches(harness, 3)
+    while not harness.full and harness.begin():
+        pass
+    assert requests[1].lender is requests[0]
+    harness.scheduler.cancel(requests[cancelled])
+    harness.run()
+    assert harness.scheduler.ledger.cache.peek(array(INT, tokens(100)), None) == 100
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+@pytest.mark.parametrize("retracted", [0, 1])
+def test_a_failed_step_ends_its_loans(retracted):
+    harness = Harness(1000, max_batch_tokens=128)
+    requests = submit_branches(harness, 2)
+    harness.begin()
+    harness.abandon()
+    assert [len(request.slots) for request in requests] == [0, 0]
+    harness.scheduler._retract(requests[retracted])
+    harness.run()
+    assert harness.runner.computed_tokens == 102 + 102 + 2  # what failed once more, and each token once
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_a_second_step_borrows_of_the_one_in_flight():
+    harness = Harness(1000, max_batch_tokens=128, steps_in_flight=2)
+    lender = harness.submit([*tokens(100), 1], max_tokens=8)
+    harness.begin()
+    borrower = harness.submit([*tokens(100), 2], max_tokens=8)
+    harness.begin()
+    assert (borrower.lender, borrower.borrowed, borrower.computed) == (lender, 100, 0)
+    harness.finish()
+    assert (borrower.lender, borrower.covered, borrower.computed) == (None, 100, 100)
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_a_loan_that_does_not_fit_is_no_loan():
+    """Room for the lender and what it may generate, and for nobody else until it has ended."""
+    harness = Harness(130)
+    lender = harness.submit([*tokens(100), 1], max_tokens=30)
+    other = harness.submit([*tokens(100), 2], max_tokens=30)
+    harness.begin()
+    assert (other.state, other.lender, other.borrowed, lender.borrowers) == ("waiting", None, 0, [])
+    harness.run()
+    assert other.cached_tokens == 100
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_who_waits_counts():
+    harness = Harness(1000, max_running=1, max_waiting=3)
+    submit_branches(harness, 1)
+    harness.begin()
+    submit_branches(harness, 3)
     with pytest.raises(QueueFullError):
-        harness.submit([*prefix, 4], max_tokens=2)
+        submit_branches(harness, 1)
     harness.finish()
     harness.run()
     assert set(harness.ended) == set(range(4))
-    harness.verify_idle()
-
-
-def test_a_follower_takes_over_when_its_leader_is_cancelled():
-    harness = Harness(1000, max_batch_tokens=128)
-    prefix = tokens(100)
-    leader = harness.submit([*prefix, 1], max_tokens=2)
-    follower = harness.submit([*prefix, 2], max_tokens=2)
-    harness.begin()
-    assert follower.leader is leader
-    harness.scheduler.cancel(leader)
-    assert follower.leader is None
-    harness.finish()
-    harness.run()
-    assert follower.cached_tokens == 100
-    harness.verify_ended()
-    harness.verify_idle()
-
-
-def test_a_follower_takes_over_when_its_leader_is_retracted():
-    harness = Harness(1000, max_batch_tokens=128)
-    prefix = tokens(100)
-    leader = harness.submit([*prefix, 1], max_tokens=2)
-    follower = harness.submit([*prefix, 2], max_tokens=2)
-    harness.begin()
-    assert follower.leader is leader
-    harness.abandon()
-    harness.scheduler._retract(leader)
-    assert follower.leader is None
-    assert harness.begin()
-    first, second = sorted((leader, follower), key=lambda request: request.state)
-    assert (first.state, second.state) == ("running", "waiting")
-    assert second.leader is first
-    harness.finish()
-    harness.run()
-    assert harness.runner.computed_tokens == 101 + 101 + 1 + 2  # what failed once more, and each token once
-    harness.verify_ended()
     harness.verify_idle()
 
 
@@ -439,7 +491,7 @@ def test_cancel_is_idempotent_and_keeps_what_was_computed():
 
 def test_duplicates_are_freed_once_and_all_go_on_with_the_cached_slots():
     """Strangers compute the same prompt in one step: the first to be cached keeps its slots, the others give theirs back."""
-    harness = Harness(200, share_threshold=1000)
+    harness = Harness(200, share_in_batch=False)
     for _ in range(3):
         harness.submit(tokens(20), max_tokens=3)
     harness.step()

@@ -101,7 +101,7 @@ class Life:
         runner, device = FakeRunner(capacity, before_step, steps_in_flight), DeviceThread()
         scheduler = CheckedScheduler(
             capacity=capacity, max_running=draw.choice([1, 4, 32]), max_batch_tokens=draw.choice([16, 64, 256]),
-            policy=draw.choice(POLICIES), patience=draw.choice([100, 10_000]), share_threshold=draw.choice([1, 16]),
+            policy=draw.choice(POLICIES), patience=draw.choice([100, 10_000]), share_in_batch=draw.choice([True, True, False]),
             steps_in_flight=steps_in_flight,
         )
         engine = Engine(runner, scheduler, device, tokenizer=LetterTokenizer(), context_length=10_000, tracers=Tracers([self]))

@@ -1,8 +1,6 @@
 """Admission: who waits, who of them is next, and whether the cache has room for what is expected of all that run.
 
-    waiting  --- queue, by policy ---+--- first of it ---- fits? ---> running
-                                     |
-             --- held for a leader --+    (a running request is about to compute the prefix: `sharing`)
+    waiting  --- queue, by policy --- first of it --- fits? ---> running
 """
 
 from __future__ import annotations
@@ -14,32 +12,32 @@ from asgl.scheduling.ledger import Ledger
 from asgl.scheduling.policy import make_queue
 from asgl.scheduling.radix_cache import RadixCache
 from asgl.scheduling.request import Request
-from asgl.scheduling.sharing import Leaders
+from asgl.scheduling.sharing import find_lender
 from asgl.scheduling.waiting import Waiting
 
 _RESERVE_START, _RESERVE_LEAST, _RESERVE_DECAY, _RESERVE_RAISE = 0.7, 0.1, 0.995, 0.2
 
 
 class Admission:
-    """The requests that wait, and the leaders among those that run.
+    """The requests that wait.
 
-    policy, patience, cache: see `Scheduler`; share_threshold: see `Leaders`.
+    policy, patience, share_in_batch, cache: see `Scheduler`.
     """
 
     def __init__(
-        self, capacity: int, *, policy: str, patience: int, share_threshold: int, cache: type[RadixCache[Request]]
+        self, capacity: int, *, policy: str, patience: int, share_in_batch: bool, cache: type[RadixCache[Request]]
     ) -> None:
         make_queue(policy)  # a wrong name is told now
         self.ledger = Ledger(capacity, self._moved, cache)
-        self.leaders = Leaders(share_threshold)
         self.reserve_share = _RESERVE_START
         """The share of the tokens it may still generate that is reserved for a request that was never retracted."""
         self._queue = Waiting(lambda: make_queue(policy), patience if policy == "aged-lpm" else None)
+        self._share_in_batch = share_in_batch
         self._arrivals = 0
 
     @property
     def waiting(self) -> int:
-        return len(self._queue) + self.leaders.held
+        return len(self._queue)
 
     def arrive(self, request: Request, now: int) -> None:
         """The request is new. now: in computed tokens."""
@@ -56,7 +54,6 @@ class Admission:
     def withdraw(self, request: Request) -> None:
         """A waiting request waits no more."""
         self._queue.remove(request)
-        self.leaders.release(request)
         self.ledger.cache.unwatch(request)
 
     def _moved(self, request: Request) -> None:
@@ -73,9 +70,10 @@ class Admission:
         """
         outstanding = sum(map(self.expected, running))
         while (request := self._next(now)) is not None:
-            if self.leaders.hold(request):
-                continue
+            lender, shared = find_lender(request, running if self._share_in_batch else ())
             self.ledger.match(request)  # before the check: locking shrinks what is evictable
+            if lender is not None:
+                self.ledger.borrow(request, lender, shared)
             wanted = self.expected(request)
             while wanted + outstanding > self.ledger.available and alone and not running and self.ledger.drop_pin():
                 pass
@@ -85,9 +83,7 @@ class Admission:
                 return
             outstanding += wanted
             self.ledger.cache.unwatch(request)
-            self._queue.charge(request, len(request.tokens) - request.covered + request.max_tokens - request.generated)
-            if request.remaining > 1:
-                self.leaders.add(request)
+            self._queue.charge(request, len(request.tokens) - len(request.slots) + request.max_tokens - request.generated)
             yield request
 
     def _next(self, now: int) -> Request | None:
@@ -95,8 +91,6 @@ class Admission:
         overdue = self._queue.overdue(now)
         if overdue is None:
             return self._queue.pop()
-        if overdue.leader is not None:
-            return None  # a running request computes its prefix; nothing younger gets in between
         self._queue.remove(overdue)
         return overdue
 
@@ -127,21 +121,3 @@ class Admission:
     def reserve_more(self) -> None:
         """A request had to be retracted."""
         self.reserve_share = min(1.0, self.reserve_share + _RESERVE_RAISE)
-
-    # --- leaders ----------------------------------------------------------------------------------------------------
-
-    def share_progress(self, request: Request) -> None:
-        """A running request has computed more: if it leads, that is cached now, and those go who waited for it."""
-        if not self.leaders.is_leader(request):
-            return
-        self.ledger.cache_computed(request)
-        if request.remaining <= 1:
-            self.retire(request)
-        else:
-            for follower in self.leaders.reached(request):
-                self._queue.push(follower)
-
-    def retire(self, request: Request) -> None:
-        """A request that ran does so no more, or has its prompt: if it led, its followers go back to the queue."""
-        for follower in self.leaders.retire(request):
-            self._queue.push(follower)

@@ -53,12 +53,51 @@ class Ledger:
         request.computed = request.covered = len(slots)
 
     def unmatch(self, request: Request) -> None:
-        """Undoes `match`."""
+        """Undoes `match`, and `borrow`."""
         assert request.node is not None
         self.cache.unlock(request.node)
         request.node = None
+        self._end_loan(request)
         del request.slots[:]
         request.computed = request.covered = 0
+
+    def borrow(self, request: Request, lender: Request, end: int) -> None:
+        """The request goes on after the slots in which a step in flight, or in planning, computes the first `end` tokens of the
+        lender's sequence and its own; of what the lender has not planned nothing is borrowed. `settle` makes them its own."""
+        slots = lender.slots[request.covered : end]
+        if slots:
+            request.slots.extend(slots)
+            request.lender, request.borrowed = lender, len(slots)
+            lender.borrowers.append(request)
+
+    def settle(self, lender: Request) -> None:
+        """Those that borrow computed slots of the lender get them from the cache instead, and those that borrow of them too."""
+        if not lender.borrowers or lender.borrowed:
+            return
+        self.cache_computed(lender)
+        ready = [borrower for borrower in lender.borrowers if borrower.covered + borrower.borrowed <= lender.computed]
+        for borrower in ready:
+            end = borrower.covered + borrower.borrowed
+            node, slots = self.cache.match(borrower.tokens, borrower.namespace, end)
+            self.cache.lock(node)
+            assert borrower.node is not None
+            self.cache.unlock(borrower.node)
+            borrower.slots[:end] = slots
+            borrower.node, borrower.covered = node, end
+            borrower.computed += borrower.borrowed
+            self._end_loan(borrower)
+            self.settle(borrower)
+
+    def forget(self, request: Request) -> None:
+        """Lets go of the slots in which nothing is computed."""
+        self.pool.give(request.slots[request.computed + request.borrowed :])
+        del request.slots[request.computed :]
+        self._end_loan(request)
+
+    def _end_loan(self, request: Request) -> None:
+        if request.lender is not None:
+            request.lender.borrowers.remove(request)
+            request.lender, request.borrowed = None, 0
 
     def allocate(self, count: int) -> array[int]:
         """Takes slots, evicting cached prefixes if too few are free. At most `available`."""
@@ -84,7 +123,7 @@ class Ledger:
     def release(self, request: Request) -> None:
         """Caches what the request has computed, and lets go of its slots and locks."""
         self.cache_computed(request)
-        self.pool.give(request.slots[request.computed :])
+        self.forget(request)
         self._release_branches(request)
         self.unmatch(request)
 
@@ -186,7 +225,13 @@ class Ledger:
         locks: dict[Node, int] = {}
         locked = list(self._pins.values())
         for request in holders:
-            owned.extend(request.slots[request.covered :])
+            owned.extend(request.slots[request.covered + request.borrowed :])
+            for other in request.borrowers:
+                loan = slice(other.covered, other.covered + other.borrowed)
+                if other.lender is not request or not loan.start < loan.stop or other.slots[loan] != request.slots[loan]:
+                    raise InternalError(f"{other!r} borrows {other.borrowed} slots of {request!r}, and they are not the same")
+            if request.borrowed and (request.lender is None or request not in request.lender.borrowers):
+                raise InternalError(f"{request!r} borrows {request.borrowed} slots of nobody")
             if request.branches is not None:
                 for edge in request.branches.edges:
                     if edge.node is None:

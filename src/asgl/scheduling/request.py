@@ -74,12 +74,14 @@ class Request:
         slots   s s s s s s s s s s          the last sampled token has none yet
                 |- covered -|- own -|
 
+    The first of its own may be `borrowed`: they are those of another request whose step computes what both share.
+
     While a step in flight samples a token for it, the token is `pending`: the sequence has it, but nobody knows it yet.
     """
 
-    __slots__ = ("admissions", "arrival", "arrived_at", "banned", "branches", "cached_tokens", "computed", "covered",
-                 "grammar", "id", "leader", "matched", "max_tokens", "min_tokens", "namespace", "node", "output", "pending",
-                 "priority", "prompt", "retracted", "slots", "spec", "state", "tokens", "watched_at")
+    __slots__ = ("admissions", "arrival", "arrived_at", "banned", "borrowed", "borrowers", "branches", "cached_tokens",
+                 "computed", "covered", "grammar", "id", "lender", "matched", "max_tokens", "min_tokens", "namespace",
+                 "node", "output", "pending", "priority", "prompt", "retracted", "slots", "spec", "state", "tokens", "watched_at")
 
     def __init__(
         self,
@@ -121,8 +123,14 @@ class Request:
         """How many tokens steps in flight sample for it."""
         self.node: Node | None = None
         self.covered = 0
+        self.lender: Request | None = None
+        """The request whose slots it borrows until a step in flight has computed them."""
+        self.borrowed = 0
+        """How many."""
+        self.borrowers: list[Request] = []
+        """The requests that borrow slots of this one."""
         self.cached_tokens = 0
-        """How many tokens of the prompt were in the cache at the first admission, and so were not computed."""
+        """How many tokens of the prompt were in the cache at the first admission, or borrowed, and so were not computed."""
         self.admissions = 0
         self.retracted = False
         """It was retracted once; from then on its whole need is reserved, so that it never is again."""
@@ -133,8 +141,6 @@ class Request:
         self.matched = 0
         """While it waits: how many of its tokens are in the cache. Kept by the cache."""
         self.watched_at: Node | None = None
-        self.leader: Request | None = None
-        """The running request that computes a prefix this waiting one is held for."""
 
     @property
     def generated(self) -> int:
@@ -155,6 +161,11 @@ class Request:
     def is_written(self) -> bool:
         """Whether steps in flight write slots of it."""
         return len(self.slots) > self.computed or (self.branches is not None and bool(self.branches.holding))
+
+    @property
+    def lends(self) -> bool:
+        """Whether steps in flight, or in planning, compute some of its prompt."""
+        return self.computed < len(self.prompt) and len(self.slots) > self.computed
 
     @property
     def needs_its_token(self) -> bool:

@@ -26,7 +26,6 @@ from asgl.scheduling.plan_builder import Row, build_plan
 from asgl.scheduling.policy import PATIENCE
 from asgl.scheduling.radix_cache import RadixCache
 from asgl.scheduling.request import Request, Update
-from asgl.scheduling.sharing import SHARE_THRESHOLD
 from asgl.types import FinishReason
 
 
@@ -34,9 +33,9 @@ class Scheduler:
     """Continuous batching over a radix cache of `capacity` slots.
 
     max_running: requests that run at once. max_batch_tokens: new tokens a step computes at most; longer prompts are computed
-    in chunks. max_waiting: requests that may wait; None for no limit. policy: one of `policy.POLICIES`. share_threshold: a
-    waiting request is held back if a running one is about to compute at least so many more tokens of its prompt than the
-    cache has. patience: for aged-lpm, the age in computed tokens past which requests are admitted by age alone. jump_forward:
+    in chunks. max_waiting: requests that may wait; None for no limit. policy: one of `policy.POLICIES`. share_in_batch:
+    prompts are cached as they are computed, and shared before that by those of one step (see `sharing`); else at their
+    requests' end. patience: for aged-lpm, the age in computed tokens past which requests are admitted by age alone. jump_forward:
     tokens that a grammar forces are appended at once, and computed together; else one is sampled after the other.
     step_seconds: about how long a step may take while requests decode, judged by earlier ones; None for no bound.
     steps_in_flight: how many steps may be planned and not committed, 1 or 2.
@@ -58,7 +57,7 @@ class Scheduler:
         max_batch_tokens: int = 512,
         max_waiting: int | None = None,
         policy: str = "lpm",
-        share_threshold: int = SHARE_THRESHOLD,
+        share_in_batch: bool = True,
         patience: int = PATIENCE,
         jump_forward: bool = True,
         step_seconds: float | None = None,
@@ -70,7 +69,8 @@ class Scheduler:
         self.max_waiting = max_waiting
         self.step_seconds = step_seconds
         self.jump_forward = jump_forward
-        self.admission = Admission(capacity, policy=policy, patience=patience, share_threshold=share_threshold, cache=cache)
+        self._share_in_batch = share_in_batch
+        self.admission = Admission(capacity, policy=policy, patience=patience, share_in_batch=share_in_batch, cache=cache)
         self.ledger = self.admission.ledger
         self.running: list[Request] = []
         self.counters = Counters()
@@ -176,14 +176,17 @@ class Scheduler:
     def _take_result(self, flight: Flight, result: StepResult) -> None:
         self._pace.saw(len(flight.slots), flight.decodes, result.seconds)
         samples, scores = flight.land(result.samples), iter(result.scores)
-        for row in flight.rows:
-            request = row.request
-            if row.continues and row.position >= len(request.tokens):
-                continue  # it was ended before the token that this row goes on with
+        rows = [row for row in flight.rows
+                if not row.continues or row.position < len(row.request.tokens)]  # else it was ended before the row's token
+        for row in rows:
             if row.edge is None:
-                request.computed += len(row.tokens)
-                if request.state == "running":
-                    self.admission.share_progress(request)
+                row.request.computed += len(row.tokens)
+        for row in rows:
+            self.ledger.settle(row.request)
+        for row in rows:
+            request = row.request
+            if self._share_in_batch and row.position < len(request.prompt) and request.state == "running":
+                self.ledger.cache_computed(request)
             if row.edge is not None or (request.branches is not None and not request.remaining):
                 _record_scores(row, scores)
             elif request.state == "running" and request.id in samples:
@@ -201,12 +204,10 @@ class Scheduler:
             flight.land(())
             for row in flight.rows:
                 if row.edge is None:
-                    unwritten = row.request.slots[row.request.computed :]
-                    del row.request.slots[row.request.computed :]
+                    self.ledger.forget(row.request)
                 else:
-                    unwritten = row.edge.slots[row.edge_offset :]
+                    self.ledger.pool.give(row.edge.slots[row.edge_offset :])
                     del row.edge.slots[row.edge_offset :]
-                self.ledger.pool.give(unwritten)
             self._release_leaving(flight)
 
     def _release_leaving(self, flight: Flight) -> None:
@@ -229,7 +230,7 @@ class Scheduler:
             if not request.remaining and request.branches is None:
                 self._end(request)  # all of a prefetch was cached
                 continue
-            if request.remaining == 1:
+            if request.unplanned == 1:
                 rows.append(next_row(self.ledger, request, 1))
                 budget -= 1
             budget -= extend(self.ledger, request, budget, rows)
@@ -238,7 +239,7 @@ class Scheduler:
         request.state = "running"
         request.admissions += 1
         if request.admissions == 1:
-            request.cached_tokens = min(request.covered, len(request.prompt))
+            request.cached_tokens = min(len(request.slots), len(request.prompt))
             self.counters.admitted(request)
         self.running.append(request)
         self._updates.append(Update(request, event="admitted"))
@@ -271,7 +272,6 @@ class Scheduler:
         self.counters.retractions += 1
         self.admission.reserve_more()
         self.running.remove(request)
-        self.admission.retire(request)
         self.ledger.release(request)
         request.retracted = True
         self._updates.append(Update(request, event="retracted"))
@@ -302,7 +302,6 @@ class Scheduler:
     def _leave(self, request: Request) -> None:
         """A running request has ended. What steps in flight write of it is freed when they have returned."""
         self.running.remove(request)
-        self.admission.retire(request)
         if self._flights and request.is_written:
             self.ledger.cache_computed(request)  # what comes next may go on with it
             self._flights[-1].leaving.append(request)
@@ -321,7 +320,6 @@ class Scheduler:
         written = [slot for flight in self._flights for slot in flight.slots]
         if len({*written, *self.ledger.pool.snapshot()}) != len(written) + self.ledger.pool.free:
             raise InternalError("a slot is free, or written twice, while a step in flight writes it")
-        self.admission.leaders.check(self.running)
 
 
 def _record_scores(row: Row, scores: Iterator[tuple[float, ...]]) -> None:
