@@ -52,8 +52,9 @@ async def test_opening_generating_and_leaving(model):
 
 
 @pytest.mark.parametrize("options", [
-    {"dtype": "float8"}, {"weights": "int3"}, {"kernels": "fast"}, {"policy": "sjf"}, {"kv_cache_tokens": 0},
-    {"kv_cache_tokens": 1.5}, {"max_running": 0}, {"max_batch_tokens": -1}, {"max_running": True}, {"sampling": {"top_p": 1}},
+    {"dtype": "float8"}, {"weights": "int3"}, {"activations": "int4"}, {"kernels": "fast"}, {"policy": "sjf"},
+    {"kv_cache_tokens": 0}, {"kv_cache_tokens": 1.5},
+    {"max_running": 0}, {"max_batch_tokens": -1}, {"max_running": True}, {"sampling": {"top_p": 1}},
 ])
 def test_bad_arguments_raise_at_once(options):
     with pytest.raises(asgl.ConfigError) as caught:
