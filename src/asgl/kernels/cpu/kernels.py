@@ -270,7 +270,9 @@ class CpuKernels:
         _check_head_dim(head_dim)
         if len(layers) > MAX_LAYERS or layers[0].down.k % OUTPUTS:
             return None
-        return Fused(layers, norm, rope, heads, kv_heads, head_dim, eps)
+        fused = Fused(layers, norm, rope, heads, kv_heads, head_dim, eps)
+        self._team.keep.append(fused.table)
+        return fused
 
     def run_layers(
         self, fused: Fused, hidden: Tensor, batch: Batch, caches: Sequence[tuple[Tensor, Tensor]], at: Tensor | None
