@@ -341,7 +341,7 @@ async def test_a_megabyte_of_text_does_not_block_the_loop(model):
         while not handle.done():
             await asyncio.sleep(0)
             turns += 1
-        assert turns > 100
+        assert turns > 10  # while the text is tokenized; a loop that is blocked has one turn or two
         with pytest.raises(asgl.ContextLengthError):
             await handle
 

@@ -109,7 +109,7 @@ def test_bfloat16(
     assert off.mean() < 0.04
 
 
-@pytest.mark.parametrize(("activations", "nearly_always", "mean"), [("auto", 0.15, 0.04), ("int8", 0.3, 0.08)])
+@pytest.mark.parametrize(("activations", "nearly_always", "mean"), [("auto", 0.15, 0.04), ("int8", 0.5, 0.12)])
 def test_the_cpu_kernels(
     checkpoint: Checkpoint, prompts: dict[str, list[int]], expected: dict[str, torch.Tensor], activations: Any,
     nearly_always: float, mean: float,
