@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from bench import results
-from bench.ablations import VARIANTS
+from bench.ablations import ABLATIONS, VARIANTS
 from bench.peers.all import PEERS
 from bench.workloads import WORKLOADS
 
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> None:
 
     engines: list[str] = []
     for name in options.engine or ["asgl"]:
-        engines += {"peers": PEERS, "ablations": tuple(VARIANTS)}.get(name, (name,))
+        engines += {"peers": PEERS, "ablations": ABLATIONS}.get(name, (name,))
     settings = Settings(engines=list(dict.fromkeys(engines)), workloads=options.workload or list(WORKLOADS),
                         rounds=options.rounds, scale=options.scale, limit=options.limit,
                         concurrency=options.concurrency or (None,), seconds=options.seconds)

@@ -1,6 +1,6 @@
 """asgl without one of its parts at a time: what each of them is worth.
 
-All variants run on one open Runtime, whose engine gets a fresh scheduler before each run: so a run starts with an empty
+All of them run on one open Runtime, whose engine gets a fresh scheduler before each run: so a run starts with an empty
 cache, and an ablation is a scheduler, or a client, that lacks a part.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from asgl.scheduling.radix_cache import Insertion, Match, Node, RadixCache
 from asgl.scheduling.scheduler import Scheduler
@@ -25,6 +25,8 @@ class Variant:
     cache: type[RadixCache[Any]] = RadixCache
     forks_streams: bool = True
     sequential: bool = False
+    activations: Literal["auto", "int8"] = "auto"
+    """Of the Runtime that it runs on."""
 
 
 class NoCache(RadixCache[Any]):
@@ -69,6 +71,7 @@ class Table(NoCache):
 
 VARIANTS = {variant.name: variant for variant in (
     Variant("asgl", "as it is"),
+    Variant("asgl:int8", "inputs of linear layers are rounded to 8 bits, as peers do", activations="int8"),
     Variant("asgl:no-cache", "no prefix is reused", cache=NoCache, shares_in_batch=False),
     Variant("asgl:no-tree", "whole cached sequences are reused, not parts of them", cache=Table, shares_in_batch=False),
     Variant("asgl:fcfs", "requests are admitted in the order they came", policy="fcfs"),
@@ -78,6 +81,9 @@ VARIANTS = {variant.name: variant for variant in (
             shares_in_batch=False),
     Variant("asgl:sequential", "one generation at a time inside a program", sequential=True),
 )}
+
+
+ABLATIONS = tuple(name for name, variant in VARIANTS.items() if variant.activations == "auto")
 
 
 def make_scheduler(variant: Variant, like: Scheduler) -> Scheduler:

@@ -172,12 +172,13 @@ async def open_engines(settings: Settings, stack: AsyncExitStack) -> tuple[list[
     """The engines that could be opened, and why the others are missing."""
     engines: list[Engine] = []
     missing: dict[str, str] = {}
-    runtime: asgl.Runtime | None = None
+    runtimes: dict[str, asgl.Runtime] = {}
     for name in settings.engines:
         if name in VARIANTS:
-            if runtime is None:
-                runtime = await stack.enter_async_context(open_runtime(settings))
-            engines.append(AsglEngine(runtime, name))
+            activations = VARIANTS[name].activations
+            if activations not in runtimes:
+                runtimes[activations] = await stack.enter_async_context(open_runtime(settings, activations=activations))
+            engines.append(AsglEngine(runtimes[activations], name))
             continue
         if name not in PEERS:
             raise SystemExit(f"there is no engine {name!r}; there are {', '.join([*VARIANTS, *PEERS])}")
@@ -194,11 +195,11 @@ async def open_engines(settings: Settings, stack: AsyncExitStack) -> tuple[list[
     return engines, missing
 
 
-def open_runtime(settings: Settings) -> asgl.Runtime:
+def open_runtime(settings: Settings, **more: Any) -> asgl.Runtime:
     """Within the limits that hold for all engines."""
     options: dict[str, Any] = {"kv_cache_tokens": settings.limits.tokens(_config(settings.model).kv_bytes_per_token),
                                "max_running": settings.limits.running}
-    return asgl.Runtime(settings.model, **{**options, **settings.runtime})
+    return asgl.Runtime(settings.model, **{**options, **settings.runtime, **more})
 
 
 def _config(model: str) -> ModelConfig:

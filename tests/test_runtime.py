@@ -52,8 +52,9 @@ async def test_opening_generating_and_leaving(model):
 
 
 @pytest.mark.parametrize("options", [
-    {"dtype": "float8"}, {"weights": "int3"}, {"kernels": "fast"}, {"policy": "sjf"}, {"kv_cache_tokens": 0},
-    {"kv_cache_tokens": 1.5}, {"max_running": 0}, {"max_batch_tokens": -1}, {"max_running": True}, {"sampling": {"top_p": 1}},
+    {"dtype": "float8"}, {"weights": "int3"}, {"activations": "int4"}, {"kernels": "fast"}, {"policy": "sjf"},
+    {"kv_cache_tokens": 0}, {"kv_cache_tokens": 1.5},
+    {"max_running": 0}, {"max_batch_tokens": -1}, {"max_running": True}, {"sampling": {"top_p": 1}},
 ])
 def test_bad_arguments_raise_at_once(options):
     with pytest.raises(asgl.ConfigError) as caught:
@@ -340,7 +341,7 @@ async def test_a_megabyte_of_text_does_not_block_the_loop(model):
         while not handle.done():
             await asyncio.sleep(0)
             turns += 1
-        assert turns > 100
+        assert turns > 10  # while the text is tokenized; a loop that is blocked has one turn or two
         with pytest.raises(asgl.ContextLengthError):
             await handle
 

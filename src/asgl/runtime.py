@@ -17,7 +17,7 @@ from asgl.types import EngineStatistics, ModelInfo
 if TYPE_CHECKING:
     from asgl.engine.engine import Engine
     from asgl.execution.runner import Runner
-    from asgl.kernels.api import Kernels, WeightFormat
+    from asgl.kernels.api import ActivationFormat, Kernels, WeightFormat
     from asgl.kernels.select import DTypeName, KernelName
     from asgl.language.budgets import Budget
     from asgl.language.session import Session
@@ -55,6 +55,8 @@ class Runtime:
         device: "auto", "cpu", "cuda" or "cuda:1".
         dtype: Of activations, keys and values.
         weights: How the weights of the linear layers are held.
+        activations: "int8" lets the inputs of linear layers with 4-bit weights be rounded to 8 bits, as llama.cpp and OpenVINO
+            do, where that is faster: on CPUs with AVX2 and without AVX512-BF16. `rt.model.activations` tells whether they are.
         kernels: What is asked for by name and cannot be had raises ConfigError.
         kv_cache_tokens: Capacity of the KV cache in tokens; None takes what the memory allows.
         max_running: At most so many requests in a step.
@@ -75,6 +77,7 @@ class Runtime:
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         weights: Literal["auto", "int4", "int8", "dense"] = "auto",
+        activations: Literal["auto", "int8"] = "auto",
         kernels: Literal["auto", "reference", "cpu", "triton"] = "auto",
         kv_cache_tokens: int | None = None,
         max_running: int = 64,
@@ -88,6 +91,7 @@ class Runtime:
         for name, value, choices in (
             ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
             ("weights", weights, ("auto", "int4", "int8", "dense")),
+            ("activations", activations, ("auto", "int8")),
             ("kernels", kernels, ("auto", "reference", "cpu", "triton")),
             ("policy", policy, ("lpm", "dfs-weight", "fcfs", "random", "aged-lpm")),
         ):
@@ -104,6 +108,7 @@ class Runtime:
         self._device = device
         self._dtype: DTypeName = dtype
         self._weights: WeightFormat | Literal["auto"] = weights
+        self._activations: ActivationFormat = activations
         self._deterministic = deterministic
         self._capacity = kv_cache_tokens
         self._max_running = max_running
@@ -175,7 +180,7 @@ class Runtime:
         try:
             with ProgressBar(counts="things") as progress:
                 kernels = make_kernels(
-                    self._kernels, self._device, self._dtype, self._weights, self._deterministic,
+                    self._kernels, self._device, self._dtype, self._weights, self._deterministic, self._activations,
                     progress=lambda name, ready, count: progress(ready, count, "compiling kernels, once"),
                 )
             runner = make_runner(checkpoint, kernels, self._capacity)

@@ -65,6 +65,8 @@ class ModelInfo:
     """"reference", "cpu" or "triton"."""
     weights: str
     """How the weights of the linear layers are held: "dense", "int8" or "int4"."""
+    activations: str = "auto"
+    """"int8" if the inputs of linear layers with 4-bit weights are rounded to 8 bits."""
 
 
 @dataclass(frozen=True, slots=True)

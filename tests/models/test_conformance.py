@@ -109,15 +109,19 @@ def test_bfloat16(
     assert off.mean() < 0.04
 
 
-def test_the_cpu_kernels(checkpoint: Checkpoint, prompts: dict[str, list[int]], expected: dict[str, torch.Tensor]) -> None:
-    """What runs by default, against float32: on the ten likeliest tokens, in prompts and in decode steps, nearly always within
-    0.15 nat. Keys and values are bfloat16 here too."""
-    runner = Runner(checkpoint, CpuKernels(), 2100)
+@pytest.mark.parametrize(("activations", "nearly_always", "mean"), [("auto", 0.15, 0.04), ("int8", 0.5, 0.12)])
+def test_the_cpu_kernels(
+    checkpoint: Checkpoint, prompts: dict[str, list[int]], expected: dict[str, torch.Tensor], activations: Any,
+    nearly_always: float, mean: float,
+) -> None:
+    """What runs by default, and with inputs of 8 bits, against float32: on the ten likeliest tokens, in prompts and in decode
+    steps, off by so many nat at 98 of 100 places, and on average. Keys and values are bfloat16 here too."""
+    runner = Runner(checkpoint, CpuKernels(activations=activations), 2100)
     offs = []
     for name, tokens in prompts.items():
         right = expected[name]
         off = (computed(runner, tokens, compared(tokens), chunk=256) - right).abs()
         offs.append(off.gather(1, right.topk(10, dim=1).indices))
     off = torch.cat(offs)
-    assert off.quantile(0.98) < 0.15
-    assert off.mean() < 0.04
+    assert off.quantile(0.98) < nearly_always
+    assert off.mean() < mean

@@ -183,10 +183,11 @@ class SavedState:
     def _header(self, kind: str, more: Mapping[str, Any]) -> dict[str, Any]:
         info = self._runner.info
         return {"format": FORMAT, "kind": kind, "model": {"name": info.name, "fingerprint": self._fingerprint,
-                                                          "dtype": info.dtype, "weights": info.weights}, **more}
+                                                          "dtype": info.dtype, "weights": info.weights,
+                                                          "activations": info.activations}, **more}
 
     def _check(self, path: Path, header: Mapping[str, Any], kind: str, *, kv: bool = True) -> None:
-        """ModelError if the file is of another kind, or for another model; with `kv`, for another dtype or other weights."""
+        """ModelError if the file is of another kind, or for another model; with `kv`, for other formats."""
         if header.get("format") != FORMAT or header.get("kind") != kind:
             raise ModelError(f"{path}: not a saved {kind} of format {FORMAT}, but {header.get('kind')!r} of format "
                              f"{header.get('format')!r}")
@@ -194,7 +195,8 @@ class SavedState:
         if there.get("fingerprint") != here["fingerprint"]:
             raise ModelError(f"{path}: saved by the model {there.get('name')!r} ({there.get('fingerprint')}), and this is "
                              f"{here['name']!r} ({here['fingerprint']}): open the Runtime with the model it was saved by")
-        for name in ("dtype", "weights") if kv else ():
+        there = {"activations": "auto", **there}  # older files do not tell
+        for name in ("dtype", "weights", "activations") if kv else ():
             if there.get(name) != here[name]:
                 raise ModelError(f"{path}: its keys and values were computed with {name}={there.get(name)!r}, and this Runtime "
                                  f"has {name}={here[name]!r}: open it with the same")

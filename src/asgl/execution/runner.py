@@ -67,6 +67,7 @@ class Runner:
             device=str(kernels.device),
             kernels=kernels.name,
             weights=kernels.weights,
+            activations=kernels.activations,
         )
 
     @torch.inference_mode()

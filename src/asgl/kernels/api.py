@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WeightFormat = Literal["dense", "int8", "int4"]
+ActivationFormat = Literal["auto", "int8"]
 
 _CACHED = 2**19
 """So many elements are worked on at once: what is in between stays in the CPU's cache."""
@@ -130,6 +131,8 @@ class Kernels(Protocol):
     device: torch.device
     kv_dtype: torch.dtype
     weights: WeightFormat
+    activations: ActivationFormat
+    """"int8" if the inputs of linear layers with 4-bit weights are rounded to 8 bits."""
 
     def pack_linear(self, weight: Tensor | QuantizedTensor) -> Any:
         """Prepares the weight [out, in] of a linear layer; what comes back is only ever given to `linear`."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from asgl.errors import ConfigError
 from asgl.kernels import ranking
-from asgl.kernels.api import Batch, QuantizedTensor, SamplingBatch, WeightFormat
+from asgl.kernels.api import ActivationFormat, Batch, QuantizedTensor, SamplingBatch, WeightFormat
 from asgl.kernels.ragged import BLOCK, FIXED_QUERIES, Tile, tiles
 
 _ROWS = 16
@@ -80,6 +80,7 @@ class ReferenceKernels:
     """
 
     name = "reference"
+    activations: ActivationFormat = "auto"
 
     def __init__(
         self,

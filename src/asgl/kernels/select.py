@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 
 from asgl.errors import ConfigError
-from asgl.kernels.api import Kernels, WeightFormat
+from asgl.kernels.api import ActivationFormat, Kernels, WeightFormat
 from asgl.kernels.reference import ReferenceKernels
 
 KernelName = Literal["auto", "reference", "cpu", "triton"]
@@ -31,17 +31,20 @@ def make_kernels(
     dtype: DTypeName = "auto",
     weights: WeightFormat | Literal["auto"] = "auto",
     deterministic: bool = False,
+    activations: ActivationFormat = "auto",
     progress: Progress | None = None,
 ) -> Kernels:
     """Makes a back end, on the calling thread, which must be the device thread.
 
     auto: the first GPU if torch sees one, else the CPU; on it the device's own back end if it is installed and has the
-    dtype, else the reference; the dtype and weights that suit the back end. `progress(what, ready, all)` hears of the
-    compiling that some back ends do once. ConfigError for an unknown or unavailable choice: what is wrong and what to do.
+    dtype, else the reference; the dtype and weights that suit the back end. activations="int8" is a permission, of which only
+    the CPU's makes use. `progress(what, ready, all)` hears of the compiling that some back ends do once. ConfigError for an
+    unknown or unavailable choice: what is wrong and what to do.
     """
     _known("kernels", name, get_args(KernelName))
     _known("dtype", dtype, get_args(DTypeName))
     _known("weights", weights, ("auto", *get_args(WeightFormat)))
+    _known("activations", activations, get_args(ActivationFormat))
     where = _device(device)
     if name == "auto":
         own = "triton" if where.type == "cuda" else "cpu"
@@ -59,7 +62,8 @@ def make_kernels(
         raise ConfigError(f"kernels={name!r} cannot be used: {problem}; or use kernels='reference'")
     module, kind, _ = _LAZY[name]
     make = getattr(importlib.import_module(module), kind)
-    return make(device=where, dtype=chosen, weights=weights, deterministic=deterministic, progress=progress)
+    options = {"activations": activations} if name == "cpu" else {}
+    return make(device=where, dtype=chosen, weights=weights, deterministic=deterministic, progress=progress, **options)
 
 
 def _known(what: str, value: str, choices: tuple[str, ...]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numba import cfunc
+import torch
+from numba import cfunc, njit
 
 from asgl.kernels.cpu import team
-from asgl.kernels.cpu.simd import get_i64, set_i64
+from asgl.kernels.cpu.kernels import CpuKernels
+from asgl.kernels.cpu.simd import get_i64, get_shared, set_i64, set_shared
 from asgl.kernels.cpu.threads import Team
 
 PHASES, PIECES = 6, 40
@@ -52,6 +56,25 @@ def one_piece_each(record, thread, number):
     team.wait(job, 0, number, 2)
 
 
+@cfunc("void(int64, int64, int64)", error_model="numpy")
+def late(record, thread, number):
+    """A helper stays until it is let go. record: [it is there, let go, what it found after that]."""
+    if thread > 0:
+        set_shared(record, 1)
+        while get_shared(record + 8) == 0:
+            team.pause()
+        set_shared(record + 16, get_shared(record + 8))
+
+
+@njit("int64(int64, int64, int64)", nogil=True)
+def misses(address, value, stop):
+    """How often another value than this one was seen at an address, until there is something at `stop`."""
+    missed = 0
+    while get_shared(stop) == 0:
+        missed += get_shared(address) != value
+    return missed
+
+
 def helpers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("asgl-kernels-")]
 
@@ -61,6 +84,7 @@ def test_every_piece_is_done_once_and_after_the_phase_before(size: int) -> None:
     crew = Team(size, PHASES)
     for _ in range(300):
         record = np.zeros(2 + PHASES * PIECES, np.int64)
+        crew.keep.append(record)
         record[0] = crew.address
         crew.run(count_pieces.address, record.ctypes.data, PHASES)
         assert (record[1:-1] == 1).all()
@@ -99,3 +123,37 @@ def test_a_job_needs_no_helper() -> None:
     crew.run(count_pieces.address, record.ctypes.data, PHASES)
     assert (record[1:-1] == 1).all()
     crew._parked.extend(asleep)
+
+
+def test_a_late_helper_finds_the_team_while_the_next_call_is_written(make: Callable[..., CpuKernels]) -> None:
+    """The arguments of an entry have one place, and a helper that lost its core reads there what is being written for the next
+    call: other values are of no harm, but the address of the team must be there all the time."""
+    kernels, x, stop, missed = make(), torch.zeros(1, 64), np.zeros(1, np.int64), []
+    kernels.silu_and_mul(x)
+    at = kernels._compiled.silu_and_mul._record.ctypes.data
+    watcher = threading.Thread(target=lambda: missed.append(misses(at, kernels._team.address, stop.ctypes.data)))
+    watcher.start()
+    for _ in range(5000):
+        kernels.silu_and_mul(x)
+    stop[0] = 1
+    watcher.join()
+    assert missed == [0]
+
+
+def test_what_a_job_reads_outlives_the_team() -> None:
+    """Where a helper is late, its job is done without it, and team and arguments may be gone before it leaves the job."""
+    before = set(helpers())
+    crew, record = Team(2, 1), np.zeros(3, np.int64)
+    (helper,) = set(helpers()) - before
+    crew.keep.append(record)
+    while not record[0]:  # a helper that was just going to sleep misses a job
+        crew.run(late.address, record.ctypes.data, 0)
+    kept = weakref.ref(record)
+    del crew, record
+    gc.collect()
+    assert kept() is not None
+    kept()[1] = 7
+    helper.join(10)
+    assert not helper.is_alive()
+    gc.collect()
+    assert kept() is None

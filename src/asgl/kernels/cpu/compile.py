@@ -26,17 +26,18 @@ class Entry:
     def __init__(self, name: str, team: Team, phases: int) -> None:
         pairs = [field.partition(":") for field in entries.FIELDS[name].split()]
         kinds = [(field, np.float64 if kind else np.int64) for field, _, kind in pairs]
-        self._pack = struct.Struct("=" + "".join("d" if kind else "q" for _, _, kind in pairs)).pack_into
+        self._pack = struct.Struct("=" + "".join("d" if kind else "q" for _, _, kind in pairs)).pack
         self._record = np.zeros(1, np.dtype(kinds, align=True))
-        self._bytes: Any = self._record.view(np.uint8)
+        self._bytes = memoryview(self._record.view(np.uint8))
         signature = types.void(types.CPointer(numba.from_dtype(self._record.dtype)), types.int64, types.int64)
         self._function = cached(lambda cache: cfunc(signature, cache=cache, error_model="numpy")(getattr(entries, name)))
+        team.keep.append((self._record, self._function))
         self._run = team.run
         self._address = self._record.ctypes.data
         self.phases = phases
 
     def __call__(self, *values: float) -> None:
-        self._pack(self._bytes, 0, *values)
+        self._bytes[:] = self._pack(*values)  # pack_into would write zeros first, and a late helper reads the team's address here
         self._run(self._function.address, self._address, self.phases)
 
 

@@ -19,13 +19,13 @@ from asgl.kernels.cpu.sampling import log_softmax_phase, sample_phase
 FIELDS = {
     "embed": "job ids rows d table kind scale offset share out",
     "add_rms_norm": "job hidden delta rows d weight eps:float out",
-    "linear": "job x ldx rows weight bits k outputs out ldo inputs scratch room packed_only",
+    "linear": "job x ldx rows weight bits k outputs out ldo inputs scratch room packed_only byte_inputs",
     "rope_and_store": "job qkv rows heads kv_heads head_dim positions slots rope k_cache v_cache out",
     "attention": "job units unit_count tokens limits merged merged_count parts order indices q k_cache v_cache heads kv_heads "
     "head_dim scale:float partials out scratch room packed_only",
-    "layers": "job table layers hidden rows d f heads kv_heads head_dim eps:float rope positions slots norm packed_only normed "
-    "qkv q units unit_count tokens limits merged merged_count parts order indices scale:float partials attended gated wanted at "
-    "kept_attended kept_hidden out inputs scratch room",
+    "layers": "job table layers hidden rows d f heads kv_heads head_dim eps:float rope positions slots norm packed_only "
+    "byte_inputs normed qkv q units unit_count tokens limits merged merged_count parts order indices scale:float partials "
+    "attended gated wanted at kept_attended kept_hidden out inputs scratch room",
     "silu_and_mul": "job gate_up rows width out",
     "log_softmax": "job logits m n out",
     "sample": "job logits m n temperature top_k top_p min_p uniform greedy ranks out",
@@ -48,7 +48,7 @@ def linear(record: Any, thread: int, number: int) -> None:
     scratch = a.scratch + thread * a.room
     linear_phases(
         a.job, 0, number, a.x, a.ldx, a.rows, a.weight, a.bits, a.k, a.outputs, STORE, a.out, a.ldo, a.inputs, scratch,
-        a.packed_only != 0,
+        a.packed_only != 0, a.byte_inputs != 0,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from asgl.errors import ConfigError, EngineError
-from asgl.kernels.api import Batch, LayerWeights, QuantizedTensor, SamplingBatch, WeightFormat
+from asgl.kernels.api import ActivationFormat, Batch, LayerWeights, QuantizedTensor, SamplingBatch, WeightFormat
 from asgl.kernels.cpu import attention, linear, sampling, weights
 from asgl.kernels.cpu.compile import Compiled
 from asgl.kernels.cpu.cores import cores, warn_of_spinning_threads
@@ -89,7 +89,8 @@ class CpuKernels:
 
     Keys and values are bfloat16. `weights` is how linear layers are held: "dense" (bfloat16), "int8" or "int4" (rounded to
     so many bits, unless the model file has as few), or "auto": as the model file has them. `deterministic`: what a token
-    computes does not depend, in any bit, on the other rows of the batch, nor on what is shared or cached.
+    computes does not depend, in any bit, on the other rows of the batch, nor on what is shared or cached. `activations` "int8":
+    inputs of linear layers of 4 bits, but not of the head, are rounded to 8 bits, if that is faster here.
     `progress(kernel, ready, all)` is told of the compiling, which takes a minute once per installation.
 
     `threads`: by default as many as torch has (OMP_NUM_THREADS), at most one for each core that the process may use.
@@ -106,6 +107,7 @@ class CpuKernels:
         dtype: torch.dtype = torch.bfloat16,
         weights: WeightFormat | Literal["auto"] = "auto",
         deterministic: bool = False,
+        activations: ActivationFormat = "auto",
         progress: Callable[[str, int, int], None] | None = None,
         threads: int | None = None,
     ) -> None:
@@ -119,6 +121,8 @@ class CpuKernels:
         self.weights: WeightFormat = "dense" if weights == "auto" else weights
         self._convert = weights != "auto"
         self._deterministic = deterministic
+        self.activations: ActivationFormat = activations if linear.BYTES else "auto"
+        self._byte_inputs = self.activations == "int8"
         self._pid = os.getpid()
         allowed = cores()
         if threads is None:
@@ -182,7 +186,7 @@ class CpuKernels:
         return out
 
     def linear(self, x: Tensor, weight: Packed) -> Tensor:
-        return self._product("linear", x, weight)
+        return self._product("linear", x, weight, byte_inputs=self._byte_inputs)
 
     def head(self, x: Tensor, weight: Packed) -> Tensor:
         return self._product("head", x, weight)
@@ -196,7 +200,7 @@ class CpuKernels:
         some = Packed(memory, memory.data_ptr(), weight.bits, len(tiles) * OUTPUTS, weight.k)
         return self._product("some", x, some)[:, place * OUTPUTS + token_ids % OUTPUTS]
 
-    def _product(self, name: str, x: Tensor, weight: Packed) -> Tensor:
+    def _product(self, name: str, x: Tensor, weight: Packed, *, byte_inputs: bool = False) -> Tensor:
         self._check_process()
         x = x.to(self._elements).contiguous()
         rows = x.shape[0]
@@ -205,7 +209,7 @@ class CpuKernels:
         inputs = self._room("inputs", (rows, weight.k // GROUP * linear.GROUP_INPUTS), torch.uint8)
         self._compiled.linear(
             self._team.address, x.data_ptr(), weight.k * ELEMENT, rows, weight.address, weight.bits, weight.k,
-            weight.outputs, out.data_ptr(), weight.outputs * 4, inputs, scratch, room, self._deterministic,
+            weight.outputs, out.data_ptr(), weight.outputs * 4, inputs, scratch, room, self._deterministic, byte_inputs,
         )
         return out
 
@@ -266,7 +270,9 @@ class CpuKernels:
         _check_head_dim(head_dim)
         if len(layers) > MAX_LAYERS or layers[0].down.k % OUTPUTS:
             return None
-        return Fused(layers, norm, rope, heads, kv_heads, head_dim, eps)
+        fused = Fused(layers, norm, rope, heads, kv_heads, head_dim, eps)
+        self._team.keep.append(fused.table)
+        return fused
 
     def run_layers(
         self, fused: Fused, hidden: Tensor, batch: Batch, caches: Sequence[tuple[Tensor, Tensor]], at: Tensor | None
@@ -287,7 +293,7 @@ class CpuKernels:
         self._compiled.layers(
             self._team.address, fused.table_at(caches), len(fused.table), hidden.data_ptr(), rows, d, f, heads, fused.kv_heads,
             head_dim, fused.eps, fused.rope.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr(),
-            fused.norm.data_ptr(), self._deterministic, self._room("normed", (most, d), elements),
+            fused.norm.data_ptr(), self._deterministic, self._byte_inputs, self._room("normed", (most, d), elements),
             self._room("qkv", (rows, qkv_width), floats), self._room("q", (rows, width), elements), *units.arguments,
             head_dim**-0.5, self._room("partials", (units.partials, heads, head_dim + 16), floats),
             self._room("attention", (rows, width), elements), self._room("gated", (most, f), elements), wanted,

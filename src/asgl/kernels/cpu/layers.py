@@ -47,13 +47,13 @@ def layers_job(a: Any, thread: int, number: int) -> None:
     """
     scratch, qkv_width = a.scratch + thread * a.room, (a.heads + 2 * a.kv_heads) * a.head_dim
     width, rows, hidden, attended = a.heads * a.head_dim, a.rows, a.hidden, a.attended
-    packed_only = a.packed_only != 0
+    packed_only, byte_inputs = a.packed_only != 0, a.byte_inputs != 0
     for i in range(a.layers):
         at, phase = a.table + i * COLUMNS * 8, i * LAYER_PHASES
         norm_phase(a.job, phase, number, hidden, 0, rows, a.d, get_i64(at + ATTENTION_NORM * 8), a.eps, a.normed)
         linear_phases(
             a.job, phase + 1, number, a.normed, a.d * ELEMENT, rows, get_i64(at + QKV * 8), get_i64(at + QKV_BITS * 8), a.d,
-            qkv_width, STORE, a.qkv, qkv_width * 4, a.inputs, scratch, packed_only,
+            qkv_width, STORE, a.qkv, qkv_width * 4, a.inputs, scratch, packed_only, byte_inputs,
         )
         keys, values = get_i64(at + KEYS * 8), get_i64(at + VALUES * 8)
         rope_phase(
@@ -73,15 +73,15 @@ def layers_job(a: Any, thread: int, number: int) -> None:
             rows, hidden, attended = a.wanted, a.kept_hidden, a.kept_attended
         linear_phases(
             a.job, phase + 7, number, attended, width * ELEMENT, rows, get_i64(at + OUT * 8), get_i64(at + OUT_BITS * 8), width,
-            a.d, ADD, hidden, a.d * 4, a.inputs, scratch, packed_only,
+            a.d, ADD, hidden, a.d * 4, a.inputs, scratch, packed_only, byte_inputs,
         )
         norm_phase(a.job, phase + 9, number, hidden, 0, rows, a.d, get_i64(at + MLP_NORM * 8), a.eps, a.normed)
         linear_phases(
             a.job, phase + 10, number, a.normed, a.d * ELEMENT, rows, get_i64(at + GATE_UP * 8),
-            get_i64(at + GATE_UP_BITS * 8), a.d, a.f, GATE, a.gated, a.f * ELEMENT, a.inputs, scratch, packed_only,
+            get_i64(at + GATE_UP_BITS * 8), a.d, a.f, GATE, a.gated, a.f * ELEMENT, a.inputs, scratch, packed_only, byte_inputs,
         )
         linear_phases(
             a.job, phase + 12, number, a.gated, a.f * ELEMENT, rows, get_i64(at + DOWN * 8), get_i64(at + DOWN_BITS * 8), a.f,
-            a.d, ADD, hidden, a.d * 4, a.inputs, scratch, packed_only,
+            a.d, ADD, hidden, a.d * 4, a.inputs, scratch, packed_only, byte_inputs,
         )
     norm_phase(a.job, a.layers * LAYER_PHASES, number, hidden, 0, rows, a.d, a.norm, a.eps, a.out)

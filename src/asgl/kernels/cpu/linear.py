@@ -3,6 +3,8 @@
 Packed weights are multiplied as integers (pairs.py), but where the processor has products of bfloat16 as those (dots.py): as they
 are by few rows, unpacked once by more. Both want something of each 32 inputs: the one a copy in 16 bits with scale and sum, the
 other the sum. Dense weights are words (dots.py).
+
+On request inputs of 4-bit weights have 8 bits, where the processor multiplies bytes and no bfloat16 (`BYTES`).
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ PRODUCTS = ROWS * 4 * OUTPUTS
 """Bytes of their products with one tile."""
 PAIRS = not TARGET.bf16_dot
 """Whether packed weights are multiplied as integers."""
+BYTES = PAIRS and pairs.BYTES
+"""Whether inputs can have 8 bits."""
 UNPACK_FROM_4, UNPACK_FROM_8 = 17, 8
 """Rows from which one tile, unpacked to bfloat16 for all, is faster than packed weights of 4 or 8 bits for a few rows at a time.
 Integers never are."""
@@ -51,6 +55,7 @@ GRAIN = 4
 """Rows that a thread claims at once."""
 
 # the same parameters, whichever it is
+_byte_rows_4 = pairs.byte_rows_4 if BYTES else dots.few_rows_4
 _few_rows_4, _few_rows_8 = (pairs.pair_rows_4, pairs.pair_rows_8) if PAIRS else (dots.few_rows_4, dots.few_rows_8)
 
 
@@ -68,10 +73,13 @@ def _group_sums(x: int, k: int, sums: int) -> None:
 
 
 _describe = pairs.quantize_row if PAIRS else _group_sums
+_describe_bytes = pairs.quantize_row_to_bytes if PAIRS else _group_sums
 
 
 @kernel
-def _inputs_phase(job: int, phase: int, number: int, x: int, ldx: int, rows: int, k: int, inputs: int, size: int) -> None:
+def _inputs_phase(
+    job: int, phase: int, number: int, x: int, ldx: int, rows: int, k: int, as_bytes: bool, inputs: int, size: int
+) -> None:
     """What packed weights want to know of each row of x, to `inputs`."""
     while True:
         first = team.claim(job, phase, number, GRAIN, rows)
@@ -79,7 +87,10 @@ def _inputs_phase(job: int, phase: int, number: int, x: int, ldx: int, rows: int
             break
         last = min(first + GRAIN, rows)
         for row in range(first, last):
-            _describe(x + row * ldx, k, inputs + row * size)
+            if as_bytes:
+                _describe_bytes(x + row * ldx, k, inputs + row * size)
+            else:
+                _describe(x + row * ldx, k, inputs + row * size)
         team.finish(job, phase, last - first)
     team.wait(job, phase, number, rows)
 
@@ -137,10 +148,12 @@ else:
 
 @kernel
 def _multiply(
-    x: int, ldx: int, rows: int, about: int, ld_about: int, b: int, bits: int, k: int, few: bool, products: int
+    x: int, ldx: int, rows: int, as_bytes: bool, about: int, ld_about: int, b: int, bits: int, k: int, few: bool, products: int
 ) -> None:
     """Products [rows, 32] of a tile: packed if `few`, else of words. `about` is what `_inputs_phase` wrote beside the inputs."""
-    if few and bits == 4:
+    if as_bytes:
+        _byte_rows_4(x, ldx, about, ld_about, rows, b, k // GROUP, products, 4 * OUTPUTS)
+    elif few and bits == 4:
         _few_rows_4(x, ldx, about, ld_about, rows, b, k // GROUP, products, 4 * OUTPUTS)
     elif few:
         _few_rows_8(x, ldx, about, ld_about, rows, b, k // GROUP, products, 4 * OUTPUTS)
@@ -159,23 +172,24 @@ def tile_bytes(bits: int, k: int) -> int:
 @kernel
 def linear_phases(
     job: int, phase: int, number: int, x: int, ldx: int, rows: int, weight: int, bits: int, k: int, outputs: int, mode: int,
-    out: int, ldo: int, inputs: int, scratch: int, packed_only: bool,
+    out: int, ldo: int, inputs: int, scratch: int, packed_only: bool, byte_inputs: bool,
 ) -> None:
     """One thread's part of out = x . weight: a phase over the rows, unless weights are dense, and one over the tiles.
 
     x [rows, k] elements; ldx and ldo are bytes from row to row; `inputs` has room for `GROUP_INPUTS` of each row's groups. With
     mode GATE, `outputs` counts those of the gate, whose tiles are followed by as many of the other factor. `packed_only` computes
-    in one way for any number of rows.
+    in one way for any number of rows. `byte_inputs`: see `BYTES`.
     """
     tiles, size = (outputs + OUTPUTS - 1) // OUTPUTS, tile_bytes(bits, k)
     room = scratch + 2 * PRODUCTS
     other_room = room + k // PER_WORD * TILE_STEP
     few, about, ld_about = False, inputs, k // GROUP * GROUP_INPUTS
+    as_bytes = BYTES and byte_inputs and bits == 4
     if bits < 16:
-        _inputs_phase(job, phase, number, x, ldx, rows, k, inputs, ld_about)
+        _inputs_phase(job, phase, number, x, ldx, rows, k, as_bytes, inputs, ld_about)
         few = PAIRS or packed_only or rows < (UNPACK_FROM_4 if bits == 4 else UNPACK_FROM_8)
         if PAIRS:
-            x, ldx, about = inputs, ld_about, inputs + 2 * k
+            x, ldx, about = inputs, ld_about, inputs + (k if as_bytes else 2 * k)
     phase += 1
     while True:
         first, run = team.claim_run(job, phase, number, tiles)
@@ -191,9 +205,9 @@ def linear_phases(
             for row in range(0, rows, ROWS):
                 count = min(ROWS, rows - row)
                 at_x, at_about, at_out = x + row * ldx, about + row * ld_about, out + row * ldo
-                _multiply(at_x, ldx, count, at_about, ld_about, b, bits, k, few, scratch)
+                _multiply(at_x, ldx, count, as_bytes, at_about, ld_about, b, bits, k, few, scratch)
                 if mode == GATE:
-                    _multiply(at_x, ldx, count, at_about, ld_about, other, bits, k, few, scratch + PRODUCTS)
+                    _multiply(at_x, ldx, count, as_bytes, at_about, ld_about, other, bits, k, few, scratch + PRODUCTS)
                     _gate(scratch, scratch + PRODUCTS, count, at_out + tile * OUTPUTS * ELEMENT, ldo)
                 else:
                     left = outputs - tile * OUTPUTS

@@ -1,4 +1,4 @@
-"""Micro-kernels for processors without products of bfloat16: 4-bit and 8-bit weights times inputs of 16 bits, in integers.
+"""Micro-kernels for processors without products of bfloat16: 4-bit and 8-bit weights times inputs of 16 or 8 bits, in integers.
 
 A word holds two int16, and one instruction multiplies 2 x 16 of them and adds each pair (`pmaddwd`, as old as SSE2; with VNNI the
 sum is free too). That is twice the products of a float32 multiply-add, weights need no conversion, and they are never rounded.
@@ -6,9 +6,12 @@ The inputs are: to 15 bits of the largest of each 32, where bfloat16 keeps 8 of 
 an int32 (8 + 15 + 5 bits); they become float32 once in a group, where the scales are applied. Integers add up in any order,
 and groups always in that of k, so a row's result does not depend on its neighbours, nor on which kernel computed it.
 
-The idea of blockwise scales for weights and inputs is that of ggml's quantized products, which round inputs to 8 bits.
+The idea of blockwise scales for weights and inputs is that of ggml's quantized products, which round inputs to 8 bits. On request
+so do these, for weights of 4 bits: one instruction then multiplies 4 x 16 bytes and adds each pair (`pmaddubsw`, of AVX2), and
+sums of 8 pairs fit an int16 (at most 2 * 15 * 127 * 8 = 30,480).
 
-An input row of k elements, as `quantize_row` writes it: int16 [k], then (scale, sum) float32 of each group of 32.
+An input row of k elements, as `quantize_row` writes it: int16 [k], then (scale, sum) float32 of each group of 32. As
+`quantize_row_to_bytes` writes it: int8 [k], each 8 of them in the order of `BYTE_ORDER`, then the same.
 
 Weights are the tiles of 4 and 8 bits of dots.py, with the bytes of a word in the order k, k + 2, k + 1, k + 3, so that two shifts
 make pairs of neighbours. They are unpacked again for each four rows: unpacking a tile once for all gave nothing, since the two
@@ -36,12 +39,17 @@ ROWS = 4
 AHEAD = 8192
 """How far ahead of their use weights are asked for, in bytes. Without it a core reads and computes in turns; and nothing is wrong
 with asking past the end of the weights."""
+BYTES = TARGET.pair_words >= 8
+"""Whether bytes can be multiplied."""
+BYTE_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Where the bytes of a word of 8 nibbles come from once it is masked, and once it is shifted and masked."""
 _VECTORS = {4: 4, 8: 8}
 """Vectors of packed words in a group, for each half of its outputs."""
 _PAIR_WORDS = TARGET.pair_words or LANES
 _PARTS = LANES // _PAIR_WORDS
 """How many registers a vector takes where pairs of int16 are multiplied."""
 _PVEC = ir.VectorType(I32, _PAIR_WORDS)
+_BYTE_PRODUCTS = {16: "llvm.x86.avx512.pmaddubs.w.512", 8: "llvm.x86.avx2.pmadd.ub.sw"}
 _PAIR_PRODUCTS = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd", 4: "llvm.x86.sse2.pmadd.wd"}
 _ROUND = 12582912.0
 """Adding 1.5 * 2^23 rounds a small float32 to an integer, which then stands in its low bits."""
@@ -54,24 +62,45 @@ def _at(builder: Any, base: Any, offset: int) -> Any:
 # --- inputs ---
 
 
-@operation(void, i64, i64, i64)
-def _quantize_group(builder: Any, source: Any, target: Any, meta: Any) -> None:
-    """32 float32 to int16, their scale, and the sum of what these stand for: not a number if an input is not finite."""
+def _emit_quantized(builder: Any, source: Any, meta: Any, most: float) -> list[Any]:
+    """32 float32 as words of whole numbers up to `most`; their scale, and the sum of what these stand for, to `meta`: not a
+    number if an input is not finite."""
     values = [simd.emit_load(builder, _at(builder, source, 64 * half), FVEC, 4) for half in range(2)]
     absolute = [builder.bitcast(builder.and_(builder.bitcast(v, IVEC), const(0x7FFFFFFF)), FVEC) for v in values]
     top = simd.emit_reduce(builder, simd.emit_max(builder, *absolute), simd.emit_max)
     tiny = ir.Constant(simd.F32, 2.0**-100)
     divisor = builder.select(builder.fcmp_ordered(">", top, tiny), top, tiny)
-    by = simd.emit_splat(builder, builder.fdiv(ir.Constant(simd.F32, 32767.0), divisor))
+    by = simd.emit_splat(builder, builder.fdiv(ir.Constant(simd.F32, most), divisor))
     shifted = [simd.emit_fma(builder, value, by, const(_ROUND, FVEC)) for value in values]
-    for half, value in enumerate(shifted):
-        words = builder.trunc(builder.bitcast(value, IVEC), HVEC)
-        simd.emit_store(builder, _at(builder, target, 32 * half), words, 2)
     rounded = [builder.fsub(value, const(_ROUND, FVEC)) for value in shifted]
     total = simd.emit_reduce(builder, builder.fadd(*rounded), lambda b, low, high: b.fadd(low, high))
-    scale = builder.fmul(divisor, ir.Constant(simd.F32, 1.0 / 32767.0))
+    scale = builder.fmul(divisor, ir.Constant(simd.F32, 1.0 / most))
     simd.emit_store(builder, meta, scale, 4)
     simd.emit_store(builder, _at(builder, meta, 4), builder.fmul(total, scale), 4)
+    return [builder.bitcast(value, IVEC) for value in shifted]
+
+
+@operation(void, i64, i64, i64)
+def _quantize_group(builder: Any, source: Any, target: Any, meta: Any) -> None:
+    """32 float32 to int16, their scale and sum."""
+    for half, words in enumerate(_emit_quantized(builder, source, meta, 32767.0)):
+        simd.emit_store(builder, _at(builder, target, 32 * half), builder.trunc(words, HVEC), 2)
+
+
+@operation(void, i64, i64, i64)
+def _quantize_group_to_bytes(builder: Any, source: Any, target: Any, meta: Any) -> None:
+    """32 float32 to int8 in the order of `BYTE_ORDER`, their scale and sum."""
+    order = ir.Constant(IVEC, [8 * eight + place for eight in range(2) for place in BYTE_ORDER])
+    for half, words in enumerate(_emit_quantized(builder, source, meta, 127.0)):
+        narrow = builder.trunc(words, simd.BVEC)
+        simd.emit_store(builder, _at(builder, target, 16 * half), builder.shuffle_vector(narrow, narrow, order), 1)
+
+
+@kernel
+def quantize_row_to_bytes(source: int, k: int, target: int) -> None:
+    """A row of k float32 to an input row of bytes."""
+    for group in range(k // GROUP):
+        _quantize_group_to_bytes(source + group * GROUP * 4, target + group * GROUP, target + k + group * 8)
 
 
 @kernel
@@ -96,11 +125,16 @@ def _byte_pairs(builder: Any, words: Any) -> list[Any]:
     return [builder.bitcast(builder.ashr(value, eight), IVEC) for value in (even, odd)]
 
 
-_PAIRS = {4: _nibble_pairs, 8: _byte_pairs}
+def _nibble_bytes(builder: Any, words: Any) -> list[Any]:
+    return [builder.and_(value, const(0x0F0F0F0F)) for value in (words, builder.lshr(words, const(4)))]
 
 
-def _pairs_of(builder: Any, group: Any, bits: int, half: int) -> list[Any]:
-    """The 16 pairs of a group, for a half of its outputs; functions of no argument, so that each is emitted where it is used."""
+_UNPACKED = {(4, False): _nibble_pairs, (8, False): _byte_pairs, (4, True): _nibble_bytes}
+"""What makes words for products of a vector of packed words, by their bits, and whether inputs are bytes."""
+
+
+def _words_of(builder: Any, group: Any, bits: int, half: int, *, byte_inputs: bool) -> list[Any]:
+    """The words of a group, for a half of its outputs; functions of no argument, so that each is emitted where it is used."""
     pairs: list[Any] = []
     for vector in range(_VECTORS[bits]):
         place = _at(builder, group, 64 * (half * _VECTORS[bits] + vector))
@@ -108,10 +142,11 @@ def _pairs_of(builder: Any, group: Any, bits: int, half: int) -> list[Any]:
 
         def pair(i: int, place: Any = place, made: list[Any] = made) -> Any:
             if not made:
-                made.extend(_PAIRS[bits](builder, simd.emit_load(builder, place, IVEC, 4)))
+                made.extend(_UNPACKED[bits, byte_inputs](builder, simd.emit_load(builder, place, IVEC, 4)))
             return made[i]
 
-        pairs += [lambda i=i, pair=pair: pair(i) for i in range(STEPS // _VECTORS[bits])]
+        steps = STEPS // 2 if byte_inputs else STEPS
+        pairs += [lambda i=i, pair=pair: pair(i) for i in range(steps // _VECTORS[bits])]
     return pairs
 
 
@@ -155,6 +190,15 @@ def _pair_products(builder: Any, accumulator: Any | None, a: Any, b: Any) -> Any
     return product if accumulator is None else builder.add(accumulator, product)
 
 
+def _byte_products(builder: Any, accumulator: Any | None, a: Any, b: Any) -> Any:
+    """accumulator + a . b of words of four int8 and of four bytes below 16, in two int16 a word, of one register."""
+    pairs, fours = ir.VectorType(simd.I16, 2 * _PAIR_WORDS), ir.VectorType(simd.I8, 4 * _PAIR_WORDS)
+    product = simd.call(builder, _BYTE_PRODUCTS[_PAIR_WORDS], pairs, builder.bitcast(b, fours), builder.bitcast(a, fours))
+    if accumulator is not None:
+        product = builder.add(builder.bitcast(accumulator, pairs), product)
+    return builder.bitcast(product, _PVEC)
+
+
 def _fence(builder: Any, vectors: list[Any]) -> list[Any]:
     """The same vectors of words, of which LLVM knows nothing any more: what needs them comes after all of them are there.
 
@@ -171,8 +215,10 @@ def _fence(builder: Any, vectors: list[Any]) -> list[Any]:
     return [builder.extract_value(fenced, i) for i in range(len(vectors))]
 
 
-def _block(rows: int, bits: int) -> Any:
+def _block(rows: int, bits: int, *, byte_inputs: bool) -> Any:
     """c [rows, 32] = sum over groups of (scale * input scale) * (quants . inputs) + offset * (sum of inputs)."""
+    multiply, size = (_byte_products, GROUP) if byte_inputs else (_pair_products, 2 * GROUP)
+    ones = const(0x00010001, _PVEC)
     passes = ((0, 1),) if rows == 1 else ((0,), (1,))  # both at once where that fits the registers
 
     def emit(
@@ -191,18 +237,20 @@ def _block(rows: int, bits: int) -> Any:
                 if halves[0] == 0:
                     for line in range(0, GROUP_BYTES[bits], 64):
                         simd.emit_prefetch(builder, _at(builder, group, AHEAD + line))
-                of_inputs, of_scales = (builder.mul(loop.index, ir.Constant(I64, size)) for size in (2 * GROUP, 8))
-                pairs = [_pairs_of(builder, group, bits, half) for half in halves]
+                of_inputs, of_scales = (builder.mul(loop.index, ir.Constant(I64, size)) for size in (size, 8))
+                words = [_words_of(builder, group, bits, half, byte_inputs=byte_inputs) for half in halves]
                 width = len(halves) * _PARTS
                 sums: list[Any] = [None] * (rows * width)
-                for step in range(STEPS):
-                    weights = [part for of_half in pairs for part in _parts(builder, of_half[step]())]
+                for step in range(size // 4):
+                    weights = [part for of_half in words for part in _parts(builder, of_half[step]())]
                     for row in range(rows):
                         at = _at(builder, builder.add(inputs[row], of_inputs), 4 * step)
                         word = simd.emit_splat(builder, simd.emit_load(builder, at, I32, 4), _PAIR_WORDS)
                         for i, weight in enumerate(weights, row * width):
-                            sums[i] = _pair_products(builder, sums[i], word, weight)
+                            sums[i] = multiply(builder, sums[i], word, weight)
                     sums = _fence(builder, sums)
+                if byte_inputs:
+                    sums = [_pair_products(builder, None, pair, ones) for pair in sums]
                 for i, half in enumerate(halves):
                     scale, offset = _scales(builder, group, bits, half)
                     for row in range(rows):
@@ -218,43 +266,34 @@ def _block(rows: int, bits: int) -> Any:
                         result = simd.emit_fma(builder, product, builder.fmul(scale, by), result)
                         simd.emit_store(builder, place, result, 4)
 
-    emit.__name__ = f"pairs_{rows}_{bits}"
+    emit.__name__ = f"{'bytes' if byte_inputs else 'pairs'}_{rows}_{bits}"
     return operation(void, *[i64] * 8)(emit)
 
 
-_one_4, _two_4, _three_4, _four_4 = (_block(rows, 4) for rows in (1, 2, 3, 4))
-_one_8, _two_8, _three_8, _four_8 = (_block(rows, 8) for rows in (1, 2, 3, 4))
+def _multiplier(bits: int, *, byte_inputs: bool = False) -> Any:
+    """The kernel for any number of rows and a tile of so many bits."""
+    one, two, three, four = (_block(rows, bits, byte_inputs=byte_inputs) for rows in (1, 2, 3, 4))
+
+    @kernel
+    def multiply(a: int, lda: int, meta: int, ld_meta: int, rows: int, b: int, groups: int, c: int, ldc: int) -> None:
+        row = 0
+        while row < rows:
+            left, own, scales, out = min(rows - row, ROWS), a + row * lda, meta + row * ld_meta, c + row * ldc
+            if left == 4:
+                four(own, lda, scales, ld_meta, b, groups, out, ldc)
+            elif left == 3:
+                three(own, lda, scales, ld_meta, b, groups, out, ldc)
+            elif left == 2:
+                two(own, lda, scales, ld_meta, b, groups, out, ldc)
+            else:
+                one(own, lda, scales, ld_meta, b, groups, out, ldc)
+            row += left
+
+    return multiply
 
 
-@kernel
-def pair_rows_4(a: int, lda: int, meta: int, ld_meta: int, rows: int, b: int, groups: int, c: int, ldc: int) -> None:
-    """c = a . b for input rows and a tile of 4-bit weights; `meta` has the rows' scales and sums, ld* are bytes."""
-    row = 0
-    while row < rows:
-        left, own, scales, out = min(rows - row, ROWS), a + row * lda, meta + row * ld_meta, c + row * ldc
-        if left == 4:
-            _four_4(own, lda, scales, ld_meta, b, groups, out, ldc)
-        elif left == 3:
-            _three_4(own, lda, scales, ld_meta, b, groups, out, ldc)
-        elif left == 2:
-            _two_4(own, lda, scales, ld_meta, b, groups, out, ldc)
-        else:
-            _one_4(own, lda, scales, ld_meta, b, groups, out, ldc)
-        row += left
-
-
-@kernel
-def pair_rows_8(a: int, lda: int, meta: int, ld_meta: int, rows: int, b: int, groups: int, c: int, ldc: int) -> None:
-    """`pair_rows_4` for a tile of 8-bit weights."""
-    row = 0
-    while row < rows:
-        left, own, scales, out = min(rows - row, ROWS), a + row * lda, meta + row * ld_meta, c + row * ldc
-        if left == 4:
-            _four_8(own, lda, scales, ld_meta, b, groups, out, ldc)
-        elif left == 3:
-            _three_8(own, lda, scales, ld_meta, b, groups, out, ldc)
-        elif left == 2:
-            _two_8(own, lda, scales, ld_meta, b, groups, out, ldc)
-        else:
-            _one_8(own, lda, scales, ld_meta, b, groups, out, ldc)
-        row += left
+pair_rows_4, pair_rows_8 = _multiplier(4), _multiplier(8)
+"""c = a . b for input rows and a tile of weights: (a, lda, meta, ld_meta, rows, b, groups, c, ldc), where `meta` has the rows'
+scales and sums, and ld* are bytes."""
+byte_rows_4 = _multiplier(4, byte_inputs=True) if BYTES else pair_rows_4
+"""The same for inputs of 8 bits."""

@@ -38,13 +38,20 @@ class Team:
         helper = cached(lambda cache: cfunc(_HELP, cache=cache, error_model="numpy")(team.help_out))
         self._launch = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(launch.address)
         self._compiled = launch, helper  # keeps the code alive
+        self.keep: list[Any] = []
+        """What jobs read before they have claimed anything: a helper that comes late reads it when the job is long done, and
+        maybe the team gone."""
         self._parked: list[threading.Semaphore] = []
         for number in range(1, size):
             self._start(number, helper)
         weakref.finalize(self, _stop, self._words, self._parked)
 
     def run(self, function: int, record: int, phases: int) -> None:
-        """Runs void(record, thread, number of the job) on the team; returns when the job is done."""
+        """Runs void(record, thread, number of the job) on the team; returns when the job is done.
+
+        Of the record a job may read anything at any time, also while the next job's values are written over it: what it reads is
+        then of no use, for it claims nothing any more, but the address of the team must always be there. See `keep`, too.
+        """
         while self._parked:
             # one that parks just now misses this job, which is then done without it
             self._parked.pop().release()
@@ -52,7 +59,7 @@ class Team:
 
     def _start(self, number: int, helper: Any) -> None:
         function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 3)(helper.address)
-        arguments = function, self._words, number, self._parked, helper
+        arguments = function, self._words, number, self._parked, helper, self.keep
         threading.Thread(target=_help, args=arguments, name=f"asgl-kernels-{number}", daemon=True).start()
 
 
@@ -62,6 +69,7 @@ def _help(
     number: int,
     parked: list[threading.Semaphore],
     _code: Any,
+    _keep: list[Any],
 ) -> None:
     """The life of a helper: jobs while there are any, and between them it waits. Holds no reference to the team."""
     last = 0

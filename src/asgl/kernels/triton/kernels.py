@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from asgl.errors import ConfigError
-from asgl.kernels.api import Batch, QuantizedTensor, SamplingBatch, WeightFormat
+from asgl.kernels.api import ActivationFormat, Batch, QuantizedTensor, SamplingBatch, WeightFormat
 from asgl.kernels.triton import attention, elementwise, sampling, tiles
 from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, Spans, plan_spans
 from asgl.kernels.triton.target import INTERPRETER, Target, target_of_device
@@ -42,6 +42,7 @@ class TritonKernels:
 
     name = "triton"
     weights: WeightFormat = "dense"
+    activations: ActivationFormat = "auto"
 
     def __init__(
         self,
