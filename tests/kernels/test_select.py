@@ -36,16 +36,17 @@ def test_auto_takes_the_devices_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select.importlib, "import_module", lambda name: SimpleNamespace(CpuKernels=Own))
     assert isinstance(make_kernels(device="cpu", deterministic=True), Own)
     assert made == [{"device": torch.device("cpu"), "dtype": torch.bfloat16, "weights": "auto", "deterministic": True,
-                     "progress": None}]
+                     "progress": None, "activations": "auto"}]
     assert make_kernels(device="cpu", dtype="float32").name == "reference"
-    make_kernels("cpu", dtype="float32", weights="int4")
-    assert (made[1]["dtype"], made[1]["weights"]) == (torch.float32, "int4")
+    make_kernels("cpu", dtype="float32", weights="int4", activations="int8")
+    assert (made[1]["dtype"], made[1]["weights"], made[1]["activations"]) == (torch.float32, "int4", "int8")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"name": "fast"}, "kernels must be one of auto, reference, cpu, triton, not 'fast'"),
     ({"dtype": "int8"}, "dtype must be one of"),
     ({"weights": "int2"}, "weights must be one of"),
+    ({"activations": "int4"}, "activations must be one of auto, int8"),
     ({"device": "tpu7"}, "device must be"),
     ({"device": "meta"}, "device must be"),
     ({"device": "cuda:97"}, "there is no device 'cuda:97'"),

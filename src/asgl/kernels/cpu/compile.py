@@ -28,7 +28,7 @@ class Entry:
         kinds = [(field, np.float64 if kind else np.int64) for field, _, kind in pairs]
         self._pack = struct.Struct("=" + "".join("d" if kind else "q" for _, _, kind in pairs)).pack
         self._record = np.zeros(1, np.dtype(kinds, align=True))
-        self._bytes = memoryview(self._record.view(np.uint8))
+        self._bytes: memoryview = self._record.view(np.uint8).data
         signature = types.void(types.CPointer(numba.from_dtype(self._record.dtype)), types.int64, types.int64)
         self._function = cached(lambda cache: cfunc(signature, cache=cache, error_model="numpy")(getattr(entries, name)))
         team.keep.append((self._record, self._function))
