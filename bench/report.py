@@ -28,7 +28,8 @@ Run on a machine that does nothing else: two threads that meet at every step wai
   here says how asgl does on large models, or on GPUs.
 - **The weights differ.** asgl and OpenVINO read the same GGUF file (Q4_1), llama.cpp its own requantization of it, vLLM and
   transformers the same weights unpacked to floats; the formats stand under Engines and settings. Less to read is part of an
-  engine's speed; the right answers below say what it costs.
+  engine's speed; the right answers below say what it costs. So is rounding what weights are multiplied by: OpenVINO and llama.cpp
+  round it to 8 bits, asgl to 15 where the processor has no products of bfloat16, and to 8 as asgl:int8 (Decode and prefill).
 - **The work differs a little.** Most generations have a fixed length, so that all engines compute as much; greedy texts
   differ all the same, since near ties fall either way in different arithmetic.
 - **How it is measured.** Engines run in turn on each workload, in an order that rotates with the rounds, after a warm-up apart.
