@@ -68,7 +68,7 @@ class Waiting:
             self._forget_if_empty(request.namespace)
 
     def overdue(self, now: int) -> Request | None:
-        """The request that arrived first of those that wait, held ones too, if it waits longer than the patience."""
+        """The request that arrived first of those that wait, if it waits longer than the patience."""
         while self._by_age and self._by_age[0][1].state != "waiting":
             heappop(self._by_age)
         if not self._by_age or self._patience is None:
