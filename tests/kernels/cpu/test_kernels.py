@@ -271,7 +271,7 @@ from asgl.kernels.cpu.compile import Entry
 
 instruction, *names = sys.argv[1:]
 for name in names:
-    code = Entry(name, SimpleNamespace(run=None), 1)._function._library.get_asm_str()
+    code = Entry(name, SimpleNamespace(run=None, keep=[]), 1)._function._library.get_asm_str()
     assert "zmm" in code and instruction in code, name
 print("right")
 """
