@@ -1,6 +1,6 @@
 """asgl without one of its parts at a time: what each of them is worth.
 
-All of them run on one open Runtime, whose engine gets a fresh scheduler before each run: so a run starts with an empty
+Ablations run on one open Runtime, whose engine gets a fresh scheduler before each run: so a run starts with an empty
 cache, and an ablation is a scheduler, or a client, that lacks a part.
 """
 
@@ -84,6 +84,7 @@ VARIANTS = {variant.name: variant for variant in (
 
 
 ABLATIONS = tuple(name for name, variant in VARIANTS.items() if variant.activations == "auto")
+"""Those that lack a part, and asgl as it is: asgl:int8 lacks none, and runs on a Runtime of its own."""
 
 
 def make_scheduler(variant: Variant, like: Scheduler) -> Scheduler:

@@ -45,7 +45,6 @@ class Work(NamedTuple):
     """The most tokens that had to be generated one after another."""
 
 
-
 class Limits(NamedTuple):
     """Of the machine."""
 

@@ -223,6 +223,20 @@ def test_who_borrows_lends_too():
     harness.verify_idle()
 
 
+def test_a_chain_of_loans_may_be_long() -> None:
+    """Each prompt goes on where the one before ends: each borrows of that one."""
+    count = 1500
+    harness = Harness(10_000, max_running=count, max_batch_tokens=4000)
+    prompt = tokens(count + 1)
+    requests = [harness.submit(prompt[: 2 + number], max_tokens=1) for number in range(count)]
+    harness.begin()
+    assert sum(request.borrowed > 0 for request in requests) == count - 1
+    harness.run()
+    assert harness.runner.computed_tokens == count + 1
+    harness.verify_ended()
+    harness.verify_idle()
+
+
 @pytest.mark.parametrize("steps_in_flight", [1, 2])
 @pytest.mark.parametrize("cancelled", [0, 1])
 def test_a_loan_outlives_either_side(cancelled, steps_in_flight):

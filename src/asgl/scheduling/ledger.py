@@ -72,21 +72,25 @@ class Ledger:
 
     def settle(self, lender: Request) -> None:
         """Those that borrow computed slots of the lender get them from the cache instead, and those that borrow of them too."""
-        if not lender.borrowers or lender.borrowed:
-            return
-        self.cache_computed(lender)
-        ready = [borrower for borrower in lender.borrowers if borrower.covered + borrower.borrowed <= lender.computed]
-        for borrower in ready:
-            end = borrower.covered + borrower.borrowed
-            node, slots = self.cache.match(borrower.tokens, borrower.namespace, end)
-            self.cache.lock(node)
-            assert borrower.node is not None
-            self.cache.unlock(borrower.node)
-            borrower.slots[:end] = slots
-            borrower.node, borrower.covered = node, end
-            borrower.computed += borrower.borrowed
-            self._end_loan(borrower)
-            self.settle(borrower)
+        lenders = [lender]
+        for one in lenders:  # grows: no recursion, for a chain of loans is as long as there are running requests
+            if not one.borrowers or one.borrowed:
+                continue
+            self.cache_computed(one)
+            for borrower in [each for each in one.borrowers if each.covered + each.borrowed <= one.computed]:
+                self._settle_one(borrower)
+                lenders.append(borrower)
+
+    def _settle_one(self, borrower: Request) -> None:
+        end = borrower.covered + borrower.borrowed
+        node, slots = self.cache.match(borrower.tokens, borrower.namespace, end)
+        self.cache.lock(node)
+        assert borrower.node is not None
+        self.cache.unlock(borrower.node)
+        borrower.slots[:end] = slots
+        borrower.node, borrower.covered = node, end
+        borrower.computed += borrower.borrowed
+        self._end_loan(borrower)
 
     def forget(self, request: Request) -> None:
         """Lets go of the slots in which nothing is computed."""

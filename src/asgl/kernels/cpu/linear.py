@@ -43,7 +43,7 @@ PRODUCTS = ROWS * 4 * OUTPUTS
 """Bytes of their products with one tile."""
 PAIRS = not TARGET.bf16_dot
 """Whether packed weights are multiplied as integers."""
-BYTES = PAIRS and pairs.BYTES
+BYTES = PAIRS and TARGET.pair_words >= 8
 """Whether inputs can have 8 bits."""
 UNPACK_FROM_4, UNPACK_FROM_8 = 17, 8
 """Rows from which one tile, unpacked to bfloat16 for all, is faster than packed weights of 4 or 8 bits for a few rows at a time.
@@ -55,8 +55,8 @@ GRAIN = 4
 """Rows that a thread claims at once."""
 
 # the same parameters, whichever it is
-_byte_rows_4 = pairs.byte_rows_4 if BYTES else dots.few_rows_4
 _few_rows_4, _few_rows_8 = (pairs.pair_rows_4, pairs.pair_rows_8) if PAIRS else (dots.few_rows_4, dots.few_rows_8)
+_byte_rows_4 = pairs.byte_rows_4 if BYTES else _few_rows_4
 
 
 def room(k: int) -> int:

@@ -39,8 +39,6 @@ ROWS = 4
 AHEAD = 8192
 """How far ahead of their use weights are asked for, in bytes. Without it a core reads and computes in turns; and nothing is wrong
 with asking past the end of the weights."""
-BYTES = TARGET.pair_words >= 8
-"""Whether bytes can be multiplied."""
 BYTE_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where the bytes of a word of 8 nibbles come from once it is masked, and once it is shifted and masked."""
 _VECTORS = {4: 4, 8: 8}
@@ -295,5 +293,5 @@ def _multiplier(bits: int, *, byte_inputs: bool = False) -> Any:
 pair_rows_4, pair_rows_8 = _multiplier(4), _multiplier(8)
 """c = a . b for input rows and a tile of weights: (a, lda, meta, ld_meta, rows, b, groups, c, ldc), where `meta` has the rows'
 scales and sums, and ld* are bytes."""
-byte_rows_4 = _multiplier(4, byte_inputs=True) if BYTES else pair_rows_4
-"""The same for inputs of 8 bits."""
+byte_rows_4 = _multiplier(4, byte_inputs=True)
+"""The same for inputs of 8 bits, where `TARGET.pair_words` is 8 or more."""
