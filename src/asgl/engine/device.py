@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from asgl.errors import EngineClosedError
@@ -20,50 +22,45 @@ T = TypeVar("T")
 class DeviceThread:
     """Runs functions one at a time, in order. A function that has started is not cancelled: its caller waits for it.
 
-    The thread ends with `close`, or when it has a result for an event loop that was closed meanwhile.
+    The thread ends with `close`, when nobody refers to this object any more (its owner was interrupted while it closed), or when
+    it has a result for an event loop that was closed meanwhile.
     """
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], bool] | None] = queue.SimpleQueue()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="asgl-device", daemon=True)
+        self._thread = threading.Thread(target=_work, args=(self._jobs,), name="asgl-device", daemon=True)
         self._thread.start()
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if not job():
-                return
+        weakref.finalize(self, self._jobs.put, None).atexit = False
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """The result of the function, or what it raised. If the caller is cancelled, it hears so once the function is done."""
         if self._closed:
             raise EngineClosedError("the Runtime's device thread has ended")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
+        ended: Future[T] = Future()
+        woken: asyncio.Future[None] = loop.create_future()
 
         def job() -> bool:
             try:
-                result = function(*args)
+                ended.set_result(function(*args))
             except BaseException as error:
-                return _post(loop, _set_exception, future, error)
-            return _post(loop, _set_result, future, result)
+                ended.set_exception(error)
+            return _post(loop, woken)
 
         self._jobs.put(job)
         cancelled: asyncio.CancelledError | None = None
-        while not future.done():
+        while True:
             try:
-                await asyncio.shield(future)
+                await asyncio.shield(woken)
+                break
             except asyncio.CancelledError as error:
                 cancelled = error
-            except GeneratorExit:  # the loop was closed: nothing can be waited for any more
-                raise
-            except BaseException:
-                break
+                if ended.done():  # a KeyboardInterrupt may have hit what was to wake us: to wait for that would be for ever
+                    break
         if cancelled is not None:
-            if not future.cancelled():
-                future.exception()  # seen: the cancellation is what the caller hears
             raise cancelled
-        return future.result()
+        return ended.result()
 
     async def close(self) -> None:
         """Ends the thread after what was given to it. Idempotent."""
@@ -73,19 +70,21 @@ class DeviceThread:
             await asyncio.to_thread(self._thread.join)
 
 
-def _post(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> bool:
+def _work(jobs: queue.SimpleQueue[Callable[[], bool] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        if not job():
+            return
+        del job  # while the thread waits it holds nothing that the last function held
+
+
+def _post(loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> bool:
     try:
-        loop.call_soon_threadsafe(function, *args)
+        loop.call_soon_threadsafe(_wake, woken)
     except RuntimeError:  # the loop was closed: nobody waits any more
         return False
     return True
 
 
-def _set_result(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
