@@ -238,8 +238,7 @@ def _unit(
         steps = (block + LANES - 1) // LANES * (LANES // PER_WORD)  # past the end are zeros, of weight 0
         _slots_of_block(indices + start * 4, block, k_cache, token_bytes, zeros, k_at)
         _slots_of_block(indices + start * 4, block, v_cache, token_bytes, zeros, v_at)
-        touch(k_at, block, token_bytes)
-        touch(v_at, block, token_bytes)
+        touch(k_at, v_at, block, token_bytes)
         for head in range(kv_heads):
             own, mixed = gathered + head * queries * head_dim * ELEMENT, results + head * queries * head_dim * 4
             if streamed:

@@ -17,8 +17,8 @@ from asgl.kernels.cpu.simd import FVEC, I32, I64, IVEC, const, i64, kernel, oper
 
 QUERIES = 12
 """Up to so many queries, packing does not pay."""
-_KEYS, _AT_ONCE = 4, 2
-"""Keys of a block of scores, and of a turn: more at once, with three queries, and LLVM keeps sums in memory."""
+_KEYS = (0, 4, 2, 6, 1, 5, 3, 7)
+"""A block of scores, in an order in which what is added up first lies four lanes apart, and then two, and one."""
 _WIDE = 8
 _WORDS, _FLOATS = ir.VectorType(I32, _WIDE), ir.VectorType(simd.F32, _WIDE)
 _EVEN_ODD = [*range(0, 16, 2), *range(1, 16, 2)]
@@ -53,64 +53,72 @@ def _multiply_add(builder: Any, a: Any, b: Any, slot: Any) -> None:
     builder.store(simd.call(builder, "llvm.fmuladd.v8f32", _FLOATS, a, b, held), slot)
 
 
-def _added_up(builder: Any, sums: list[Any]) -> Any:
-    """The sums of 4 vectors of 8, as a vector of 4, always in the same order."""
-    low, high = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
-    a, b = (builder.fadd(*(_shuffled(builder, first, second, order) for order in (low, high)))
-            for first, second in (sums[:2], sums[2:]))
-    low, high = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
-    c = builder.fadd(*(_shuffled(builder, a, b, order) for order in (low, high)))
-    return builder.fadd(*(_shuffled(builder, c, c, order) for order in ([0, 4, 2, 6], [1, 5, 3, 7])))
+def _paired(builder: Any, a: Any, b: Any, step: int) -> Any:
+    """The sums of lanes `step` apart of two vectors, in turns of `step` lanes: of a, of b, of a, ..."""
+    stay = [lane if not lane & step else _WIDE + lane for lane in range(_WIDE)]
+    move = [lane + step if not lane & step else _WIDE + lane - step for lane in range(_WIDE)]
+    return builder.fadd(*(_shuffled(builder, a, b, order) for order in (stay, move)))
 
 
-def _score(rows: int) -> Any:
-    """Scores of 4 keys for queries of `rows` rows, in even-odd order; `chunks` of 16 elements are a head."""
+def _score(rows: int, at_once: int) -> Any:
+    """Scores of 8 keys, `at_once` in a turn, for queries of `rows` rows in even-odd order; `chunks` of 16 elements are a head."""
 
     def emit(builder: Any, addresses: Any, offset: Any, queries: Any, ldq: Any, chunks: Any, out: Any, ldo: Any) -> None:
-        slots = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(_KEYS)] for _ in range(rows)]
-        for slot in (slot for own in slots for slot in own):
-            builder.store(const(0.0, _FLOATS), slot)
-        keys = [_address(builder, addresses, ir.Constant(I64, i), offset) for i in range(_KEYS)]
-        for first in range(0, _KEYS, _AT_ONCE):
+        waiting: list[list[Any]] = [[] for _ in range(rows)]
+        for first in range(0, _WIDE, at_once):
+            slots = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(at_once)] for _ in range(rows)]
+            for slot in (slot for own in slots for slot in own):
+                builder.store(const(0.0, _FLOATS), slot)
+            keys = [_address(builder, addresses, ir.Constant(I64, key), offset) for key in _KEYS[first : first + at_once]]
             with cgutils.for_range(builder, chunks) as loop:
                 for half in range(2):
                     own = []
                     for row in range(rows):
                         at = _step(builder, _row(builder, queries, ldq, row), loop.index, 64)
                         own.append(simd.emit_load(builder, builder.add(at, ir.Constant(I64, 32 * half)), _FLOATS, 4))
-                    for i in range(first, first + _AT_ONCE):
-                        widened = _widened(builder, _step(builder, keys[i], loop.index, 32), half)
+                    for i, key in enumerate(keys):
+                        widened = _widened(builder, _step(builder, key, loop.index, 32), half)
                         for row in range(rows):
                             _multiply_add(builder, own[row], widened, slots[row][i])
+            for row in range(rows):  # sums are added up as soon as their partners are there, which keeps few of them
+                for i, slot in enumerate(slots[row]):
+                    summed, done, step = builder.load(slot, typ=_FLOATS), first + i + 1, _WIDE // 2
+                    while done % 2 == 0:
+                        summed = _paired(builder, waiting[row].pop(), summed, step)
+                        done, step = done // 2, step // 2
+                    waiting[row].append(summed)
         for row in range(rows):
-            scores = _added_up(builder, [builder.load(slot, typ=_FLOATS) for slot in slots[row]])
-            simd.emit_store(builder, _row(builder, out, ldo, row), scores, 4)
+            simd.emit_store(builder, _row(builder, out, ldo, row), waiting[row].pop(), 4)
 
     emit.__name__ = f"score_{rows}"
     return operation(void, i64, i64, i64, i64, i64, i64, i64)(emit)
 
 
-def _mix(rows: int) -> Any:
-    """results += weights . values, for 16 of the outputs of `rows` queries."""
+def _mix(rows: int, chunks: int) -> Any:
+    """results += weights . values, for 16 * chunks of the outputs of `rows` queries."""
 
     def emit(builder: Any, addresses: Any, offset: Any, tokens: Any, weights: Any, ldw: Any, results: Any, ldr: Any) -> None:
-        slots = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(2)] for _ in range(rows)]
-        places = [_row(builder, results, ldr, row) for row in range(rows)]
-        for own, place in zip(slots, places, strict=True):
-            held = simd.emit_load(builder, place, FVEC, 4)
+        parts = [(row, chunk) for row in range(rows) for chunk in range(chunks)]
+        slots = {part: [cgutils.alloca_once(builder, _FLOATS) for _ in range(2)] for part in parts}
+        places = {part: builder.add(_row(builder, results, ldr, part[0]), ir.Constant(I64, 64 * part[1])) for part in parts}
+        for part in parts:
+            held = simd.emit_load(builder, places[part], FVEC, 4)
             for half in range(2):
-                builder.store(_shuffled(builder, held, held, _EVEN_ODD[half * _WIDE : (half + 1) * _WIDE]), own[half])
+                builder.store(_shuffled(builder, held, held, _EVEN_ODD[half * _WIDE : (half + 1) * _WIDE]), slots[part][half])
         with cgutils.for_range(builder, tokens) as loop:
             at = _address(builder, addresses, loop.index, offset)
-            values = [_widened(builder, at, half) for half in range(2)]
+            own = []
             for row in range(rows):
                 place = _step(builder, _row(builder, weights, ldw, row), loop.index, 4)
-                weight = simd.emit_splat(builder, simd.emit_load(builder, place, simd.F32, 4), _WIDE)
-                for slot, value in zip(slots[row], values, strict=True):
-                    _multiply_add(builder, weight, value, slot)
-        for own, place in zip(slots, places, strict=True):
-            even, odd = (builder.load(slot, typ=_FLOATS) for slot in own)
-            simd.emit_store(builder, place, _shuffled(builder, even, odd, _ZIPPED), 4)
+                own.append(simd.emit_splat(builder, simd.emit_load(builder, place, simd.F32, 4), _WIDE))
+            for chunk in range(chunks):
+                for half in range(2):
+                    value = _widened(builder, builder.add(at, ir.Constant(I64, 32 * chunk)), half)
+                    for row in range(rows):
+                        _multiply_add(builder, own[row], value, slots[row, chunk][half])
+        for part in parts:
+            even, odd = (builder.load(slot, typ=_FLOATS) for slot in slots[part])
+            simd.emit_store(builder, places[part], _shuffled(builder, even, odd, _ZIPPED), 4)
 
     emit.__name__ = f"mix_{rows}"
     return operation(void, i64, i64, i64, i64, i64, i64, i64)(emit)
@@ -123,8 +131,9 @@ def _split_chunk(builder: Any, address: Any) -> None:
     simd.emit_store(builder, address, builder.shuffle_vector(held, held, ir.Constant(IVEC, _EVEN_ODD)), 4)
 
 
-_score_1, _score_2, _score_3 = _score(1), _score(2), _score(3)
-_mix_1, _mix_2, _mix_3 = _mix(1), _mix(2), _mix(3)
+# as many sums at once as LLVM keeps in registers: the chains of six are bound by the time that a multiply-add takes
+_score_1, _score_2, _score_3 = _score(1, 4), _score(2, 2), _score(3, 2)
+_mix_1, _mix_2, _mix_3 = _mix(1, 2), _mix(2, 2), _mix(3, 1)
 
 
 @kernel
@@ -142,11 +151,11 @@ def prepare_queries(queries: int, elements: int) -> None:
 
 @kernel
 def score_rows(addresses: int, offset: int, count: int, q: int, rows: int, head_dim: int, scores: int, lds: int) -> None:
-    """scores [rows, count] of prepared queries [rows, head_dim] float32; `count` of up to 64 keys is rounded up to 4."""
+    """scores [rows, count] of prepared queries [rows, head_dim] float32; `count` of up to 64 keys is rounded up to 8."""
     chunks, ldq, row = head_dim // 16, head_dim * 4, 0
     while row < rows:
         block, own, out = _at_once(rows - row), q + row * ldq, scores + row * lds
-        for first in range(0, count, _KEYS):
+        for first in range(0, count, _WIDE):
             at, to = addresses + first * 8, out + first * 4
             if block == 3:
                 _score_3(at, offset, own, ldq, chunks, to, lds)
@@ -165,10 +174,11 @@ def mix_rows(
     ldr, row = head_dim * 4, 0
     while row < rows:
         block, own = _at_once(rows - row), weights + row * ldw
-        for d in range(0, head_dim, 16):
+        for d in range(0, head_dim, 32):
             at, to = offset + d * 2, results + row * ldr + d * 4
             if block == 3:
                 _mix_3(addresses, at, steps, own, ldw, to, ldr)
+                _mix_3(addresses, at + 32, steps, own, ldw, to + 64, ldr)
             elif block == 2:
                 _mix_2(addresses, at, steps, own, ldw, to, ldr)
             else:
