@@ -31,8 +31,12 @@ class Transformers:
         torch.set_num_threads(2)
         self._tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
         self._tokenizer.pad_token_id = self._tokenizer.pad_token_id or 0
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+        self._model = self._scorer = self._load(model, dtype)
         self._waiting: list[dict[str, Any]] = []
+
+    @staticmethod
+    def _load(model: str, dtype: str) -> Any:
+        return AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), attn_implementation="sdpa")
 
     @property
     def busy(self) -> bool:
@@ -50,7 +54,7 @@ class Transformers:
         for choice in request["choices"]:
             ids = self._tokenizer.encode(choice, add_special_tokens=False)
             with torch.inference_mode():
-                logits = self._model(torch.tensor([head + ids]), logits_to_keep=len(ids) + 1).logits[0, :-1].float()
+                logits = self._scorer(torch.tensor([head + ids]), logits_to_keep=len(ids) + 1).logits[0, :-1].float()
             logprobs.append(torch.log_softmax(logits, -1)[torch.arange(len(ids)), torch.tensor(ids)].tolist())
         return {"id": request["id"], "logprobs": logprobs, "prompt_tokens": len(head) * len(request["choices"]),
                 "cached_tokens": 0, "generated_tokens": 0, "time_to_first_token": None}
@@ -109,6 +113,7 @@ class Continuous(Transformers):
 
     def __init__(self, model: str, dtype: str, kv_gib: int, max_running: int) -> None:
         super().__init__(model, dtype)
+        self._scorer = self._load(model, dtype)  # a manager makes its model attend to pages, and without them to all tokens
         config = self._model.config
         page = PAGE * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * self._model.dtype.itemsize
         self._config = ContinuousBatchingConfig(
