@@ -272,6 +272,7 @@ class CpuKernels:
             return None
         fused = Fused(layers, norm, rope, heads, kv_heads, head_dim, eps)
         self._team.keep.append(fused.table)
+        self._compiled.layers.phases = max(self._compiled.layers.phases, len(layers) * LAYER_PHASES + 1)
         return fused
 
     def run_layers(
@@ -289,7 +290,6 @@ class CpuKernels:
         ))
         elements, floats = self._elements, torch.float32
         out = self._buffer("norm", (wanted, d), elements)
-        self._compiled.layers.phases = len(fused.table) * LAYER_PHASES + 1
         self._compiled.layers(
             self._team.address, fused.table_at(caches), len(fused.table), hidden.data_ptr(), rows, d, f, heads, fused.kv_heads,
             head_dim, fused.eps, fused.rope.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr(),
