@@ -121,8 +121,8 @@ class CpuKernels:
         self.weights: WeightFormat = "dense" if weights == "auto" else weights
         self._convert = weights != "auto"
         self._deterministic = deterministic
-        self.activations: ActivationFormat = activations if linear.BYTES else "auto"
-        self._byte_inputs = self.activations == "int8"
+        self._byte_inputs = linear.BYTES and activations == "int8"
+        self.activations: ActivationFormat = "auto"
         self._pid = os.getpid()
         allowed = cores()
         if threads is None:
@@ -143,6 +143,8 @@ class CpuKernels:
         packed = weights.pack(self._converted(weight, "linear"), self._arena, self._compiled.fill_tiles)
         if not self._convert:
             self.weights = "dense" if packed.bits == 16 else "int8" if packed.bits == 8 else "int4"
+        if self._byte_inputs and packed.bits == 4:
+            self.activations = "int8"
         return packed
 
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Packed:
