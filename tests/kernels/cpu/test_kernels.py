@@ -15,6 +15,7 @@ from torch import Tensor
 from asgl.errors import ConfigError, EngineError
 from asgl.kernels.api import Batch, LayerWeights, SamplingBatch
 from asgl.kernels.cpu.kernels import CpuKernels
+from asgl.kernels.cpu.layers import LAYER_PHASES
 
 HEADS, KV_HEADS, HEAD_DIM, D, F = 6, 2, 32, 64, 96
 POOL = 3000
@@ -101,6 +102,14 @@ def test_all_layers_at_once_are_the_single_calls(make: Make, bits: int, rows: li
         assert found is not None
         assert torch.equal(found, expected)
     assert model.kernels.run_layers(model.fused, hidden.clone(), batch, model.caches, None) is None
+
+
+def test_layers_of_another_model_leave_no_phases_of_a_deeper_one(make: Make) -> None:
+    """They share the record that says how many pieces each phase has, and a late helper of the deeper one may read it."""
+    kernels = make(weights="auto")
+    for layers in (3, 1):
+        Model(kernels, layers=layers)
+        assert kernels._compiled.layers.phases >= 3 * LAYER_PHASES + 1
 
 
 def test_deterministic_results_depend_on_nothing_but_the_tokens(make: Make) -> None:

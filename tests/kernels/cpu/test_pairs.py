@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from asgl.kernels.api import QuantizedTensor
+from asgl.kernels.cpu.kernels import CpuKernels
 from asgl.kernels.cpu.linear import BYTES, PAIRS
 
 pytestmark = pytest.mark.skipif(not PAIRS, reason="this processor multiplies packed weights as bfloat16")
@@ -75,7 +76,6 @@ def test_each_byte_meets_its_weight(make) -> None:
     quants = torch.randint(0, 16, (70, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     weight = QuantizedTensor(quants, torch.full((70, 3), 0.5), torch.full((70, 3), -2.0), 4, 32)
     kernels = make(weights="auto", activations="int8")
-    assert kernels.activations == "int8"
     found = kernels.linear(torch.eye(96), kernels.pack_linear(weight))
     torch.testing.assert_close(found, weight.dequantize(torch.float32).T, rtol=1e-6, atol=1e-6)
 
@@ -117,6 +117,18 @@ def test_what_is_not_finite_is_not_hidden_by_bytes(make, bad: float) -> None:
     found = kernels.linear(x, kernels.pack_linear(extreme(4, 64))).clone()
     assert not found[1].isfinite().any()
     assert found[[0, 2]].isfinite().all()
+
+
+@bytes_only
+def test_who_rounds_no_input_does_not_say_so() -> None:
+    """Keys and values that are the same to the bit are not refused for the name of what did not happen."""
+    kernels = CpuKernels(activations="int8", threads=1)
+    kernels.pack_linear(torch.zeros(32, 64))
+    kernels.pack_linear(extreme(8, 64))
+    kernels.pack_head(extreme(4, 64))
+    assert kernels.activations == "auto"
+    kernels.pack_linear(extreme(4, 64))
+    assert kernels.activations == "int8"
 
 
 def test_heads_and_other_formats_are_not_rounded(make) -> None:

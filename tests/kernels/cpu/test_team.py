@@ -75,6 +75,18 @@ def misses(address, value, stop):
     return missed
 
 
+class Memory(dict[int, int]):
+    """Words by address, for `launch` in plain Python; `watch` is called after each store."""
+
+    def __init__(self, watch: Callable[[], None]) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def set(self, address: int, value: int) -> None:
+        self[address] = value
+        self.watch()
+
+
 def helpers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("asgl-kernels-")]
 
@@ -138,6 +150,44 @@ def test_a_late_helper_finds_the_team_while_the_next_call_is_written(make: Calla
     stop[0] = 1
     watcher.join()
     assert missed == [0]
+
+
+def test_a_call_leaves_the_last_ones_arguments_until_it_is_launched(make: Callable[..., CpuKernels], monkeypatch) -> None:
+    """A helper of the last call, which had 4 rows, that read the next one's 64 would find pieces left to claim."""
+    kernels, seen = make(), []
+    kernels.silu_and_mul(torch.zeros(4, 64))
+    record, launch = kernels._compiled.silu_and_mul._record, kernels._team._launch
+    monkeypatch.setattr(kernels._team, "_launch", lambda *job: (seen.append(record["rows"][0]), launch(*job)))
+    kernels.silu_and_mul(torch.zeros(64, 64))
+    assert seen == [4]
+    assert record["rows"][0] == 64
+
+
+def test_at_no_moment_of_a_launch_a_late_helper_can_claim(monkeypatch) -> None:
+    """Whichever store of `launch` is the last one that a helper of the job before sees."""
+    job, record, values, phases = 0, 10_000, 20_000, 3
+    moments = []
+
+    def watch() -> None:
+        for phase in range(phases):
+            counter, count = memory.get(job + team.FIRST + phase * team.PHASE, 0), memory.get(record + 8, 0)
+            moments.append(counter >> 24 != 1 or counter & 0xFFFFFF >= count)
+
+    def work(function: int, at: int, thread: int, number: int) -> None:
+        for phase in range(phases):
+            for place in (0, 64):
+                memory[job + team.FIRST + phase * team.PHASE + place] += memory[record + 8]
+
+    memory = Memory(watch)
+    monkeypatch.setattr(team, "get_i64", lambda address: memory.get(address, 0))
+    monkeypatch.setattr(team, "set_shared", memory.set)
+    monkeypatch.setattr(team, "_call", work)
+    for rows in (4, 64):
+        memory.update({values: job, values + 8: rows})
+        moments.clear()
+        team.launch(job, 1, record, phases, values, 2)
+    assert moments
+    assert all(moments)
 
 
 def test_what_a_job_reads_outlives_the_team() -> None:

@@ -26,19 +26,20 @@ class Entry:
     def __init__(self, name: str, team: Team, phases: int) -> None:
         pairs = [field.partition(":") for field in entries.FIELDS[name].split()]
         kinds = [(field, np.float64 if kind else np.int64) for field, _, kind in pairs]
-        self._pack = struct.Struct("=" + "".join("d" if kind else "q" for _, _, kind in pairs)).pack
+        self._pack = struct.Struct("=" + "".join("d" if kind else "q" for _, _, kind in pairs)).pack_into
         self._record = np.zeros(1, np.dtype(kinds, align=True))
-        self._bytes: memoryview = self._record.view(np.uint8).data
+        values = np.zeros(len(pairs), np.int64)
+        self._values: memoryview = values.data
         signature = types.void(types.CPointer(numba.from_dtype(self._record.dtype)), types.int64, types.int64)
         self._function = cached(lambda cache: cfunc(signature, cache=cache, error_model="numpy")(getattr(entries, name)))
         team.keep.append((self._record, self._function))
         self._run = team.run
-        self._address = self._record.ctypes.data
+        self._address, self._source = self._record.ctypes.data, values.ctypes.data
         self.phases = phases
 
     def __call__(self, *values: float) -> None:
-        self._bytes[:] = self._pack(*values)  # pack_into would write zeros first, and a late helper reads the team's address here
-        self._run(self._function.address, self._address, self.phases)
+        self._pack(self._values, 0, *values)  # not to the record, which a late helper of the last call may be reading
+        self._run(self._function.address, self._address, self.phases, self._source, len(self._values))
 
 
 class Compiled:

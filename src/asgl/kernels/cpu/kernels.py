@@ -121,8 +121,8 @@ class CpuKernels:
         self.weights: WeightFormat = "dense" if weights == "auto" else weights
         self._convert = weights != "auto"
         self._deterministic = deterministic
-        self.activations: ActivationFormat = activations if linear.BYTES else "auto"
-        self._byte_inputs = self.activations == "int8"
+        self._byte_inputs = linear.BYTES and activations == "int8"
+        self.activations: ActivationFormat = "auto"
         self._pid = os.getpid()
         allowed = cores()
         if threads is None:
@@ -143,6 +143,8 @@ class CpuKernels:
         packed = weights.pack(self._converted(weight, "linear"), self._arena, self._compiled.fill_tiles)
         if not self._convert:
             self.weights = "dense" if packed.bits == 16 else "int8" if packed.bits == 8 else "int4"
+        if self._byte_inputs and packed.bits == 4:
+            self.activations = "int8"
         return packed
 
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Packed:
@@ -272,6 +274,7 @@ class CpuKernels:
             return None
         fused = Fused(layers, norm, rope, heads, kv_heads, head_dim, eps)
         self._team.keep.append(fused.table)
+        self._compiled.layers.phases = max(self._compiled.layers.phases, len(layers) * LAYER_PHASES + 1)
         return fused
 
     def run_layers(
@@ -289,7 +292,6 @@ class CpuKernels:
         ))
         elements, floats = self._elements, torch.float32
         out = self._buffer("norm", (wanted, d), elements)
-        self._compiled.layers.phases = len(fused.table) * LAYER_PHASES + 1
         self._compiled.layers(
             self._team.address, fused.table_at(caches), len(fused.table), hidden.data_ptr(), rows, d, f, heads, fused.kv_heads,
             head_dim, fused.eps, fused.rope.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr(),

@@ -9,7 +9,8 @@ all pieces are: it waits for no thread as such, only for pieces that another has
 else slows a step down by the share of the work that it would have done, and not by waiting for its scheduler.
 
 A thread that comes late, or that lost its core between two pieces, must not take part in a later job with what it knows of an
-earlier one. So jobs are numbered, the counters of a phase carry the number, and to claim is to compare and swap:
+earlier one, nor in an earlier one with what it reads of a later. So jobs are numbered, the counters of a phase carry the number,
+to claim is to compare and swap, and a record is only written over when the counters of its last job are gone:
 
     job       [ number | function | record | stop | size of the team ]    number 0: being written
     phase     [ number << 24 | claimed ... 64 bytes ][ number << 24 | finished ... 64 bytes ]
@@ -133,13 +134,15 @@ def wait(job: int, phase: int, number: int, count: int) -> None:
             _nap()
 
 
-def launch(job: int, function: int, record: int, phases: int) -> None:
-    """Posts a job of so many phases, and takes part in it as thread 0."""
+def launch(job: int, function: int, record: int, phases: int, values: int, words: int) -> None:
+    """Posts a job of so many phases, and takes part in it as thread 0. `words` int64 at `values` are copied to its record."""
     number = get_i64(job + NUMBER) + 1
     set_shared(job + NUMBER, 0)
     for phase in range(phases):
         set_shared(job + FIRST + phase * PHASE, number << _BITS)
         set_shared(job + FIRST + phase * PHASE + 64, number << _BITS)
+    for word in range(words):  # by now nobody can claim what an earlier job left by the counts of this one
+        set_shared(record + word * 8, get_i64(values + word * 8))
     set_shared(job + FUNCTION, function)
     set_shared(job + RECORD, record)
     set_shared(job + NUMBER, number)

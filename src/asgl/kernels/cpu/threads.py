@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from asgl.kernels.cpu import team
 from asgl.kernels.cpu.cache import cached
 
-_LAUNCH = "void(int64, int64, int64, int64)"
+_LAUNCH = "void(int64, int64, int64, int64, int64, int64)"
 _HELP = "int64(int64, int64, int64)"
 
 
@@ -36,7 +36,7 @@ class Team:
         self._words[team.SIZE // 8] = size
         launch = cached(lambda cache: cfunc(_LAUNCH, cache=cache, error_model="numpy")(team.launch))
         helper = cached(lambda cache: cfunc(_HELP, cache=cache, error_model="numpy")(team.help_out))
-        self._launch = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(launch.address)
+        self._launch = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(launch.address)
         self._compiled = launch, helper  # keeps the code alive
         self.keep: list[Any] = []
         """What jobs read before they have claimed anything: a helper that comes late reads it when the job is long done, and
@@ -46,16 +46,17 @@ class Team:
             self._start(number, helper)
         weakref.finalize(self, _stop, self._words, self._parked)
 
-    def run(self, function: int, record: int, phases: int) -> None:
+    def run(self, function: int, record: int, phases: int, values: int = 0, words: int = 0) -> None:
         """Runs void(record, thread, number of the job) on the team; returns when the job is done.
 
-        Of the record a job may read anything at any time, also while the next job's values are written over it: what it reads is
-        then of no use, for it claims nothing any more, but the address of the team must always be there. See `keep`, too.
+        A record that an earlier job had must not be written to: `words` int64 at `values` are copied to it, at a time when a
+        late helper claims nothing any more, whatever it reads there; but the address of the team must always be there. So a
+        record's next job must have all phases that its last one had. See `keep`, too.
         """
         while self._parked:
             # one that parks just now misses this job, which is then done without it
             self._parked.pop().release()
-        self._launch(self.address, function, record, phases)
+        self._launch(self.address, function, record, phases, values, words)
 
     def _start(self, number: int, helper: Any) -> None:
         function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 3)(helper.address)
