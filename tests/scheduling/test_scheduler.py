@@ -281,6 +281,34 @@ def test_a_second_step_borrows_of_the_one_in_flight():
     harness.verify_idle()
 
 
+def test_a_loan_over_two_steps_follows_the_lender_to_the_slots_of_the_cache():
+    """What the first of them computed another request had generated. That ends meanwhile, so that the cache keeps its slots and
+    the lender's are free again: the borrower must not go on with those."""
+    harness = Harness(1000, max_batch_tokens=64, steps_in_flight=2)
+    beginning = tokens(40)
+    generation = harness.submit(beginning, max_tokens=60)
+    while len(generation.tokens) < 75:
+        harness.step()
+    prompt = [*beginning, *expected_output(beginning, 30), *tokens(60, 1)]
+    if harness.in_flight:
+        harness.finish()
+    lender = harness.submit([*prompt, 1], max_tokens=8)
+    harness.begin()
+    assert lender.covered == 40
+    assert 70 < len(lender.slots) < len(prompt)
+    borrower = harness.submit([*prompt, 2], max_tokens=8)
+    harness.begin()
+    assert (borrower.lender, borrower.covered, borrower.borrowed) == (lender, 40, len(prompt) - 40)
+    harness.scheduler.cancel(generation)
+    harness.finish()
+    assert lender.covered == borrower.covered == lender.computed
+    assert borrower.slots[: len(prompt)] == lender.slots[: len(prompt)]
+    assert borrower.lender is lender
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()
+
+
 def test_a_loan_that_does_not_fit_is_no_loan():
     """Room for the lender and what it may generate, and for nobody else until it has ended."""
     harness = Harness(130)

@@ -8,8 +8,8 @@ cached, and the borrower has it from the cache like any other.
     lender    p p p p p p p a b         a prompt of 9 tokens, all of them new: 9 are computed
     borrower  - - - - - - - c           another of 8, of which 7 are in the lender's slots: 1 is computed
 
-What the lender has yet to plan, since its prompt is too long for one step, needs no care: it takes all of the step, and what it
-has computed of it is cached before the next one is planned.
+What the lender has yet to plan, since its prompt is too long for one step, needs no care: it takes all of the step, and comes
+before those that wait in the next one. With two steps in flight a loan may be of both: then it is settled in two parts.
 """
 
 from __future__ import annotations
