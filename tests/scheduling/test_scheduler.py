@@ -17,7 +17,9 @@ from scheduler_harness import Harness, ScoreRequest, StopAt, tokens
 from asgl.errors import CapacityError, InternalError, QueueFullError, RequestError
 from asgl.plan import INT, StepResult
 from asgl.sampling import SamplingSpec
+from asgl.scheduling import sharing
 from asgl.scheduling.policy import POLICIES
+from asgl.scheduling.radix_cache import common_prefix
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
 
@@ -233,6 +235,25 @@ def test_a_chain_of_loans_may_be_long() -> None:
     assert sum(request.borrowed > 0 for request in requests) == count - 1
     harness.run()
     assert harness.runner.computed_tokens == count + 1
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_of_many_equal_prompts_each_is_compared_with_one(monkeypatch) -> None:
+    """Not with all that run: a plan that admits many would take time by their square."""
+    compared: list[int] = []
+
+    def counted(a: array[int], b: array[int]) -> int:
+        compared.append(len(b))
+        return common_prefix(a, b)
+
+    monkeypatch.setattr(sharing, "common_prefix", counted)
+    harness = Harness(1000, max_running=200)
+    requests = [harness.submit(tokens(100), max_tokens=2) for _ in range(200)]
+    harness.begin()
+    assert [request.borrowed for request in requests] == [0] + [99] * 199
+    assert len(compared) == 199
+    harness.run()
     harness.verify_ended()
     harness.verify_idle()
 

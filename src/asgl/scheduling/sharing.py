@@ -26,11 +26,14 @@ def find_lender(request: Request, running: Iterable[Request]) -> tuple[Request |
     One token at least is left for the request itself.
     """
     lender, most = None, request.matched
+    last = len(request.tokens) - 1
     for other in running:
+        if most >= last:
+            break  # nobody has more: of many equal prompts each is compared with one
         # a quick look at the first token that counts, before the whole comparison
-        if (other.lends and other.namespace == request.namespace
+        if (other.lends and len(other.slots) > most and other.namespace == request.namespace
                 and other.tokens[most : most + 1] == request.tokens[most : most + 1]):
-            shared = min(common_prefix(other.tokens, request.tokens), len(other.slots), len(request.tokens) - 1)
+            shared = min(common_prefix(other.tokens, request.tokens), len(other.slots), last)
             if shared > most:
                 lender, most = other, shared
     return lender, most
