@@ -343,6 +343,19 @@ def test_a_loan_that_does_not_fit_is_no_loan():
     harness.verify_idle()
 
 
+def test_what_a_step_has_taken_is_reserved_no_more():
+    """Two prompts and two branches of one fill the cache in one step: the room of each counts once."""
+    harness = Harness(262)
+    strangers = [harness.submit(tokens(80, number), max_tokens=1) for number in range(2)]
+    branches = submit_branches(harness, 2)
+    harness.begin()
+    assert [request.state for request in (*strangers, *branches)] == ["running"] * 4
+    assert branches[1].borrowed == 100
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()
+
+
 def test_who_waits_counts():
     harness = Harness(1000, max_running=1, max_waiting=3)
     submit_branches(harness, 1)
