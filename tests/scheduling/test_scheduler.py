@@ -17,7 +17,9 @@ from scheduler_harness import Harness, ScoreRequest, StopAt, tokens
 from asgl.errors import CapacityError, InternalError, QueueFullError, RequestError
 from asgl.plan import INT, StepResult
 from asgl.sampling import SamplingSpec
+from asgl.scheduling import sharing
 from asgl.scheduling.policy import POLICIES
+from asgl.scheduling.radix_cache import common_prefix
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
 
@@ -237,6 +239,25 @@ def test_a_chain_of_loans_may_be_long() -> None:
     harness.verify_idle()
 
 
+def test_of_many_equal_prompts_each_is_compared_with_one(monkeypatch) -> None:
+    """Not with all that run: a plan that admits many would take time by their square."""
+    compared: list[int] = []
+
+    def counted(a: array[int], b: array[int]) -> int:
+        compared.append(len(b))
+        return common_prefix(a, b)
+
+    monkeypatch.setattr(sharing, "common_prefix", counted)
+    harness = Harness(1000, max_running=200)
+    requests = [harness.submit(tokens(100), max_tokens=2) for _ in range(200)]
+    harness.begin()
+    assert [request.borrowed for request in requests] == [0] + [99] * 199
+    assert len(compared) == 199
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()
+
+
 @pytest.mark.parametrize("steps_in_flight", [1, 2])
 @pytest.mark.parametrize("cancelled", [0, 1])
 def test_a_loan_outlives_either_side(cancelled, steps_in_flight):
@@ -281,6 +302,34 @@ def test_a_second_step_borrows_of_the_one_in_flight():
     harness.verify_idle()
 
 
+def test_a_loan_over_two_steps_follows_the_lender_to_the_slots_of_the_cache():
+    """What the first of them computed another request had generated. That ends meanwhile, so that the cache keeps its slots and
+    the lender's are free again: the borrower must not go on with those."""
+    harness = Harness(1000, max_batch_tokens=64, steps_in_flight=2)
+    beginning = tokens(40)
+    generation = harness.submit(beginning, max_tokens=60)
+    while len(generation.tokens) < 75:
+        harness.step()
+    prompt = [*beginning, *expected_output(beginning, 30), *tokens(60, 1)]
+    if harness.in_flight:
+        harness.finish()
+    lender = harness.submit([*prompt, 1], max_tokens=8)
+    harness.begin()
+    assert lender.covered == 40
+    assert 70 < len(lender.slots) < len(prompt)
+    borrower = harness.submit([*prompt, 2], max_tokens=8)
+    harness.begin()
+    assert (borrower.lender, borrower.covered, borrower.borrowed) == (lender, 40, len(prompt) - 40)
+    harness.scheduler.cancel(generation)
+    harness.finish()
+    assert lender.covered == borrower.covered == lender.computed
+    assert borrower.slots[: len(prompt)] == lender.slots[: len(prompt)]
+    assert borrower.lender is lender
+    harness.run()
+    harness.verify_ended()
+    harness.verify_idle()
+
+
 def test_a_loan_that_does_not_fit_is_no_loan():
     """Room for the lender and what it may generate, and for nobody else until it has ended."""
     harness = Harness(130)
@@ -290,6 +339,19 @@ def test_a_loan_that_does_not_fit_is_no_loan():
     assert (other.state, other.lender, other.borrowed, lender.borrowers) == ("waiting", None, 0, [])
     harness.run()
     assert other.cached_tokens == 100
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_what_a_step_has_taken_is_reserved_no_more():
+    """Two prompts and two branches of one fill the cache in one step: the room of each counts once."""
+    harness = Harness(262)
+    strangers = [harness.submit(tokens(80, number), max_tokens=1) for number in range(2)]
+    branches = submit_branches(harness, 2)
+    harness.begin()
+    assert [request.state for request in (*strangers, *branches)] == ["running"] * 4
+    assert branches[1].borrowed == 100
+    harness.run()
     harness.verify_ended()
     harness.verify_idle()
 

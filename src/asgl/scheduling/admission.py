@@ -81,10 +81,11 @@ class Admission:
                 self.ledger.unmatch(request)
                 self._queue.push(request)
                 return
-            outstanding += wanted
             self.ledger.cache.unwatch(request)
             self._queue.charge(request, len(request.tokens) - len(request.slots) + request.max_tokens - request.generated)
             yield request
+            if request.state == "running":
+                outstanding += self.expected(request)  # beyond what it has by now
 
     def _next(self, now: int) -> Request | None:
         """Whom to admit next: whoever is overdue, else the first of the queue. None if there is nobody now."""

@@ -71,26 +71,34 @@ class Ledger:
             lender.borrowers.append(request)
 
     def settle(self, lender: Request) -> None:
-        """Those that borrow computed slots of the lender get them from the cache instead, and those that borrow of them too."""
+        """Those that borrow computed slots of the lender get them from the cache instead, and those that borrow of them too.
+
+        A loan over two steps is settled in two parts: where the cache had the first part already, the lender's slots of it are
+        free now.
+        """
         lenders = [lender]
         for one in lenders:  # grows: no recursion, for a chain of loans is as long as there are running requests
-            if not one.borrowers or one.borrowed:
+            if not one.borrowers:
                 continue
-            self.cache_computed(one)
-            for borrower in [each for each in one.borrowers if each.covered + each.borrowed <= one.computed]:
-                self._settle_one(borrower)
+            if not one.borrowed:
+                self.cache_computed(one)
+            for borrower in [each for each in one.borrowers if each.covered < one.covered]:
+                self._settle_one(borrower, one.covered)
                 lenders.append(borrower)
 
-    def _settle_one(self, borrower: Request) -> None:
-        end = borrower.covered + borrower.borrowed
+    def _settle_one(self, borrower: Request, cached: int) -> None:
+        """Of the lender's sequence so many tokens are cached."""
+        end = min(cached, borrower.covered + borrower.borrowed)
         node, slots = self.cache.match(borrower.tokens, borrower.namespace, end)
         self.cache.lock(node)
         assert borrower.node is not None
         self.cache.unlock(borrower.node)
         borrower.slots[:end] = slots
+        borrower.computed += end - borrower.covered
+        borrower.borrowed -= end - borrower.covered
         borrower.node, borrower.covered = node, end
-        borrower.computed += borrower.borrowed
-        self._end_loan(borrower)
+        if not borrower.borrowed:
+            self._end_loan(borrower)
 
     def forget(self, request: Request) -> None:
         """Lets go of the slots in which nothing is computed."""

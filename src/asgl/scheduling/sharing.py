@@ -8,8 +8,8 @@ cached, and the borrower has it from the cache like any other.
     lender    p p p p p p p a b         a prompt of 9 tokens, all of them new: 9 are computed
     borrower  - - - - - - - c           another of 8, of which 7 are in the lender's slots: 1 is computed
 
-What the lender has yet to plan, since its prompt is too long for one step, needs no care: it takes all of the step, and what it
-has computed of it is cached before the next one is planned.
+What the lender has yet to plan, since its prompt is too long for one step, needs no care: it takes all of the step, and comes
+before those that wait in the next one. With two steps in flight a loan may be of both: then it is settled in two parts.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ def find_lender(request: Request, running: Iterable[Request]) -> tuple[Request |
     One token at least is left for the request itself.
     """
     lender, most = None, request.matched
+    last = len(request.tokens) - 1
     for other in running:
+        if most >= last:
+            break  # nobody has more: of many equal prompts each is compared with one
         # a quick look at the first token that counts, before the whole comparison
-        if (other.lends and other.namespace == request.namespace
+        if (other.lends and len(other.slots) > most and other.namespace == request.namespace
                 and other.tokens[most : most + 1] == request.tokens[most : most + 1]):
-            shared = min(common_prefix(other.tokens, request.tokens), len(other.slots), len(request.tokens) - 1)
+            shared = min(common_prefix(other.tokens, request.tokens), len(other.slots), last)
             if shared > most:
                 lender, most = other, shared
     return lender, most
