@@ -39,17 +39,21 @@ def _token(builder: Any, addresses: Any, index: Any, offset: Any) -> Any:
     return builder.add(at, offset)
 
 
+def paired(builder: Any, a: Any, b: Any, step: int) -> Any:
+    """The sums of lanes `step` apart of two vectors, in turns of `step` lanes: of a, of b, of a, ..."""
+    lanes = range(a.type.count)
+    stay = [lane if not lane & step else len(lanes) + lane for lane in lanes]
+    move = [lane + step if not lane & step else len(lanes) + lane - step for lane in lanes]
+    places = ir.VectorType(I32, len(lanes))
+    return builder.fadd(*(builder.shuffle_vector(a, b, ir.Constant(places, order)) for order in (stay, move)))
+
+
 def _add_up(builder: Any, vectors: list[Any]) -> Any:
     """A vector of the sums of 16 vectors, by halving and pairing them four times."""
     step = LANES // 2
     while step:
-        paired = []
-        for a, b in zip(vectors[:step], vectors[step:], strict=True):
-            stay = [lane if not lane & step else LANES + lane for lane in range(LANES)]
-            move = [lane + step if not lane & step else LANES + lane - step for lane in range(LANES)]
-            halves = (builder.shuffle_vector(a, b, ir.Constant(IVEC, order)) for order in (stay, move))
-            paired.append(builder.fadd(*halves))
-        vectors, step = paired, step // 2
+        vectors = [paired(builder, a, b, step) for a, b in zip(vectors[:step], vectors[step:], strict=True)]
+        step //= 2
     return vectors[0]
 
 

@@ -14,11 +14,12 @@ from numba.core import cgutils
 
 from asgl.kernels.cpu import simd
 from asgl.kernels.cpu.simd import FVEC, I32, I64, IVEC, const, i64, kernel, operation, void
+from asgl.kernels.cpu.streaming import paired
 
 QUERIES = 12
 """Up to so many queries, packing does not pay."""
 _KEYS = (0, 4, 2, 6, 1, 5, 3, 7)
-"""A block of scores, in an order in which what is added up first lies four lanes apart, and then two, and one."""
+"""The keys of a block of scores, in the order in which their sums are paired: first those that end four lanes apart."""
 _WIDE = 8
 _WORDS, _FLOATS = ir.VectorType(I32, _WIDE), ir.VectorType(simd.F32, _WIDE)
 _EVEN_ODD = [*range(0, 16, 2), *range(1, 16, 2)]
@@ -53,13 +54,6 @@ def _multiply_add(builder: Any, a: Any, b: Any, slot: Any) -> None:
     builder.store(simd.call(builder, "llvm.fmuladd.v8f32", _FLOATS, a, b, held), slot)
 
 
-def _paired(builder: Any, a: Any, b: Any, step: int) -> Any:
-    """The sums of lanes `step` apart of two vectors, in turns of `step` lanes: of a, of b, of a, ..."""
-    stay = [lane if not lane & step else _WIDE + lane for lane in range(_WIDE)]
-    move = [lane + step if not lane & step else _WIDE + lane - step for lane in range(_WIDE)]
-    return builder.fadd(*(_shuffled(builder, a, b, order) for order in (stay, move)))
-
-
 def _score(rows: int, at_once: int) -> Any:
     """Scores of 8 keys, `at_once` in a turn, for queries of `rows` rows in even-odd order; `chunks` of 16 elements are a head."""
 
@@ -84,7 +78,7 @@ def _score(rows: int, at_once: int) -> Any:
                 for i, slot in enumerate(slots[row]):
                     summed, done, step = builder.load(slot, typ=_FLOATS), first + i + 1, _WIDE // 2
                     while done % 2 == 0:
-                        summed = _paired(builder, waiting[row].pop(), summed, step)
+                        summed = paired(builder, waiting[row].pop(), summed, step)
                         done, step = done // 2, step // 2
                     waiting[row].append(summed)
         for row in range(rows):
@@ -131,7 +125,7 @@ def _split_chunk(builder: Any, address: Any) -> None:
     simd.emit_store(builder, address, builder.shuffle_vector(held, held, ir.Constant(IVEC, _EVEN_ODD)), 4)
 
 
-# as many sums at once as LLVM keeps in registers: the chains of six are bound by the time that a multiply-add takes
+# As measured: of more sums at once LLVM keeps some in memory, and fewer wait for the multiply-add before.
 _score_1, _score_2, _score_3 = _score(1, 4), _score(2, 2), _score(3, 2)
 _mix_1, _mix_2, _mix_3 = _mix(1, 2), _mix(2, 2), _mix(3, 1)
 
