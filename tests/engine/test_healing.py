@@ -55,7 +55,7 @@ def test_what_is_allowed(missing: bytes) -> None:
     assert set(HEALER.allowed(missing)) == expected
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(st.lists(st.integers(1, len(PIECES) - 1), min_size=1, max_size=8), st.integers(0, 2**32), st.integers(1, 12),
        st.lists(st.sampled_from(["b", "c:", "ab", "//", "é"]), max_size=2), st.booleans())
 def test_the_text_of_the_prompt_stays_and_that_of_the_output_begins_after_it(prompt, seed, length, stops, keep_stop) -> None:

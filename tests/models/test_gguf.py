@@ -198,7 +198,7 @@ def test_every_truncation(valid: bytes, tmp_path: Path) -> None:
     read_all(path)
 
 
-@settings(max_examples=400, deadline=2000)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_mutations(valid: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     content = bytearray(valid)

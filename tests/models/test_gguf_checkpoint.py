@@ -115,7 +115,7 @@ VALUES = [None, 0, 1, 3, (1 << 32) - 1, -0.5, float("nan"), True, "", "llama", "
           [3] * 288, ["a b"] * 288]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(metadata=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), min_size=1, max_size=3), data=st.data())
 def test_no_metadata_raises_anything_but_a_model_error(
     tmp_path_factory: pytest.TempPathFactory, metadata: dict[str, Any], data: st.DataObject

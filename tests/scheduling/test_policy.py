@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scheduler_harness import Harness, tokens
 
@@ -85,7 +85,6 @@ def test_random_is_reproducible_and_no_order_of_arrival(cache):
     assert orders[0] == orders[1] != list(range(50))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12),
        st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12))
 def test_depth_first_visits_each_subtree_in_one_go(cached, sequences):

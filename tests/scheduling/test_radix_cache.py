@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 
 import pytest
@@ -16,9 +15,6 @@ from asgl.scheduling.radix_cache import Node, RadixCache, common_prefix
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=9)
 NAMESPACES = st.sampled_from([None, "salt"])
-
-SOAK = int(os.environ.get("ASGL_SOAK", "1"))
-"""How many times longer the machine runs than by default, then with random seeds; `make soak` sets it."""
 
 
 def ints(values) -> array[int]:
@@ -119,7 +115,7 @@ class RadixMachine(RuleBasedStateMachine):
 
 
 TestRadixCache = RadixMachine.TestCase
-TestRadixCache.settings = settings(max_examples=300 * SOAK, stateful_step_count=40, deadline=None, derandomize=SOAK == 1)
+TestRadixCache.settings = settings(max_examples=3 * settings.default.max_examples, stateful_step_count=40)
 
 
 def filled(*sequences: list[int]) -> RadixCache[Waiting]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from array import array
 from contextlib import suppress
@@ -24,9 +23,6 @@ from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=24)
-
-SOAK = int(os.environ.get("ASGL_SOAK", "1"))
-"""How many times longer the machine runs than by default, then with random seeds; `make soak` sets it."""
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -143,7 +139,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=200 * SOAK, stateful_step_count=40, deadline=None, derandomize=SOAK == 1)
+TestSchedulerMachine.settings = settings(max_examples=2 * settings.default.max_examples, stateful_step_count=40)
 
 
 def test_a_request_alone():

@@ -46,7 +46,7 @@ def trees(draw: st.DrawFn) -> tuple[list[Row], list[Span]]:
     return rows, spans
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tree=trees(), group=st.sampled_from([1, 3, 8]), threads=st.integers(1, 9), deterministic=st.booleans())
 def test_each_token_meets_each_position_it_sees_once(tree, group: int, threads: int, deterministic: bool) -> None:
     rows, spans = tree

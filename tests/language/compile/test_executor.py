@@ -150,7 +150,7 @@ async def everything(run: Any, *args: Any) -> tuple[Any, ...]:
     return requests, s.text, s.token_ids, dict(s.variables), s.messages(), s.returned, s.name
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(plan=PROGRAMS, topics=st.lists(st.text(max_size=8).filter(lambda text: text != ""), min_size=1, max_size=2),
        n=st.integers(1, 4))
 def test_random_programs(plan: Any, topics: list[str], n: int) -> None:
