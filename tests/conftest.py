@@ -1,8 +1,9 @@
-"""Keeps kernels on one thread in parallel workers, and the examples of property tests the same from run to run."""
+"""Keeps kernels on one thread in parallel workers, the examples of property tests the same from run to run, and Ctrl-C working."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -12,3 +13,5 @@ settings.load_profile("asgl")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it

@@ -223,12 +223,12 @@ def test_compiled_kernels_are_kept_under_asgl_home(tmp_path, monkeypatch: pytest
 _GENERIC = """
 import torch
 from numba import njit
-from asgl.kernels.cpu import dots, linear, pairs, simd
+from asgl.kernels.cpu import dots, linear, llvm, pairs
 from asgl.kernels.cpu.target import TARGET
 from asgl.kernels.cpu.weights import pack, quantize
 from asgl.kernels.memory import Arena
 
-assert linear.PAIRS and simd.PER_WORD == 1 and TARGET.pair_words in (0, 4) and not TARGET.half_conversion, TARGET
+assert linear.PAIRS and llvm.PER_WORD == 1 and TARGET.pair_words in (0, 4) and not TARGET.half_conversion, TARGET
 
 @njit
 def packed_product(x, inputs, size, rows, b, bits, k, out):

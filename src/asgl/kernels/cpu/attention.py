@@ -22,15 +22,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from asgl.kernels.cpu import simd, streaming, team, widening
+from asgl.kernels.cpu import llvm, streaming, team, widening
 from asgl.kernels.cpu.dots import OUTPUTS, TILE_STEP, add_dot_rows, dot_rows
+from asgl.kernels.cpu.llvm import ELEMENT, HVEC, I16, I32, I64, IVEC, LANES, PER_WORD
 from asgl.kernels.cpu.simd import (
-    ELEMENT,
-    HVEC,
-    I64,
-    IVEC,
-    LANES,
-    PER_WORD,
     add,
     exp,
     exp_scalar,
@@ -70,50 +65,50 @@ _WEIGHTS = BLOCK * ELEMENT
 """Bytes of a query's weights."""
 
 
-def _emit_transpose(builder: Any, addresses: Any, offset: Any, out: Any, load: Callable[[Any, Any], Any]) -> None:
+def _transpose(builder: Any, addresses: Any, offset: Any, out: Any, load: Callable[[Any, Any], Any]) -> None:
     """Loads 16 words at `offset` from each of 16 addresses (int64 [16]); stores them transposed, a step of a tile apart."""
     rows = []
     for i in range(LANES):
-        at = simd.emit_load(builder, builder.add(addresses, ir.Constant(I64, 8 * i)), I64, 8)
+        at = llvm.load(builder, builder.add(addresses, ir.Constant(I64, 8 * i)), I64, 8)
         rows.append(load(builder, builder.add(at, offset)))
-    for i, row in enumerate(simd.emit_transpose(builder, rows)):
-        simd.emit_store(builder, builder.add(out, ir.Constant(I64, i * TILE_STEP)), row, 4)
+    for i, row in enumerate(llvm.transpose(builder, rows)):
+        llvm.store(builder, builder.add(out, ir.Constant(I64, i * TILE_STEP)), row, 4)
 
 
-def _emit_widened(builder: Any, address: Any) -> Any:
+def _widened(builder: Any, address: Any) -> Any:
     """16 bfloat16 as float32 words."""
-    return builder.shl(builder.zext(simd.emit_load(builder, address, HVEC, 2), IVEC), simd.const(16))
+    return builder.shl(builder.zext(llvm.load(builder, address, HVEC, 2), IVEC), llvm.const(16))
 
 
 @operation(void, i64, i64, i64)
 def _transpose_words(builder: Any, addresses: Any, offset: Any, out: Any) -> None:
     """16 words of 16 keys to a tile."""
-    _emit_transpose(builder, addresses, offset, out, lambda b, at: simd.emit_load(b, at, IVEC, 4))
+    _transpose(builder, addresses, offset, out, lambda b, at: llvm.load(b, at, IVEC, 4))
 
 
 @operation(void, i64, i64, i64)
 def _transpose_widened(builder: Any, addresses: Any, offset: Any, out: Any) -> None:
     """16 bfloat16 of 16 keys, widened, to a tile."""
-    _emit_transpose(builder, addresses, offset, out, _emit_widened)
+    _transpose(builder, addresses, offset, out, _widened)
 
 
 @operation(void, i64, i64, i64)
 def _zip_rows(builder: Any, first: Any, second: Any, out: Any) -> None:
     """32 bfloat16 of two values to the step of a tile: words with one of the first and one of the second."""
-    wide = ir.VectorType(simd.I16, 2 * LANES)
-    rows = [simd.emit_load(builder, address, wide, 2) for address in (first, second)]
+    wide = ir.VectorType(I16, 2 * LANES)
+    rows = [llvm.load(builder, address, wide, 2) for address in (first, second)]
     for half in range(2):
         order = [place for i in range(half * LANES, (half + 1) * LANES) for place in (i, 2 * LANES + i)]
-        zipped = builder.shuffle_vector(*rows, ir.Constant(ir.VectorType(simd.I32, 2 * LANES), order))
-        simd.emit_store(builder, builder.add(out, ir.Constant(I64, 64 * half)), zipped, 4)
+        zipped = builder.shuffle_vector(*rows, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
+        llvm.store(builder, builder.add(out, ir.Constant(I64, 64 * half)), zipped, 4)
 
 
 @operation(void, i64, i64)
 def _widen_row(builder: Any, source: Any, out: Any) -> None:
     """32 bfloat16 of a value to the step of a tile, widened."""
     for half in range(2):
-        word = _emit_widened(builder, builder.add(source, ir.Constant(I64, 32 * half)))
-        simd.emit_store(builder, builder.add(out, ir.Constant(I64, 64 * half)), word, 4)
+        word = _widened(builder, builder.add(source, ir.Constant(I64, 32 * half)))
+        llvm.store(builder, builder.add(out, ir.Constant(I64, 64 * half)), word, 4)
 
 
 def room(queries: int, kv_heads: int, head_dim: int) -> int:

@@ -2,7 +2,7 @@
 
 For dense weights, for attention, and for packed weights where the processor has products of bfloat16 (elsewhere: pairs.py).
 
-All multiply words (see `simd.PER_WORD`): A holds rows of words; B is a *tile*: for each step (one word of k) 32 outputs, as
+All multiply words (see `PER_WORD`): A holds rows of words; B is a *tile*: for each step (one word of k) 32 outputs, as
 two vectors. A block of R rows keeps 2 R sums in registers; per step it loads two vectors of B and R words of A. Every sum is
 taken over k in order, whatever R is: a row's result does not depend on its neighbours.
 
@@ -23,8 +23,9 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from asgl.kernels.cpu import simd
-from asgl.kernels.cpu.simd import FVEC, HVEC, I32, I64, IVEC, const, i64, kernel, operation, void
+from asgl.kernels.cpu import llvm
+from asgl.kernels.cpu.llvm import F32, FVEC, HVEC, I16, I32, I64, IVEC, const
+from asgl.kernels.cpu.simd import i64, kernel, operation, void
 from asgl.kernels.cpu.target import TARGET
 
 OUTPUTS = 32
@@ -69,21 +70,21 @@ class _Sums:
         for row in range(self.rows):
             for half in range(2):
                 place = self._place(c, ldc, row, half)
-                self.builder.store(simd.emit_load(self.builder, place, FVEC, 4), self.slots[row][half])
+                self.builder.store(llvm.load(self.builder, place, FVEC, 4), self.slots[row][half])
 
     def write(self, c: Any, ldc: Any) -> None:
         for row in range(self.rows):
             for half in range(2):
                 value = self.builder.load(self.slots[row][half], typ=FVEC)
-                simd.emit_store(self.builder, self._place(c, ldc, row, half), value, 4)
+                llvm.store(self.builder, self._place(c, ldc, row, half), value, 4)
 
     def dot(self, row: int, half: int, a: Any, b: Any) -> None:
         slot = self.slots[row][half]
-        self.builder.store(simd.emit_dot(self.builder, self.builder.load(slot, typ=FVEC), a, b), slot)
+        self.builder.store(llvm.dot(self.builder, self.builder.load(slot, typ=FVEC), a, b), slot)
 
     def fma(self, row: int, half: int, a: Any, b: Any) -> None:
         slot = self.slots[row][half]
-        self.builder.store(simd.emit_fma(self.builder, a, b, self.builder.load(slot, typ=FVEC)), slot)
+        self.builder.store(llvm.fma(self.builder, a, b, self.builder.load(slot, typ=FVEC)), slot)
 
 
 def _rows_of(builder: Any, a: Any, lda: Any, rows: int) -> list[Any]:
@@ -91,7 +92,7 @@ def _rows_of(builder: Any, a: Any, lda: Any, rows: int) -> list[Any]:
 
 
 def _word(builder: Any, address: Any) -> Any:
-    return simd.emit_splat(builder, simd.emit_load(builder, address, I32, 4))
+    return llvm.splat(builder, llvm.load(builder, address, I32, 4))
 
 
 def _block(rows: int, accumulate: bool) -> Any:
@@ -107,7 +108,7 @@ def _block(rows: int, accumulate: bool) -> Any:
         with cgutils.for_range(builder, steps) as loop:
             at_b = builder.add(b, builder.mul(loop.index, ir.Constant(I64, TILE_STEP)))
             at_a = builder.mul(loop.index, ir.Constant(I64, 4))
-            halves = [simd.emit_load(builder, _offset(builder, at_b, 64 * half), IVEC, 4) for half in range(2)]
+            halves = [llvm.load(builder, _offset(builder, at_b, 64 * half), IVEC, 4) for half in range(2)]
             for row in range(rows):
                 word = _word(builder, builder.add(starts[row], at_a))
                 for half in range(2):
@@ -122,8 +123,8 @@ def _nibble_steps(builder: Any, words: Any) -> list[Any]:
     """The steps of 8 nibbles a word, as bfloat16 128 + q: 0x4300 is 128, and a unit in its last place is 1."""
     steps = []
     for i in range(4):
-        halves = builder.bitcast(words, ir.VectorType(simd.I16, 32))
-        shifted = builder.lshr(halves, const(4 * i, ir.VectorType(simd.I16, 32))) if i else halves
+        halves = builder.bitcast(words, ir.VectorType(I16, 32))
+        shifted = builder.lshr(halves, const(4 * i, ir.VectorType(I16, 32))) if i else halves
         masked = builder.and_(builder.bitcast(shifted, IVEC), const(0x000F000F))
         steps.append(builder.or_(masked, const(0x43004300)))
     return steps
@@ -164,11 +165,11 @@ def _scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
     """The scales of a group's outputs, and the offsets that go with biased weights."""
     base = GROUP_BYTES[bits] - SCALES + 32 * half
     scale, offset = (
-        simd.emit_half_to_f32(builder, simd.emit_load(builder, _offset(builder, group, base + place), HVEC, 2))
+        llvm.half_to_f32(builder, llvm.load(builder, _offset(builder, group, base + place), HVEC, 2))
         for place in (0, SCALES // 2)
     )
     if _BIAS[bits]:
-        offset = simd.emit_fma(builder, scale, const(-_BIAS[bits], FVEC), offset)
+        offset = llvm.fma(builder, scale, const(-_BIAS[bits], FVEC), offset)
     return scale, offset
 
 
@@ -193,7 +194,7 @@ def _few(rows: int, bits: int) -> Any:
                 halves = [
                     _STEPS[bits](
                         builder,
-                        simd.emit_load(
+                        llvm.load(
                             builder, _offset(builder, group, 64 * (half * _VECTORS[bits] + vector)), IVEC, 4
                         ),
                     )
@@ -209,7 +210,7 @@ def _few(rows: int, bits: int) -> Any:
                 scale, offset = _scales(builder, group, bits, half)
                 for row in range(rows):
                     place = builder.add(totals[row], builder.mul(loop.index, ir.Constant(I64, 4)))
-                    summed = simd.emit_splat(builder, simd.emit_load(builder, place, simd.F32, 4))
+                    summed = llvm.splat(builder, llvm.load(builder, place, F32, 4))
                     results.fma(row, half, offset, summed)
                     results.fma(row, half, scale, builder.load(partial.slots[row][half], typ=FVEC))
         results.write(c, ldc)
@@ -230,11 +231,11 @@ def _unpack(bits: int) -> Any:
                 step = 0
                 for vector in range(_VECTORS[bits]):
                     place = _offset(builder, group, 64 * (half * _VECTORS[bits] + vector))
-                    floats = _FLOATS[bits](builder, simd.emit_load(builder, place, IVEC, 4))
-                    values = [simd.emit_fma(builder, scale, value, offset) for value in floats]
+                    floats = _FLOATS[bits](builder, llvm.load(builder, place, IVEC, 4))
+                    values = [llvm.fma(builder, scale, value, offset) for value in floats]
                     for i in range(0, len(values), 2):
-                        word = simd.emit_pair(builder, values[i], values[i + 1])
-                        simd.emit_store(builder, _offset(builder, tile, step * TILE_STEP + 64 * half), word, 4)
+                        word = llvm.pair(builder, values[i], values[i + 1])
+                        llvm.store(builder, _offset(builder, tile, step * TILE_STEP + 64 * half), word, 4)
                         step += 1
 
     emit.__name__ = f"unpack_{bits}"
@@ -248,10 +249,10 @@ def widen_pairs(builder: Any, b: Any, pairs: Any, out: Any) -> None:
         source = builder.add(b, builder.mul(loop.index, ir.Constant(I64, TILE_STEP)))
         target = builder.add(out, builder.mul(loop.index, ir.Constant(I64, 2 * TILE_STEP)))
         for half in range(2):
-            words = simd.emit_load(builder, _offset(builder, source, 64 * half), IVEC, 4)
-            simd.emit_store(builder, _offset(builder, target, 64 * half), builder.shl(words, const(16)), 4)
+            words = llvm.load(builder, _offset(builder, source, 64 * half), IVEC, 4)
+            llvm.store(builder, _offset(builder, target, 64 * half), builder.shl(words, const(16)), 4)
             high = builder.and_(words, const(-65536))
-            simd.emit_store(builder, _offset(builder, target, TILE_STEP + 64 * half), high, 4)
+            llvm.store(builder, _offset(builder, target, TILE_STEP + 64 * half), high, 4)
 
 
 _block_1, _block_2, _block_4, _block_8 = (_block(rows, accumulate=False) for rows in (1, 2, 4, 8))

@@ -9,9 +9,8 @@ import numpy as np
 
 from asgl.kernels.cpu import team
 from asgl.kernels.cpu.linear import silu
+from asgl.kernels.cpu.llvm import ELEMENT, LANES
 from asgl.kernels.cpu.simd import (
-    ELEMENT,
-    LANES,
     add,
     fma,
     get_f32,

@@ -33,7 +33,7 @@ from asgl.kernels.cpu.layers import (
     QKV_BITS,
     VALUES,
 )
-from asgl.kernels.cpu.simd import ELEMENT, PER_WORD
+from asgl.kernels.cpu.llvm import ELEMENT, PER_WORD
 from asgl.kernels.cpu.threads import Team
 from asgl.kernels.cpu.units import QUERIES
 from asgl.kernels.cpu.weights import Packed, Table

@@ -11,7 +11,8 @@ from asgl.kernels.cpu import team
 from asgl.kernels.cpu.attention import attention_phases
 from asgl.kernels.cpu.elementwise import norm_phase, rope_phase
 from asgl.kernels.cpu.linear import ADD, GATE, STORE, linear_phases
-from asgl.kernels.cpu.simd import ELEMENT, LANES, get_i64, kernel, load, load_words, store, store_words
+from asgl.kernels.cpu.llvm import ELEMENT, LANES
+from asgl.kernels.cpu.simd import get_i64, kernel, load, load_words, store, store_words
 
 ATTENTION_NORM, QKV, QKV_BITS, QKV_BIAS, OUT, OUT_BITS, MLP_NORM, GATE_UP, GATE_UP_BITS, DOWN, DOWN_BITS, KEYS, VALUES = range(13)
 """The columns of the table of layers: addresses, and bits of a weight."""

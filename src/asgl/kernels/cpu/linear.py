@@ -13,10 +13,8 @@ from typing import Any
 
 from asgl.kernels.cpu import dots, pairs, team
 from asgl.kernels.cpu.dots import GROUP, OUTPUTS, TILE_STEP
+from asgl.kernels.cpu.llvm import ELEMENT, LANES, PER_WORD
 from asgl.kernels.cpu.simd import (
-    ELEMENT,
-    LANES,
-    PER_WORD,
     add,
     div,
     exp,

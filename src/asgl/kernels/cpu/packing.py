@@ -6,7 +6,8 @@ from typing import Any
 
 from asgl.kernels.cpu.dots import GROUP, GROUP_BYTES_4, GROUP_BYTES_8, OUTPUTS, SCALES
 from asgl.kernels.cpu.linear import PAIRS
-from asgl.kernels.cpu.simd import LANES, kernel
+from asgl.kernels.cpu.llvm import LANES
+from asgl.kernels.cpu.simd import kernel
 
 SIGNATURE = "void(uint8[:,::1], int16[:,::1], int16[:,::1], int64, uint32[::1], int16[::1])"
 

@@ -25,9 +25,10 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from asgl.kernels.cpu import simd
+from asgl.kernels.cpu import llvm
 from asgl.kernels.cpu.dots import GROUP, GROUP_BYTES, SCALES
-from asgl.kernels.cpu.simd import FVEC, HVEC, I32, I64, IVEC, LANES, const, i64, kernel, operation, void
+from asgl.kernels.cpu.llvm import BVEC, F32, FVEC, HVEC, I8, I16, I32, I64, IVEC, LANES, const
+from asgl.kernels.cpu.simd import i64, kernel, operation, void
 from asgl.kernels.cpu.target import TARGET
 
 STEPS = GROUP // 2
@@ -60,38 +61,38 @@ def _at(builder: Any, base: Any, offset: int) -> Any:
 # --- inputs ---
 
 
-def _emit_quantized(builder: Any, source: Any, meta: Any, most: float) -> list[Any]:
+def _quantized(builder: Any, source: Any, meta: Any, most: float) -> list[Any]:
     """32 float32 as words of whole numbers up to `most`; their scale, and the sum of what these stand for, to `meta`: not a
     number if an input is not finite."""
-    values = [simd.emit_load(builder, _at(builder, source, 64 * half), FVEC, 4) for half in range(2)]
+    values = [llvm.load(builder, _at(builder, source, 64 * half), FVEC, 4) for half in range(2)]
     absolute = [builder.bitcast(builder.and_(builder.bitcast(v, IVEC), const(0x7FFFFFFF)), FVEC) for v in values]
-    top = simd.emit_reduce(builder, simd.emit_max(builder, *absolute), simd.emit_max)
-    tiny = ir.Constant(simd.F32, 2.0**-100)
+    top = llvm.reduce(builder, llvm.maximum(builder, *absolute), llvm.maximum)
+    tiny = ir.Constant(F32, 2.0**-100)
     divisor = builder.select(builder.fcmp_ordered(">", top, tiny), top, tiny)
-    by = simd.emit_splat(builder, builder.fdiv(ir.Constant(simd.F32, most), divisor))
-    shifted = [simd.emit_fma(builder, value, by, const(_ROUND, FVEC)) for value in values]
+    by = llvm.splat(builder, builder.fdiv(ir.Constant(F32, most), divisor))
+    shifted = [llvm.fma(builder, value, by, const(_ROUND, FVEC)) for value in values]
     rounded = [builder.fsub(value, const(_ROUND, FVEC)) for value in shifted]
-    total = simd.emit_reduce(builder, builder.fadd(*rounded), lambda b, low, high: b.fadd(low, high))
-    scale = builder.fmul(divisor, ir.Constant(simd.F32, 1.0 / most))
-    simd.emit_store(builder, meta, scale, 4)
-    simd.emit_store(builder, _at(builder, meta, 4), builder.fmul(total, scale), 4)
+    total = llvm.reduce(builder, builder.fadd(*rounded), lambda b, low, high: b.fadd(low, high))
+    scale = builder.fmul(divisor, ir.Constant(F32, 1.0 / most))
+    llvm.store(builder, meta, scale, 4)
+    llvm.store(builder, _at(builder, meta, 4), builder.fmul(total, scale), 4)
     return [builder.bitcast(value, IVEC) for value in shifted]
 
 
 @operation(void, i64, i64, i64)
 def _quantize_group(builder: Any, source: Any, target: Any, meta: Any) -> None:
     """32 float32 to int16, their scale and sum."""
-    for half, words in enumerate(_emit_quantized(builder, source, meta, 32767.0)):
-        simd.emit_store(builder, _at(builder, target, 32 * half), builder.trunc(words, HVEC), 2)
+    for half, words in enumerate(_quantized(builder, source, meta, 32767.0)):
+        llvm.store(builder, _at(builder, target, 32 * half), builder.trunc(words, HVEC), 2)
 
 
 @operation(void, i64, i64, i64)
 def _quantize_group_to_bytes(builder: Any, source: Any, target: Any, meta: Any) -> None:
     """32 float32 to int8 in the order of `BYTE_ORDER`, their scale and sum."""
     order = ir.Constant(IVEC, [8 * eight + place for eight in range(2) for place in BYTE_ORDER])
-    for half, words in enumerate(_emit_quantized(builder, source, meta, 127.0)):
-        narrow = builder.trunc(words, simd.BVEC)
-        simd.emit_store(builder, _at(builder, target, 16 * half), builder.shuffle_vector(narrow, narrow, order), 1)
+    for half, words in enumerate(_quantized(builder, source, meta, 127.0)):
+        narrow = builder.trunc(words, BVEC)
+        llvm.store(builder, _at(builder, target, 16 * half), builder.shuffle_vector(narrow, narrow, order), 1)
 
 
 @kernel
@@ -117,7 +118,7 @@ def _nibble_pairs(builder: Any, words: Any) -> list[Any]:
 
 
 def _byte_pairs(builder: Any, words: Any) -> list[Any]:
-    kind = ir.VectorType(simd.I16, 2 * LANES)
+    kind = ir.VectorType(I16, 2 * LANES)
     odd, eight = builder.bitcast(words, kind), const(8, kind)
     even = builder.shl(odd, eight)
     return [builder.bitcast(builder.ashr(value, eight), IVEC) for value in (even, odd)]
@@ -140,7 +141,7 @@ def _words_of(builder: Any, group: Any, bits: int, half: int, *, byte_inputs: bo
 
         def pair(i: int, place: Any = place, made: list[Any] = made) -> Any:
             if not made:
-                made.extend(_UNPACKED[bits, byte_inputs](builder, simd.emit_load(builder, place, IVEC, 4)))
+                made.extend(_UNPACKED[bits, byte_inputs](builder, llvm.load(builder, place, IVEC, 4)))
             return made[i]
 
         steps = STEPS // 2 if byte_inputs else STEPS
@@ -152,7 +153,7 @@ def _scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
     """The scales and the offsets of a half of a group's outputs."""
     base = GROUP_BYTES[bits] - SCALES + 32 * half
     first, second = (
-        simd.emit_half_to_f32(builder, simd.emit_load(builder, _at(builder, group, base + place), HVEC, 2))
+        llvm.half_to_f32(builder, llvm.load(builder, _at(builder, group, base + place), HVEC, 2))
         for place in (0, SCALES // 2)
     )
     return first, second
@@ -183,15 +184,15 @@ def _pair_products(builder: Any, accumulator: Any | None, a: Any, b: Any) -> Any
         low = builder.mul(*(builder.ashr(builder.shl(v, sixteen), sixteen) for v in (a, b)))
         product = builder.add(low, builder.mul(*(builder.ashr(v, sixteen) for v in (a, b))))
         return product if accumulator is None else builder.add(accumulator, product)
-    kind = ir.VectorType(simd.I16, 2 * _PAIR_WORDS)
-    product = simd.call(builder, _PAIR_PRODUCTS[_PAIR_WORDS], _PVEC, builder.bitcast(a, kind), builder.bitcast(b, kind))
+    kind = ir.VectorType(I16, 2 * _PAIR_WORDS)
+    product = llvm.call(builder, _PAIR_PRODUCTS[_PAIR_WORDS], _PVEC, builder.bitcast(a, kind), builder.bitcast(b, kind))
     return product if accumulator is None else builder.add(accumulator, product)
 
 
 def _byte_products(builder: Any, accumulator: Any | None, a: Any, b: Any) -> Any:
     """accumulator + a . b of words of four int8 and of four bytes below 16, in two int16 a word, of one register."""
-    pairs, fours = ir.VectorType(simd.I16, 2 * _PAIR_WORDS), ir.VectorType(simd.I8, 4 * _PAIR_WORDS)
-    product = simd.call(builder, _BYTE_PRODUCTS[_PAIR_WORDS], pairs, builder.bitcast(b, fours), builder.bitcast(a, fours))
+    pairs, fours = ir.VectorType(I16, 2 * _PAIR_WORDS), ir.VectorType(I8, 4 * _PAIR_WORDS)
+    product = llvm.call(builder, _BYTE_PRODUCTS[_PAIR_WORDS], pairs, builder.bitcast(b, fours), builder.bitcast(a, fours))
     if accumulator is not None:
         product = builder.add(builder.bitcast(accumulator, pairs), product)
     return builder.bitcast(product, _PVEC)
@@ -228,13 +229,13 @@ def _block(rows: int, bits: int, *, byte_inputs: bool) -> Any:
         )
         for result in results:
             for half in range(2):
-                simd.emit_store(builder, _at(builder, result, 64 * half), const(0.0, FVEC), 4)
+                llvm.store(builder, _at(builder, result, 64 * half), const(0.0, FVEC), 4)
         for halves in passes:
             with cgutils.for_range(builder, groups) as loop:
                 group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
                 if halves[0] == 0:
                     for line in range(0, GROUP_BYTES[bits], 64):
-                        simd.emit_prefetch(builder, _at(builder, group, AHEAD + line))
+                        llvm.prefetch(builder, _at(builder, group, AHEAD + line))
                 of_inputs, of_scales = (builder.mul(loop.index, ir.Constant(I64, size)) for size in (size, 8))
                 words = [_words_of(builder, group, bits, half, byte_inputs=byte_inputs) for half in halves]
                 width = len(halves) * _PARTS
@@ -243,7 +244,7 @@ def _block(rows: int, bits: int, *, byte_inputs: bool) -> Any:
                     weights = [part for of_half in words for part in _parts(builder, of_half[step]())]
                     for row in range(rows):
                         at = _at(builder, builder.add(inputs[row], of_inputs), 4 * step)
-                        word = simd.emit_splat(builder, simd.emit_load(builder, at, I32, 4), _PAIR_WORDS)
+                        word = llvm.splat(builder, llvm.load(builder, at, I32, 4), _PAIR_WORDS)
                         for i, weight in enumerate(weights, row * width):
                             sums[i] = multiply(builder, sums[i], word, weight)
                     sums = _fence(builder, sums)
@@ -254,15 +255,15 @@ def _block(rows: int, bits: int, *, byte_inputs: bool) -> Any:
                     for row in range(rows):
                         own = builder.add(scales[row], of_scales)
                         by, total = (
-                            simd.emit_splat(builder, simd.emit_load(builder, _at(builder, own, place), simd.F32, 4))
+                            llvm.splat(builder, llvm.load(builder, _at(builder, own, place), F32, 4))
                             for place in (0, 4)
                         )
                         place = _at(builder, results[row], 64 * half)
-                        result = simd.emit_fma(builder, offset, total, simd.emit_load(builder, place, FVEC, 4))
+                        result = llvm.fma(builder, offset, total, llvm.load(builder, place, FVEC, 4))
                         first = row * width + i * _PARTS
                         product = builder.sitofp(_joined(builder, sums[first : first + _PARTS]), FVEC)
-                        result = simd.emit_fma(builder, product, builder.fmul(scale, by), result)
-                        simd.emit_store(builder, place, result, 4)
+                        result = llvm.fma(builder, product, builder.fmul(scale, by), result)
+                        llvm.store(builder, place, result, 4)
 
     emit.__name__ = f"{'bytes' if byte_inputs else 'pairs'}_{rows}_{bits}"
     return operation(void, *[i64] * 8)(emit)

@@ -14,8 +14,8 @@ from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 from numpy.typing import NDArray
 
 from asgl.kernels.cpu import team
+from asgl.kernels.cpu.llvm import LANES
 from asgl.kernels.cpu.simd import (
-    LANES,
     add,
     div,
     exp,

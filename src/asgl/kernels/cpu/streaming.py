@@ -12,22 +12,9 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from asgl.kernels.cpu import simd
-from asgl.kernels.cpu.simd import (
-    FVEC,
-    I16,
-    I32,
-    I64,
-    IVEC,
-    LANES,
-    PER_WORD,
-    const,
-    get_shared,
-    i64,
-    kernel,
-    operation,
-    void,
-)
+from asgl.kernels.cpu import llvm
+from asgl.kernels.cpu.llvm import ELEMENT, FVEC, I16, I32, I64, IVEC, LANES, PER_WORD, const
+from asgl.kernels.cpu.simd import get_shared, i64, kernel, operation, void
 
 QUERIES = 8
 """Up to so many queries, packing does not pay."""
@@ -35,7 +22,7 @@ _AT_ONCE = 4
 
 
 def _token(builder: Any, addresses: Any, index: Any, offset: Any) -> Any:
-    at = simd.emit_load(builder, builder.add(addresses, builder.mul(index, ir.Constant(I64, 8))), I64, 8)
+    at = llvm.load(builder, builder.add(addresses, builder.mul(index, ir.Constant(I64, 8))), I64, 8)
     return builder.add(at, offset)
 
 
@@ -64,12 +51,12 @@ def _score(builder: Any, addresses: Any, offset: Any, query: Any, chunks: Any, o
     for slot in slots:
         builder.store(const(0.0, FVEC), slot)
     with cgutils.for_range(builder, chunks) as loop:
-        own = simd.emit_load(builder, builder.add(query, builder.mul(loop.index, ir.Constant(I64, 64))), IVEC, 4)
+        own = llvm.load(builder, builder.add(query, builder.mul(loop.index, ir.Constant(I64, 64))), IVEC, 4)
         at = builder.add(offset, builder.mul(loop.index, ir.Constant(I64, 2 * LANES * PER_WORD)))
         for i, slot in enumerate(slots):
-            key = simd.emit_load(builder, _token(builder, addresses, ir.Constant(I64, i), at), IVEC, 2)
-            builder.store(simd.emit_dot(builder, builder.load(slot, typ=FVEC), key, own), slot)
-    simd.emit_store(builder, out, _add_up(builder, [builder.load(slot, typ=FVEC) for slot in slots]), 4)
+            key = llvm.load(builder, _token(builder, addresses, ir.Constant(I64, i), at), IVEC, 2)
+            builder.store(llvm.dot(builder, builder.load(slot, typ=FVEC), key, own), slot)
+    llvm.store(builder, out, _add_up(builder, [builder.load(slot, typ=FVEC) for slot in slots]), 4)
 
 
 def _value_words(builder: Any, addresses: Any, step: Any, offset: Any, vectors: int) -> list[Any]:
@@ -79,7 +66,7 @@ def _value_words(builder: Any, addresses: Any, step: Any, offset: Any, vectors: 
     tokens = [_token(builder, addresses, index, offset) for index in (first, builder.add(first, ir.Constant(I64, 1)))]
     words = []
     for chunk in range(vectors // 2):
-        rows = [simd.emit_load(builder, builder.add(at, ir.Constant(I64, 64 * chunk)), wide, 2) for at in tokens]
+        rows = [llvm.load(builder, builder.add(at, ir.Constant(I64, 64 * chunk)), wide, 2) for at in tokens]
         for half in range(2):
             order = [place for i in range(half * LANES, (half + 1) * LANES) for place in (i, 2 * LANES + i)]
             zipped = builder.shuffle_vector(*rows, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
@@ -100,17 +87,17 @@ def _mix(rows: int, vectors: int) -> Any:
         slots = [[cgutils.alloca_once(builder, FVEC) for _ in range(vectors)] for _ in range(rows)]
         for row in range(rows):
             for i in range(vectors):
-                builder.store(simd.emit_load(builder, place(row, i), FVEC, 4), slots[row][i])
+                builder.store(llvm.load(builder, place(row, i), FVEC, 4), slots[row][i])
         with cgutils.for_range(builder, steps) as loop:
             words = _value_words(builder, addresses, loop.index, offset, vectors)
             for row in range(rows):
                 at = builder.add(builder.mul(ldw, ir.Constant(I64, row)), builder.mul(loop.index, ir.Constant(I64, 4)))
-                weight = simd.emit_splat(builder, simd.emit_load(builder, builder.add(weights, at), I32, 4))
+                weight = llvm.splat(builder, llvm.load(builder, builder.add(weights, at), I32, 4))
                 for slot, word in zip(slots[row], words, strict=True):
-                    builder.store(simd.emit_dot(builder, builder.load(slot, typ=FVEC), weight, word), slot)
+                    builder.store(llvm.dot(builder, builder.load(slot, typ=FVEC), weight, word), slot)
         for row in range(rows):
             for i in range(vectors):
-                simd.emit_store(builder, place(row, i), builder.load(slots[row][i], typ=FVEC), 4)
+                llvm.store(builder, place(row, i), builder.load(slots[row][i], typ=FVEC), 4)
 
     emit.__name__ = f"mix_{rows}_{vectors}"
     return operation(void, *[i64] * 7)(emit)
@@ -146,7 +133,7 @@ def score_rows(addresses: int, offset: int, count: int, q: int, rows: int, head_
     chunks = head_dim // (LANES * PER_WORD)
     for first in range(0, count, LANES):
         for row in range(rows):
-            at = q + row * head_dim * simd.ELEMENT
+            at = q + row * head_dim * ELEMENT
             _score(addresses + first * 8, offset, at, chunks, scores + row * lds + first * 4)
 
 

@@ -24,18 +24,8 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 
-from asgl.kernels.cpu.simd import (
-    I64,
-    compare_and_swap,
-    get_i64,
-    get_shared,
-    i64,
-    kernel,
-    operation,
-    pause,
-    set_shared,
-    void,
-)
+from asgl.kernels.cpu.llvm import I64
+from asgl.kernels.cpu.simd import compare_and_swap, get_i64, get_shared, i64, kernel, operation, pause, set_shared, void
 
 NUMBER, FUNCTION, RECORD, STOP, SIZE = 0, 8, 16, 24, 32
 """Offsets of a job's fields."""

@@ -13,7 +13,7 @@ from asgl.errors import ConfigError
 from asgl.kernels.api import QuantizedTensor
 from asgl.kernels.cpu import packing
 from asgl.kernels.cpu.dots import GROUP, GROUP_BYTES, OUTPUTS
-from asgl.kernels.cpu.simd import LANES
+from asgl.kernels.cpu.llvm import LANES
 from asgl.kernels.memory import Arena
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from asgl.kernels.cpu import simd
-from asgl.kernels.cpu.simd import FVEC, I32, I64, IVEC, const, i64, kernel, operation, void
+from asgl.kernels.cpu import llvm
+from asgl.kernels.cpu.llvm import F32, FVEC, I32, I64, IVEC, const
+from asgl.kernels.cpu.simd import i64, kernel, operation, void
 from asgl.kernels.cpu.streaming import paired
 
 QUERIES = 12
@@ -21,7 +22,7 @@ QUERIES = 12
 _KEYS = (0, 4, 2, 6, 1, 5, 3, 7)
 """The keys of a block of scores, in the order in which their sums are paired: first those that end four lanes apart."""
 _WIDE = 8
-_WORDS, _FLOATS = ir.VectorType(I32, _WIDE), ir.VectorType(simd.F32, _WIDE)
+_WORDS, _FLOATS = ir.VectorType(I32, _WIDE), ir.VectorType(F32, _WIDE)
 _EVEN_ODD = [*range(0, 16, 2), *range(1, 16, 2)]
 _ZIPPED = [place for i in range(_WIDE) for place in (i, _WIDE + i)]
 
@@ -35,12 +36,12 @@ def _row(builder: Any, base: Any, step: Any, row: int) -> Any:
 
 
 def _address(builder: Any, addresses: Any, index: Any, offset: Any) -> Any:
-    return builder.add(simd.emit_load(builder, _step(builder, addresses, index, 8), I64, 8), offset)
+    return builder.add(llvm.load(builder, _step(builder, addresses, index, 8), I64, 8), offset)
 
 
 def _widened(builder: Any, address: Any, half: int) -> Any:
     """Of 16 bfloat16 those at even places (`half` 0), or at odd places."""
-    words = simd.emit_load(builder, address, _WORDS, 2)
+    words = llvm.load(builder, address, _WORDS, 2)
     moved = builder.and_(words, const(-65536, _WORDS)) if half else builder.shl(words, const(16, _WORDS))
     return builder.bitcast(moved, _FLOATS)
 
@@ -51,7 +52,7 @@ def _shuffled(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
 
 def _multiply_add(builder: Any, a: Any, b: Any, slot: Any) -> None:
     held = builder.load(slot, typ=_FLOATS)
-    builder.store(simd.call(builder, "llvm.fmuladd.v8f32", _FLOATS, a, b, held), slot)
+    builder.store(llvm.call(builder, "llvm.fmuladd.v8f32", _FLOATS, a, b, held), slot)
 
 
 def _score(rows: int, at_once: int) -> Any:
@@ -69,7 +70,7 @@ def _score(rows: int, at_once: int) -> Any:
                     own = []
                     for row in range(rows):
                         at = _step(builder, _row(builder, queries, ldq, row), loop.index, 64)
-                        own.append(simd.emit_load(builder, builder.add(at, ir.Constant(I64, 32 * half)), _FLOATS, 4))
+                        own.append(llvm.load(builder, builder.add(at, ir.Constant(I64, 32 * half)), _FLOATS, 4))
                     for i, key in enumerate(keys):
                         widened = _widened(builder, _step(builder, key, loop.index, 32), half)
                         for row in range(rows):
@@ -82,7 +83,7 @@ def _score(rows: int, at_once: int) -> Any:
                         done, step = done // 2, step // 2
                     waiting[row].append(summed)
         for row in range(rows):
-            simd.emit_store(builder, _row(builder, out, ldo, row), waiting[row].pop(), 4)
+            llvm.store(builder, _row(builder, out, ldo, row), waiting[row].pop(), 4)
 
     emit.__name__ = f"score_{rows}"
     return operation(void, i64, i64, i64, i64, i64, i64, i64)(emit)
@@ -96,7 +97,7 @@ def _mix(rows: int, chunks: int) -> Any:
         slots = {part: [cgutils.alloca_once(builder, _FLOATS) for _ in range(2)] for part in parts}
         places = {part: builder.add(_row(builder, results, ldr, part[0]), ir.Constant(I64, 64 * part[1])) for part in parts}
         for part in parts:
-            held = simd.emit_load(builder, places[part], FVEC, 4)
+            held = llvm.load(builder, places[part], FVEC, 4)
             for half in range(2):
                 builder.store(_shuffled(builder, held, held, _EVEN_ODD[half * _WIDE : (half + 1) * _WIDE]), slots[part][half])
         with cgutils.for_range(builder, tokens) as loop:
@@ -104,7 +105,7 @@ def _mix(rows: int, chunks: int) -> Any:
             own = []
             for row in range(rows):
                 place = _step(builder, _row(builder, weights, ldw, row), loop.index, 4)
-                own.append(simd.emit_splat(builder, simd.emit_load(builder, place, simd.F32, 4), _WIDE))
+                own.append(llvm.splat(builder, llvm.load(builder, place, F32, 4), _WIDE))
             for chunk in range(chunks):
                 for half in range(2):
                     value = _widened(builder, builder.add(at, ir.Constant(I64, 32 * chunk)), half)
@@ -112,7 +113,7 @@ def _mix(rows: int, chunks: int) -> Any:
                         _multiply_add(builder, own[row], value, slots[row, chunk][half])
         for part in parts:
             even, odd = (builder.load(slot, typ=_FLOATS) for slot in slots[part])
-            simd.emit_store(builder, places[part], _shuffled(builder, even, odd, _ZIPPED), 4)
+            llvm.store(builder, places[part], _shuffled(builder, even, odd, _ZIPPED), 4)
 
     emit.__name__ = f"mix_{rows}"
     return operation(void, i64, i64, i64, i64, i64, i64, i64)(emit)
@@ -121,8 +122,8 @@ def _mix(rows: int, chunks: int) -> Any:
 @operation(void, i64)
 def _split_chunk(builder: Any, address: Any) -> None:
     """16 float32, in place, to even-odd order."""
-    held = simd.emit_load(builder, address, FVEC, 4)
-    simd.emit_store(builder, address, builder.shuffle_vector(held, held, ir.Constant(IVEC, _EVEN_ODD)), 4)
+    held = llvm.load(builder, address, FVEC, 4)
+    llvm.store(builder, address, builder.shuffle_vector(held, held, ir.Constant(IVEC, _EVEN_ODD)), 4)
 
 
 # As measured: of more sums at once LLVM keeps some in memory, and fewer wait for the multiply-add before.
