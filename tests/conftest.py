@@ -1,4 +1,4 @@
-"""Keeps kernels on one thread in parallel workers, the examples of property tests the same from run to run, and Ctrl-C working."""
+"""Keeps kernels on one thread in parallel workers, what property tests draw the same from run to run, and Ctrl-C working."""
 
 from __future__ import annotations
 
