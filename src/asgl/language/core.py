@@ -370,21 +370,6 @@ class Core:
             return item.text
         return self.state.text[item.start:] + (item.live.text if item.live is not None else "")
 
-    @property
-    def text_length(self) -> int:
-        """How much text there is, that of the running op included."""
-        live = self.queue[0].live if self.queue else None
-        return self.state.text_length + (len(live.text) if live is not None else 0)
-
-    def text_from(self, start: int) -> str:
-        """All text from a place on, that of the running op included."""
-        live = self.queue[0].live if self.queue else None
-        if live is None:
-            return self.state.text[start:] if start < self.state.text_length else ""
-        if start < self.state.text_length:
-            return self.state.text[start:] + live.text
-        return live.text[start - self.state.text_length:]
-
     def variable(self, name: str) -> Any:
         item = self.submitted.get(name)
         if item is not None and isinstance(item.work, SetVariable) and not isinstance(item.work.value, Computed):

@@ -24,7 +24,7 @@ from llvmlite import ir
 
 from asgl.kernels.cpu import llvm, streaming, team, widening
 from asgl.kernels.cpu.dots import OUTPUTS, TILE_STEP, add_dot_rows, dot_rows
-from asgl.kernels.cpu.llvm import ELEMENT, HVEC, I16, I32, I64, IVEC, LANES, PER_WORD
+from asgl.kernels.cpu.llvm import ELEMENT, I16, I32, I64, IVEC, LANES, PER_WORD
 from asgl.kernels.cpu.simd import (
     add,
     exp,
@@ -75,11 +75,6 @@ def _transpose(builder: Any, addresses: Any, offset: Any, out: Any, load: Callab
         llvm.store(builder, builder.add(out, ir.Constant(I64, i * TILE_STEP)), row, 4)
 
 
-def _widened(builder: Any, address: Any) -> Any:
-    """16 bfloat16 as float32 words."""
-    return builder.shl(builder.zext(llvm.load(builder, address, HVEC, 2), IVEC), llvm.const(16))
-
-
 @operation(void, i64, i64, i64)
 def _transpose_words(builder: Any, addresses: Any, offset: Any, out: Any) -> None:
     """16 words of 16 keys to a tile."""
@@ -89,7 +84,7 @@ def _transpose_words(builder: Any, addresses: Any, offset: Any, out: Any) -> Non
 @operation(void, i64, i64, i64)
 def _transpose_widened(builder: Any, addresses: Any, offset: Any, out: Any) -> None:
     """16 bfloat16 of 16 keys, widened, to a tile."""
-    _transpose(builder, addresses, offset, out, _widened)
+    _transpose(builder, addresses, offset, out, llvm.load_bf16)
 
 
 @operation(void, i64, i64, i64)
@@ -107,7 +102,7 @@ def _zip_rows(builder: Any, first: Any, second: Any, out: Any) -> None:
 def _widen_row(builder: Any, source: Any, out: Any) -> None:
     """32 bfloat16 of a value to the step of a tile, widened."""
     for half in range(2):
-        word = _widened(builder, builder.add(source, ir.Constant(I64, 32 * half)))
+        word = llvm.load_bf16(builder, builder.add(source, ir.Constant(I64, 32 * half)))
         llvm.store(builder, builder.add(out, ir.Constant(I64, 64 * half)), word, 4)
 
 

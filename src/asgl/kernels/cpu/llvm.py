@@ -50,7 +50,13 @@ def store(builder: Any, address: Any, value: Any, align: int) -> None:
     builder.store(value, pointer(builder, address, value.type), align=align)
 
 
+def load_bf16(builder: Any, address: Any) -> Any:
+    """16 bfloat16 as the words of the same float32."""
+    return builder.shl(builder.zext(load(builder, address, HVEC, 2), IVEC), const(16))
+
+
 def store_bf16(builder: Any, address: Any, value: Any) -> None:
+    """Stores 16 float32 as bfloat16, rounded to nearest even."""
     if TARGET.bf16_dot:
         halves = call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", HVEC, value)
     else:

@@ -165,8 +165,7 @@ def store_words(builder: Any, address: Any, value: Any) -> None:
 @operation(f32x16, i64)
 def load_bf16(builder: Any, address: Any) -> Any:
     """16 bfloat16, widened to float32."""
-    wide = builder.zext(llvm.load(builder, address, HVEC, 2), IVEC)
-    return builder.bitcast(builder.shl(wide, const(16)), FVEC)
+    return builder.bitcast(llvm.load_bf16(builder, address), FVEC)
 
 
 @operation(f32x16, i64)
@@ -200,7 +199,7 @@ def store_elements(builder: Any, address: Any, value: Any) -> None:
 def load_elements(builder: Any, address: Any) -> Any:
     """16 elements as `store_elements` left them, as float32."""
     if TARGET.bf16_dot:
-        return builder.bitcast(builder.shl(builder.zext(llvm.load(builder, address, HVEC, 2), IVEC), const(16)), FVEC)
+        return builder.bitcast(llvm.load_bf16(builder, address), FVEC)
     return llvm.load(builder, address, FVEC, 4)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding as llvm
+import llvmlite.binding
 from llvmlite import ir
 from numba import types
 
@@ -55,7 +55,7 @@ def _call(builder: Any, function: Any, record: Any, thread: Any, number: Any) ->
     builder.call(builder.inttoptr(function, kind.as_pointer()), [record, thread, number])
 
 
-if llvm.address_of_symbol("usleep"):
+if llvmlite.binding.address_of_symbol("usleep"):
     _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
     @kernel
