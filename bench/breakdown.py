@@ -2,10 +2,11 @@
 
     python -m bench profile [--workload NAME] [--scale 0.5]
 
-Each workload runs twice. Once as it is: wall time, the engine's own clocks (steps on the device thread, planning with commit and
-delivery, nothing to do), and a stopwatch on the tokenizer. Once with the kernels of a step called one by one, each under a
-stopwatch: the shares that they have of their sum are applied to the time of steps of the first run, in which all layers are one
-call. What neither covers is the rest: hand-over between the threads, and the programs themselves.
+Each workload runs twice. Once as it is: wall time, the engine's own clocks (steps on the device
+thread, planning with commit and delivery, nothing to do), and a stopwatch on the tokenizer. Once
+with the kernels of a step called one by one, each under a stopwatch: the shares that they have of
+their sum are applied to the time of steps of the first run, in which all layers are one call. What
+neither covers is the rest: hand-over between the threads, and the programs themselves.
 """
 
 from __future__ import annotations
@@ -27,16 +28,33 @@ from bench.race import AsglEngine, Settings, model_of, open_runtime, say, warm_u
 from bench.workloads import WORKLOADS
 
 KERNELS = {
-    "linear": "products", "head": "products", "head_some": "products", "attention": "attention", "sample": "sampling",
-    "log_softmax": "sampling", "embed": "other kernels", "add_rms_norm": "other kernels", "rope_and_store": "other kernels",
+    "linear": "products",
+    "head": "products",
+    "head_some": "products",
+    "attention": "attention",
+    "sample": "sampling",
+    "log_softmax": "sampling",
+    "embed": "other kernels",
+    "add_rms_norm": "other kernels",
+    "rope_and_store": "other kernels",
     "silu_and_mul": "other kernels",
 }
 """To which part each kernel belongs."""
 
-PARTS = ("products", "attention", "other kernels", "sampling", "plan", "tokenization", "waiting", "rest")
+PARTS = (
+    "products",
+    "attention",
+    "other kernels",
+    "sampling",
+    "plan",
+    "tokenization",
+    "waiting",
+    "rest",
+)
 
 CAUSES = {
-    "products": "matrix products take longer than the machine's limits allow for the tokens that must be computed",
+    "products": "matrix products take longer than the machine's limits allow for the tokens that "
+    "must be computed",
     "recomputed": "prompt tokens were computed that a cache without bounds would have had",
     "attention": "the ideal has no attention: reading keys and values, and their products",
     "other kernels": "norms, rotations, activations and embeddings, which the ideal leaves out",
@@ -50,7 +68,8 @@ CAUSES = {
 
 
 class TimedKernels:
-    """Kernels that are called one by one, each under a stopwatch. `seconds` by part, since the last `clear`."""
+    """Kernels that are called one by one, each under a stopwatch. `seconds` by part, since the last
+    `clear`."""
 
     def __init__(self, kernels: Any) -> None:
         self.seconds: Counter[str] = Counter()
@@ -125,10 +144,15 @@ async def profile(settings: Settings) -> dict[str, Any]:
                 done: optimum.Work = figures["work"]
                 computed = figures["prompt_tokens"] - figures["cached_tokens"]
                 rows[name] = {
-                    "seconds": seconds, "ideal_seconds": optimum.ideal_seconds(done, model, limits),
-                    "run_seconds": figures["run_seconds"], "steps": figures["steps"],
-                    "recomputed": max(computed - done.computed_tokens, 0) * model.token_flops / limits.flops,
-                    "plan": figures["plan_seconds"], "tokenization": tokenizing["tokenization"],
+                    "seconds": seconds,
+                    "ideal_seconds": optimum.ideal_seconds(done, model, limits),
+                    "run_seconds": figures["run_seconds"],
+                    "steps": figures["steps"],
+                    "recomputed": max(computed - done.computed_tokens, 0)
+                    * model.token_flops
+                    / limits.flops,
+                    "plan": figures["plan_seconds"],
+                    "tokenization": tokenizing["tokenization"],
                     "waiting": figures["idle_seconds"],
                 }
                 say(f"{name:<22} {seconds:6.2f} s")
@@ -142,32 +166,56 @@ async def profile(settings: Settings) -> dict[str, Any]:
                 row |= parts(made[-1].seconds, row)
                 say(f"{name:<22} kernels one by one")
     about = {"asgl": {"version": asgl.__version__, "settings": VARIANTS["asgl"].about}}
-    shown = [{"workload": name, "engine": "asgl", **{key: float(f"{value:.4g}") for key, value in row.items()}}
-             for name, row in rows.items()]
-    return results.document("profile", shown, load_before=load, engines=about, missing={}, model=settings.model,
-                            asked=settings.asked, machine_limits=limits._asdict(), losses=losses(rows.values()))
+    shown = [
+        {
+            "workload": name,
+            "engine": "asgl",
+            **{key: float(f"{value:.4g}") for key, value in row.items()},
+        }
+        for name, row in rows.items()
+    ]
+    return results.document(
+        "profile",
+        shown,
+        load_before=load,
+        engines=about,
+        missing={},
+        model=settings.model,
+        asked=settings.asked,
+        machine_limits=limits._asdict(),
+        losses=losses(rows.values()),
+    )
 
 
 async def _run(engine: AsglEngine, name: str, settings: Settings) -> tuple[dict[str, Any], float]:
     workload = WORKLOADS[name]
     items = workload.items(max(round(workload.programs * settings.scale), 2))
     client = engine.client(f"Profile of {name}.\n")
-    run = await execute(client, workload, items, concurrency=workload.concurrency, limit=settings.limit)
+    run = await execute(
+        client, workload, items, concurrency=workload.concurrency, limit=settings.limit
+    )
     if run.timed_out:
         say(f"{name:<22} broken off after {settings.limit:.0f} s")
         await engine.recover()
-    usage = {"prompt_tokens": sum(usage.prompt_tokens for usage in run.usages),
-             "cached_tokens": sum(usage.cached_tokens or 0 for usage in run.usages)}
+    usage = {
+        "prompt_tokens": sum(usage.prompt_tokens for usage in run.usages),
+        "cached_tokens": sum(usage.cached_tokens or 0 for usage in run.usages),
+    }
     return {**engine.figures(client), **usage}, run.seconds
 
 
 def parts(kernels: Mapping[str, float], row: Mapping[str, float]) -> dict[str, float]:
-    """The time of steps by kernels, and what is left of the wall time. Waiting overlaps with the programs' tokenization: that
-    part of it is not counted twice."""
+    """The time of steps by kernels, and what is left of the wall time. Waiting overlaps with the
+    programs' tokenization: that part of it is not counted twice."""
     whole = sum(kernels.values()) or 1.0
-    by_kernel = {part: row["run_seconds"] * kernels.get(part, 0.0) / whole for part in dict.fromkeys(KERNELS.values())}
+    by_kernel = {
+        part: row["run_seconds"] * kernels.get(part, 0.0) / whole
+        for part in dict.fromkeys(KERNELS.values())
+    }
     waiting = max(row["waiting"] - row["tokenization"], 0.0)
-    rest = max(row["seconds"] - row["run_seconds"] - row["plan"] - row["tokenization"] - waiting, 0.0)
+    rest = max(
+        row["seconds"] - row["run_seconds"] - row["plan"] - row["tokenization"] - waiting, 0.0
+    )
     return {**by_kernel, "waiting": waiting, "rest": rest}
 
 
@@ -180,14 +228,29 @@ def losses(rows: Sequence[Mapping[str, float]] | Any) -> list[dict[str, Any]]:
         lost["products"] -= row["ideal_seconds"] + row["recomputed"]
         lost["recomputed"] += row["recomputed"]
     seconds = sum(row["seconds"] for row in rows)
-    return [{"part": part, "seconds": round(value, 3), "share": round(value / seconds, 4), "cause": CAUSES[part]}
-            for part, value in lost.most_common()]
+    return [
+        {
+            "part": part,
+            "seconds": round(value, 3),
+            "share": round(value / seconds, 4),
+            "cause": CAUSES[part],
+        }
+        for part, value in lost.most_common()
+    ]
 
 
 def table(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and lines: seconds, those of the ideal, and the share of each part."""
-    lines = [[row["workload"], f"{row['seconds']:.2f}", f"{row['ideal_seconds']:.2f}", f"{row['steps']:.0f}",
-              *(f"{row[part] / row['seconds']:.1%}" for part in PARTS)] for row in content["results"]]
+    lines = [
+        [
+            row["workload"],
+            f"{row['seconds']:.2f}",
+            f"{row['ideal_seconds']:.2f}",
+            f"{row['steps']:.0f}",
+            *(f"{row[part] / row['seconds']:.1%}" for part in PARTS),
+        ]
+        for row in content["results"]
+    ]
     return ["workload", "seconds", "ideal", "steps", *PARTS], lines
 
 
@@ -195,8 +258,14 @@ def text(content: Mapping[str, Any]) -> str:
     """What the command prints."""
     head, lines = table(content)
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-    shown = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [head, *lines]]
+    shown = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in [head, *lines]
+    ]
     shown += ["", "The largest losses against the ideal, of all workloads together:"]
-    shown += [f"  {number}. {loss['part']}: {loss['seconds']:.2f} s, {loss['share']:.1%} of the time: {loss['cause']}"
-              for number, loss in enumerate(content["losses"][:3], 1)]
+    shown += [
+        f"  {number}. {loss['part']}: {loss['seconds']:.2f} s, {loss['share']:.1%} of the time: "
+        f"{loss['cause']}"
+        for number, loss in enumerate(content["losses"][:3], 1)
+    ]
     return "\n".join(shown)

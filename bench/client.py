@@ -1,7 +1,8 @@
 """The small interface that workloads are written against, and its implementation over strings.
 
-A workload sees a `Prompt`: text that grows, generates, chooses and forks. On asgl a Prompt is a PromptStream
-(`bench.engine_asgl`); on a peer it is a string that is sent whole with each call, which is all that their interfaces take.
+A workload sees a `Prompt`: text that grows, generates, chooses and forks. On asgl a Prompt is a
+PromptStream (`bench.engine_asgl`); on a peer it is a string that is sent whole with each call,
+which is all that their interfaces take.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to generate. `exact` ignores the model's end token, so that every engine generates as many tokens. `gbnf` says in
-    llama.cpp's notation what `regex` says. `schema`: a JSON schema that the text matches."""
+    """How to generate. `exact` ignores the model's end token, so that every engine generates as
+    many tokens. `gbnf` says in llama.cpp's notation what `regex` says. `schema`: a JSON schema that
+    the text matches."""
 
     max_tokens: int
     stop: tuple[str, ...] = ()
@@ -55,7 +57,8 @@ class Prompt(Protocol):
 
 
 class Client(Protocol):
-    """Makes prompts. `salt` begins each of them, so that nothing of another round is in any cache."""
+    """Makes prompts. `salt` begins each of them, so that nothing of another round is in any
+    cache."""
 
     def prompt(self, text: str = "") -> Prompt: ...
 
@@ -71,7 +74,8 @@ class Backend(Protocol):
     async def complete(self, prompt: str, options: Options) -> Completion: ...
 
     async def score(self, prompt: str, choices: Sequence[str]) -> tuple[list[list[float]], Usage]:
-        """For each choice the log-probabilities of its tokens after the prompt. Unsupported if the peer has no such call."""
+        """For each choice the log-probabilities of its tokens after the prompt. Unsupported if the
+        peer has no such call."""
         ...
 
 
@@ -106,7 +110,10 @@ class StringPrompt:
     async def select(self, choices: Sequence[str]) -> int:
         logprobs, usage = await self._client.backend.score(self.text, choices)
         self._client.usages.append(usage)
-        best = max(range(len(choices)), key=lambda index: sum(logprobs[index]) / max(len(logprobs[index]), 1))
+        best = max(
+            range(len(choices)),
+            key=lambda index: sum(logprobs[index]) / max(len(logprobs[index]), 1),
+        )
         self.text += choices[best]
         return best
 

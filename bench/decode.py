@@ -2,17 +2,17 @@
 
     python -m bench.decode --engine asgl --engine peers --rounds 3
 
-Prompts of at most 256 tokens, new ones in each round; greedy. First all of them are computed, with one token out; the decode
-rates are of prompts that an engine with a prefix cache finds there, so that time is spent on what is measured. T(n) is the
-time that B requests of n tokens take together:
+Prompts of at most 256 tokens, new ones in each round; greedy. First all of them are computed, with
+one token out; the decode rates are of prompts that an engine with a prefix cache finds there, so
+that time is spent on what is measured. T(n) is the time that B requests of n tokens take together:
 
     prefill        tokens of 8 prompts / T(1), nothing of them cached
     decode, B      B x (n - 1) / (T(n) - T(1)), n = 64 for up to 8 requests, 32 for more
     32 forks       the same for branches of a prompt of 1,000 tokens that was computed before, n = 32
 
-Engines take turns; the result file is written after each turn. A line that takes an engine more than its limit is broken off,
-and is then missing in the table, as are those after it; so is one whose T(1) took longer than T(n), for then the engine had
-lost the prompts.
+Engines take turns; the result file is written after each turn. A line that takes an engine more
+than its limit is broken off, and is then missing in the table, as are those after it; so is one
+whose T(1) took longer than T(n), for then the engine had lost the prompts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ Count = Callable[[str], int]
 async def decode(client: Client, prompts: Sequence[str], tokens: int) -> float:
     """Seconds until all have generated so many tokens."""
     began = time.perf_counter()
-    await asyncio.gather(*(client.prompt(prompt).gen(Options(max_tokens=tokens, exact=True)) for prompt in prompts))
+    await asyncio.gather(
+        *(client.prompt(prompt).gen(Options(max_tokens=tokens, exact=True)) for prompt in prompts)
+    )
     return time.perf_counter() - began
 
 
@@ -56,7 +58,9 @@ async def forks(client: Client, prefix: str, branches: int, tokens: int) -> floa
     async with s.fork(branches) as forked:
         for number, branch in enumerate(forked):
             branch.append(f" Branch {number}:")
-        await asyncio.gather(*(branch.gen(Options(max_tokens=tokens, exact=True)) for branch in forked))
+        await asyncio.gather(
+            *(branch.gen(Options(max_tokens=tokens, exact=True)) for branch in forked)
+        )
     return time.perf_counter() - began
 
 
@@ -74,11 +78,17 @@ class Prompts:
         low, high = 1, len(words)
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.count(" ".join(words[:middle])) <= tokens else (low, middle - 1)
+            low, high = (
+                (middle, high)
+                if self.count(" ".join(words[:middle])) <= tokens
+                else (low, middle - 1)
+            )
         return " ".join(words[:low])
 
 
-async def measure(client: Client, prompts: Prompts, batches: Mapping[int, int]) -> AsyncIterator[tuple[str, float]]:
+async def measure(
+    client: Client, prompts: Prompts, batches: Mapping[int, int]
+) -> AsyncIterator[tuple[str, float]]:
     """The table's lines in one round, and tokens per second of each."""
     texts = [prompts.make(PROMPT) for _ in range(max(PREFILLS, *batches))]
     cold = texts[:PREFILLS]
@@ -89,7 +99,9 @@ async def measure(client: Client, prompts: Prompts, batches: Mapping[int, int]) 
     for batch, tokens in batches.items():
         first = await decode(client, texts[:batch], 1)
         seconds = await decode(client, texts[:batch], tokens) - first
-        if seconds > 0:  # else the engine had lost the prompts, and computed them again for the first token
+        if (
+            seconds > 0
+        ):  # else the engine had lost the prompts, and computed them again for the first token
             yield f"decode, {batch}", batch * (tokens - 1) / seconds
     first = await forks(client, prompts.make(PREFIX), FORKS, 1)
     seconds = await forks(client, prompts.make(PREFIX), FORKS, FORK_TOKENS) - first
@@ -97,7 +109,9 @@ async def measure(client: Client, prompts: Prompts, batches: Mapping[int, int]) 
         yield f"{FORKS} forks of {PREFIX:,} tokens", FORKS * (FORK_TOKENS - 1) / seconds
 
 
-async def turn(engine: Engine, prompts: Prompts, batches: Mapping[int, int], limit: float) -> tuple[dict[str, float], str]:
+async def turn(
+    engine: Engine, prompts: Prompts, batches: Mapping[int, int], limit: float
+) -> tuple[dict[str, float], str]:
     """An engine's figures in one round, each line within the limit, and what went wrong."""
     figures: dict[str, float] = {}
     lines = measure(engine.client(""), prompts, batches)
@@ -117,8 +131,11 @@ async def turn(engine: Engine, prompts: Prompts, batches: Mapping[int, int], lim
     return figures, wrong
 
 
-async def run(settings: Settings, batches: Mapping[int, int], save: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-    """The content of a result file: a row for each line of the table and engine. `save` gets it after each turn."""
+async def run(
+    settings: Settings, batches: Mapping[int, int], save: Callable[[dict[str, Any]], object]
+) -> dict[str, Any]:
+    """The content of a result file: a row for each line of the table and engine. `save` gets it
+    after each turn."""
     from asgl.models.registry import open_checkpoint
 
     load = os.getloadavg()
@@ -142,10 +159,20 @@ async def run(settings: Settings, batches: Mapping[int, int], save: Callable[[di
                 figures[engine.name].append(measured)
                 if failed:
                     wrong[engine.name] = failed
-                say(f"round {number + 1} {engine.name:<14} {time.perf_counter() - began:5.1f} s  "
-                    + "  ".join(f"{line}: {value:.0f}" for line, value in measured.items()) + f"  {failed}")
-                content = results.document("decode", _rows(figures), load_before=load, engines=about, missing=missing,
-                                           broken_off=wrong, model=settings.model)
+                say(
+                    f"round {number + 1} {engine.name:<14} {time.perf_counter() - began:5.1f} s  "
+                    + "  ".join(f"{line}: {value:.0f}" for line, value in measured.items())
+                    + f"  {failed}"
+                )
+                content = results.document(
+                    "decode",
+                    _rows(figures),
+                    load_before=load,
+                    engines=about,
+                    missing=missing,
+                    broken_off=wrong,
+                    model=settings.model,
+                )
                 save(content)
     checkpoint.close()
     return content
@@ -156,28 +183,48 @@ def _rows(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str
     for name, measured in figures.items():
         for line in dict.fromkeys(line for figures in measured for line in figures):
             values = [figures[line] for figures in measured if line in figures]
-            rows.append({"workload": line, "engine": name, "rounds": len(values), "tokens_per_second": round(median(values), 1),
-                         "tokens_per_second_range": [round(min(values), 1), round(max(values), 1)]})
+            rows.append(
+                {
+                    "workload": line,
+                    "engine": name,
+                    "rounds": len(values),
+                    "tokens_per_second": round(median(values), 1),
+                    "tokens_per_second_range": [round(min(values), 1), round(max(values), 1)],
+                }
+            )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.decode", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--engine", action="append", choices=[*VARIANTS, *PEERS, "peers"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES), choices=list(BATCHES))
-    parser.add_argument("--limit", type=float, default=45.0, help="seconds after which a line is broken off")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=list(BATCHES), choices=list(BATCHES)
+    )
+    parser.add_argument(
+        "--limit", type=float, default=45.0, help="seconds after which a line is broken off"
+    )
     parser.add_argument("--name", default="decode")
     options = parser.parse_args()
     engines: list[str] = []
     for name in options.engine or ["asgl"]:
         engines += PEERS if name == "peers" else (name,)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # peers are stopped with it
-    content = asyncio.run(run(Settings(engines=engines, rounds=options.rounds, limit=options.limit),
-                              {batch: BATCHES[batch] for batch in options.batch},
-                              lambda content: results.write(options.name, content)))
+    content = asyncio.run(
+        run(
+            Settings(engines=engines, rounds=options.rounds, limit=options.limit),
+            {batch: BATCHES[batch] for batch in options.batch},
+            lambda content: results.write(options.name, content),
+        )
+    )
     for row in content["results"]:
-        print(f"{row['workload']:<24} {row['engine']:<14} {row['tokens_per_second']:>8}  {row['tokens_per_second_range']}")
+        print(
+            f"{row['workload']:<24} {row['engine']:<14} {row['tokens_per_second']:>8}  "
+            f"{row['tokens_per_second_range']}"
+        )
 
 
 if __name__ == "__main__":

@@ -15,14 +15,16 @@ from bench.workloads.base import Workload
 
 @dataclass(slots=True)
 class Run:
-    """One run. Times in seconds; `latencies` has one for each program that ended, `right` a grade for each that has one."""
+    """One run. Times in seconds; `latencies` has one for each program that ended, `right` a grade
+    for each that has one."""
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
     usages: Sequence[Usage] = ()
     client_cpu_seconds: float = 0.0
-    """Processor time of the client's thread: for asgl that of its event loop, with language and planning."""
+    """Processor time of the client's thread: for asgl that of its event loop, with language and
+    planning."""
     timed_out: bool = False
 
     @property
@@ -30,7 +32,9 @@ class Run:
         return len(self.latencies) / self.seconds
 
 
-async def execute(client: Client, workload: Workload, items: Sequence[Any], *, concurrency: int, limit: float) -> Run:
+async def execute(
+    client: Client, workload: Workload, items: Sequence[Any], *, concurrency: int, limit: float
+) -> Run:
     """Runs the program on all items, at most `concurrency` at once, for at most `limit` seconds.
 
     Raises what a program raises: Unsupported if the engine cannot do what the workload needs.
@@ -70,6 +74,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:
-    """The smallest value that at least that share of the values does not exceed; None if there are none."""
+    """The smallest value that at least that share of the values does not exceed; None if there are
+    none."""
     ordered = sorted(values)
     return ordered[max(ceil(len(ordered) * share), 1) - 1] if ordered else None

@@ -1,10 +1,10 @@
-"""What the engine itself costs, on the real model: overhead a step, a ticking task, a long prompt beside running decodes, the
-upkeep of the radix tree, and what deterministic=True costs.
+"""What the engine itself costs, on the real model: overhead a step, a ticking task, a long prompt
+beside running decodes, the upkeep of the radix tree, and what deterministic=True costs.
 
     python bench/engine.py [--kernels cpu|reference] [--only PART]
 
-Run it on a quiet machine. The overhead is the share of wall time in which no step ran on the device thread: planning, committing,
-delivering, the hand-off between threads, and the programs themselves.
+Run it on a quiet machine. The overhead is the share of wall time in which no step ran on the device
+thread: planning, committing, delivering, the hand-off between threads, and the programs themselves.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ TEXT = "the cat sat on the mat and looked at the moon while the rain came down. 
 
 
 async def decode(rt: asgl.Runtime, streams: int, tokens: int) -> tuple[float, float, float]:
-    """Tokens a second, milliseconds a step, and the share of overhead, while `streams` requests decode."""
+    """Tokens a second, milliseconds a step, and the share of overhead, while `streams` requests
+    decode."""
     warm = [rt.prompt(f"{number} " + TEXT * 15) for number in range(streams)]
     for s in warm:
         await s.extend("")
     before, began = rt.statistics(), time.perf_counter()
-    handles = [s.gen(max_tokens=tokens, ignore_eos=True, seed=number) for number, s in enumerate(warm)]
+    handles = [
+        s.gen(max_tokens=tokens, ignore_eos=True, seed=number) for number, s in enumerate(warm)
+    ]
     for handle in handles:
         await handle
     wall, after = time.perf_counter() - began, rt.statistics()
@@ -43,7 +46,10 @@ async def overhead(rt: asgl.Runtime) -> None:
     for streams in (1, 8, 64):
         runs = [await decode(rt, streams, 64) for _ in range(5)]
         rate, step, share = (statistics.median(column) for column in zip(*runs, strict=True))
-        print(f"  {streams:>3} running   {rate:>7.0f} tokens/s   {step:>6.2f} ms a step   overhead {share:>6.1%}")
+        print(
+            f"  {streams:>3} running   {rate:>7.0f} tokens/s   {step:>6.2f} ms a step   overhead "
+            f"{share:>6.1%}"
+        )
 
 
 async def ticking(rt: asgl.Runtime) -> None:
@@ -61,18 +67,27 @@ async def ticking(rt: asgl.Runtime) -> None:
         if task is not None:
             task.cancel()
     a, b = statistics.median(rates[False]), statistics.median(rates[True])
-    less = sorted(1 - beside / alone for alone, beside in zip(rates[False], rates[True], strict=True))
-    print(f"a single stream: {a:.0f} tokens/s alone, {b:.0f} beside a task that ticks every millisecond; of {_PAIRS} pairs "
-          f"{statistics.median(less):.1%} less (median; quartiles {less[_PAIRS // 4]:.1%} and {less[3 * _PAIRS // 4]:.1%})")
+    less = sorted(
+        1 - beside / alone for alone, beside in zip(rates[False], rates[True], strict=True)
+    )
+    print(
+        f"a single stream: {a:.0f} tokens/s alone, {b:.0f} beside a task that ticks every "
+        f"millisecond; of {_PAIRS} pairs "
+        f"{statistics.median(less):.1%} less (median; quartiles {less[_PAIRS // 4]:.1%} and "
+        f"{less[3 * _PAIRS // 4]:.1%})"
+    )
 
 
 async def long_prompt(rt: asgl.Runtime) -> None:
-    """Time between tokens of eight streams while a prompt of 6,000 tokens is computed beside them."""
+    """Time between tokens of eight streams while a prompt of 6,000 tokens is computed beside
+    them."""
     gaps: list[float] = []
 
     async def stream(number: int) -> None:
         last = None
-        async for _ in rt.prompt(f"{number} " + TEXT).gen(max_tokens=200, ignore_eos=True, seed=number):
+        async for _ in rt.prompt(f"{number} " + TEXT).gen(
+            max_tokens=200, ignore_eos=True, seed=number
+        ):
             now = time.perf_counter()
             if last is not None and prefilling.is_set():
                 gaps.append(now - last)
@@ -89,8 +104,11 @@ async def long_prompt(rt: asgl.Runtime) -> None:
     prefilling.clear()
     await asyncio.gather(*streams)
     gaps.sort()
-    print(f"beside a prompt of {len(s.token_ids)} tokens ({seconds:.1f} s): time between tokens p50 "
-          f"{1e3 * gaps[len(gaps) // 2]:.0f} ms, p99 {1e3 * gaps[int(0.99 * len(gaps))]:.0f} ms, {len(gaps)} tokens")
+    print(
+        f"beside a prompt of {len(s.token_ids)} tokens ({seconds:.1f} s): time between tokens p50 "
+        f"{1e3 * gaps[len(gaps) // 2]:.0f} ms, p99 {1e3 * gaps[int(0.99 * len(gaps))]:.0f} ms, "
+        f"{len(gaps)} tokens"
+    )
 
 
 class Stopwatch:
@@ -128,8 +146,12 @@ class Steps:
 
 
 async def upkeep(model: str, kernels: Any) -> None:
-    """Tree of thought, few-shot and chat in one crowd; the share of run time in matching, inserting, locking, evicting."""
-    watch, steps = Stopwatch(RadixCache, ["match", "insert", "lock", "unlock", "evict", "watch", "unwatch"]), Steps()
+    """Tree of thought, few-shot and chat in one crowd; the share of run time in matching,
+    inserting, locking, evicting."""
+    watch, steps = (
+        Stopwatch(RadixCache, ["match", "insert", "lock", "unlock", "evict", "watch", "unwatch"]),
+        Steps(),
+    )
     async with asgl.Runtime(model, kernels=kernels, kv_cache_tokens=12_000, tracers=[steps]) as rt:
 
         async def program(number: int) -> None:
@@ -144,13 +166,16 @@ async def upkeep(model: str, kernels: Any) -> None:
 
         await asyncio.gather(*(program(number) for number in range(32)))
         seen = rt.statistics()
-    print(f"upkeep of the radix tree: {watch.seconds / steps.seconds:.2%} of the time of steps "
-          f"({1e3 * watch.seconds:.0f} ms of {steps.seconds:.1f} s; hit rate {seen.hit_rate:.1%}, "
-          f"{seen.evicted_tokens} tokens evicted)")
+    print(
+        f"upkeep of the radix tree: {watch.seconds / steps.seconds:.2%} of the time of steps "
+        f"({1e3 * watch.seconds:.0f} ms of {steps.seconds:.1f} s; hit rate {seen.hit_rate:.1%}, "
+        f"{seen.evicted_tokens} tokens evicted)"
+    )
 
 
 async def deterministic(model: str, kernels: Any) -> None:
-    """With and without, in turn: decoding one and eight streams, and a prompt of about 1,500 tokens."""
+    """With and without, in turn: decoding one and eight streams, and a prompt of about 1,500
+    tokens."""
     seen: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
     for number in range(6):
         fixed = number % 4 in (1, 2)
@@ -163,12 +188,18 @@ async def deterministic(model: str, kernels: Any) -> None:
             seen[fixed].append((one, eight, len(s.token_ids) / (time.perf_counter() - began)))
     print("deterministic=True: tokens/s (median of 3)")
     for part, name in enumerate(("decode, 1 running", "decode, 8 running", "prompt")):
-        free, fixed = (statistics.median(rates[part] for rates in seen[mode]) for mode in (False, True))
-        print(f"  {name:<18} {fixed:>7.0f} with, {free:>7.0f} without ({1 - fixed / free:.1%} less)")
+        free, fixed = (
+            statistics.median(rates[part] for rates in seen[mode]) for mode in (False, True)
+        )
+        print(
+            f"  {name:<18} {fixed:>7.0f} with, {free:>7.0f} without ({1 - fixed / free:.1%} less)"
+        )
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--kernels", default="auto")
     running = {"overhead": overhead, "ticking": ticking, "long-prompt": long_prompt}

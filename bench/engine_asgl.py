@@ -42,8 +42,9 @@ class Recorder:
 class AsglClient:
     """One run on an open Runtime, as one of the variants. Makes the engine's cache empty.
 
-    What it takes is not public: the Runtime's engine, for a scheduler that lacks a part, and the session's engine, to see
-    the tokens of each request, from which the optimum is computed. Neither is of use to programs.
+    What it takes is not public: the Runtime's engine, for a scheduler that lacks a part, and the
+    session's engine, to see the tokens of each request, from which the optimum is computed. Neither
+    is of use to programs.
     """
 
     def __init__(self, runtime: asgl.Runtime, variant: Variant, salt: str = "") -> None:
@@ -73,13 +74,22 @@ class AsglClient:
 
     @property
     def usages(self) -> list[Usage]:
-        return [Usage(ticket.prompt_tokens, ticket.cached_tokens, ticket.request.generated,
-                      None if ticket.first_token_at is None else ticket.first_token_at - ticket.submitted_at)
-                for ticket in self.tickets]
+        return [
+            Usage(
+                ticket.prompt_tokens,
+                ticket.cached_tokens,
+                ticket.request.generated,
+                None
+                if ticket.first_token_at is None
+                else ticket.first_token_at - ticket.submitted_at,
+            )
+            for ticket in self.tickets
+        ]
 
 
 class AsglPrompt:
-    """A PromptStream. `lock`: held while one of the program's generations runs, for programs without parallelism."""
+    """A PromptStream. `lock`: held while one of the program's generations runs, for programs
+    without parallelism."""
 
     def __init__(self, client: AsglClient, stream: PromptStream, lock: asyncio.Lock | None) -> None:
         self._client = client
@@ -97,8 +107,14 @@ class AsglPrompt:
         if options.schema is not None:
             more["json_schema"] = options.schema
         async with self._turn:
-            handle = self._stream.gen(max_tokens=options.max_tokens, stop=options.stop, temperature=options.temperature,
-                                      seed=options.seed, ignore_eos=options.exact, **more)
+            handle = self._stream.gen(
+                max_tokens=options.max_tokens,
+                stop=options.stop,
+                temperature=options.temperature,
+                seed=options.seed,
+                ignore_eos=options.exact,
+                **more,
+            )
             await handle
         return handle.text
 

@@ -1,9 +1,11 @@
-"""Measures the Triton kernels and decode steps on the GPU of this machine, beside the bounds of roofline.py.
+"""Measures the Triton kernels and decode steps on the GPU of this machine, beside the bounds of
+roofline.py.
 
     make gpu        tests on the device first, then this; writes docs/gpu-measured.md
 
-Each kernel is timed by events over repeated launches with a cold L2 cache (triton.testing.do_bench, the median). Decode steps
-are timed from outside, a plan to its tokens, with graphs and without, on random weights of SmolLM2-135M's shape.
+Each kernel is timed by events over repeated launches with a cold L2 cache (triton.testing.do_bench,
+the median). Decode steps are timed from outside, a plan to its tokens, with graphs and without, on
+random weights of SmolLM2-135M's shape.
 """
 
 from __future__ import annotations
@@ -46,16 +48,31 @@ Timer = Callable[[Callable[[], Any]], float]
 def batch_of(rows: Rows, device: torch.device) -> Batch:
     """Contexts in scattered slots, the shared part in the same slots for all."""
     own = rows.context - rows.shared
-    order = torch.randperm(rows.shared + rows.rows * own, generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    order = torch.randperm(
+        rows.shared + rows.rows * own, generator=torch.Generator().manual_seed(0)
+    ).to(torch.int32)
     starts = range(rows.shared, rows.shared + rows.rows * own, own)
     contexts = [torch.cat((order[: rows.shared], order[start : start + own])) for start in starts]
     slots = torch.cat([context[-rows.new :] for context in contexts])
-    positions = torch.arange(rows.context - rows.new, rows.context, dtype=torch.int32).repeat(rows.rows)
+    positions = torch.arange(rows.context - rows.new, rows.context, dtype=torch.int32).repeat(
+        rows.rows
+    )
     spans = ((0, rows.shared, tuple(range(rows.rows))),) if rows.shared else ()
-    tensors = (torch.zeros_like(slots), positions, slots, torch.arange(0, rows.rows * rows.new + 1, rows.new, dtype=torch.int32),
-               torch.arange(0, rows.rows * rows.context + 1, rows.context, dtype=torch.int32), torch.cat(contexts))
-    return Batch(*(tensor.to(device) for tensor in tensors), decode_rows=rows.rows if rows.new == 1 else 0, max_qo=rows.new,
-                 max_kv=rows.context, shared=spans)
+    tensors = (
+        torch.zeros_like(slots),
+        positions,
+        slots,
+        torch.arange(0, rows.rows * rows.new + 1, rows.new, dtype=torch.int32),
+        torch.arange(0, rows.rows * rows.context + 1, rows.context, dtype=torch.int32),
+        torch.cat(contexts),
+    )
+    return Batch(
+        *(tensor.to(device) for tensor in tensors),
+        decode_rows=rows.rows if rows.new == 1 else 0,
+        max_qo=rows.new,
+        max_kv=rows.context,
+        shared=spans,
+    )
 
 
 def calls(kernels: Any, model: Model) -> list[Callable[[], Any]]:
@@ -84,7 +101,11 @@ def calls(kernels: Any, model: Model) -> list[Callable[[], Any]]:
     return [
         lambda: kernels.add_rms_norm(hidden, delta, weight, 1e-5),
         lambda: kernels.rope_and_store(qkv, extend, rope, k, v),
-        attend(EXTEND), attend(PREFIXED), attend(DECODE), attend(ALONE), attend(SHARED),
+        attend(EXTEND),
+        attend(PREFIXED),
+        attend(DECODE),
+        attend(ALONE),
+        attend(SHARED),
         lambda: kernels.silu_and_mul(gate_up),
         lambda: kernels.head(x, head),
         lambda: kernels.sample(logits, sampling(LOGITS, device, greedy=True)),
@@ -96,8 +117,15 @@ def sampling(m: int, device: torch.device, *, greedy: bool) -> SamplingBatch:
     def column(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.full((m,), value, dtype=dtype, device=device)
 
-    return SamplingBatch(column(0.0 if greedy else 0.8), column(0.9), column(50, torch.int32), column(0.01),
-                         column(0.5, torch.float64), all_greedy=greedy, unfiltered=False)
+    return SamplingBatch(
+        column(0.0 if greedy else 0.8),
+        column(0.9),
+        column(50, torch.int32),
+        column(0.01),
+        column(0.5, torch.float64),
+        all_greedy=greedy,
+        unfiltered=False,
+    )
 
 
 def kernel_table(kernels: Any, name: str, timer: Timer) -> list[str]:
@@ -117,10 +145,23 @@ def step_table(device: str, steps: int = 50) -> list[str]:
     from asgl.kernels.triton.kernels import TritonKernels
 
     context = 512
-    lines = ["### Decode steps", "", f"Context {context}; greedy; median of {steps} steps, from the plan to the tokens.", "",
-             "| rows | graphs, ms | no graphs, ms | tokens/s with graphs |", "|---|---|---|---|"]
-    runners = [CudaRunner(random_checkpoint(), TritonKernels(device, torch.bfloat16), 64 * (context + 1), buckets=buckets)
-               for buckets in ((1, 4, 16, 64), ())]
+    lines = [
+        "### Decode steps",
+        "",
+        f"Context {context}; greedy; median of {steps} steps, from the plan to the tokens.",
+        "",
+        "| rows | graphs, ms | no graphs, ms | tokens/s with graphs |",
+        "|---|---|---|---|",
+    ]
+    runners = [
+        CudaRunner(
+            random_checkpoint(),
+            TritonKernels(device, torch.bfloat16),
+            64 * (context + 1),
+            buckets=buckets,
+        )
+        for buckets in ((1, 4, 16, 64), ())
+    ]
     for rows in (1, 4, 16, 64):
         plan = decode_plan(rows, context)
         times = []
@@ -128,7 +169,9 @@ def step_table(device: str, steps: int = 50) -> list[str]:
             for _ in range(5):
                 runner.run(plan)
             times.append(statistics.median(runner.run(plan).seconds for _ in range(steps)))
-        lines.append(f"| {rows} | {times[0] * 1e3:.2f} | {times[1] * 1e3:.2f} | {rows / times[0]:.0f} |")
+        lines.append(
+            f"| {rows} | {times[0] * 1e3:.2f} | {times[1] * 1e3:.2f} | {rows / times[0]:.0f} |"
+        )
     for runner in runners:
         runner.close()
     return lines
@@ -140,12 +183,28 @@ def random_checkpoint() -> Any:
     from asgl.models.layout import expected_shapes
 
     config = ModelConfig(
-        architecture="llama", layers=30, hidden_size=576, intermediate_size=1536, heads=9, kv_heads=3, head_dim=64,
-        vocabulary=49152, context_length=8192, rope_theta=1e5, norm_eps=1e-5, tied_head=True,
+        architecture="llama",
+        layers=30,
+        hidden_size=576,
+        intermediate_size=1536,
+        heads=9,
+        kv_heads=3,
+        head_dim=64,
+        vocabulary=49152,
+        context_length=8192,
+        rope_theta=1e5,
+        norm_eps=1e-5,
+        tied_head=True,
     )
     shapes = expected_shapes(config)
-    return SimpleNamespace(config=config, name="random, SmolLM2-135M's shape", tokenizer=None, chat_template=None,
-                           tensor=lambda name: torch.randn(shapes[name]) * shapes[name][-1] ** -0.5, close=lambda: None)
+    return SimpleNamespace(
+        config=config,
+        name="random, SmolLM2-135M's shape",
+        tokenizer=None,
+        chat_template=None,
+        tensor=lambda name: torch.randn(shapes[name]) * shapes[name][-1] ** -0.5,
+        close=lambda: None,
+    )
 
 
 def decode_plan(rows: int, context: int) -> Any:
@@ -155,14 +214,22 @@ def decode_plan(rows: int, context: int) -> Any:
 
     each = context + 1
     return StepPlan(
-        1, rows, array(INT, [7] * rows), array(INT, [context] * rows), array(INT, [row * each + context for row in range(rows)]),
-        array(INT, range(rows + 1)), array(INT, range(0, rows * each + 1, each)), array(INT, range(rows * each)),
+        1,
+        rows,
+        array(INT, [7] * rows),
+        array(INT, [context] * rows),
+        array(INT, [row * each + context for row in range(rows)]),
+        array(INT, range(rows + 1)),
+        array(INT, range(0, rows * each + 1, each)),
+        array(INT, range(rows * each)),
         samples=tuple(SampleRow(row, row, SamplingSpec(temperature=0.0), 0) for row in range(rows)),
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -175,13 +242,20 @@ def main() -> None:
     kernels = TritonKernels(options.device, torch.bfloat16)
     properties = torch.cuda.get_device_properties(options.device)
     text = [
-        "# Measured on a GPU", "",
-        f"Written by `make gpu` on {time.strftime('%Y-%m-%d')}: {properties.name}, {properties.multi_processor_count} "
-        f"multiprocessors, torch {torch.__version__}, triton {triton.__version__}; bfloat16. Bytes and operations are those of "
-        "bench/kernel_work.py.", "",
+        "# Measured on a GPU",
+        "",
+        f"Written by `make gpu` on {time.strftime('%Y-%m-%d')}: {properties.name}, "
+        f"{properties.multi_processor_count} "
+        f"multiprocessors, torch {torch.__version__}, triton {triton.__version__}; bfloat16. Bytes "
+        "and operations are those of "
+        "bench/kernel_work.py.",
+        "",
     ]
     for name in MODELS:
-        text += [*kernel_table(kernels, name, lambda call: do_bench(call, return_mode="median")), ""]
+        text += [
+            *kernel_table(kernels, name, lambda call: do_bench(call, return_mode="median")),
+            "",
+        ]
     text += step_table(options.device)
     RESULT.write_text("\n".join(text) + "\n")
     print(RESULT.read_text())

@@ -1,5 +1,5 @@
-"""What the Triton kernels have to do at the shapes of two models: bytes that must move, and operations. For roofline.py and
-gpu.py."""
+"""What the Triton kernels have to do at the shapes of two models: bytes that must move, and
+operations. For roofline.py and gpu.py."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Work:
-    """One call of a kernel. `case` names it in the compile lane's table. `moved`: bytes, each that is needed counted once.
-    `operations`: multiplications and additions, of the products only where there are any. `on_tensor_cores`: whether these are
-    products."""
+    """One call of a kernel. `case` names it in the compile lane's table. `moved`: bytes, each that
+    is needed counted once. `operations`: multiplications and additions, of the products only where
+    there are any. `on_tensor_cores`: whether these are products."""
 
     case: str
     at: str
@@ -63,19 +63,54 @@ def work(model: Model) -> list[Work]:
     heads = model.heads + 2 * model.kv_heads
     d = model.head_dim
     return [
-        Work("add_rms_norm", f"{TOKENS} tokens", TOKENS * model.width * (4 + ITEM + 4 + ITEM), TOKENS * model.width * 5, False),
-        Work("rope_and_store", f"{TOKENS} tokens", TOKENS * d * (2 * heads * ITEM + 4), TOKENS * d * heads * 3, False),
+        Work(
+            "add_rms_norm",
+            f"{TOKENS} tokens",
+            TOKENS * model.width * (4 + ITEM + 4 + ITEM),
+            TOKENS * model.width * 5,
+            False,
+        ),
+        Work(
+            "rope_and_store",
+            f"{TOKENS} tokens",
+            TOKENS * d * (2 * heads * ITEM + 4),
+            TOKENS * d * heads * 3,
+            False,
+        ),
         _attention("extend", model, EXTEND),
         _attention("extend", model, PREFIXED),
         _attention("decode", model, DECODE),
         _attention("decode", model, ALONE),
         _attention("span", model, SHARED),
-        Work("silu_and_mul", f"{TOKENS} tokens", TOKENS * model.gated * 3 * ITEM, TOKENS * model.gated * 5, False),
-        Work("head", f"{LOGITS} rows", (LOGITS + model.vocabulary) * model.width * ITEM + LOGITS * model.vocabulary * 4,
-             2 * LOGITS * model.vocabulary * model.width, True),
-        Work("sample, greedy", f"{LOGITS} rows", LOGITS * model.vocabulary * 4, LOGITS * model.vocabulary, False),
+        Work(
+            "silu_and_mul",
+            f"{TOKENS} tokens",
+            TOKENS * model.gated * 3 * ITEM,
+            TOKENS * model.gated * 5,
+            False,
+        ),
+        Work(
+            "head",
+            f"{LOGITS} rows",
+            (LOGITS + model.vocabulary) * model.width * ITEM + LOGITS * model.vocabulary * 4,
+            2 * LOGITS * model.vocabulary * model.width,
+            True,
+        ),
+        Work(
+            "sample, greedy",
+            f"{LOGITS} rows",
+            LOGITS * model.vocabulary * 4,
+            LOGITS * model.vocabulary,
+            False,
+        ),
         # read again from the L2 cache in each of ten passes of three searches; memory is read once
-        Work("sample, filtered", f"{LOGITS} rows", LOGITS * model.vocabulary * 4, LOGITS * model.vocabulary * 36 * 20, False),
+        Work(
+            "sample, filtered",
+            f"{LOGITS} rows",
+            LOGITS * model.vocabulary * 4,
+            LOGITS * model.vocabulary * 36 * 20,
+            False,
+        ),
     ]
 
 
@@ -86,9 +121,14 @@ def pairs(rows: Rows) -> int:
 
 
 def _attention(case: str, model: Model, rows: Rows) -> Work:
-    """Keys and values once for a row, those of a shared prefix once for all; queries and results once."""
+    """Keys and values once for a row, those of a shared prefix once for all; queries and results
+    once."""
     each = 2 * model.kv_heads * model.head_dim * ITEM
     own = rows.rows * (rows.context - rows.shared)
-    moved = (own + rows.shared) * each + 2 * rows.rows * rows.new * model.heads * model.head_dim * ITEM
-    at = f"{rows.rows} x {rows.new} new, context {rows.context}" + (f", {rows.shared} shared" if rows.shared else "")
+    moved = (
+        own + rows.shared
+    ) * each + 2 * rows.rows * rows.new * model.heads * model.head_dim * ITEM
+    at = f"{rows.rows} x {rows.new} new, context {rows.context}" + (
+        f", {rows.shared} shared" if rows.shared else ""
+    )
     return Work(case, at, moved, 4 * pairs(rows) * model.heads * model.head_dim, True)

@@ -2,10 +2,11 @@
 
     python bench/kernels.py [--threads N] [--seconds S] [--part linear attention elementwise sampling steps]
 
-For each kernel at the shapes of SmolLM2-135M: the time of one call (the least, and the median), what it must read and
-compute, and the share of the limit that it reaches: the larger of bytes / bandwidth and operations / peak, over the time.
-Weights, keys and values are cycled through 30 layers, so that they come from memory as in a step. Run it on a quiet machine:
-a busy one shows in the first line.
+For each kernel at the shapes of SmolLM2-135M: the time of one call (the least, and the median),
+what it must read and compute, and the share of the limit that it reaches: the larger of bytes /
+bandwidth and operations / peak, over the time. Weights, keys and values are cycled through 30
+layers, so that they come from memory as in a step. Run it on a quiet machine: a busy one shows in
+the first line.
 """
 
 from __future__ import annotations
@@ -75,8 +76,10 @@ class Report:
     def line(self, name: str, call: Callable[[], object], moved: int, operations: int = 0) -> None:
         least, median = times(call, self.seconds)
         bound = max(moved / self.limit.read, operations / self.limit.peak)
-        print(f"{name:42}{least * 1e6:10.0f}{median * 1e6:10.0f}{moved / 1e6:9.2f}{operations / 1e9:9.3f}{bound / least:10.0%}",
-              flush=True)
+        print(
+            f"{name:42}{least * 1e6:10.0f}{median * 1e6:10.0f}{moved / 1e6:9.2f}{operations / 1e9:9.3f}{bound / least:10.0%}",
+            flush=True,
+        )
 
 
 def cycle(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
@@ -107,14 +110,17 @@ def ints(values: Sequence[int]) -> Tensor:
 
 
 def batch_of(contexts: Sequence[Sequence[int]], new: Sequence[int], prefix: int = 0) -> Batch:
-    """Rows with these slots, the last `new` of them new; the first `prefix` positions are shared by all."""
+    """Rows with these slots, the last `new` of them new; the first `prefix` positions are shared by
+    all."""
     qo, kv = [0], [0]
     for context, count in zip(contexts, new, strict=True):
         qo.append(qo[-1] + count)
         kv.append(kv[-1] + len(context))
     return Batch(
         input_ids=ints([0] * qo[-1]),
-        positions=ints([len(c) - n + i for c, n in zip(contexts, new, strict=True) for i in range(n)]),
+        positions=ints(
+            [len(c) - n + i for c, n in zip(contexts, new, strict=True) for i in range(n)]
+        ),
         slots=ints([slot for c, n in zip(contexts, new, strict=True) for slot in c[len(c) - n :]]),
         qo_indptr=ints(qo),
         kv_indptr=ints(kv),
@@ -127,12 +133,23 @@ def batch_of(contexts: Sequence[Sequence[int]], new: Sequence[int], prefix: int 
 
 
 def linear_layers(kernels: CpuKernels, report: Report) -> None:
-    for n, k, bits, layers in ((3072, 576, 4, LAYERS), (576, 1536, 4, LAYERS), (VOCABULARY, D, 8, 2)):
+    for n, k, bits, layers in (
+        (3072, 576, 4, LAYERS),
+        (576, 1536, 4, LAYERS),
+        (VOCABULARY, D, 8, 2),
+    ):
         weights = [kernels.pack_linear(quantized(n, k, bits)) for _ in range(layers)]
         for rows in (1, 4, 8, 16, 32, 64, 256):
-            x = torch.randn(rows, k).to(kernels.add_rms_norm(torch.ones(1, k), None, torch.ones(k), 1e-5).dtype)
+            x = torch.randn(rows, k).to(
+                kernels.add_rms_norm(torch.ones(1, k), None, torch.ones(k), 1e-5).dtype
+            )
             calls = [lambda w=w, x=x: kernels.linear(x, w) for w in weights]
-            report.line(f"linear {rows} x {k} -> {n}, {bits} bits", cycle(calls), weights[0].memory.nbytes, 2 * rows * n * k)
+            report.line(
+                f"linear {rows} x {k} -> {n}, {bits} bits",
+                cycle(calls),
+                weights[0].memory.nbytes,
+                2 * rows * n * k,
+            )
 
 
 def attention(kernels: CpuKernels, report: Report) -> None:
@@ -140,9 +157,15 @@ def attention(kernels: CpuKernels, report: Report) -> None:
     shapes = {
         "1 row of 256": batch_of([range(256)], [1]),
         "1 row of 4000": batch_of([range(4000)], [1]),
-        "32 rows of 256": batch_of([range(256 * row, 256 * row + 256) for row in range(32)], [1] * 32),
-        "64 rows of 300": batch_of([range(300 * row, 300 * row + 300) for row in range(64)], [1] * 64),
-        "32 rows, prefix of 1000 shared": batch_of([[*range(1000), *tail] for tail in own], [1] * 32, 1000),
+        "32 rows of 256": batch_of(
+            [range(256 * row, 256 * row + 256) for row in range(32)], [1] * 32
+        ),
+        "64 rows of 300": batch_of(
+            [range(300 * row, 300 * row + 300) for row in range(64)], [1] * 64
+        ),
+        "32 rows, prefix of 1000 shared": batch_of(
+            [[*range(1000), *tail] for tail in own], [1] * 32, 1000
+        ),
         "the same, nothing shared": batch_of([[*range(1000), *tail] for tail in own], [1] * 32),
         "prompt of 256": batch_of([range(256)], [256]),
         "512 more after 1500": batch_of([range(2012)], [512]),
@@ -151,7 +174,9 @@ def attention(kernels: CpuKernels, report: Report) -> None:
         slots = int(batch.kv_indices.max()) + 1
         memory = cache_of(2, LAYERS, slots)
         qo, kv = batch.qo_indptr.tolist(), batch.kv_indptr.tolist()
-        seen = sum(kv[r + 1] - kv[r] - i for r in range(batch.rows) for i in range(qo[r + 1] - qo[r]))
+        seen = sum(
+            kv[r + 1] - kv[r] - i for r in range(batch.rows) for i in range(qo[r + 1] - qo[r])
+        )
         q = torch.randn(qo[-1], HEADS, HEAD_DIM)
         calls = [
             lambda q=q, k=k, v=v, batch=batch: kernels.attention(q, k, v, batch, HEAD_DIM**-0.5)
@@ -166,16 +191,25 @@ def elementwise(kernels: CpuKernels, report: Report) -> None:
         hidden, delta, weight = torch.randn(rows, D), torch.randn(rows, D), torch.ones(D)
         report.line(
             f"add and norm, {rows} rows",
-            lambda h=hidden, d=delta, w=weight: kernels.add_rms_norm(h, d, w, 1e-5), rows * D * 14,
+            lambda h=hidden, d=delta, w=weight: kernels.add_rms_norm(h, d, w, 1e-5),
+            rows * D * 14,
         )
         gate_up = torch.randn(rows, 2 * F)
-        report.line(f"silu and multiply, {rows} rows", lambda g=gate_up: kernels.silu_and_mul(g), rows * F * 10)
+        report.line(
+            f"silu and multiply, {rows} rows",
+            lambda g=gate_up: kernels.silu_and_mul(g),
+            rows * F * 10,
+        )
         batch = batch_of([[row] for row in range(rows)], [1] * rows)
         qkv, rope = torch.randn(rows, (HEADS + 2 * KV_HEADS) * HEAD_DIM), torch.randn(16, HEAD_DIM)
-        keys, values = (torch.zeros(rows, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16) for _ in range(2))
+        keys, values = (
+            torch.zeros(rows, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16) for _ in range(2)
+        )
         report.line(
             f"rotate and store, {rows} rows",
-            lambda qkv=qkv, batch=batch, rope=rope, k=keys, v=values: kernels.rope_and_store(qkv, batch, rope, k, v),
+            lambda qkv=qkv, batch=batch, rope=rope, k=keys, v=values: kernels.rope_and_store(
+                qkv, batch, rope, k, v
+            ),
             rows * (HEADS + 2 * KV_HEADS) * HEAD_DIM * 6,
         )
 
@@ -186,17 +220,26 @@ def sampling(kernels: CpuKernels, report: Report) -> None:
         ones, zeros = torch.ones(rows), torch.zeros(rows)
         uniform = torch.rand(rows, dtype=torch.float64)
         ways = {
-            "greedy": SamplingBatch(zeros, ones, zeros.int(), zeros, uniform, all_greedy=True, unfiltered=True),
-            "temperature 1": SamplingBatch(ones, ones, zeros.int(), zeros, uniform, unfiltered=True),
-            "top_p 0.9, top_k 50": SamplingBatch(ones, ones * 0.9, zeros.int() + 50, zeros, uniform),
+            "greedy": SamplingBatch(
+                zeros, ones, zeros.int(), zeros, uniform, all_greedy=True, unfiltered=True
+            ),
+            "temperature 1": SamplingBatch(
+                ones, ones, zeros.int(), zeros, uniform, unfiltered=True
+            ),
+            "top_p 0.9, top_k 50": SamplingBatch(
+                ones, ones * 0.9, zeros.int() + 50, zeros, uniform
+            ),
         }
         for name, how in ways.items():
             work = torch.empty_like(logits)
             report.line(
                 f"copy and sample {rows} rows, {name}",
-                lambda w=work, x=logits, h=how: kernels.sample(w.copy_(x), h), 3 * logits.nbytes,
+                lambda w=work, x=logits, h=how: kernels.sample(w.copy_(x), h),
+                3 * logits.nbytes,
             )
-        report.line(f"log_softmax, {rows} rows", lambda x=logits: kernels.log_softmax(x), 2 * logits.nbytes)
+        report.line(
+            f"log_softmax, {rows} rows", lambda x=logits: kernels.log_softmax(x), 2 * logits.nbytes
+        )
 
 
 STEPS: dict[str, tuple[list[range], int]] = {
@@ -216,45 +259,83 @@ STEPS: dict[str, tuple[list[range], int]] = {
 def steps(kernels: CpuKernels, report: Report) -> None:
     """Whole steps: 30 layers in one call, the head, greedy sampling."""
     layers = [
-        LayerWeights(torch.ones(D), kernels.pack_linear(quantized((HEADS + 2 * KV_HEADS) * HEAD_DIM, D, 4)), None,
-                     kernels.pack_linear(quantized(D, HEADS * HEAD_DIM, 4)), torch.ones(D),
-                     kernels.pack_linear(quantized(2 * F, D, 4)), kernels.pack_linear(quantized(D, F, 4)))
+        LayerWeights(
+            torch.ones(D),
+            kernels.pack_linear(quantized((HEADS + 2 * KV_HEADS) * HEAD_DIM, D, 4)),
+            None,
+            kernels.pack_linear(quantized(D, HEADS * HEAD_DIM, 4)),
+            torch.ones(D),
+            kernels.pack_linear(quantized(2 * F, D, 4)),
+            kernels.pack_linear(quantized(D, F, 4)),
+        )
         for _ in range(LAYERS)
     ]
     head = kernels.pack_head(quantized(VOCABULARY, D, 8))
-    fused = kernels.fuse(layers, torch.ones(D), torch.randn(8192, HEAD_DIM), HEADS, KV_HEADS, HEAD_DIM, 1e-5)
+    fused = kernels.fuse(
+        layers, torch.ones(D), torch.randn(8192, HEAD_DIM), HEADS, KV_HEADS, HEAD_DIM, 1e-5
+    )
     assert fused is not None
     slots = 64 * 300
     memory = cache_of(LAYERS, 2, slots)
     caches = [(keys, values) for keys, values in memory]
-    linear_bytes = sum(layer.qkv.memory.nbytes + layer.o.memory.nbytes + layer.gate_up.memory.nbytes + layer.down.memory.nbytes
-                       for layer in layers)
+    linear_bytes = sum(
+        layer.qkv.memory.nbytes
+        + layer.o.memory.nbytes
+        + layer.gate_up.memory.nbytes
+        + layer.down.memory.nbytes
+        for layer in layers
+    )
     weights = LAYERS * D * ((2 * HEADS + 2 * KV_HEADS) * HEAD_DIM + 3 * F)
     for name, (contexts, new) in STEPS.items():
         batch = batch_of(contexts, [new] * len(contexts))
         tokens, rows = new * len(contexts), len(contexts)
         last = torch.arange(rows) * new + new - 1
         hidden = torch.randn(tokens, D)
-        how = SamplingBatch(torch.zeros(rows), torch.ones(rows), torch.zeros(rows, dtype=torch.int32), torch.zeros(rows),
-                            torch.rand(rows, dtype=torch.float64), all_greedy=True, unfiltered=True)
+        how = SamplingBatch(
+            torch.zeros(rows),
+            torch.ones(rows),
+            torch.zeros(rows, dtype=torch.int32),
+            torch.zeros(rows),
+            torch.rand(rows, dtype=torch.float64),
+            all_greedy=True,
+            unfiltered=True,
+        )
 
-        def step(batch: Batch = batch, last: Tensor = last, hidden: Tensor = hidden, how: SamplingBatch = how) -> None:
+        def step(
+            batch: Batch = batch,
+            last: Tensor = last,
+            hidden: Tensor = hidden,
+            how: SamplingBatch = how,
+        ) -> None:
             states = kernels.run_layers(fused, hidden.clone(), batch, caches, last)
             assert states is not None
             kernels.sample(kernels.head(states, head), how)
 
         seen = sum(len(context) - i for context in contexts for i in range(new))
         moved = linear_bytes + head.memory.nbytes + LAYERS * KV_BYTES * sum(map(len, contexts))
-        operations = 2 * tokens * weights + 2 * rows * VOCABULARY * D + 4 * LAYERS * seen * HEADS * HEAD_DIM
+        operations = (
+            2 * tokens * weights + 2 * rows * VOCABULARY * D + 4 * LAYERS * seen * HEADS * HEAD_DIM
+        )
         report.line(f"step, {name}", step, moved, operations)
 
 
-PARTS = {"linear": linear_layers, "attention": attention, "elementwise": elementwise, "sampling": sampling, "steps": steps}
+PARTS = {
+    "linear": linear_layers,
+    "attention": attention,
+    "elementwise": elementwise,
+    "sampling": sampling,
+    "steps": steps,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=None, help="threads of the kernels and of the limits (default: all cores)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=None,
+        help="threads of the kernels and of the limits (default: all cores)",
+    )
     parser.add_argument("--seconds", type=float, default=0.3, help="how long to repeat each call")
     parser.add_argument("--part", nargs="+", choices=list(PARTS), help="which lines (default: all)")
     arguments = parser.parse_args()
@@ -263,8 +344,11 @@ def main() -> None:
     with torch.inference_mode():
         kernels = CpuKernels(weights="auto", threads=arguments.threads)
         limit = limits(arguments.seconds)
-        print(f"{kernels.threads} threads: read {limit.read / 1e9:.1f} GB/s, bfloat16 {limit.bfloat16 / 1e9:.0f} GFLOP/s, "
-              f"float32 {limit.float32 / 1e9:.0f} GFLOP/s")
+        print(
+            f"{kernels.threads} threads: read {limit.read / 1e9:.1f} GB/s, bfloat16 "
+            f"{limit.bfloat16 / 1e9:.0f} GFLOP/s, "
+            f"float32 {limit.float32 / 1e9:.0f} GFLOP/s"
+        )
         report = Report(limit, arguments.seconds)
         for name in arguments.part or PARTS:
             PARTS[name](kernels, report)

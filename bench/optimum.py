@@ -1,13 +1,14 @@
-"""What a run had to cost: the fewest prompt tokens that any cache could have left to compute, and the time that the machine's
-limits allow for them.
+"""What a run had to cost: the fewest prompt tokens that any cache could have left to compute, and
+the time that the machine's limits allow for them.
 
     compute    (tokens to compute + tokens generated) x FLOPs of a token / FLOP/s of dense products
     bytes      longest chain of generated tokens x bytes of the weights / bytes/s of memory
     ideal      the larger of the two
 
-Attention, sampling and all overhead are left out. The products are torch's, in float32 or bfloat16, whichever is faster on the
-machine: only an engine that multiplies 8-bit integers could be faster than this allows. The limits are measured in a process of
-their own, before the run: `python -m bench.optimum` prints them.
+Attention, sampling and all overhead are left out. The products are torch's, in float32 or bfloat16,
+whichever is faster on the machine: only an engine that multiplies 8-bit integers could be faster
+than this allows. The limits are measured in a process of their own, before the run: `python -m
+bench.optimum` prints them.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Work(NamedTuple):
 
     prompt_tokens: int
     computed_tokens: int
-    """Prompt tokens that no cache can avoid: each distinct prefix once, and the last token of each prompt whose logits are
-    wanted."""
+    """Prompt tokens that no cache can avoid: each distinct prefix once, and the last token of each
+    prompt whose logits are wanted."""
     generated_tokens: int
     chain: int
     """The most tokens that had to be generated one after another."""
@@ -53,7 +54,8 @@ class Limits(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Of the model: FLOPs to compute a token, FLOPs of the head for a token whose logits are wanted, bytes of all weights."""
+    """Of the model: FLOPs to compute a token, FLOPs of the head for a token whose logits are
+    wanted, bytes of all weights."""
 
     token_flops: float
     head_flops: float
@@ -61,7 +63,8 @@ class Model(NamedTuple):
 
 
 def work(requests: Iterable[Computed]) -> Work:
-    """Replays the requests one by one through a cache without bounds. Prefixes are told apart by rolling hashes."""
+    """Replays the requests one by one through a cache without bounds. Prefixes are told apart by
+    rolling hashes."""
     seen: set[int] = set()
     ends: dict[int, int] = {}
     prompt_tokens = computed = generated = longest = 0
@@ -94,14 +97,22 @@ def hit_rate(works: Sequence[Work]) -> float:
 
 def ideal_seconds(done: Work, model: Model, limits: Limits) -> float:
     """The time below which no engine can be that multiplies floats."""
-    arithmetic = (done.computed_tokens + done.generated_tokens) * model.token_flops + done.generated_tokens * model.head_flops
+    arithmetic = (
+        done.computed_tokens + done.generated_tokens
+    ) * model.token_flops + done.generated_tokens * model.head_flops
     return max(arithmetic / limits.flops, done.chain * model.bytes / limits.bytes_per_second)
 
 
 def measure() -> Limits:
-    """The limits, from a process of their own: products in the process of a Runtime would disturb its threads."""
-    output = subprocess.run([sys.executable, "-m", "bench.optimum"], check=True, capture_output=True, text=True,
-                            cwd=paths.REPOSITORY).stdout
+    """The limits, from a process of their own: products in the process of a Runtime would disturb
+    its threads."""
+    output = subprocess.run(
+        [sys.executable, "-m", "bench.optimum"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=paths.REPOSITORY,
+    ).stdout
     return Limits(**json.loads(output.splitlines()[-1]))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 
 def draw(newest: Mapping[str, Mapping[str, Any]], folder: Path) -> list[tuple[str, str]]:
-    """Draws what the results have figures for; title and file name of each plot. Without matplotlib there are none."""
+    """Draws what the results have figures for; title and file name of each plot. Without matplotlib
+    there are none."""
     try:
         import matplotlib
     except ImportError:
@@ -18,13 +19,19 @@ def draw(newest: Mapping[str, Mapping[str, Any]], folder: Path) -> list[tuple[st
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     if "race" in newest:
-        drawn += [_throughput(newest["race"], folder), _latency(newest["race"], folder), _hit_rate(newest["race"], folder)]
+        drawn += [
+            _throughput(newest["race"], folder),
+            _latency(newest["race"], folder),
+            _hit_rate(newest["race"], folder),
+        ]
     if "growth" in newest:
         drawn.append(_growth(newest["growth"], folder))
     return drawn
 
 
-def _by_engine(content: Mapping[str, Any], field: str) -> tuple[list[str], dict[str, dict[str, float]]]:
+def _by_engine(
+    content: Mapping[str, Any], field: str
+) -> tuple[list[str], dict[str, dict[str, float]]]:
     workloads = list(dict.fromkeys(row["workload"] for row in content["results"]))
     values: dict[str, dict[str, float]] = {}
     for row in content["results"]:
@@ -33,7 +40,13 @@ def _by_engine(content: Mapping[str, Any], field: str) -> tuple[list[str], dict[
     return workloads, values
 
 
-def _bars(workloads: Sequence[str], series: Mapping[str, Mapping[str, float]], label: str, *, logarithmic: bool = False) -> Any:
+def _bars(
+    workloads: Sequence[str],
+    series: Mapping[str, Mapping[str, float]],
+    label: str,
+    *,
+    logarithmic: bool = False,
+) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -42,7 +55,9 @@ def _bars(workloads: Sequence[str], series: Mapping[str, Mapping[str, float]], l
     for number, (name, values) in enumerate(series.items()):
         heights = [values.get(workload, 0.0) for workload in workloads]
         axes.bar([at + number * width for at in range(len(workloads))], heights, width, label=name)
-    axes.set_xticks([at + 0.4 - width / 2 for at in range(len(workloads))], workloads, rotation=40, ha="right")
+    axes.set_xticks(
+        [at + 0.4 - width / 2 for at in range(len(workloads))], workloads, rotation=40, ha="right"
+    )
     axes.set_ylabel(label)
     if logarithmic:
         axes.set_yscale("log")
@@ -57,10 +72,23 @@ def _save(figure: Any, folder: Path, name: str) -> str:
 
 def _throughput(content: Mapping[str, Any], folder: Path) -> tuple[str, str]:
     workloads, values = _by_engine(content, "programs_per_second")
-    best = {workload: max((speeds.get(workload, 0.0) for engine, speeds in values.items() if not engine.startswith("asgl")),
-                          default=0.0) for workload in workloads}
-    relative = {engine: {workload: speed / best[workload] for workload, speed in speeds.items() if best[workload]}
-                for engine, speeds in values.items()}
+    best = {
+        workload: max(
+            (
+                speeds.get(workload, 0.0)
+                for engine, speeds in values.items()
+                if not engine.startswith("asgl")
+            ),
+            default=0.0,
+        )
+        for workload in workloads
+    }
+    relative = {
+        engine: {
+            workload: speed / best[workload] for workload, speed in speeds.items() if best[workload]
+        }
+        for engine, speeds in values.items()
+    }
     figure = _bars(workloads, relative, "programs per second over the best peer's")
     figure.axes[0].axhline(1.0, color="black", linewidth=0.8)
     return "Throughput relative to the best peer", _save(figure, folder, "throughput.svg")
@@ -69,17 +97,28 @@ def _throughput(content: Mapping[str, Any], folder: Path) -> tuple[str, str]:
 def _latency(content: Mapping[str, Any], folder: Path) -> tuple[str, str]:
     workloads, middle = _by_engine(content, "latency_p50")
     _, tail = _by_engine(content, "latency_p99")
-    series = {f"{engine} {name}": values[engine] for engine in middle for name, values in (("p50", middle), ("p99", tail))}
+    series = {
+        f"{engine} {name}": values[engine]
+        for engine in middle
+        for name, values in (("p50", middle), ("p99", tail))
+    }
     return "Latency of a program, median and 99th percentile", _save(
-        _bars(workloads, series, "seconds", logarithmic=True), folder, "latency.svg")
+        _bars(workloads, series, "seconds", logarithmic=True), folder, "latency.svg"
+    )
 
 
 def _hit_rate(content: Mapping[str, Any], folder: Path) -> tuple[str, str]:
     workloads, rates = _by_engine(content, "hit_rate")
     _, optimal = _by_engine(content, "optimal_hit_rate")
     return "Cache hit rate against the optimum", _save(
-        _bars(workloads, {**rates, "optimum": optimal.get("asgl", {})}, "share of prompt tokens found in the cache"), folder,
-        "hit-rate.svg")
+        _bars(
+            workloads,
+            {**rates, "optimum": optimal.get("asgl", {})},
+            "share of prompt tokens found in the cache",
+        ),
+        folder,
+        "hit-rate.svg",
+    )
 
 
 def _growth(content: Mapping[str, Any], folder: Path) -> tuple[str, str]:
@@ -87,10 +126,20 @@ def _growth(content: Mapping[str, Any], folder: Path) -> tuple[str, str]:
 
     workloads = list(dict.fromkeys(row["workload"] for row in content["results"]))
     figure = Figure(figsize=(11, 4), layout="constrained")
-    for axes, workload in zip(figure.subplots(1, len(workloads), squeeze=False)[0], workloads, strict=True):
-        rows = [row for row in content["results"] if row["workload"] == workload and row.get("programs_per_second")]
+    for axes, workload in zip(
+        figure.subplots(1, len(workloads), squeeze=False)[0], workloads, strict=True
+    ):
+        rows = [
+            row
+            for row in content["results"]
+            if row["workload"] == workload and row.get("programs_per_second")
+        ]
         for engine in dict.fromkeys(row["engine"] for row in rows):
-            points = [(row["concurrency"], row["programs_per_second"]) for row in rows if row["engine"] == engine]
+            points = [
+                (row["concurrency"], row["programs_per_second"])
+                for row in rows
+                if row["engine"] == engine
+            ]
             axes.plot(*zip(*points, strict=True), marker="o", label=engine)
         axes.set_xscale("log", base=2)
         axes.set_title(workload)

@@ -26,9 +26,9 @@ from bench.workloads.base import Workload
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to run. scale: the share of each workload's programs. limit: seconds after which a run is broken off.
-    concurrency: programs at once; None for each workload's own. seconds: once so many have passed no
-    further workload is begun; None for no bound."""
+    """What to run. scale: the share of each workload's programs. limit: seconds after which a run
+    is broken off. concurrency: programs at once; None for each workload's own. seconds: once so
+    many have passed no further workload is begun; None for no bound."""
 
     model: str = "smollm2-135m"
     engines: Sequence[str] = ("asgl",)
@@ -45,7 +45,12 @@ class Settings:
     @property
     def asked(self) -> dict[str, Any]:
         """What a race must have in common with an earlier one to go on from it."""
-        return {"engines": list(self.engines), "rounds": self.rounds, "scale": self.scale, "limit": self.limit}
+        return {
+            "engines": list(self.engines),
+            "rounds": self.rounds,
+            "scale": self.scale,
+            "limit": self.limit,
+        }
 
 
 class Engine(Protocol):
@@ -76,8 +81,11 @@ class AsglEngine:
         self._variant = VARIANTS[variant]
         self._before = runtime.statistics()
         model = runtime.model
-        self.about = {"version": asgl.__version__, "settings": f"{self._variant.about}; {model.kernels} kernels, weights "
-                      f"{model.weights}, {model.dtype}, {self._before.capacity} tokens of KV, embedded"}
+        self.about = {
+            "version": asgl.__version__,
+            "settings": f"{self._variant.about}; {model.kernels} kernels, weights "
+            f"{model.weights}, {model.dtype}, {self._before.capacity} tokens of KV, embedded",
+        }
 
     @property
     def pid(self) -> int:
@@ -89,16 +97,21 @@ class AsglEngine:
         return client
 
     async def recover(self) -> None:
-        """Cancelled programs have left the engine by themselves; their last step may still run, and is over once another is.
-        The next run's scheduler knows nothing of it."""
+        """Cancelled programs have left the engine by themselves; their last step may still run, and
+        is over once another is. The next run's scheduler knows nothing of it."""
         await self._runtime.prompt("Idle.").gen(max_tokens=1, ignore_eos=True)
 
     def figures(self, client: Client) -> dict[str, Any]:
         assert isinstance(client, AsglClient)
         now, before = self._runtime.statistics(), self._before
-        return {"work": optimum.work(ticket.request for ticket in client.tickets), "steps": now.steps,
-                "run_seconds": now.run_seconds - before.run_seconds, "plan_seconds": now.plan_seconds - before.plan_seconds,
-                "idle_seconds": now.idle_seconds - before.idle_seconds, "retractions": now.retractions}
+        return {
+            "work": optimum.work(ticket.request for ticket in client.tickets),
+            "steps": now.steps,
+            "run_seconds": now.run_seconds - before.run_seconds,
+            "plan_seconds": now.plan_seconds - before.plan_seconds,
+            "idle_seconds": now.idle_seconds - before.idle_seconds,
+            "retractions": now.retractions,
+        }
 
 
 class PeerEngine:
@@ -127,11 +140,18 @@ class PeerEngine:
         return {}
 
 
-async def race(settings: Settings, kind: str, *, earlier: Sequence[Mapping[str, Any]] = (),
-               save: Callable[[dict[str, Any]], object] = lambda content: None) -> dict[str, Any]:
-    """Runs everything; the content of a result file, which `save` gets after each workload as far as it is.
+async def race(
+    settings: Settings,
+    kind: str,
+    *,
+    earlier: Sequence[Mapping[str, Any]] = (),
+    save: Callable[[dict[str, Any]], object] = lambda content: None,
+) -> dict[str, Any]:
+    """Runs everything; the content of a result file, which `save` gets after each workload as far
+    as it is.
 
-    earlier: rows of a race with the same settings that was interrupted; the workloads that they have are not run again.
+    earlier: rows of a race with the same settings that was interrupted; the workloads that they
+    have are not run again.
     """
     load = os.getloadavg()
     limits = optimum.measure()
@@ -140,7 +160,11 @@ async def race(settings: Settings, kind: str, *, earlier: Sequence[Mapping[str, 
     end = time.monotonic() + settings.seconds if settings.seconds is not None else float("inf")
     async with AsyncExitStack() as stack:
         engines, missing = await open_engines(settings, stack)
-        model = model_of(settings) if any(isinstance(engine, AsglEngine) for engine in engines) else None
+        model = (
+            model_of(settings)
+            if any(isinstance(engine, AsglEngine) for engine in engines)
+            else None
+        )
         own = [engine for engine in engines if isinstance(engine, AsglEngine)]
         for engine in engines:
             if engine not in own[1:]:  # the variants of asgl share a Runtime
@@ -150,10 +174,19 @@ async def race(settings: Settings, kind: str, *, earlier: Sequence[Mapping[str, 
 
         def content() -> dict[str, Any]:
             return results.document(
-                kind, rows, load_before=load, engines={engine.name: engine.about for engine in engines}, missing=missing,
-                left_out=left_out, model=settings.model, asked=settings.asked,
-                machine_limits={name: float(f"{value:.4g}") for name, value in limits._asdict().items()},
-                equal_limits={"running": settings.limits.running, "kv_gib": settings.limits.kv_gib})
+                kind,
+                rows,
+                load_before=load,
+                engines={engine.name: engine.about for engine in engines},
+                missing=missing,
+                left_out=left_out,
+                model=settings.model,
+                asked=settings.asked,
+                machine_limits={
+                    name: float(f"{value:.4g}") for name, value in limits._asdict().items()
+                },
+                equal_limits={"running": settings.limits.running, "kv_gib": settings.limits.kv_gib},
+            )
 
         for name in settings.workloads:
             if time.monotonic() > end:
@@ -162,13 +195,17 @@ async def race(settings: Settings, kind: str, *, earlier: Sequence[Mapping[str, 
             for concurrency in settings.concurrency:
                 if (name, concurrency) not in found:
                     began = time.monotonic()
-                    rows += await _race_one(WORKLOADS[name], engines, settings, concurrency, model, limits)
+                    rows += await _race_one(
+                        WORKLOADS[name], engines, settings, concurrency, model, limits
+                    )
                     say(f"{name}: {time.monotonic() - began:.0f} s in all")
                     save(content())
         return content()
 
 
-async def open_engines(settings: Settings, stack: AsyncExitStack) -> tuple[list[Engine], dict[str, str]]:
+async def open_engines(
+    settings: Settings, stack: AsyncExitStack
+) -> tuple[list[Engine], dict[str, str]]:
     """The engines that could be opened, and why the others are missing."""
     engines: list[Engine] = []
     missing: dict[str, str] = {}
@@ -177,11 +214,15 @@ async def open_engines(settings: Settings, stack: AsyncExitStack) -> tuple[list[
         if name in VARIANTS:
             activations = VARIANTS[name].activations
             if activations not in runtimes:
-                runtimes[activations] = await stack.enter_async_context(open_runtime(settings, activations=activations))
+                runtimes[activations] = await stack.enter_async_context(
+                    open_runtime(settings, activations=activations)
+                )
             engines.append(AsglEngine(runtimes[activations], name))
             continue
         if name not in PEERS:
-            raise SystemExit(f"there is no engine {name!r}; there are {', '.join([*VARIANTS, *PEERS])}")
+            raise SystemExit(
+                f"there is no engine {name!r}; there are {', '.join([*VARIANTS, *PEERS])}"
+            )
         try:
             peer = make_peer(name, settings.model, settings.limits)
             say(f"starting {name}")
@@ -197,8 +238,10 @@ async def open_engines(settings: Settings, stack: AsyncExitStack) -> tuple[list[
 
 def open_runtime(settings: Settings, **more: Any) -> asgl.Runtime:
     """Within the limits that hold for all engines."""
-    options: dict[str, Any] = {"kv_cache_tokens": settings.limits.tokens(_config(settings.model).kv_bytes_per_token),
-                               "max_running": settings.limits.running}
+    options: dict[str, Any] = {
+        "kv_cache_tokens": settings.limits.tokens(_config(settings.model).kv_bytes_per_token),
+        "max_running": settings.limits.running,
+    }
     return asgl.Runtime(settings.model, **{**options, **settings.runtime, **more})
 
 
@@ -215,16 +258,21 @@ def model_of(settings: Settings) -> optimum.Model:
     from asgl.models.layout import expected_shapes
 
     config = _config(settings.model)
-    linear = sum(rows * columns for name, (rows, *rest) in expected_shapes(config).items() if name.startswith("layers.") and rest
-                 for columns in rest)
+    linear = sum(
+        rows * columns
+        for name, (rows, *rest) in expected_shapes(config).items()
+        if name.startswith("layers.") and rest
+        for columns in rest
+    )
     head = config.vocabulary * config.hidden_size
     # four bits and a scale and an offset of sixteen for each 32 weights; eight bits for the head
     return optimum.Model(2.0 * linear, 2.0 * head, linear * 0.625 + head * 1.0625)
 
 
 WARM_UP = (("tree-of-thought", 1), ("json-regex", 1), ("chat-short", 2))
-"""Programs that fork, that are constrained, and that fill some of the KV cache: each engine runs them before it is measured.
-Memory that is touched for the first time costs a virtual machine more than the tokens that it is for."""
+"""Programs that fork, that are constrained, and that fill some of the KV cache: each engine runs
+them before it is measured. Memory that is touched for the first time costs a virtual machine more
+than the tokens that it is for."""
 
 
 async def warm_up(engine: Engine, settings: Settings) -> None:
@@ -232,7 +280,13 @@ async def warm_up(engine: Engine, settings: Settings) -> None:
     for name, count in ((settings.workloads[0], 2), *WARM_UP):
         workload = WORKLOADS[name]
         try:
-            run = await execute(engine.client("Warm-up.\n"), workload, workload.items(count), concurrency=count, limit=60.0)
+            run = await execute(
+                engine.client("Warm-up.\n"),
+                workload,
+                workload.items(count),
+                concurrency=count,
+                limit=60.0,
+            )
         except Unsupported:
             continue
         except PeerError as error:
@@ -255,8 +309,14 @@ class _Tally:
     failed: str = ""
 
 
-async def _race_one(workload: Workload, engines: Sequence[Engine], settings: Settings, concurrency: int | None,
-                    model: optimum.Model | None, limits: optimum.Limits) -> list[dict[str, Any]]:
+async def _race_one(
+    workload: Workload,
+    engines: Sequence[Engine],
+    settings: Settings,
+    concurrency: int | None,
+    model: optimum.Model | None,
+    limits: optimum.Limits,
+) -> list[dict[str, Any]]:
     items = workload.items(max(round(workload.programs * settings.scale), 2))
     at_once = min(concurrency or workload.concurrency, len(items))
     tallies = {engine.name: _Tally() for engine in engines}
@@ -266,27 +326,52 @@ async def _race_one(workload: Workload, engines: Sequence[Engine], settings: Set
             tally = tallies[engine.name]
             if tally.failed or (tally.runs and tally.runs[-1].timed_out):
                 continue
-            salt = f"Session {zlib.crc32(f'{workload.name} {concurrency} {number}'.encode()):08x}.\n"
+            salt = (
+                f"Session {zlib.crc32(f'{workload.name} {concurrency} {number}'.encode()):08x}.\n"
+            )
             await _run_one(engine, workload, items, salt, at_once, settings.limit, tally)
     rows = []
     for engine in engines:
         tally = tallies[engine.name]
         head: dict[str, Any] = {"asked_concurrency": concurrency}
         if tally.failed:
-            rows.append({"workload": workload.name, "engine": engine.name, "concurrency": at_once, "error": tally.failed, **head})
+            rows.append(
+                {
+                    "workload": workload.name,
+                    "engine": engine.name,
+                    "concurrency": at_once,
+                    "error": tally.failed,
+                    **head,
+                }
+            )
             continue
         if tally.works:
             assert model is not None
             last = tally.works[-1]
-            tally.more |= {"optimal_hit_rate": optimum.hit_rate(tally.works), "chain": last.chain,
-                           "ideal_seconds": optimum.ideal_seconds(last, model, limits)}
-        rows.append(results.row(workload.name, engine.name, tally.runs, concurrency=at_once, **head, **tally.more))
+            tally.more |= {
+                "optimal_hit_rate": optimum.hit_rate(tally.works),
+                "chain": last.chain,
+                "ideal_seconds": optimum.ideal_seconds(last, model, limits),
+            }
+        rows.append(
+            results.row(
+                workload.name, engine.name, tally.runs, concurrency=at_once, **head, **tally.more
+            )
+        )
     return rows
 
 
-async def _run_one(engine: Engine, workload: Workload, items: Sequence[Any], salt: str, at_once: int, limit: float,
-                   tally: _Tally) -> None:
-    """One run of one engine. An engine that failed, or was broken off, is started anew: it may still be at work."""
+async def _run_one(
+    engine: Engine,
+    workload: Workload,
+    items: Sequence[Any],
+    salt: str,
+    at_once: int,
+    limit: float,
+    tally: _Tally,
+) -> None:
+    """One run of one engine. An engine that failed, or was broken off, is started anew: it may
+    still be at work."""
     results.reset_peak_memory(engine.pid)
     client = engine.client(salt)
     shown = f"{workload.name:<22} {engine.name:<18}"
@@ -305,7 +390,10 @@ async def _run_one(engine: Engine, workload: Workload, items: Sequence[Any], sal
     tally.more = {**engine.figures(client), "peak_memory_mib": results.peak_memory(engine.pid)}
     if "work" in tally.more:
         tally.works.append(tally.more.pop("work"))
-    say(f"{shown} {run.programs_per_second:8.2f} programs/s in {run.seconds:5.1f} s" + (" (broken off)" if run.timed_out else ""))
+    say(
+        f"{shown} {run.programs_per_second:8.2f} programs/s in {run.seconds:5.1f} s"
+        + (" (broken off)" if run.timed_out else "")
+    )
     if run.timed_out:
         await _recover(engine)
 

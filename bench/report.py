@@ -68,7 +68,7 @@ def write_report(folder: Path | None = None, docs: Path | None = None) -> Path:
     return path
 
 
-# --- figures from rows ----------------------------------------------------------------------------------------------------
+# --- figures from rows ----------------------------------------------------------------------------
 
 
 def speeds(rows: Iterable[Row], field: str = "programs_per_second") -> dict[str, dict[str, float]]:
@@ -82,7 +82,11 @@ def speeds(rows: Iterable[Row], field: str = "programs_per_second") -> dict[str,
 
 def best_peer(row: Mapping[str, float]) -> tuple[str, float] | None:
     """The fastest engine that is not asgl."""
-    peers = {engine: speed for engine, speed in row.items() if not engine.startswith("asgl") and speed > 0}
+    peers = {
+        engine: speed
+        for engine, speed in row.items()
+        if not engine.startswith("asgl") and speed > 0
+    }
     return max(peers.items(), key=lambda item: item[1]) if peers else None
 
 
@@ -94,7 +98,7 @@ def _engines_of(content: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(row["engine"] for row in content["results"]))
 
 
-# --- parts ----------------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def _head(content: Mapping[str, Any] | None) -> str:
@@ -102,8 +106,12 @@ def _head(content: Mapping[str, Any] | None) -> str:
         return "# Benchmarks\n\nThere are no results yet: `make bench` makes them, and then this page.\n"
     host, limits = content["host"], content.get("equal_limits", {})
     machine = f"{host['cores']} cores of an {host['cpu']}, {host['memory_gib']:.0f} GiB, {host['system'].split('-with')[0]}"
-    return _HEAD.format(machine=machine, running=limits.get("running", "-"), kv_gib=limits.get("kv_gib", "-"),
-                        load=content["load_before"][0])
+    return _HEAD.format(
+        machine=machine,
+        running=limits.get("running", "-"),
+        kv_gib=limits.get("kv_gib", "-"),
+        load=content["load_before"][0],
+    )
 
 
 def _race(content: Mapping[str, Any]) -> str:
@@ -124,19 +132,36 @@ def _race(content: Mapping[str, Any]) -> str:
             unfinished.append(workload)
         beyond = " (2x is beyond it)" if ideal and best and 2 * best[1] > ideal else ""
         cells = [_cell(rows.get((workload, engine))) for engine in engines]
-        lines.append([workload, *cells, f"**{ratio:.2f}**" if ratio else "-", _figure(ideal) + beyond,
-                      f"{mine / ideal:.0%}" if mine and ideal else "-"])
-    text = (f"\n## Programs per second\n\nMedian of {_rounds(content)}; {_made(content)}. The ideal is what the machine's "
-            "measured limits allow for the tokens that must be computed and the bytes that must be read, attention and all "
-            "overhead left out; products in float32 or bfloat16, whichever is faster here (`bench/optimum.py`).\n\n")
+        lines.append(
+            [
+                workload,
+                *cells,
+                f"**{ratio:.2f}**" if ratio else "-",
+                _figure(ideal) + beyond,
+                f"{mine / ideal:.0%}" if mine and ideal else "-",
+            ]
+        )
+    text = (
+        f"\n## Programs per second\n\nMedian of {_rounds(content)}; {_made(content)}. The ideal is "
+        "what the machine's "
+        "measured limits allow for the tokens that must be computed and the bytes that must be "
+        "read, attention and all "
+        "overhead left out; products in float32 or bfloat16, whichever is faster here "
+        "(`bench/optimum.py`).\n\n"
+    )
     text += _table(["workload", *engines, "asgl / best peer", "ideal", "share of it"], lines)
     if ratios:
-        text += (f"\nGeometric mean of asgl over the best peer: **{geometric_mean(list(ratios.values())):.2f}** on {len(ratios)} "
-                 f"workloads; behind on {sum(ratio < 1 for ratio in ratios.values())}.")
+        text += (
+            "\nGeometric mean of asgl over the best peer: "
+            f"**{geometric_mean(list(ratios.values())):.2f}** on {len(ratios)} "
+            f"workloads; behind on {sum(ratio < 1 for ratio in ratios.values())}."
+        )
         finished = [ratio for workload, ratio in ratios.items() if workload not in unfinished]
         if finished and unfinished:
-            text += (f" Without {', '.join(unfinished)}, where even the best peer was broken off: "
-                     f"**{geometric_mean(finished):.2f}**.")
+            text += (
+                f" Without {', '.join(unfinished)}, where even the best peer was broken off: "
+                f"**{geometric_mean(finished):.2f}**."
+            )
         text += "\n"
     text += _hit_rates(content)
     return text + _absent(content) + _errors(content)
@@ -144,13 +169,21 @@ def _race(content: Mapping[str, Any]) -> str:
 
 def _hit_rates(content: Mapping[str, Any]) -> str:
     """How near asgl's cache comes to one without bounds."""
-    shares = {row["workload"]: row["hit_rate"] / row["optimal_hit_rate"] for row in content["results"]
-              if row["engine"] == "asgl" and row.get("optimal_hit_rate") and row.get("hit_rate") is not None}
+    shares = {
+        row["workload"]: row["hit_rate"] / row["optimal_hit_rate"]
+        for row in content["results"]
+        if row["engine"] == "asgl"
+        and row.get("optimal_hit_rate")
+        and row.get("hit_rate") is not None
+    }
     if not shares:
         return ""
     least = min(shares, key=lambda workload: shares[workload])
-    return (f"\nasgl's hit rate is at least 98 % of the optimum on {sum(share >= 0.98 for share in shares.values())} of "
-            f"{len(shares)} workloads; the lowest is {shares[least]:.1%}, on {least}.\n")
+    return (
+        "\nasgl's hit rate is at least 98 % of the optimum on "
+        f"{sum(share >= 0.98 for share in shares.values())} of "
+        f"{len(shares)} workloads; the lowest is {shares[least]:.1%}, on {least}.\n"
+    )
 
 
 def _errors(content: Mapping[str, Any]) -> str:
@@ -158,7 +191,10 @@ def _errors(content: Mapping[str, Any]) -> str:
     for row in content["results"]:
         if "error" in row:
             failed.setdefault((row["engine"], row["error"]), []).append(row["workload"])
-    return "".join(f"\nn/a: {engine} on {', '.join(workloads)}: {why}.\n" for (engine, why), workloads in failed.items())
+    return "".join(
+        f"\nn/a: {engine} on {', '.join(workloads)}: {why}.\n"
+        for (engine, why), workloads in failed.items()
+    )
 
 
 def _cell(row: Row | None) -> str:
@@ -172,22 +208,42 @@ def _cell(row: Row | None) -> str:
 
 
 def _engines(content: Mapping[str, Any]) -> str:
-    lines = [[name, about["version"], about["settings"], REASONS.get(name, "-")] for name, about in content["engines"].items()]
-    return "\n## Engines and settings\n\n" + _table(["engine", "version", "settings", "why these"], lines)
+    lines = [
+        [name, about["version"], about["settings"], REASONS.get(name, "-")]
+        for name, about in content["engines"].items()
+    ]
+    return "\n## Engines and settings\n\n" + _table(
+        ["engine", "version", "settings", "why these"], lines
+    )
 
 
 def _quality(content: Mapping[str, Any]) -> str:
     engines = _engines_of(content)
     graded = speeds(content["results"], "accuracy")
-    counts = {(row["workload"], row["engine"]): row["programs"] * row["rounds"]
-              for row in content["results"] if "error" not in row}
-    lines = [[workload, *(f"{by[engine]:.0%} of {counts[workload, engine]}" if engine in by else "-" for engine in engines)]
-             for workload, by in graded.items()]
+    counts = {
+        (row["workload"], row["engine"]): row["programs"] * row["rounds"]
+        for row in content["results"]
+        if "error" not in row
+    }
+    lines = [
+        [
+            workload,
+            *(
+                f"{by[engine]:.0%} of {counts[workload, engine]}" if engine in by else "-"
+                for engine in engines
+            ),
+        ]
+        for workload, by in graded.items()
+    ]
     if not lines:
         return ""
-    return ("\n## Right answers\n\nOn the tasks that have right answers, over all rounds. A model of this size guesses on most "
-            "(a quarter is right by chance where there are four choices), and the answers are too few to tell engines apart by "
-            "some points.\n\n" + _table(["workload", *engines], lines))
+    return (
+        "\n## Right answers\n\nOn the tasks that have right answers, over all rounds. A model of "
+        "this size guesses on most "
+        "(a quarter is right by chance where there are four choices), and the answers are too few "
+        "to tell engines apart by "
+        "some points.\n\n" + _table(["workload", *engines], lines)
+    )
 
 
 def _details(content: Mapping[str, Any]) -> str:
@@ -201,27 +257,65 @@ def _details(content: Mapping[str, Any]) -> str:
             if row is None or "error" in row:
                 continue
             optimal = row.get("optimal_hit_rate")
-            share = f" ({row['hit_rate'] / optimal:.1%} of optimum)" if row["hit_rate"] is not None and optimal else ""
-            lines.append([workload, engine, _figure(row["latency_p50"]), _figure(row["latency_p99"]),
-                          _figure(row["time_to_first_token_p50"]), _figure(row["time_to_first_token_p99"]),
-                          "-" if row["hit_rate"] is None else f"{row['hit_rate']:.1%}{share}", _figure(row["generated_tokens"]),
-                          _figure(row.get("peak_memory_mib")), _figure(row["client_cpu_seconds"])])
-    return ("\n## Latency, cache and memory\n\nasgl and the fastest peer. Seconds of a whole program, and to the first token of "
-            "a generation; `-` where an engine does not tell. The client's CPU time is, for asgl, that of its event loop with "
-            "language, planning and delivery; for a peer that of the harness alone.\n\n"
-            + _table(["workload", "engine", "p50", "p99", "first token p50", "p99", "hit rate", "tokens out", "peak MiB",
-                      "client CPU s"], lines))
+            share = (
+                f" ({row['hit_rate'] / optimal:.1%} of optimum)"
+                if row["hit_rate"] is not None and optimal
+                else ""
+            )
+            lines.append(
+                [
+                    workload,
+                    engine,
+                    _figure(row["latency_p50"]),
+                    _figure(row["latency_p99"]),
+                    _figure(row["time_to_first_token_p50"]),
+                    _figure(row["time_to_first_token_p99"]),
+                    "-" if row["hit_rate"] is None else f"{row['hit_rate']:.1%}{share}",
+                    _figure(row["generated_tokens"]),
+                    _figure(row.get("peak_memory_mib")),
+                    _figure(row["client_cpu_seconds"]),
+                ]
+            )
+    return (
+        "\n## Latency, cache and memory\n\nasgl and the fastest peer. Seconds of a whole program, "
+        "and to the first token of "
+        "a generation; `-` where an engine does not tell. The client's CPU time is, for asgl, that "
+        "of its event loop with "
+        "language, planning and delivery; for a peer that of the harness alone.\n\n"
+        + _table(
+            [
+                "workload",
+                "engine",
+                "p50",
+                "p99",
+                "first token p50",
+                "p99",
+                "hit rate",
+                "tokens out",
+                "peak MiB",
+                "client CPU s",
+            ],
+            lines,
+        )
+    )
 
 
 def _profile(content: Mapping[str, Any]) -> str:
     from bench import breakdown
 
     head, lines = breakdown.table(content)
-    text = (f"\n## Where asgl's time goes\n\nShares of the wall time; {_made(content)}. Products to sampling: steps on the "
-            "device thread. Waiting: nothing to do. Rest: hand-over between threads, programs.\n\n"
-            + _table(head, lines) + "\nThe largest losses against the ideal, of all workloads together:\n\n")
-    return text + "".join(f"{number}. {loss['part']}: {loss['seconds']:.2f} s, {loss['share']:.1%} of the time: "
-                          f"{loss['cause']}.\n" for number, loss in enumerate(content["losses"][:3], 1))
+    text = (
+        f"\n## Where asgl's time goes\n\nShares of the wall time; {_made(content)}. Products to "
+        "sampling: steps on the "
+        "device thread. Waiting: nothing to do. Rest: hand-over between threads, programs.\n\n"
+        + _table(head, lines)
+        + "\nThe largest losses against the ideal, of all workloads together:\n\n"
+    )
+    return text + "".join(
+        f"{number}. {loss['part']}: {loss['seconds']:.2f} s, {loss['share']:.1%} of the time: "
+        f"{loss['cause']}.\n"
+        for number, loss in enumerate(content["losses"][:3], 1)
+    )
 
 
 def _decode(content: Mapping[str, Any]) -> str:
@@ -232,30 +326,50 @@ def _decode(content: Mapping[str, Any]) -> str:
         mine = by_engine.get("asgl")
         ratio = f"**{mine / best[1]:.2f}**" if mine and best else "-"
         lines.append([workload, *(_figure(by_engine.get(engine)) for engine in engines), ratio])
-    return ("\n## Decode and prefill\n\nTokens per second through each engine's interface, prompts of 256 tokens; "
-            f"median of {_rounds(content)}; commit `{content['commit'][:10]}`, load before {content['load_before'][0]}. "
-            "Decode: the tokens after the first, over the time that 64 of them (32 from 32 requests on) take more than 1 does; "
-            "prompts are cached where the engine caches (`bench/decode.py`).\n\n"
-            + _table(["", *engines, "asgl / best peer"], lines)
-            + "".join(f"\n{engine}: {why}.\n" for engine, why in content.get("broken_off", {}).items()) + _absent(content))
+    return (
+        "\n## Decode and prefill\n\nTokens per second through each engine's interface, prompts of "
+        "256 tokens; "
+        f"median of {_rounds(content)}; commit `{content['commit'][:10]}`, load before "
+        f"{content['load_before'][0]}. "
+        "Decode: the tokens after the first, over the time that 64 of them (32 from 32 requests "
+        "on) take more than 1 does; "
+        "prompts are cached where the engine caches (`bench/decode.py`).\n\n"
+        + _table(["", *engines, "asgl / best peer"], lines)
+        + "".join(f"\n{engine}: {why}.\n" for engine, why in content.get("broken_off", {}).items())
+        + _absent(content)
+    )
 
 
 def _ablations(content: Mapping[str, Any]) -> str:
     engines = [engine for engine in _engines_of(content) if engine != "asgl"]
     rates = speeds(content["results"], "hit_rate")
-    broken = {(row["workload"], row["engine"]) for row in content["results"] if row.get("timed_out")}
+    broken = {
+        (row["workload"], row["engine"]) for row in content["results"] if row.get("timed_out")
+    }
     lines = []
     for workload, by_engine in speeds(content["results"]).items():
         full = by_engine.get("asgl")
         if full:
-            cells = ["-" if engine not in by_engine
-                     else f"{by_engine[engine] / full:.2f} ({rates[workload].get(engine, 0):.0%})"
-                     + (" (broken off)" if (workload, engine) in broken else "") for engine in engines]
-            lines.append([workload, f"{_figure(full)} ({rates[workload].get('asgl', 0):.0%})", *cells])
-    about = "\n".join(f"- `{name}`: {content['engines'][name]['settings'].split(';')[0]}" for name in engines)
-    return (f"\n## What each part is worth\n\nasgl's programs per second, and those of asgl without a part as a share of it; hit "
-            f"rates in brackets. Median of {_rounds(content)}; {_made(content)}.\n\n{about}\n\n"
-            + _table(["workload", "asgl", *(engine.removeprefix("asgl:") for engine in engines)], lines) + _absent(content))
+            cells = [
+                "-"
+                if engine not in by_engine
+                else f"{by_engine[engine] / full:.2f} ({rates[workload].get(engine, 0):.0%})"
+                + (" (broken off)" if (workload, engine) in broken else "")
+                for engine in engines
+            ]
+            lines.append(
+                [workload, f"{_figure(full)} ({rates[workload].get('asgl', 0):.0%})", *cells]
+            )
+    about = "\n".join(
+        f"- `{name}`: {content['engines'][name]['settings'].split(';')[0]}" for name in engines
+    )
+    return (
+        "\n## What each part is worth\n\nasgl's programs per second, and those of asgl without a "
+        "part as a share of it; hit "
+        f"rates in brackets. Median of {_rounds(content)}; {_made(content)}.\n\n{about}\n\n"
+        + _table(["workload", "asgl", *(engine.removeprefix("asgl:") for engine in engines)], lines)
+        + _absent(content)
+    )
 
 
 def _growth(content: Mapping[str, Any]) -> str:
@@ -263,10 +377,17 @@ def _growth(content: Mapping[str, Any]) -> str:
     cells: dict[tuple[str, int], dict[str, Row]] = {}
     for row in content["results"]:
         cells.setdefault((row["workload"], row["concurrency"]), {})[row["engine"]] = row
-    lines = [[workload, str(concurrency), *(_cell(by.get(engine)) for engine in engines)]
-             for (workload, concurrency), by in cells.items()]
-    return (f"\n## Growth with the number of programs at once\n\nPrograms per second, median of {_rounds(content)}; "
-            f"{_made(content)}.\n\n" + _table(["workload", "programs at once", *engines], lines) + _absent(content))
+    lines = [
+        [workload, str(concurrency), *(_cell(by.get(engine)) for engine in engines)]
+        for (workload, concurrency), by in cells.items()
+    ]
+    return (
+        "\n## Growth with the number of programs at once\n\nPrograms per second, median of "
+        f"{_rounds(content)}; "
+        f"{_made(content)}.\n\n"
+        + _table(["workload", "programs at once", *engines], lines)
+        + _absent(content)
+    )
 
 
 def _made(content: Mapping[str, Any]) -> str:
@@ -275,8 +396,14 @@ def _made(content: Mapping[str, Any]) -> str:
 
 def _absent(content: Mapping[str, Any]) -> str:
     """Engines that could not be run, and workloads that there was no time for."""
-    text = "".join(f"\nMissing: {engine} ({why}).\n" for engine, why in content.get("missing", {}).items())
-    return text + (f"\nLeft out, for want of time: {', '.join(content['left_out'])}.\n" if content.get("left_out") else "")
+    text = "".join(
+        f"\nMissing: {engine} ({why}).\n" for engine, why in content.get("missing", {}).items()
+    )
+    return text + (
+        f"\nLeft out, for want of time: {', '.join(content['left_out'])}.\n"
+        if content.get("left_out")
+        else ""
+    )
 
 
 def _rounds(content: Mapping[str, Any]) -> str:

@@ -19,9 +19,11 @@ from bench import paths
 from bench.driver import Run, percentile
 
 
-def row(workload: str, engine: str, runs: Sequence[Run], *, concurrency: int, **more: Any) -> dict[str, Any]:
-    """The figures of an engine's runs of a workload: medians over the runs, with the least and the most; latencies over all
-    programs of all runs. Times in seconds."""
+def row(
+    workload: str, engine: str, runs: Sequence[Run], *, concurrency: int, **more: Any
+) -> dict[str, Any]:
+    """The figures of an engine's runs of a workload: medians over the runs, with the least and the
+    most; latencies over all programs of all runs. Times in seconds."""
     speeds = [run.programs_per_second for run in runs]
     latencies = [latency for run in runs for latency in run.latencies]
     usages = [usage for run in runs for usage in run.usages]
@@ -29,7 +31,9 @@ def row(workload: str, engine: str, runs: Sequence[Run], *, concurrency: int, **
     cached = [usage.cached_tokens for usage in usages]
     prompt = sum(usage.prompt_tokens for usage in usages)
     right = [grade for run in runs for grade in run.right]
-    hit_rate = sum(tokens or 0 for tokens in cached) / prompt if prompt and None not in cached else None
+    hit_rate = (
+        sum(tokens or 0 for tokens in cached) / prompt if prompt and None not in cached else None
+    )
     return {
         "workload": workload,
         "engine": engine,
@@ -49,11 +53,16 @@ def row(workload: str, engine: str, runs: Sequence[Run], *, concurrency: int, **
         "accuracy": _short(sum(right) / len(right)) if right else None,
         "client_cpu_seconds": _short(median(run.client_cpu_seconds for run in runs)),
         **({"timed_out": True} if any(run.timed_out for run in runs) else {}),
-        **{name: _short(value) if isinstance(value, float) else value for name, value in more.items()},
+        **{
+            name: _short(value) if isinstance(value, float) else value
+            for name, value in more.items()
+        },
     }
 
 
-def document(kind: str, rows: Sequence[Mapping[str, Any]], *, load_before: Sequence[float], **more: Any) -> dict[str, Any]:
+def document(
+    kind: str, rows: Sequence[Mapping[str, Any]], *, load_before: Sequence[float], **more: Any
+) -> dict[str, Any]:
     """A result file's content."""
     return {
         "kind": kind,
@@ -76,14 +85,18 @@ def write(name: str, content: Mapping[str, Any]) -> Path:
     partial = path.with_suffix(".part")
     head = {key: value for key, value in content.items() if key != "results"}
     rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in content["results"])
-    partial.write_text(json.dumps(head, indent=2, ensure_ascii=False)[: -len("\n}")]
-                       + f',\n  "results": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
+    partial.write_text(
+        json.dumps(head, indent=2, ensure_ascii=False)[: -len("\n}")]
+        + f',\n  "results": [\n{rows}\n  ]\n}}\n',
+        encoding="utf-8",
+    )
     partial.replace(path)
     return path
 
 
 def resumed(name: str, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of an interrupted race. SystemExit if there is none, or if it was another one: of other code or settings."""
+    """The rows of an interrupted race. SystemExit if there is none, or if it was another one: of
+    other code or settings."""
     path = paths.RESULTS / f"{name}.json"
     if not path.exists():
         raise SystemExit(f"there is nothing to go on from: no {path}")
@@ -91,31 +104,51 @@ def resumed(name: str, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     now = {"asked": asked, "commit": _git("rev-parse", "HEAD")}
     for field, value in now.items():
         if content[field] != value:
-            raise SystemExit(f"{path} has {field} {content[field]}, and this would be {value}: run it without --resume")
+            raise SystemExit(
+                f"{path} has {field} {content[field]}, and this would be {value}: run it without "
+                "--resume"
+            )
     return content["results"]
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """All results of a folder, oldest first."""
-    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")),
-                  key=lambda content: content["date"])
+    return sorted(
+        (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")),
+        key=lambda content: content["date"],
+    )
 
 
 def host() -> dict[str, Any]:
     """The machine and what runs on it."""
-    model = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown")
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in _lines("/proc/cpuinfo")
+            if line.startswith("model name")
+        ),
+        "unknown",
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "cpu": model, "cores": os.cpu_count(), "memory_gib": round(memory, 1), "system": platform.platform(),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("torch", "numba", "numpy", "tokenizers")},
     }
 
 
 def peak_memory(pid: int) -> float | None:
-    """The peak of resident memory since `reset_peak_memory`, in MiB, of a process and all below it; None if it is not told."""
-    peaks = [int(line.split()[1]) for process in _tree(pid) for line in _lines(f"/proc/{process}/status")
-             if line.startswith("VmHWM")]
+    """The peak of resident memory since `reset_peak_memory`, in MiB, of a process and all below it;
+    None if it is not told."""
+    peaks = [
+        int(line.split()[1])
+        for process in _tree(pid)
+        for line in _lines(f"/proc/{process}/status")
+        if line.startswith("VmHWM")
+    ]
     return sum(peaks) / 1024 if peaks else None
 
 
@@ -137,7 +170,8 @@ def cpu_seconds(pid: int) -> float:
 
 
 def _tree(pid: int) -> list[int]:
-    """A process and all below it; of this one without what is below, which are the peers that it has started."""
+    """A process and all below it; of this one without what is below, which are the peers that it
+    has started."""
     found = [pid]
     if pid == os.getpid():
         return found
@@ -158,7 +192,9 @@ def _lines(path: str) -> list[str]:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=paths.REPOSITORY)
+    done = subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=False, cwd=paths.REPOSITORY
+    )
     return done.stdout.strip()
 
 

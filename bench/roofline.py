@@ -1,11 +1,12 @@
-"""A model of the Triton kernels on GPUs that are not here: bytes, operations, compiled resources, and the bound that follows.
+"""A model of the Triton kernels on GPUs that are not here: bytes, operations, compiled resources,
+and the bound that follows.
 
     python bench/roofline.py            prints the tables
     python bench/roofline.py --write    puts them into docs/kernels-triton.md
 
-Nothing in it is measured. The bound is the larger of bytes / bandwidth and operations / peak of the public data sheets: no
-kernel can be faster, and how much slower these are is unknown until `make gpu` has run. Compiling needs no GPU
-(tests/kernels/triton_compile).
+Nothing in it is measured. The bound is the larger of bytes / bandwidth and operations / peak of the
+public data sheets: no kernel can be faster, and how much slower these are is unknown until `make
+gpu` has run. Compiling needs no GPU (tests/kernels/triton_compile).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ BEGIN, END = "<!-- roofline: begin -->", "<!-- roofline: end -->"
 
 @dataclass(frozen=True)
 class Device:
-    """A data sheet: bytes a second, operations a second on tensor cores in bfloat16 and outside in float32, and of one
-    multiprocessor registers, bytes of shared memory and warps."""
+    """A data sheet: bytes a second, operations a second on tensor cores in bfloat16 and outside in
+    float32, and of one multiprocessor registers, bytes of shared memory and warps."""
 
     name: str
     arch: str
@@ -54,7 +55,20 @@ _KINDS = {
     "product": _PRODUCTS,
     "global": ("LDG", "STG", "LDGSTS"),
     "shared": ("LDS", "STS", "LDSM", "STSM"),
-    "float": ("FADD", "FMUL", "FFMA", "FMNMX", "FSEL", "FSETP", "MUFU", "F2F", "F2FP", "HADD2", "HFMA2", "FMNMX3"),
+    "float": (
+        "FADD",
+        "FMUL",
+        "FFMA",
+        "FMNMX",
+        "FSEL",
+        "FSETP",
+        "MUFU",
+        "F2F",
+        "F2FP",
+        "HADD2",
+        "HFMA2",
+        "FMNMX3",
+    ),
 }
 
 
@@ -80,7 +94,8 @@ def occupancy(device: Device, launch: Launch, found: Resources) -> tuple[int, st
 
 
 def hot_loop(instructions: list[str]) -> list[str]:
-    """The loop that does the work: of those without a loop inside, the one with most products, then most loads."""
+    """The loop that does the work: of those without a loop inside, the one with most products, then
+    most loads."""
     places = {line[:-1]: at for at, line in enumerate(instructions) if line.endswith(":")}
     loops: list[tuple[int, int]] = []
     for at, line in enumerate(instructions):
@@ -88,11 +103,21 @@ def hot_loop(instructions: list[str]) -> list[str]:
             start = places.get(line.split("`(")[1].split(")")[0], at)
             if at - start > 2:  # kernels end in a jump to itself
                 loops.append((start, at))
-    inner = [loop for loop in loops if not any(loop[0] <= s and e <= loop[1] and (s, e) != loop for s, e in loops)]
+    inner = [
+        loop
+        for loop in loops
+        if not any(loop[0] <= s and e <= loop[1] and (s, e) != loop for s, e in loops)
+    ]
 
     def weight(loop: tuple[int, int]) -> tuple[int, int]:
-        names = [opcode(line).split(".")[0] for line in instructions[loop[0] : loop[1]] if not line.endswith(":")]
-        return sum(name in _PRODUCTS for name in names), sum(name in _KINDS["global"] for name in names)
+        names = [
+            opcode(line).split(".")[0]
+            for line in instructions[loop[0] : loop[1]]
+            if not line.endswith(":")
+        ]
+        return sum(name in _PRODUCTS for name in names), sum(
+            name in _KINDS["global"] for name in names
+        )
 
     if not inner:
         return []
@@ -106,7 +131,10 @@ def census(loop: list[str]) -> str:
     for line in loop:
         name = opcode(line).split(".")[0]
         counts[next((kind for kind, names in _KINDS.items() if name in names), "other")] += 1
-    return ", ".join(f"{counts[kind]} {kind}" for kind in (*_KINDS, "other") if counts[kind]) or "none: one pass"
+    return (
+        ", ".join(f"{counts[kind]} {kind}" for kind in (*_KINDS, "other") if counts[kind])
+        or "none: one pass"
+    )
 
 
 def table(device: Device, model: str) -> str:
@@ -115,7 +143,8 @@ def table(device: Device, model: str) -> str:
     lines = [
         f"#### {model} on {device.name}: a model, unmeasured",
         "",
-        "| kernel | at | MB | GFLOP | FLOP/byte | bound, us | by | warps/SM | limited by | hot loop |",
+        "| kernel | at | MB | GFLOP | FLOP/byte | bound, us | by | warps/SM | limited by | hot "
+        "loop |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for it in work(MODELS[model]):
@@ -123,15 +152,21 @@ def table(device: Device, model: str) -> str:
         seconds, by = bound(device, it)
         warps, limit = occupancy(device, launch, found)
         lines.append(
-            f"| {it.case} | {it.at} | {it.moved / 1e6:.2f} | {it.operations / 1e9:.3f} | {it.operations / it.moved:.1f} | "
-            f"{seconds * 1e6:.1f} | {by} | {warps} | {limit} | {census(hot_loop(sass(launch.file.read_bytes())))} |"
+            f"| {it.case} | {it.at} | {it.moved / 1e6:.2f} | {it.operations / 1e9:.3f} | "
+            f"{it.operations / it.moved:.1f} | "
+            f"{seconds * 1e6:.1f} | {by} | {warps} | {limit} | "
+            f"{census(hot_loop(sass(launch.file.read_bytes())))} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"put the tables into {DOCS.relative_to(ROOT)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--write", action="store_true", help=f"put the tables into {DOCS.relative_to(ROOT)}"
+    )
     options = parser.parse_args()
     text = "\n\n".join(table(device, model) for device in DEVICES for model in MODELS)
     print(text)

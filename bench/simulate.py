@@ -3,8 +3,8 @@
     python bench/simulate.py                       hit rates, offline and online, adversary, small caches: tables
     python bench/simulate.py --plots docs/plots    writes the plots of docs/scheduling.md, too
 
-The device: a step costs STEP + tokens * TOKEN seconds (fitted to the CPU back end with SmolLM2-135M; see docs/log.md).
-Everything but the planning times is deterministic.
+The device: a step costs STEP + tokens * TOKEN seconds (fitted to the CPU back end with
+SmolLM2-135M; see docs/log.md). Everything but the planning times is deterministic.
 """
 
 from __future__ import annotations
@@ -57,23 +57,40 @@ def replay(arrivals: Sequence[tuple[float, Ask]], **options) -> Outcome:
         began = time.perf_counter()
         plan = scheduler.plan()
         plan_seconds += time.perf_counter() - began
-        waits += [now - submitted_at.pop(update.request.id) for update in scheduler.take_updates()
-                  if update.event == "admitted" and update.request.id in submitted_at]
+        waits += [
+            now - submitted_at.pop(update.request.id)
+            for update in scheduler.take_updates()
+            if update.event == "admitted" and update.request.id in submitted_at
+        ]
         if plan is None:
             now = max(now, events[-1][0]) if events else now
             continue
         now += STEP + TOKEN * plan.tokens
         began = time.perf_counter()
-        scheduler.commit(StepResult(samples=tuple(SampledToken(hash((plan.number, row.request_id)) % 50_000)
-                                                  for row in plan.samples)))
+        scheduler.commit(
+            StepResult(
+                samples=tuple(
+                    SampledToken(hash((plan.number, row.request_id)) % 50_000)
+                    for row in plan.samples
+                )
+            )
+        )
         plan_seconds += time.perf_counter() - began
         scheduler.take_updates()
     seen = scheduler.counters
-    return Outcome(seen.cached_tokens / seen.prompt_tokens, now, waits, seen.retractions, plan_seconds, len(arrivals))
+    return Outcome(
+        seen.cached_tokens / seen.prompt_tokens,
+        now,
+        waits,
+        seen.retractions,
+        plan_seconds,
+        len(arrivals),
+    )
 
 
 def offline() -> None:
-    """Everything waits from the start, one request runs at a time, and the cache holds the longest request, no more."""
+    """Everything waits from the start, one request runs at a time, and the cache holds the longest
+    request, no more."""
     print("\noffline, one at a time, cache = longest request: hit rate as a share of the optimum")
     print(f"{'trace':<18}{'optimum':>9}" + "".join(f"{name:>12}" for name in POLICIES))
     for name, make in TRACES.items():
@@ -83,30 +100,48 @@ def offline() -> None:
             best = optimum(asks)
             capacity = max(len(ask.prompt) for ask in asks)
             for rule in POLICIES:
-                outcome = replay([(0.0, ask) for ask in asks], capacity=capacity, max_running=1, max_batch_tokens=4096,
-                                 policy=rule, patience=10**12)
+                outcome = replay(
+                    [(0.0, ask) for ask in asks],
+                    capacity=capacity,
+                    max_running=1,
+                    max_batch_tokens=4096,
+                    policy=rule,
+                    patience=10**12,
+                )
                 shares.setdefault(rule, []).append(outcome.hit_rate / best)
-        print(f"{name:<18}{best:>9.1%}" + "".join(f"{statistics.mean(shares[rule]):>12.1%}" for rule in POLICIES))
+        print(
+            f"{name:<18}{best:>9.1%}"
+            + "".join(f"{statistics.mean(shares[rule]):>12.1%}" for rule in POLICIES)
+        )
 
 
 def batched() -> None:
-    """Everything waits from the start; 32 run at a time, in a cache of four times the longest request."""
-    print("\noffline, 32 at a time, cache = 4 x longest request: hit rate as a share of the optimum (virtual seconds)")
+    """Everything waits from the start; 32 run at a time, in a cache of four times the longest
+    request."""
+    print(
+        "\noffline, 32 at a time, cache = 4 x longest request: hit rate as a share of the optimum "
+        "(virtual seconds)"
+    )
     print(f"{'trace':<18}{'optimum':>9}" + "".join(f"{name:>20}" for name in POLICIES))
     for name, make in TRACES.items():
         asks = make(random.Random(0))
         best, capacity = optimum(asks), 4 * max(len(ask.prompt) + ask.output for ask in asks)
         cells = []
         for rule in POLICIES:
-            outcome = replay([(0.0, ask) for ask in asks], capacity=capacity, max_running=32, policy=rule)
+            outcome = replay(
+                [(0.0, ask) for ask in asks], capacity=capacity, max_running=32, policy=rule
+            )
             cells.append(f"{outcome.hit_rate / best:>11.1%} ({outcome.seconds:.0f} s)")
         print(f"{name:<18}{best:>9.1%}" + "".join(f"{cell:>20}" for cell in cells))
 
 
 def poisson(asks: Sequence[Ask], load: float, seed: int) -> list[tuple[float, Ask]]:
-    """Arrivals at random times, at `load` times the rate that a device could serve without any cache hit."""
+    """Arrivals at random times, at `load` times the rate that a device could serve without any
+    cache hit."""
     generator = random.Random(seed)
-    cost = statistics.mean(TOKEN * (len(ask.prompt) + ask.output) + STEP * ask.output / 8 for ask in asks)
+    cost = statistics.mean(
+        TOKEN * (len(ask.prompt) + ask.output) + STEP * ask.output / 8 for ask in asks
+    )
     at, arrivals = 0.0, []
     for ask in asks:
         at += generator.expovariate(load / cost)
@@ -115,8 +150,12 @@ def poisson(asks: Sequence[Ask], load: float, seed: int) -> list[tuple[float, As
 
 
 def online(plots: Path | None) -> None:
-    """Arrivals at random times: hit rate against the longest waits, for policies and for constants of aged-lpm."""
-    print("\nonline, Poisson arrivals at 2.5 times the load that fits without a cache: hit rate, p50 and p99 wait")
+    """Arrivals at random times: hit rate against the longest waits, for policies and for constants
+    of aged-lpm."""
+    print(
+        "\nonline, Poisson arrivals at 2.5 times the load that fits without a cache: hit rate, p50 "
+        "and p99 wait"
+    )
     asks = random_tree(random.Random(1), requests=1500, depth=6, fanout=4)
     capacity = 4 * max(len(ask.prompt) for ask in asks)
     arrivals = poisson(asks, load=2.5, seed=2)
@@ -124,36 +163,63 @@ def online(plots: Path | None) -> None:
     for rule in POLICIES:
         outcome = replay(arrivals, capacity=capacity, max_running=16, policy=rule)
         points.append((rule, outcome.hit_rate, outcome.wait(0.99)))
-        print(f"  {rule:<22}{outcome.hit_rate:>8.1%}{outcome.wait(0.5):>9.2f} s{outcome.wait(0.99):>9.2f} s")
+        print(
+            f"  {rule:<22}{outcome.hit_rate:>8.1%}{outcome.wait(0.5):>9.2f} "
+            f"s{outcome.wait(0.99):>9.2f} s"
+        )
     chosen = policy.AGING
     for constant in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0):
         policy.AGING = constant
         outcome = replay(arrivals, capacity=capacity, max_running=16, policy="aged-lpm")
         points.append((f"{constant:g}", outcome.hit_rate, outcome.wait(0.99)))
-        print(f"  aged-lpm, aging {constant:<6g}{outcome.hit_rate:>8.1%}{outcome.wait(0.5):>9.2f} s{outcome.wait(0.99):>9.2f} s")
+        print(
+            f"  aged-lpm, aging {constant:<6g}{outcome.hit_rate:>8.1%}{outcome.wait(0.5):>9.2f} "
+            f"s{outcome.wait(0.99):>9.2f} s"
+        )
     policy.AGING = chosen
     if plots is not None:
-        _plot(plots / "aging.svg", "p99 wait, s", "hit rate",
-              [(name, [(wait, rate)]) for name, rate, wait in points if name in POLICIES]
-              + [("aged-lpm by constant", [(wait, rate) for name, rate, wait in points if name not in POLICIES])],
-              labels=[(wait, rate, name) for name, rate, wait in points])
+        _plot(
+            plots / "aging.svg",
+            "p99 wait, s",
+            "hit rate",
+            [(name, [(wait, rate)]) for name, rate, wait in points if name in POLICIES]
+            + [
+                (
+                    "aged-lpm by constant",
+                    [(wait, rate) for name, rate, wait in points if name not in POLICIES],
+                )
+            ],
+            labels=[(wait, rate, name) for name, rate, wait in points],
+        )
 
 
 def small_caches(plots: Path | None) -> None:
-    """Throughput as the cache shrinks to the largest request: it should fall smoothly, and nothing may fail."""
+    """Throughput as the cache shrinks to the largest request: it should fall smoothly, and nothing
+    may fail."""
     print("\nthroughput against the size of the cache (largest request = 1)")
     generator = random.Random(3)
     shared = words(generator, 200)
-    asks = [Ask(shared + words(generator, generator.randint(20, 300)), generator.randint(20, 200)) for _ in range(200)]
+    asks = [
+        Ask(shared + words(generator, generator.randint(20, 300)), generator.randint(20, 200))
+        for _ in range(200)
+    ]
     largest = max(len(ask.prompt) + ask.output for ask in asks)
     curve = []
     for size in (8, 4, 2, 1.75, 1.5, 1.25, 1.1, 1.05):
         outcome = replay([(0.0, ask) for ask in asks], capacity=int(size * largest), max_running=32)
         rate = sum(ask.output for ask in asks) / outcome.seconds
         curve.append((size, rate))
-        print(f"  {size:>5} x   {rate:>7.0f} tokens/s   hit rate {outcome.hit_rate:.1%}   {outcome.retractions} retractions")
+        print(
+            f"  {size:>5} x   {rate:>7.0f} tokens/s   hit rate {outcome.hit_rate:.1%}   "
+            f"{outcome.retractions} retractions"
+        )
     if plots is not None:
-        _plot(plots / "small-caches.svg", "cache size, in largest requests", "tokens/s", [("lpm", curve)])
+        _plot(
+            plots / "small-caches.svg",
+            "cache size, in largest requests",
+            "tokens/s",
+            [("lpm", curve)],
+        )
 
 
 def adversary() -> None:
@@ -169,7 +235,9 @@ def adversary() -> None:
         submitted = False
         while not loner.admissions and scheduler.counters.computed_tokens < 200_000:
             while scheduler.waiting < 12:
-                scheduler.submit(Request(next(numbers), (*shared, generator.randrange(1, 50_000)), max_tokens=40))
+                scheduler.submit(
+                    Request(next(numbers), (*shared, generator.randrange(1, 50_000)), max_tokens=40)
+                )
             if not submitted and scheduler.counters.steps > 5:
                 scheduler.submit(loner)
                 submitted = True
@@ -182,8 +250,12 @@ def adversary() -> None:
 
 
 def planning(plots: Path | None) -> None:
-    """How long a plan takes as the queue grows: 64 requests run, the rest wait with different prompts."""
-    print("\nplanning time against the length of the queue, 64 running (median and longest of 50 plans, ms)")
+    """How long a plan takes as the queue grows: 64 requests run, the rest wait with different
+    prompts."""
+    print(
+        "\nplanning time against the length of the queue, 64 running (median and longest of 50 "
+        "plans, ms)"
+    )
     curves = {}
     for rule in POLICIES:
         curve = []
@@ -193,7 +265,9 @@ def planning(plots: Path | None) -> None:
             print(f"  {rule:<12}{waiting:>7} waiting {1e3 * median:>8.2f} {1e3 * longest:>8.2f}")
         curves[rule] = curve
     if plots is not None:
-        _plot(plots / "planning.svg", "waiting requests", "plan, ms", list(curves.items()), log=True)
+        _plot(
+            plots / "planning.svg", "waiting requests", "plan, ms", list(curves.items()), log=True
+        )
 
 
 def _plan_times(rule: str, waiting: int) -> tuple[float, float]:
@@ -201,12 +275,18 @@ def _plan_times(rule: str, waiting: int) -> tuple[float, float]:
     scheduler = Scheduler(capacity=200_000, max_running=64, policy=rule)
     prefixes = [words(generator, 300) for _ in range(20)]
     for number in range(64):
-        scheduler.submit(Request(number, generator.choice(prefixes) + words(generator, 20), max_tokens=400))
+        scheduler.submit(
+            Request(number, generator.choice(prefixes) + words(generator, 20), max_tokens=400)
+        )
     times: list[float] = []
     for _ in range(80):
         _step(scheduler)
     for number in range(waiting):
-        scheduler.submit(Request(1000 + number, generator.choice(prefixes) + words(generator, 20), max_tokens=400))
+        scheduler.submit(
+            Request(
+                1000 + number, generator.choice(prefixes) + words(generator, 20), max_tokens=400
+            )
+        )
     for number in range(50):
         times.append(_step(scheduler))
         if number % 5 == 4:  # one ends, one of the queue is admitted
@@ -234,7 +314,12 @@ def _plot(path: Path, x: str, y: str, curves, *, labels=(), log: bool = False) -
 
     figure, axes = plt.subplots(figsize=(6, 4))
     for name, points in curves:
-        axes.plot(*zip(*points, strict=True), marker="o", label=name, linestyle="-" if len(points) > 1 else "none")
+        axes.plot(
+            *zip(*points, strict=True),
+            marker="o",
+            label=name,
+            linestyle="-" if len(points) > 1 else "none",
+        )
     for at_x, at_y, text in labels:
         axes.annotate(text, (at_x, at_y), textcoords="offset points", xytext=(4, 4), fontsize=7)
     if log:
@@ -250,15 +335,22 @@ def _plot(path: Path, x: str, y: str, curves, *, labels=(), log: bool = False) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--plots", type=Path, help="a folder for the plots")
-    parser.add_argument("--only", choices=["offline", "batched", "online", "small-caches", "adversary", "planning"])
+    parser.add_argument(
+        "--only", choices=["offline", "batched", "online", "small-caches", "adversary", "planning"]
+    )
     arguments = parser.parse_args()
     if arguments.plots:
         arguments.plots.mkdir(parents=True, exist_ok=True)
     parts = {
-        "offline": offline, "batched": batched, "online": lambda: online(arguments.plots),
-        "small-caches": lambda: small_caches(arguments.plots), "adversary": adversary,
+        "offline": offline,
+        "batched": batched,
+        "online": lambda: online(arguments.plots),
+        "small-caches": lambda: small_caches(arguments.plots),
+        "adversary": adversary,
         "planning": lambda: planning(arguments.plots),
     }
     for name, part in parts.items():

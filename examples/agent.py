@@ -1,7 +1,8 @@
 """An agent: the model looks things up with tools until it answers, and is told when a tool fails.
 
-Run it with `python examples/agent.py [model]`; it takes seconds on a laptop. The small default model calls tools in the right
-form, always, since its calls are constrained to their schemas; whether it calls the right one is another matter.
+Run it with `python examples/agent.py [model]`; it takes seconds on a laptop. The small default
+model calls tools in the right form, always, since its calls are constrained to their schemas;
+whether it calls the right one is another matter.
 """
 
 from __future__ import annotations
@@ -34,21 +35,32 @@ async def weather(city: City, day: Literal["today", "tomorrow"] = "today") -> di
         city: Its name.
         day: When.
     """
-    await asyncio.sleep(0.01)  # tools are coroutines: whatever they wait for, nothing else waits for it
+    await asyncio.sleep(
+        0.01
+    )  # tools are coroutines: whatever they wait for, nothing else waits for it
     return {"city": city, "day": day, "weather": "sunny"}
 
 
 async def agent(s: asgl.PromptStream, question: str, most: int = 2) -> str:
     """Calls tools, `most` times at most, and then answers."""
-    s.system("You are a helpful assistant. Look things up with tools before you answer.", tools=[altitude, weather])
+    s.system(
+        "You are a helpful assistant. Look things up with tools before you answer.",
+        tools=[altitude, weather],
+    )
     s.user(question)
     for _ in range(most):
-        for call in await s.call_tools([altitude, weather], timeout=5, max_tokens=60, temperature=0):
-            print(f"    {call.tool.name}({', '.join(map(repr, call.arguments.values()))}) -> "
-                  f"{call.result if call.error is None else repr(call.error)}")
+        for call in await s.call_tools(
+            [altitude, weather], timeout=5, max_tokens=60, temperature=0
+        ):
+            print(
+                f"    {call.tool.name}({', '.join(map(repr, call.arguments.values()))}) -> "
+                f"{call.result if call.error is None else repr(call.error)}"
+            )
         here = s.mark()
         with s.role("assistant"):
-            known = await s.select(None, ["Now I know enough to answer.", "I have to look up more."])
+            known = await s.select(
+                None, ["Now I know enough to answer.", "I have to look up more."]
+            )
         s.rewind(here)  # what was asked here leaves no trace
         if known.startswith("Now"):
             break

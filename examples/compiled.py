@@ -1,4 +1,5 @@
-"""A program that is compiled: traced once, moved about for a longer common beginning, and run over many mails.
+"""A program that is compiled: traced once, moved about for a longer common beginning, and run over
+many mails.
 
 Run it with `python examples/compiled.py [model]`.
 """
@@ -11,8 +12,10 @@ import sys
 import asgl
 
 GUIDE = (
-    "You sort the mail of a shop that sells lamps. There are three teams. Billing handles invoices, refunds, vouchers and cards "
-    "that were charged twice. Shipping handles parcels that are late, lost, or broken on arrival. Product handles questions on "
+    "You sort the mail of a shop that sells lamps. There are three teams. Billing handles "
+    "invoices, refunds, vouchers and cards "
+    "that were charged twice. Shipping handles parcels that are late, lost, or broken on arrival. "
+    "Product handles questions on "
     "how a lamp is put together, which bulb it takes, and wishes for new ones.\n\n"
 )
 MAILS = [
@@ -38,15 +41,20 @@ async def sort(rt: asgl.Runtime, graph: asgl.Graph[str], title: str) -> None:
     before = rt.statistics()
     streams = await graph.batch(rt, MAILS, progress=False)
     after = rt.statistics()
-    cached, tokens = after.cached_tokens - before.cached_tokens, after.prompt_tokens - before.prompt_tokens
+    cached, tokens = (
+        after.cached_tokens - before.cached_tokens,
+        after.prompt_tokens - before.prompt_tokens,
+    )
     print(f"\n{title}: {cached} of {tokens} prompt tokens came from the cache")
     for mail, s in zip(MAILS, streams, strict=True):
         print(f"   {s.returned:<10} {mail}")
 
 
 async def main(model: str = "smollm2-135m") -> None:
-    graph = triage.graph(mail=asgl.arg)     # needs no model: the program runs once, and what it submits is written down
-    moved = graph.reordered()               # the guide, the same for all, goes before the mail
+    graph = triage.graph(
+        mail=asgl.arg
+    )  # needs no model: the program runs once, and what it submits is written down
+    moved = graph.reordered()  # the guide, the same for all, goes before the mail
     print(graph)
     print(moved)
     async with asgl.Runtime(model) as rt:

@@ -1,4 +1,5 @@
-"""Facts out of notes, as objects of a pydantic model: all notes at once, after instructions that are computed once.
+"""Facts out of notes, as objects of a pydantic model: all notes at once, after instructions that
+are computed once.
 
 Run it with `python examples/extraction.py [model]`.
 """
@@ -41,8 +42,11 @@ async def main(model: str = "smollm2-135m") -> None:
         for note, guest in zip(NOTES, await s.map(extract, NOTES), strict=True):
             print(f"{note}\n    {guest!r}")
         seen = rt.statistics()
-        print(f"\n{seen.generated_tokens} tokens, {seen.forced_tokens} of them forced; {seen.steps} steps; "
-              f"{seen.cached_tokens} of {seen.prompt_tokens} prompt tokens came from the cache")
+        print(
+            f"\n{seen.generated_tokens} tokens, {seen.forced_tokens} of them forced; {seen.steps} "
+            "steps; "
+            f"{seen.cached_tokens} of {seen.prompt_tokens} prompt tokens came from the cache"
+        )
 
 
 if __name__ == "__main__":

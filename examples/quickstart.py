@@ -1,4 +1,5 @@
-"""A branching program on a real model: roles, streaming, a select, and a fork whose branches share one prompt.
+"""A branching program on a real model: roles, streaming, a select, and a fork whose branches share
+one prompt.
 
 Run it with `make demo`, or `python examples/quickstart.py [model]`.
 """
@@ -15,8 +16,11 @@ import asgl
 async def main(model: str = "smollm2-135m") -> None:
     began = time.perf_counter()
     async with asgl.Runtime(model, sampling=asgl.SamplingParams(seed=1)) as rt:
-        print(f"{rt.model.name} ({rt.model.parameters / 1e6:.0f}M parameters, {rt.model.kernels} kernels, {rt.model.device}), "
-              f"opened in {time.perf_counter() - began:.1f} s\n")
+        print(
+            f"{rt.model.name} ({rt.model.parameters / 1e6:.0f}M parameters, {rt.model.kernels} "
+            f"kernels, {rt.model.device}), "
+            f"opened in {time.perf_counter() - began:.1f} s\n"
+        )
         began = time.perf_counter()
 
         # A prompt is a stream: what is submitted to it runs in order, whether or not it is awaited.
@@ -35,7 +39,8 @@ async def main(model: str = "smollm2-135m") -> None:
             choice = await s.select("larger", ["Yes", "No"])
         print(f"larger?   {choice}")
 
-        # A fork's branches start from the same tokens; they run together, and the engine computes the prompt once.
+        # A fork's branches start from the same tokens; they run together, and the engine computes
+        # the prompt once.
         topics = ["food", "art", "history"]
         async with s.fork(3) as branches:
             for branch, topic in zip(branches, topics, strict=True):
@@ -51,8 +56,12 @@ async def main(model: str = "smollm2-135m") -> None:
         print(f"headline  {await s.get('headline')}")
 
         seconds, seen = time.perf_counter() - began, rt.statistics()
-        print(f"\n{seen.generated_tokens} tokens generated, {seen.generated_tokens / seconds:.0f} a second; "
-              f"{seen.cached_tokens} of {seen.prompt_tokens} prompt tokens came from the cache; {seconds:.1f} s")
+        print(
+            f"\n{seen.generated_tokens} tokens generated, {seen.generated_tokens / seconds:.0f} a "
+            "second; "
+            f"{seen.cached_tokens} of {seen.prompt_tokens} prompt tokens came from the cache; "
+            f"{seconds:.1f} s"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""deterministic=True, from outside: what a request computes is the same to the last bit, whatever else is computed or cached.
+"""deterministic=True, from outside: what a request computes is the same to the last bit, whatever
+else is computed or cached.
 
-Log-probabilities are compared as the floats that they are. Greedy and seeded: the draws of a seed depend on the logits alone.
+Log-probabilities are compared as the floats that they are. Greedy and seeded: the draws of a seed
+depend on the logits alone.
 """
 
 from __future__ import annotations
@@ -22,11 +24,16 @@ STORY = "Once upon a time there was a lighthouse keeper who collected words, and
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_directory(tmp_path_factory.mktemp("tiny"), hidden_size=128, intermediate_size=192, head_dim=32))
+    return str(
+        tiny_directory(
+            tmp_path_factory.mktemp("tiny"), hidden_size=128, intermediate_size=192, head_dim=32
+        )
+    )
 
 
 async def bits(s: asgl.PromptStream) -> Bits:
-    """A greedy generation, a seeded one, and scores of options, each after the other; with all log-probabilities."""
+    """A greedy generation, a seeded one, and scores of options, each after the other; with all
+    log-probabilities."""
     found: Bits = []
     for sampling in ({"temperature": 0}, {"temperature": 0.9, "top_p": 0.95, "seed": 7}):
         handle = s.gen(max_tokens=20, ignore_eos=True, logprobs=4, **sampling)
@@ -49,8 +56,12 @@ async def warm(rt: asgl.Runtime, prompt: str) -> list[Bits]:
 
 
 async def batched(rt: asgl.Runtime, prompt: str) -> list[Bits]:
-    noise = [rt.prompt(f"{number} {prompt[: 40 * number]}").gen(max_tokens=30 + number, ignore_eos=True, seed=number)
-             for number in range(7)]
+    noise = [
+        rt.prompt(f"{number} {prompt[: 40 * number]}").gen(
+            max_tokens=30 + number, ignore_eos=True, seed=number
+        )
+        for number in range(7)
+    ]
     found = [await bits(rt.prompt(prompt))]
     await asyncio.gather(*noise)
     return found
@@ -72,17 +83,27 @@ async def beside_a_long_prompt(rt: asgl.Runtime, prompt: str) -> list[Bits]:
 
 
 async def retracted(rt: asgl.Runtime, prompt: str) -> list[Bits]:
-    rt._running.engine.scheduler.admission.reserve_share = 0.1  # as after a long time without a retraction
-    found = await asyncio.gather(*(bits(rt.prompt(prompt)) for _ in range(2)),
-                                 *(rt.prompt(f"{number} {prompt[:90]}").gen(max_tokens=60, ignore_eos=True, seed=number)
-                                   for number in range(12)))
+    rt._running.engine.scheduler.admission.reserve_share = (
+        0.1  # as after a long time without a retraction
+    )
+    found = await asyncio.gather(
+        *(bits(rt.prompt(prompt)) for _ in range(2)),
+        *(
+            rt.prompt(f"{number} {prompt[:90]}").gen(max_tokens=60, ignore_eos=True, seed=number)
+            for number in range(12)
+        ),
+    )
     assert rt.statistics().retractions > 0
     return found[:2]
 
 
 Circumstance = Callable[[asgl.Runtime, str], Awaitable[list[Bits]]]
 CIRCUMSTANCES: list[tuple[Circumstance, dict[str, Any]]] = [
-    (warm, {}), (batched, {}), (forked, {}), (alone, {"max_batch_tokens": 24}), (beside_a_long_prompt, {"max_batch_tokens": 40}),
+    (warm, {}),
+    (batched, {}),
+    (forked, {}),
+    (alone, {"max_batch_tokens": 24}),
+    (beside_a_long_prompt, {"max_batch_tokens": 40}),
 ]
 
 
@@ -90,7 +111,9 @@ async def same_bits(model: str, prompt: str, small: int, **options: Any) -> None
     """small: a cache in which requests are retracted."""
 
     async def under(circumstance: Circumstance, **more: Any) -> list[Bits]:
-        async with asgl.Runtime(model, deterministic=True, **{"kv_cache_tokens": 4000, **options, **more}) as rt:
+        async with asgl.Runtime(
+            model, deterministic=True, **{"kv_cache_tokens": 4000, **options, **more}
+        ) as rt:
             return await circumstance(rt, prompt)
 
     (expected,) = await under(alone)
@@ -101,10 +124,16 @@ async def same_bits(model: str, prompt: str, small: int, **options: Any) -> None
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("options", [
-    {"kernels": "reference", "dtype": "float32"}, {"kernels": "cpu", "weights": "auto"}, {"kernels": "cpu", "weights": "int8"},
-    {"kernels": "cpu", "weights": "int4"},
-], ids=lambda options: "-".join(options.values()))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernels": "reference", "dtype": "float32"},
+        {"kernels": "cpu", "weights": "auto"},
+        {"kernels": "cpu", "weights": "int8"},
+        {"kernels": "cpu", "weights": "int4"},
+    ],
+    ids=lambda options: "-".join(options.values()),
+)
 async def test_the_same_bits_whatever_else_is_computed(model, options, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr("asgl.kernels.cpu.kernels.cores", lambda: threads)

@@ -1,15 +1,15 @@
 """Every block of Python in README.md and docs/ runs, in order, page by page.
 
-The blocks of a page share their names. One with `await`, `async with` or `async for` at its top level runs in an event loop, the
-same for all of the page; others run outside of it, so that `asyncio.run` works. What a reader need not see stands before the
-block that needs it, in a comment:
+The blocks of a page share their names. One with `await`, `async with` or `async for` at its top
+level runs in an event loop, the same for all of the page; others run outside of it, so that
+`asyncio.run` works. What a reader need not see stands before the block that needs it, in a comment:
 
     <!-- setup
     rt = await stack.enter_async_context(asgl.Runtime("smollm2-135m"))
     -->
 
-`stack` is an AsyncExitStack that is closed at the end of the page. Functions of a block whose names begin with "test" are called.
-A page that opens a Runtime needs the real model.
+`stack` is an AsyncExitStack that is closed at the end of the page. Functions of a block whose names
+begin with "test" are called. A page that opens a Runtime needs the real model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-_BLOCK = re.compile(r"^(?:```python\n(?P<shown>.*?)^```|<!-- setup\n(?P<hidden>.*?)^-->)", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^(?:```python\n(?P<shown>.*?)^```|<!-- setup\n(?P<hidden>.*?)^-->)", re.MULTILINE | re.DOTALL
+)
 _OPENS_A_MODEL = re.compile(r"(?<!Scripted)Runtime\(")
 
 
@@ -36,8 +38,10 @@ class Block(NamedTuple):
 
 
 def blocks_of(page: str) -> list[Block]:
-    return [Block(page.count("\n", 0, found.start()) + 2, found["shown"] or found["hidden"] or "")
-            for found in _BLOCK.finditer(page)]
+    return [
+        Block(page.count("\n", 0, found.start()) + 2, found["shown"] or found["hidden"] or "")
+        for found in _BLOCK.finditer(page)
+    ]
 
 
 def pages() -> list[Any]:
@@ -61,7 +65,9 @@ def run(path: str, blocks: list[Block]) -> dict[str, Any]:
             for block in blocks:
                 before = set(names)
                 execute(compiled(path, block), names, runner)
-                for name in [name for name in names if name.startswith("test") and name not in before]:
+                for name in [
+                    name for name in names if name.startswith("test") and name not in before
+                ]:
                     result = names[name]()
                     if inspect.iscoroutine(result):
                         runner.run(result)
@@ -82,12 +88,14 @@ def execute(code: Any, names: dict[str, Any], runner: asyncio.Runner) -> None:
 
 
 @pytest.mark.parametrize(("path", "blocks"), pages())
-def test_page(path: Path, blocks: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page(
+    path: Path, blocks: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # a page may write files
     run(str(path), blocks)
 
 
-PAGE = '''
+PAGE = """
 Text.
 
 <!-- setup
@@ -115,7 +123,7 @@ stack.callback(seen.append, "closed")
 async def test_something():
     seen.append("tested")
 ```
-'''
+"""
 
 
 def test_blocks_run_in_order_and_share_their_names() -> None:

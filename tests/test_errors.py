@@ -26,11 +26,17 @@ def drawn() -> dict[str, tuple[str, list[str]]]:
 
 def test_the_tree_is_as_drawn():
     tree = drawn()
-    classes = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, BaseException)}
+    classes = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, BaseException)
+    }
     assert set(tree) == set(classes)
     for name, (parent, others) in tree.items():
         bases = [base.__name__ for base in classes[name].__bases__]
-        assert bases == ([parent] if parent else []) + others or (not parent and bases == (others or ["Exception"])), name
+        assert bases == ([parent] if parent else []) + others or (
+            not parent and bases == (others or ["Exception"])
+        ), name
 
 
 def test_errors_carry_their_subject():

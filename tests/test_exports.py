@@ -9,15 +9,47 @@ import asgl
 from asgl import errors
 
 PUBLIC = {
-    "Branches", "Budget", "Completed", "EngineStatistics", "Function", "Graph", "Handle", "JsonlTracer", "Mark",
-    "Message", "ModelInfo", "ProgramStream", "PromptStream", "Runtime", "SamplingParams", "SelectHandle", "TaskHandle",
-    "TokenLogprob", "Tool", "ToolCall", "Tracer", "arg", "assistant", "budget", "extend", "function", "gen", "role",
-    "select", "system", "tool", "user",
+    "Branches",
+    "Budget",
+    "Completed",
+    "EngineStatistics",
+    "Function",
+    "Graph",
+    "Handle",
+    "JsonlTracer",
+    "Mark",
+    "Message",
+    "ModelInfo",
+    "ProgramStream",
+    "PromptStream",
+    "Runtime",
+    "SamplingParams",
+    "SelectHandle",
+    "TaskHandle",
+    "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "Tracer",
+    "arg",
+    "assistant",
+    "budget",
+    "extend",
+    "function",
+    "gen",
+    "role",
+    "select",
+    "system",
+    "tool",
+    "user",
 }
 
 
 def test_the_public_names():
-    raised = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, BaseException)}
+    raised = {
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, BaseException)
+    }
     assert set(asgl.__all__) == PUBLIC | raised
     assert list(asgl.__all__) == sorted(asgl.__all__)
     assert all(hasattr(asgl, name) for name in asgl.__all__)

@@ -1,4 +1,5 @@
-"""The pages of docs/: every public name is in the reference, every page in the table of contents, and no link leads nowhere."""
+"""The pages of docs/: every public name is in the reference, every page in the table of contents,
+and no link leads nowhere."""
 
 from __future__ import annotations
 
@@ -38,37 +39,64 @@ class Described(NamedTuple):
 
 
 def described() -> list[Described]:
-    return [Described(page.name, found["name"], "members: false" not in found["options"])
-            for page in sorted((DOCS / "reference").glob("*.md"))
-            for found in _DIRECTIVE.finditer(page.read_text(encoding="utf-8"))]
+    return [
+        Described(page.name, found["name"], "members: false" not in found["options"])
+        for page in sorted((DOCS / "reference").glob("*.md"))
+        for found in _DIRECTIVE.finditer(page.read_text(encoding="utf-8"))
+    ]
 
 
 def names_of(one: Described) -> set[str]:
     """The names of `asgl` that it describes."""
-    if one.name.startswith("asgl.") and one.name.count(".") == 1 and not inspect.ismodule(one.value):
+    if (
+        one.name.startswith("asgl.")
+        and one.name.count(".") == 1
+        and not inspect.ismodule(one.value)
+    ):
         return {one.name.removeprefix("asgl.")}
     if one.members and inspect.ismodule(one.value):
-        return {name for name, value in vars(one.value).items() if name in asgl.__all__ and getattr(asgl, name) is value}
+        return {
+            name
+            for name, value in vars(one.value).items()
+            if name in asgl.__all__ and getattr(asgl, name) is value
+        }
     return set()
 
 
 def undocumented(kind: type, source: dict[str, str]) -> list[str]:
     """The public members of a class that no docstring says anything of."""
-    missing = [f"{kind.__name__}.{name}" for name, member in vars(kind).items()
-               if not name.startswith("_") and (isinstance(member, property | classmethod | staticmethod)
-                                                or inspect.isfunction(member))
-               and not (inspect.getdoc(getattr(kind, name)) or "").strip()]
+    missing = [
+        f"{kind.__name__}.{name}"
+        for name, member in vars(kind).items()
+        if not name.startswith("_")
+        and (
+            isinstance(member, property | classmethod | staticmethod) or inspect.isfunction(member)
+        )
+        and not (inspect.getdoc(getattr(kind, name)) or "").strip()
+    ]
     return missing + [f"{kind.__name__}.{name}" for name, said in source.items() if not said]
 
 
 def fields_of(kind: type) -> dict[str, str]:
-    """The annotated public fields of a class, and the docstring that follows each: "" if none does."""
-    (body,) = [node.body for node in ast.parse(inspect.getsource(inspect.getmodule(kind) or kind)).body
-               if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
+    """The annotated public fields of a class, and the docstring that follows each: "" if none
+    does."""
+    (body,) = [
+        node.body
+        for node in ast.parse(inspect.getsource(inspect.getmodule(kind) or kind)).body
+        if isinstance(node, ast.ClassDef) and node.name == kind.__name__
+    ]
     fields: dict[str, str] = {}
     for node, following in zip(body, [*body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not node.target.id.startswith("_"):
-            said = following.value.value if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant) else ""
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and not node.target.id.startswith("_")
+        ):
+            said = (
+                following.value.value
+                if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                else ""
+            )
             fields[node.target.id] = str(said)
     return fields
 
@@ -103,7 +131,9 @@ def test_the_names_that_the_reference_describes_exist() -> None:
         assert one.value is not None
 
 
-@pytest.mark.parametrize("one", [one for one in described() if inspect.isclass(one.value)], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "one", [one for one in described() if inspect.isclass(one.value)], ids=lambda one: one.name
+)
 def test_all_that_is_public_has_a_docstring(one: Described) -> None:
     assert (one.value.__doc__ or "").strip()
     assert undocumented(one.value, fields_of(one.value)) == []
@@ -125,8 +155,11 @@ def test_a_member_without_a_docstring_is_found() -> None:
     assert undocumented(Bare, {"field": "", "other": "what it is"}) == ["Bare.unsaid", "Bare.field"]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))],
-                         ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_links_lead_somewhere(page: Path) -> None:
     assert broken_links(page) == []
 
@@ -134,12 +167,17 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     (tmp_path / "other.md").write_text("# One title\n\n## And `another`\n", encoding="utf-8")
-    page.write_text("[a](other.md) [b](other.md#and-another) [c](nowhere.md) [d](other.md#no) [e](#gone) [f](https://x.y)\n",
-                    encoding="utf-8")
+    page.write_text(
+        "[a](other.md) [b](other.md#and-another) [c](nowhere.md) [d](other.md#no) [e](#gone) "
+        "[f](https://x.y)\n",
+        encoding="utf-8",
+    )
     assert broken_links(page) == ["nowhere.md", "other.md#no", "#gone"]
 
 
 def test_the_table_of_contents_has_every_page() -> None:
-    nav = re.findall(r"^ +- ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    nav = re.findall(
+        r"^ +- ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert len(nav) == len(set(nav))
     assert sorted(nav) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))

@@ -1,4 +1,5 @@
-"""Programs, batches and budgets on the real engine, with a tiny random model; Ctrl-C leaves nothing running."""
+"""Programs, batches and budgets on the real engine, with a tiny random model; Ctrl-C leaves nothing
+running."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ def model(tmp_path_factory):
 
 def runtime(model, **options) -> asgl.Runtime:
     sampling = asgl.SamplingParams(seed=7, max_tokens=12, ignore_eos=True)
-    return asgl.Runtime(model, kernels="reference", dtype="float32", kv_cache_tokens=2000, sampling=sampling, **options)
+    return asgl.Runtime(
+        model,
+        kernels="reference",
+        dtype="float32",
+        kv_cache_tokens=2000,
+        sampling=sampling,
+        **options,
+    )
 
 
 async def balanced(rt: asgl.Runtime) -> EngineStatistics:
@@ -82,7 +90,9 @@ async def test_a_batch_under_a_budget(model):
 
 async def test_leaving_as_completed_cancels_what_is_left(model):
     async with runtime(model) as rt:
-        async with program.as_completed(rt, [("short", 1), ("long", 300), ("longer", 300)]) as results:
+        async with program.as_completed(
+            rt, [("short", 1), ("long", 300), ("longer", 300)]
+        ) as results:
             async for index, outcome in results:
                 assert index == 0
                 assert isinstance(outcome, asgl.ProgramStream)
@@ -92,7 +102,7 @@ async def test_leaving_as_completed_cancels_what_is_left(model):
 
 def test_ctrl_c_leaves_nothing_running(model, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(f'''
+    script.write_text(f"""
 import asyncio, sys, threading
 sys.path.insert(0, {str(TESTS)!r})
 import asgl
@@ -116,10 +126,15 @@ try:
 except KeyboardInterrupt:
     left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     print("interrupted", left, flush=True)
-''')
+""")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGINT)
@@ -129,8 +144,13 @@ except KeyboardInterrupt:
 
 
 def test_a_second_ctrl_c_inside_asgl_ends_the_program_and_its_thread(model):
-    done = subprocess.run([sys.executable, TESTS / "support" / "interrupts.py", model], capture_output=True, text=True,
-                          timeout=110, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, TESTS / "support" / "interrupts.py", model],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert not done.returncode, done.stderr[-6000:]
     functions = {line.split()[-1] for line in done.stdout.splitlines()}
     assert {"_wake", "_serve", "close", "__aexit__", "cancel"} <= functions

@@ -55,9 +55,24 @@ def test_nothing_is_shown_before_the_first_call_or_outside_a_terminal() -> None:
 
 def counted(prompt: int, cached: int, generated: int) -> EngineStatistics:
     return EngineStatistics(
-        capacity=0, free=0, evictable=0, pinned=0, running=0, waiting=0, steps=0, prompt_tokens=prompt, cached_tokens=cached,
-        generated_tokens=generated, forced_tokens=0, evicted_tokens=0, retractions=0, cancelled=0, plan_seconds=0.0,
-        run_seconds=0.0, idle_seconds=0.0, namespaces={},
+        capacity=0,
+        free=0,
+        evictable=0,
+        pinned=0,
+        running=0,
+        waiting=0,
+        steps=0,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        generated_tokens=generated,
+        forced_tokens=0,
+        evicted_tokens=0,
+        retractions=0,
+        cancelled=0,
+        plan_seconds=0.0,
+        run_seconds=0.0,
+        idle_seconds=0.0,
+        namespaces={},
     )
 
 
@@ -75,7 +90,9 @@ def test_a_batch_shows_how_fast_it_goes_and_how_much_was_cached() -> None:
 
 def test_a_batch_without_a_terminal_draws_nothing() -> None:
     screen = io.StringIO()
-    with BatchBar(1, "tips", lambda: counted(0, 0, 0), console=Console(file=screen), clock=lambda: 1.0) as advance:
+    with BatchBar(
+        1, "tips", lambda: counted(0, 0, 0), console=Console(file=screen), clock=lambda: 1.0
+    ) as advance:
         advance()
         assert advance.rates().endswith("0% cached")
     assert screen.getvalue() == ""

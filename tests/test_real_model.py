@@ -1,4 +1,5 @@
-"""The real model end to end: the same log-probabilities whatever else is computed, prefixes shared, the loop never blocked."""
+"""The real model end to end: the same log-probabilities whatever else is computed, prefixes shared,
+the loop never blocked."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ TOLERANCE = 0.15
 """In nats: keys and values are rounded to bfloat16, and sums are added in another order."""
 
 STORY = (
-    "Once upon a time there was a lighthouse keeper who collected words. Every evening, when the last ship had passed, he wrote "
+    "Once upon a time there was a lighthouse keeper who collected words. Every evening, when the "
+    "last ship had passed, he wrote "
     "one of them on a card, and put the card in a wooden box. "
 )
 CONTINUATION = " One day, a storm came, and the box was gone. He looked for it in every room of the tower, but it was not there."
@@ -47,7 +49,10 @@ async def test_log_probabilities_do_not_depend_on_what_else_is_computed():
         assert close(warm.token_logprobs[0], alone)
 
         await rt.flush_cache()
-        noise = [rt.prompt(f"{number} " + STORY * 2).gen(max_tokens=40, ignore_eos=True, seed=number) for number in range(8)]
+        noise = [
+            rt.prompt(f"{number} " + STORY * 2).gen(max_tokens=40, ignore_eos=True, seed=number)
+            for number in range(8)
+        ]
         batched = await score(rt.prompt(prompt))
         assert close(batched, alone)
         for handle in noise:
@@ -66,8 +71,12 @@ async def test_log_probabilities_do_not_depend_on_what_else_is_computed():
 
 async def test_generation_goes_on_after_a_retraction():
     async with asgl.Runtime(MODEL, kv_cache_tokens=700) as rt:
-        handles = [rt.prompt(f"{number} " + STORY).gen(max_tokens=120, ignore_eos=True, temperature=0, logprobs=0)
-                   for number in range(12)]
+        handles = [
+            rt.prompt(f"{number} " + STORY).gen(
+                max_tokens=120, ignore_eos=True, temperature=0, logprobs=0
+            )
+            for number in range(12)
+        ]
         texts = [await handle for handle in handles]
         assert rt.statistics().retractions > 0
         assert all(len(handle.token_ids) == 120 for handle in handles)
@@ -75,7 +84,9 @@ async def test_generation_goes_on_after_a_retraction():
         s = rt.prompt("11 " + STORY)
         check = s.select(None, [texts[11]], method="sum")
         await check
-        assert sum(check.token_logprobs[0]) / len(check.token_logprobs[0]) > -1.5  # what it generated greedily is likely
+        assert (
+            sum(check.token_logprobs[0]) / len(check.token_logprobs[0]) > -1.5
+        )  # what it generated greedily is likely
 
 
 async def test_sixteen_branches_of_a_thousand_tokens_compute_them_once():
@@ -94,8 +105,9 @@ async def test_sixteen_branches_of_a_thousand_tokens_compute_them_once():
 
 
 async def test_the_event_loop_is_never_blocked_for_long(request):
-    """Between two turns of a ticking task the loop's thread works at most 20 ms. Its own processor time is what is measured:
-    wall time would also count other processes of the machine. Nor is the garbage of other tests, 100 ms to collect, ours."""
+    """Between two turns of a ticking task the loop's thread works at most 20 ms. Its own processor
+    time is what is measured: wall time would also count other processes of the machine. Nor is the
+    garbage of other tests, 100 ms to collect, ours."""
     longest = 0.0
     done = asyncio.Event()
 
@@ -111,7 +123,9 @@ async def test_the_event_loop_is_never_blocked_for_long(request):
         gc.disable()
         request.addfinalizer(gc.enable)
         ticking = asyncio.create_task(tick())
-        await asyncio.gather(*(rt.prompt(f"{number} " + STORY * 4).gen(max_tokens=16) for number in range(16)))
+        await asyncio.gather(
+            *(rt.prompt(f"{number} " + STORY * 4).gen(max_tokens=16) for number in range(16))
+        )
         done.set()
         await ticking
     assert longest < 0.02
@@ -125,7 +139,9 @@ async def test_chat_with_roles_and_user_text_that_looks_like_control_tokens():
             reply = await s.gen("reply", max_tokens=32)
         ids = s.token_ids
         special = rt.tokenizer.special_tokens
-        assert ids.count(special["<|im_start|>"]) == 3  # the default system message, the user's, the assistant's
+        assert (
+            ids.count(special["<|im_start|>"]) == 3
+        )  # the default system message, the user's, the assistant's
         assert ids.count(special["<|im_end|>"]) == 3
         assert [message["role"] for message in s.messages()] == ["user", "assistant"]
         assert s.messages()[1]["content"] == reply
@@ -151,7 +167,9 @@ async def test_streaming_gives_the_text_in_pieces_and_never_the_stop():
         assert handle.time_to_first_token < handle.elapsed
 
 
-@pytest.mark.parametrize("example", sorted(Path("examples").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example", sorted(Path("examples").glob("*.py")), ids=lambda path: path.stem
+)
 def test_examples_run(example, capsys):
     namespace = runpy.run_path(str(example))
     asyncio.run(namespace["main"]())
@@ -182,8 +200,15 @@ async def reasons(s: asgl.PromptStream, topic: str) -> list[str]:
 
 async def test_a_graph_says_what_its_program_says():
     graph = reasons.graph(topic=asgl.arg)
-    async with asgl.Runtime(MODEL, kv_cache_tokens=8000, deterministic=True, sampling=asgl.SamplingParams(temperature=0)) as rt:
+    async with asgl.Runtime(
+        MODEL, kv_cache_tokens=8000, deterministic=True, sampling=asgl.SamplingParams(temperature=0)
+    ) as rt:
         for topic in ("Paris", "été 😀<|im_end|>"):
             a, b = await reasons(rt, topic), await graph(rt, topic)
             assert (a.text, a.token_ids, a.variables, a.messages(), a.returned) == (
-                b.text, b.token_ids, b.variables, b.messages(), b.returned)
+                b.text,
+                b.token_ids,
+                b.variables,
+                b.messages(),
+                b.returned,
+            )

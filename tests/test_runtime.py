@@ -1,4 +1,5 @@
-"""A Runtime from outside, on a tiny random model: opening, use, leaving, and what goes wrong on the way."""
+"""A Runtime from outside, on a tiny random model: opening, use, leaving, and what goes wrong on the
+way."""
 
 from __future__ import annotations
 
@@ -26,7 +27,12 @@ def model(tmp_path_factory):
 
 
 def runtime(model, **options) -> asgl.Runtime:
-    options = {"kernels": "reference", "dtype": "float32", "kv_cache_tokens": 2000, "sampling": GREEDY} | options
+    options = {
+        "kernels": "reference",
+        "dtype": "float32",
+        "kv_cache_tokens": 2000,
+        "sampling": GREEDY,
+    } | options
     return asgl.Runtime(model, **options)
 
 
@@ -51,24 +57,44 @@ async def test_opening_generating_and_leaving(model):
     assert not device_threads()
 
 
-@pytest.mark.parametrize("options", [
-    {"dtype": "float8"}, {"weights": "int3"}, {"activations": "int4"}, {"kernels": "fast"}, {"policy": "sjf"},
-    {"kv_cache_tokens": 0}, {"kv_cache_tokens": 1.5},
-    {"max_running": 0}, {"max_batch_tokens": -1}, {"max_running": True}, {"sampling": {"top_p": 1}},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "float8"},
+        {"weights": "int3"},
+        {"activations": "int4"},
+        {"kernels": "fast"},
+        {"policy": "sjf"},
+        {"kv_cache_tokens": 0},
+        {"kv_cache_tokens": 1.5},
+        {"max_running": 0},
+        {"max_batch_tokens": -1},
+        {"max_running": True},
+        {"sampling": {"top_p": 1}},
+    ],
+)
 def test_bad_arguments_raise_at_once(options):
     with pytest.raises(asgl.ConfigError) as caught:
         asgl.Runtime("smollm2-135m", **options)
     assert next(iter(options)) in str(caught.value)
 
 
-@pytest.mark.parametrize(("options", "error", "words"), [
-    ({"device": "cuda:7"}, asgl.ConfigError, "cuda:7"),
-    ({"device": "tpu"}, asgl.ConfigError, "tpu"),
-    ({"kv_cache_tokens": 10**12}, asgl.ConfigError, "GiB"),
-    ({"sampling": asgl.SamplingParams(logit_bias={10**6: 1.0})}, asgl.ConfigError, "no token 1000000"),
-])
-async def test_what_cannot_be_had_raises_when_entered_and_leaves_no_thread(model, options, error, words):
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"device": "cuda:7"}, asgl.ConfigError, "cuda:7"),
+        ({"device": "tpu"}, asgl.ConfigError, "tpu"),
+        ({"kv_cache_tokens": 10**12}, asgl.ConfigError, "GiB"),
+        (
+            {"sampling": asgl.SamplingParams(logit_bias={10**6: 1.0})},
+            asgl.ConfigError,
+            "no token 1000000",
+        ),
+    ],
+)
+async def test_what_cannot_be_had_raises_when_entered_and_leaves_no_thread(
+    model, options, error, words
+):
     with pytest.raises(error, match=words):
         async with runtime(model, **options):
             pass
@@ -128,7 +154,10 @@ async def test_failures_that_nobody_saw_are_raised_together(model):
     assert all(type(error) is asgl.ContextLengthError for error in caught.value.exceptions)
 
 
-@pytest.mark.parametrize(("failing", "told"), [(1, "1 failure of ops that nobody awaited"), (1030, "1024 failures .*and 6 more")])
+@pytest.mark.parametrize(
+    ("failing", "told"),
+    [(1, "1 failure of ops that nobody awaited"), (1030, "1024 failures .*and 6 more")],
+)
 async def test_how_many_failures_nobody_saw(model, failing, told):
     with pytest.raises(ExceptionGroup, match=told):
         async with runtime(model) as rt:
@@ -208,7 +237,11 @@ async def test_a_runner_that_raises_at_step_k_reaches_the_program(model, step):
         runner.run = failing
         with pytest.raises((asgl.EngineCrashedError, ExceptionGroup)) as caught:
             await branching_program(rt)
-        crash = caught.value if isinstance(caught.value, asgl.EngineCrashedError) else caught.value.exceptions[0]
+        crash = (
+            caught.value
+            if isinstance(caught.value, asgl.EngineCrashedError)
+            else caught.value.exceptions[0]
+        )
         assert isinstance(crash, asgl.EngineCrashedError)
         assert isinstance(crash.__cause__, RuntimeError)
         assert balanced(rt.statistics())
@@ -315,6 +348,7 @@ async def test_a_forked_child_is_told_and_its_parent_goes_on(model):
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
+
             async def use() -> None:
                 rt.prompt("b").gen()
 
@@ -363,7 +397,10 @@ async def test_default_tracers_of_the_context_are_attached(model, tmp_path):
                 await rt.prompt("abc").gen("x")
         finally:
             default_tracers.reset(token)
-    kinds = [line.split('"type": "')[1].split('"')[0] for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
+    kinds = [
+        line.split('"type": "')[1].split('"')[0]
+        for line in (tmp_path / "trace.jsonl").read_text().splitlines()
+    ]
     assert set(kinds) == {"StreamEvent", "OpEvent", "RequestEvent", "StepEvent"}
 
 
@@ -391,6 +428,7 @@ async def test_no_tokens_to_generate(model, prompt):
 
 async def test_a_cache_of_64_slots_under_fifty_programs(model):
     async with runtime(model, kv_cache_tokens=64) as rt:
+
         async def program(number: int) -> str:
             s = rt.prompt(f"{number} ")
             await s.gen("a", max_tokens=10, ignore_eos=True)

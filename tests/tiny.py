@@ -1,7 +1,9 @@
-"""Tiny random models for tests: two layers, seeded, made on the spot, as a Hugging Face directory or a GGUF file.
+"""Tiny random models for tests: two layers, seeded, made on the spot, as a Hugging Face directory
+or a GGUF file.
 
-Both forms of one seed are the same model: same weights (float32), same tokenizer, same chat template. The vocabulary of
-288 is the 256 bytes (ids 0-255, so that ASCII text encodes to its codes), a few merges, and control tokens.
+Both forms of one seed are the same model: same weights (float32), same tokenizer, same chat
+template. The vocabulary of 288 is the 256 bytes (ids 0-255, so that ASCII text encodes to its
+codes), a few merges, and control tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +20,30 @@ from safetensors.torch import save_file
 
 from asgl.models.tokenizer import BYTE_ALPHABET
 
-MERGES = ["t h", "th e", "i n", "Ġ the", "e r", "Ġ a", "o n", "r e", "a n", "an d", "Ġ and", "o r", "Ġ o", "Ġo r", "i "
-                                                                                                                   "s",
-          "e n", "a t", "l l", "s t", "o u", "y ou", "Ġ you"]
+MERGES = [
+    "t h",
+    "th e",
+    "i n",
+    "Ġ the",
+    "e r",
+    "Ġ a",
+    "o n",
+    "r e",
+    "a n",
+    "an d",
+    "Ġ and",
+    "o r",
+    "Ġ o",
+    "Ġo r",
+    "i s",
+    "e n",
+    "a t",
+    "l l",
+    "s t",
+    "o u",
+    "y ou",
+    "Ġ you",
+]
 BOS, IM_START, IM_END, EOS = "<|bos|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHATML = (
     "{% for message in messages %}"
@@ -28,10 +51,22 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CONFIG: Mapping[str, Any] = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "num_hidden_layers": 2,
-    "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "max_position_embeddings": 512, "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
-    "attention_bias": False, "mlp_bias": False, "torch_dtype": "float32",
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "torch_dtype": "float32",
 }
 
 
@@ -41,7 +76,11 @@ def vocabulary() -> tuple[list[str], list[str]]:
     control = [BOS, IM_START, IM_END, EOS]
     tokens = [by_byte[byte] for byte in range(256)]
     tokens += [merged for merge in MERGES if (merged := merge.replace(" ", "")) not in tokens]
-    return [*tokens, *control, *(f"<|spare{i}|>" for i in range(288 - len(tokens) - len(control)))], control
+    return [
+        *tokens,
+        *control,
+        *(f"<|spare{i}|>" for i in range(288 - len(tokens) - len(control))),
+    ], control
 
 
 def tokenizer_definition() -> dict[str, Any]:
@@ -49,19 +88,53 @@ def tokenizer_definition() -> dict[str, Any]:
     tokens, _ = vocabulary()
     special = [token for token in tokens if token.startswith("<|") and token.endswith("|>")]
     return {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
-        "added_tokens": [{"id": tokens.index(token), "content": token, "single_word": False, "lstrip": False,
-                          "rstrip": False, "normalized": False, "special": True} for token in special],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": {token: id for id, token in enumerate(tokens) if token not in special}, "merges": MERGES},
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "normalizer": None,
+        "post_processor": None,
+        "added_tokens": [
+            {
+                "id": tokens.index(token),
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for token in special
+        ],
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: id for id, token in enumerate(tokens) if token not in special},
+            "merges": MERGES,
+        },
     }
 
 
 def tiny_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random float32 weights under Hugging Face's names. Norms are near one; the rest keeps activations near one."""
+    """Random float32 weights under Hugging Face's names. Norms are near one; the rest keeps
+    activations near one."""
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
@@ -72,13 +145,18 @@ def tiny_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Te
 
     d, f, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     q, kv = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
-    weights = {"model.embed_tokens.weight": 0.25 * torch.randn(config["vocab_size"], d, generator=generator)}
+    weights = {
+        "model.embed_tokens.weight": 0.25
+        * torch.randn(config["vocab_size"], d, generator=generator)
+    }
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}."
         for part, rows in (("q", q), ("k", kv), ("v", kv)):
             weights[f"{layer}self_attn.{part}_proj.weight"] = matrix(rows, d)
             if config["attention_bias"]:
-                weights[f"{layer}self_attn.{part}_proj.bias"] = 0.1 * torch.randn(rows, generator=generator)
+                weights[f"{layer}self_attn.{part}_proj.bias"] = 0.1 * torch.randn(
+                    rows, generator=generator
+                )
         weights[layer + "self_attn.o_proj.weight"] = matrix(d, q)
         weights[layer + "mlp.gate_proj.weight"] = matrix(f, d)
         weights[layer + "mlp.up_proj.weight"] = matrix(f, d)
@@ -94,20 +172,38 @@ def tiny_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Te
 def tiny_config(**overrides: Any) -> dict[str, Any]:
     """The content of config.json; overrides are its keys."""
     tokens, _ = vocabulary()
-    return {**CONFIG, "vocab_size": len(tokens), "bos_token_id": tokens.index(BOS),
-            "eos_token_id": tokens.index(IM_END), **overrides}
+    return {
+        **CONFIG,
+        "vocab_size": len(tokens),
+        "bos_token_id": tokens.index(BOS),
+        "eos_token_id": tokens.index(IM_END),
+        **overrides,
+    }
 
 
-def tiny_directory(path: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, chat_template: str | None = CHATML,
-                   shards: int = 1, add_bos: bool = False, **overrides: Any) -> Path:
-    """Writes a tiny llama in Hugging Face's layout into the directory `path` (made if need be), and returns it."""
+def tiny_directory(
+    path: Path,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    chat_template: str | None = CHATML,
+    shards: int = 1,
+    add_bos: bool = False,
+    **overrides: Any,
+) -> Path:
+    """Writes a tiny llama in Hugging Face's layout into the directory `path` (made if need be), and
+    returns it."""
     path.mkdir(parents=True, exist_ok=True)
     config = tiny_config(**overrides)
     weights = {name: weight.to(dtype) for name, weight in tiny_weights(config, seed).items()}
     (path / "config.json").write_text(json.dumps(config))
     (path / "tokenizer.json").write_text(json.dumps(tokenizer_definition()))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": IM_END,
-                "add_bos_token": add_bos}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": IM_END,
+        "add_bos_token": add_bos,
+    }
     if chat_template is not None:
         settings["chat_template"] = chat_template
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -117,15 +213,29 @@ def tiny_directory(path: Path, *, seed: int = 0, dtype: torch.dtype = torch.floa
     names = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
     where = {name: names[order % shards] for order, name in enumerate(weights)}
     for file in names:
-        save_file({name: weight for name, weight in weights.items() if where[name] == file}, path / file,
-                  metadata={"format": "pt"})
-    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+        save_file(
+            {name: weight for name, weight in weights.items() if where[name] == file},
+            path / file,
+            metadata={"format": "pt"},
+        )
+    (path / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where})
+    )
     return path
 
 
-def tiny_gguf(path: Path, *, seed: int = 0, quantize: str = "F32", chat_template: str | None = CHATML,
-              add_bos: bool = False, metadata: Mapping[str, Any] | None = None, **overrides: Any) -> Path:
-    """Writes the same model as a GGUF file: matrices in the type `quantize` (F32, F16, BF16, Q8_0, Q4_0 or Q4_1).
+def tiny_gguf(
+    path: Path,
+    *,
+    seed: int = 0,
+    quantize: str = "F32",
+    chat_template: str | None = CHATML,
+    add_bos: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Path:
+    """Writes the same model as a GGUF file: matrices in the type `quantize` (F32, F16, BF16, Q8_0,
+    Q4_0 or Q4_1).
 
     `metadata` replaces single keys of the file's (None: leaves them out).
     """
@@ -133,34 +243,56 @@ def tiny_gguf(path: Path, *, seed: int = 0, quantize: str = "F32", chat_template
     tokens, _ = vocabulary()
     special = [token.startswith("<|") and token.endswith("|>") for token in tokens]
     pairs: dict[str, Any] = {
-        "general.architecture": "llama", "general.name": "tiny",
-        "llama.block_count": config["num_hidden_layers"], "llama.context_length": config["max_position_embeddings"],
-        "llama.embedding_length": config["hidden_size"], "llama.feed_forward_length": config["intermediate_size"],
+        "general.architecture": "llama",
+        "general.name": "tiny",
+        "llama.block_count": config["num_hidden_layers"],
+        "llama.context_length": config["max_position_embeddings"],
+        "llama.embedding_length": config["hidden_size"],
+        "llama.feed_forward_length": config["intermediate_size"],
         "llama.attention.head_count": config["num_attention_heads"],
         "llama.attention.head_count_kv": config["num_key_value_heads"],
-        "llama.attention.key_length": config["head_dim"], "llama.attention.value_length": config["head_dim"],
+        "llama.attention.key_length": config["head_dim"],
+        "llama.attention.value_length": config["head_dim"],
         "llama.rope.dimension_count": config["head_dim"],
         "llama.rope.freq_base": float(config["rope_theta"]),
         "llama.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3 if control else 1 for control in special], "tokenizer.ggml.merges": MERGES,
-        "tokenizer.ggml.bos_token_id": config["bos_token_id"], "tokenizer.ggml.eos_token_id": config["eos_token_id"],
-        "tokenizer.ggml.add_bos_token": add_bos, "tokenizer.chat_template": chat_template, **(metadata or {}),
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if control else 1 for control in special],
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.bos_token_id": config["bos_token_id"],
+        "tokenizer.ggml.eos_token_id": config["eos_token_id"],
+        "tokenizer.ggml.add_bos_token": add_bos,
+        "tokenizer.chat_template": chat_template,
+        **(metadata or {}),
     }
-    tensors = [(_gguf_name(name), *_encoded(_interleaved(name, weight, config), quantize))
-               for name, weight in tiny_weights(config, seed).items()]
-    return write_gguf(path, {key: value for key, value in pairs.items() if value is not None}, tensors)
+    tensors = [
+        (_gguf_name(name), *_encoded(_interleaved(name, weight, config), quantize))
+        for name, weight in tiny_weights(config, seed).items()
+    ]
+    return write_gguf(
+        path, {key: value for key, value in pairs.items() if value is not None}, tensors
+    )
 
 
-def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Sequence[tuple[str, tuple[int, ...], int, bytes]], *,
-               version: int = 3, alignment: int = 32) -> Path:
+def write_gguf(
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[tuple[str, tuple[int, ...], int, bytes]],
+    *,
+    version: int = 3,
+    alignment: int = 32,
+) -> Path:
     """Writes a GGUF file of these pairs and tensors: name, shape (row-major), type, data."""
     out = bytearray(b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata)))
     for key, value in metadata.items():
         out += _string(key) + _value(value)
     offset, data = 0, bytearray()
     for name, shape, kind, content in tensors:
-        out += _string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, offset)
+        out += _string(name) + struct.pack(
+            f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, offset
+        )
         data += content + b"\0" * (-len(content) % alignment)
         offset = len(data)
     out += b"\0" * (-len(out) % alignment)
@@ -175,7 +307,10 @@ def quantized(weight: torch.Tensor, kind: str) -> bytes:
         largest = block[np.abs(block).argmax()]
         if kind == "Q8_0":
             scale = np.float16(abs(largest) / 127)
-            out += struct.pack("<e", scale) + _rounded(block, scale, 0, -127, 127).astype(np.int8).tobytes()
+            out += (
+                struct.pack("<e", scale)
+                + _rounded(block, scale, 0, -127, 127).astype(np.int8).tobytes()
+            )
             continue
         if kind == "Q4_0":
             scale, low = np.float16(largest / -8), None
@@ -204,20 +339,34 @@ def _encoded(weight: torch.Tensor, kind: str) -> tuple[tuple[int, ...], int, byt
 
 
 def _interleaved(name: str, weight: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
-    """Rows of q and k in the order that GGUF keeps for llama: row 2j of a head is row j, row 2j + 1 is row j + half."""
+    """Rows of q and k in the order that GGUF keeps for llama: row 2j of a head is row j, row 2j + 1
+    is row j + half."""
     if ".q_proj." not in name and ".k_proj." not in name:
         return weight
     heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
     half = config["head_dim"] // 2
-    rows = [head * 2 * half + j + odd * half for head in range(heads) for j in range(half) for odd in (0, 1)]
+    rows = [
+        head * 2 * half + j + odd * half
+        for head in range(heads)
+        for j in range(half)
+        for odd in (0, 1)
+    ]
     return weight[rows]
 
 
 def _gguf_name(name: str) -> str:
-    for old, new in (("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output"),
-                     ("model.layers.", "blk."), ("self_attn.o_proj", "attn_output"), ("self_attn.", "attn_"),
-                     ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"), ("mlp.", "ffn_"),
-                     ("_proj", "")):
+    for old, new in (
+        ("model.embed_tokens", "token_embd"),
+        ("model.norm", "output_norm"),
+        ("lm_head", "output"),
+        ("model.layers.", "blk."),
+        ("self_attn.o_proj", "attn_output"),
+        ("self_attn.", "attn_"),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("mlp.", "ffn_"),
+        ("_proj", ""),
+    ):
         name = name.replace(old, new)
     return name
 
@@ -236,4 +385,9 @@ def _value(value: Any) -> bytes:
     if isinstance(value, str):
         return struct.pack("<I", 8) + _string(value)
     kind = _value(value[0])[:4]
-    return struct.pack("<I", 9) + kind + struct.pack("<Q", len(value)) + b"".join(_value(item)[4:] for item in value)
+    return (
+        struct.pack("<I", 9)
+        + kind
+        + struct.pack("<Q", len(value))
+        + b"".join(_value(item)[4:] for item in value)
+    )

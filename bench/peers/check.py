@@ -1,4 +1,5 @@
-"""Starts each installed peer and asks it everything that the workloads ask: a request, a batch, a regular expression, scores.
+"""Starts each installed peer and asks it everything that the workloads ask: a request, a batch, a
+regular expression, scores.
 
     python -m bench.peers.check [openvino vllm llama.cpp transformers]
 
@@ -35,12 +36,18 @@ async def _one(peer: AnyPeer) -> str:
 
 async def _batch(peer: AnyPeer) -> str:
     options = Options(max_tokens=32, exact=True)
-    done = await asyncio.gather(*(peer.complete(f"Number {n} of a story:", options) for n in range(32)))
-    return f"{sum(completion.usage.generated_tokens for completion in done)} tokens from 32 requests"
+    done = await asyncio.gather(
+        *(peer.complete(f"Number {n} of a story:", options) for n in range(32))
+    )
+    return (
+        f"{sum(completion.usage.generated_tokens for completion in done)} tokens from 32 requests"
+    )
 
 
 async def _sampled(peer: AnyPeer) -> str:
-    done = await peer.complete("Once upon a time", Options(max_tokens=32, temperature=0.7, seed=1, stop=(".", "\n")))
+    done = await peer.complete(
+        "Once upon a time", Options(max_tokens=32, temperature=0.7, seed=1, stop=(".", "\n"))
+    )
     if any(stop in done.text for stop in (".", "\n")):
         raise PeerError(f"the stop is in the text: {done.text!r}")
     return repr(done.text)
@@ -48,7 +55,9 @@ async def _sampled(peer: AnyPeer) -> str:
 
 async def _regex(peer: AnyPeer) -> str:
     options = Options(max_tokens=128, regex=FIELDS, gbnf=FIELDS_GBNF)
-    done = await asyncio.gather(*(peer.complete(f"Describe book {n} as JSON: ", options) for n in range(4)))
+    done = await asyncio.gather(
+        *(peer.complete(f"Describe book {n} as JSON: ", options) for n in range(4))
+    )
     for completion in done:
         if re.fullmatch(FIELDS, completion.text) is None:
             raise PeerError(f"{completion.text!r} does not match")
@@ -68,8 +77,13 @@ async def _score(peer: AnyPeer) -> str:
 
 
 _CHECKS: dict[str, Callable[[AnyPeer], Awaitable[str]]] = {
-    "one": _one, "batch": _batch, "sampled": _sampled, "regex": _regex, "schema": _schema,
-    "score": _score}
+    "one": _one,
+    "batch": _batch,
+    "sampled": _sampled,
+    "regex": _regex,
+    "schema": _schema,
+    "score": _score,
+}
 
 
 async def check(name: str) -> bool:
@@ -93,7 +107,9 @@ async def check(name: str) -> bool:
             except (PeerError, json.JSONDecodeError) as error:
                 answer, sound = f"FAILED: {error}", False
             print(f"{name}: {title:<8} {time.perf_counter() - began:6.2f} s   {answer}", flush=True)
-        print(f"{name}: takes {await _idle(peer):.0%} of a core when it has nothing to do", flush=True)
+        print(
+            f"{name}: takes {await _idle(peer):.0%} of a core when it has nothing to do", flush=True
+        )
     finally:
         await peer.stop()
     return sound

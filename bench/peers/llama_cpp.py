@@ -30,7 +30,8 @@ _KV_BYTES = 23_040
 
 
 class LlamaServer:
-    """`start`, `complete`, `stop`. It shares prefixes inside a slot and between slots by copying; it cannot score options."""
+    """`start`, `complete`, `stop`. It shares prefixes inside a slot and between slots by copying;
+    it cannot score options."""
 
     def __init__(self, model: str, limits: Limits, weights: str) -> None:
         self.name = "llama.cpp"
@@ -55,10 +56,37 @@ class LlamaServer:
         log = paths.peers() / f"{self.name}.log"
         with open(log, "ab") as output:  # noqa: ASYNC230  nothing else runs yet
             self._process = await asyncio.create_subprocess_exec(
-                str(self._bin / "llama-server"), "-m", str(model), "--host", _HOST, "--port", str(self._port), "-t", "2",
-                "-tb", "2", "-c", str(tokens), "-np", str(self._limits.running), "--kv-unified", "-fa", "on", "-ub", "512",
-                "-b", "2048", "--cache-reuse", "64", "--no-webui", stdout=output, stderr=output, env=self._environment(),
-                start_new_session=True, preexec_fn=_ends_with_parent if sys.platform == "linux" else None)
+                str(self._bin / "llama-server"),
+                "-m",
+                str(model),
+                "--host",
+                _HOST,
+                "--port",
+                str(self._port),
+                "-t",
+                "2",
+                "-tb",
+                "2",
+                "-c",
+                str(tokens),
+                "-np",
+                str(self._limits.running),
+                "--kv-unified",
+                "-fa",
+                "on",
+                "-ub",
+                "512",
+                "-b",
+                "2048",
+                "--cache-reuse",
+                "64",
+                "--no-webui",
+                stdout=output,
+                stderr=output,
+                env=self._environment(),
+                start_new_session=True,
+                preexec_fn=_ends_with_parent if sys.platform == "linux" else None,
+            )
         try:
             async with asyncio.timeout(_START_SECONDS):
                 while not await self._healthy():
@@ -67,10 +95,15 @@ class LlamaServer:
                     await asyncio.sleep(0.2)
         except TimeoutError:
             await self.stop()
-            raise PeerError(f"llama.cpp did not start in {_START_SECONDS:.0f} s; its log is {log}") from None
-        self.about = {"version": self._version(), "settings":
-                      f"llama-server, {self._weights.upper()}, flash attention, {self._limits.running} slots with {tokens} "
-                      "tokens of KV in common, prompt cache, 2 threads"}
+            raise PeerError(
+                f"llama.cpp did not start in {_START_SECONDS:.0f} s; its log is {log}"
+            ) from None
+        self.about = {
+            "version": self._version(),
+            "settings": f"llama-server, {self._weights.upper()}, flash attention, "
+            f"{self._limits.running} slots with {tokens} "
+            "tokens of KV in common, prompt cache, 2 threads",
+        }
 
     async def stop(self) -> None:
         process, self._process = self._process, None
@@ -84,9 +117,15 @@ class LlamaServer:
             await process.wait()
 
     async def complete(self, prompt: str, options: Options) -> Completion:
-        body: dict[str, Any] = {"prompt": prompt, "n_predict": options.max_tokens, "stop": list(options.stop),
-                                "temperature": options.temperature, "seed": options.seed, "ignore_eos": options.exact,
-                                "cache_prompt": True}
+        body: dict[str, Any] = {
+            "prompt": prompt,
+            "n_predict": options.max_tokens,
+            "stop": list(options.stop),
+            "temperature": options.temperature,
+            "seed": options.seed,
+            "ignore_eos": options.exact,
+            "cache_prompt": True,
+        }
         if options.temperature > 0:
             body |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
         if options.regex is not None:
@@ -105,9 +144,15 @@ class LlamaServer:
         if status != 200:
             raise PeerError(f"llama.cpp: status {status}: {reply}")
         timings = reply["timings"]
-        return Completion(reply["content"], Usage(
-            timings["prompt_n"] + timings.get("cache_n", 0), timings.get("cache_n"), timings["predicted_n"],
-            timings["prompt_ms"] / 1000))
+        return Completion(
+            reply["content"],
+            Usage(
+                timings["prompt_n"] + timings.get("cache_n", 0),
+                timings.get("cache_n"),
+                timings["predicted_n"],
+                timings["prompt_ms"] / 1000,
+            ),
+        )
 
     async def score(self, prompt: str, choices: Sequence[str]) -> tuple[list[list[float]], Usage]:
         raise Unsupported("llama.cpp's server does not score given text")
@@ -119,17 +164,36 @@ class LlamaServer:
         model = paths.peers() / self.name / f"model-{self._weights}.gguf"
         if not model.exists():
             partial = model.with_suffix(".part")
-            subprocess.run([str(self._bin / "llama-quantize"), "--allow-requantize", str(pull(self._model)), str(partial),
-                            self._weights, "2"], check=True, env=self._environment(), stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL)
+            subprocess.run(
+                [
+                    str(self._bin / "llama-quantize"),
+                    "--allow-requantize",
+                    str(pull(self._model)),
+                    str(partial),
+                    self._weights,
+                    "2",
+                ],
+                check=True,
+                env=self._environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             partial.rename(model)
         return model
 
     def _version(self) -> str:
-        done = subprocess.run([str(self._bin / "llama-server"), "--version"], capture_output=True, text=True, check=False,
-                              env=self._environment())
+        done = subprocess.run(
+            [str(self._bin / "llama-server"), "--version"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=self._environment(),
+        )
         lines = (done.stderr + done.stdout).splitlines()
-        return next((line.removeprefix("version: ") for line in lines if line.startswith("version")), "unknown")
+        return next(
+            (line.removeprefix("version: ") for line in lines if line.startswith("version")),
+            "unknown",
+        )
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "LD_LIBRARY_PATH": str(self._bin)}
@@ -143,7 +207,8 @@ class LlamaServer:
 
 
 def _ends_with_parent() -> None:
-    """In the child: asks Linux for SIGKILL when the harness ends, however it does. The other peers see their input end."""
+    """In the child: asks Linux for SIGKILL when the harness ends, however it does. The other peers
+    see their input end."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -152,11 +217,17 @@ async def _post(port: int, path: str, body: dict[str, Any]) -> tuple[int, Any]:
     reader, writer = await asyncio.open_connection(_HOST, port, limit=1 << 24)
     try:
         content = json.dumps(body).encode()
-        writer.write(f"POST {path} HTTP/1.1\r\nHost: {_HOST}\r\nContent-Type: application/json\r\nConnection: close\r\n"
-                     f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        writer.write(
+            f"POST {path} HTTP/1.1\r\nHost: {_HOST}\r\nContent-Type: "
+            "application/json\r\nConnection: close\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n".encode()
+            + content
+        )
         await writer.drain()
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        lengths = [line.split(":", 1)[1] for line in head if line.lower().startswith("content-length:")]
+        lengths = [
+            line.split(":", 1)[1] for line in head if line.lower().startswith("content-length:")
+        ]
         answer = await reader.readexactly(int(lengths[0])) if lengths else await reader.read()
         return int(head[0].split()[1]), json.loads(answer)
     except asyncio.IncompleteReadError as error:

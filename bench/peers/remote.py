@@ -1,4 +1,5 @@
-"""Peers in processes of their own: started and stopped by the harness, spoken to over pipes or on the loopback interface."""
+"""Peers in processes of their own: started and stopped by the harness, spoken to over pipes or on
+the loopback interface."""
 
 from __future__ import annotations
 
@@ -43,10 +44,11 @@ class Limits:
 
 @dataclass(slots=True)
 class Peer:
-    """A worker process (`bench.peers.workers`) that is spoken to over its standard input and output.
+    """A worker process (`bench.peers.workers`) that is spoken to over its standard input and
+    output.
 
-    command: its program and arguments. environment: what is set besides the harness's own environment. `about` has the
-    version and settings that the worker reported.
+    command: its program and arguments. environment: what is set besides the harness's own
+    environment. `about` has the version and settings that the worker reported.
     """
 
     name: str
@@ -59,11 +61,18 @@ class Peer:
     _reader: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the worker and waits until its model is loaded. PeerError if it ends before, or takes too long."""
+        """Starts the worker and waits until its model is loaded. PeerError if it ends before, or
+        takes too long."""
         with open(self._log, "ab") as errors:  # noqa: ASYNC230  nothing else runs yet
             self._process = await asyncio.create_subprocess_exec(
-                *self.command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
-                env={**os.environ, **self.environment}, limit=_LINE_LIMIT, start_new_session=True)
+                *self.command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, **self.environment},
+                limit=_LINE_LIMIT,
+                start_new_session=True,
+            )
         assert self._process.stdout is not None
         line, late = b"", False
         try:
@@ -73,8 +82,11 @@ class Peer:
             late = True
         if not line:
             await self.stop()
-            raise PeerError(f"{self.name} did not start within {_START_SECONDS:.0f} s; its log is {self._log}" if late
-                            else f"{self.name} ended while it started; its log is {self._log}")
+            raise PeerError(
+                f"{self.name} did not start within {_START_SECONDS:.0f} s; its log is {self._log}"
+                if late
+                else f"{self.name} ended while it started; its log is {self._log}"
+            )
         self.about = json.loads(line)["ready"]
         self._reader = asyncio.create_task(self._read(self._process.stdout))
 
@@ -102,10 +114,19 @@ class Peer:
         return paths.peers() / f"{self.name}.log"
 
     async def complete(self, prompt: str, options: Options) -> Completion:
-        reply = await self._ask({
-            "op": "complete", "prompt": prompt, "max_tokens": options.max_tokens, "stop": list(options.stop),
-            "temperature": options.temperature, "seed": options.seed, "exact": options.exact, "regex": options.regex,
-            "schema": json.dumps(options.schema) if options.schema else None})
+        reply = await self._ask(
+            {
+                "op": "complete",
+                "prompt": prompt,
+                "max_tokens": options.max_tokens,
+                "stop": list(options.stop),
+                "temperature": options.temperature,
+                "seed": options.seed,
+                "exact": options.exact,
+                "regex": options.regex,
+                "schema": json.dumps(options.schema) if options.schema else None,
+            }
+        )
         return Completion(reply["text"], _usage(reply))
 
     async def score(self, prompt: str, choices: Sequence[str]) -> tuple[list[list[float]], Usage]:
@@ -123,7 +144,9 @@ class Peer:
             async with asyncio.timeout(REQUEST_SECONDS):
                 reply = await future
         except TimeoutError:
-            raise PeerError(f"{self.name}: no answer within {REQUEST_SECONDS:.0f} s; its log is {self._log}") from None
+            raise PeerError(
+                f"{self.name}: no answer within {REQUEST_SECONDS:.0f} s; its log is {self._log}"
+            ) from None
         finally:
             del self._replies[number]
         if "unsupported" in reply:
@@ -150,18 +173,29 @@ def kill_group(pid: int) -> None:
 
 
 def _usage(reply: dict[str, Any]) -> Usage:
-    return Usage(reply["prompt_tokens"], reply["cached_tokens"], reply["generated_tokens"], reply["time_to_first_token"])
+    return Usage(
+        reply["prompt_tokens"],
+        reply["cached_tokens"],
+        reply["generated_tokens"],
+        reply["time_to_first_token"],
+    )
 
 
 def hf_model(model: str) -> Path:
     """The model as a directory in Hugging Face's layout, converted when first needed."""
     directory = paths.peers() / "model"
     if not (directory / "config.json").exists():
-        subprocess.run([sys.executable, "-m", "bench.peers.convert", model, str(directory)], check=True, cwd=paths.REPOSITORY)
+        subprocess.run(
+            [sys.executable, "-m", "bench.peers.convert", model, str(directory)],
+            check=True,
+            cwd=paths.REPOSITORY,
+        )
     return directory
 
 
-def worker(name: str, script: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Peer:
+def worker(
+    name: str, script: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Peer:
     """A peer by its worker script. It must be installed."""
     python = installed(name)
     path = Path(__file__).parent / "workers" / script

@@ -17,9 +17,10 @@ def _ungraded(item: Any, answer: Any) -> None:
 class Workload:
     """A program, and what it is run on.
 
-    items: makes so many items, the same ones every time; their order is that of submission. run: one program, over a client
-    that starts its prompts. grade: whether the answer to the item is right, None if there is no right one. programs: how many
-    items are a full run. concurrency: how many programs run at once at most.
+    items: makes so many items, the same ones every time; their order is that of submission. run:
+    one program, over a client that starts its prompts. grade: whether the answer to the item is
+    right, None if there is no right one. programs: how many items are a full run. concurrency: how
+    many programs run at once at most.
     """
 
     name: str

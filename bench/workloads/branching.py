@@ -16,13 +16,21 @@ def _questions(count: int) -> Sequence[str]:
 
 def _topics(count: int) -> Sequence[str]:
     turns = data.conversations()
-    return [f"{turns[number % len(turns)][0]}" + (f" (variant {number})" if number >= len(turns) else "")
-            for number in range(count)]
+    return [
+        f"{turns[number % len(turns)][0]}"
+        + (f" (variant {number})" if number >= len(turns) else "")
+        for number in range(count)
+    ]
 
 
-# --- tree of thought ------------------------------------------------------------------------------------------------------
+# --- tree of thought ------------------------------------------------------------------------------
 
-_TREE_LEVELS = ("Propose a first step.", "Carry out the step.", "Check the result.", "Say the answer.")
+_TREE_LEVELS = (
+    "Propose a first step.",
+    "Carry out the step.",
+    "Check the result.",
+    "Say the answer.",
+)
 
 
 async def _grow(s: Prompt, levels: Sequence[str], tokens: int, branches: int) -> None:
@@ -39,7 +47,9 @@ async def _grow(s: Prompt, levels: Sequence[str], tokens: int, branches: int) ->
 
 
 async def _tree(client: Client, item: str) -> None:
-    await _grow(client.prompt(f"Solve the problem step by step.\nProblem: {item}\n"), _TREE_LEVELS, 20, 2)
+    await _grow(
+        client.prompt(f"Solve the problem step by step.\nProblem: {item}\n"), _TREE_LEVELS, 20, 2
+    )
 
 
 async def _deep_tree(client: Client, item: str) -> None:
@@ -48,16 +58,28 @@ async def _deep_tree(client: Client, item: str) -> None:
         async with s.fork(2) as branches:
             for number, b in enumerate(branches):
                 b.append(f"\nStep {step + 1}, variant {number}:")
-            texts = await asyncio.gather(*(b.gen(Options(max_tokens=30, temperature=0.7, seed=number, exact=True))
-                                           for number, b in enumerate(branches)))
+            texts = await asyncio.gather(
+                *(
+                    b.gen(Options(max_tokens=30, temperature=0.7, seed=number, exact=True))
+                    for number, b in enumerate(branches)
+                )
+            )
         s.append(f"\nStep {step + 1}, variant 0:{texts[0]}")
 
 
-TREE = Workload("tree-of-thought", "2 branches on each of 4 levels, 20 tokens each", _questions, _tree, 3)
-DEEP_TREE = Workload("tree-of-thought-deep", "6 levels of 2 branches of 30 tokens; the first goes on", _questions, _deep_tree, 4)
+TREE = Workload(
+    "tree-of-thought", "2 branches on each of 4 levels, 20 tokens each", _questions, _tree, 3
+)
+DEEP_TREE = Workload(
+    "tree-of-thought-deep",
+    "6 levels of 2 branches of 30 tokens; the first goes on",
+    _questions,
+    _deep_tree,
+    4,
+)
 
 
-# --- skeleton of thought: short tips, then each expanded in parallel ------------------------------------------------------
+# --- skeleton of thought: short tips, then each expanded in parallel ------------------------------
 
 
 async def _skeleton(client: Client, item: str) -> int:
@@ -74,10 +96,16 @@ async def _skeleton(client: Client, item: str) -> int:
     return len(texts)
 
 
-SKELETON = Workload("skeleton-of-thought", "5 points of 8 tokens, then 5 paragraphs of 64 in parallel", _topics, _skeleton, 4)
+SKELETON = Workload(
+    "skeleton-of-thought",
+    "5 points of 8 tokens, then 5 paragraphs of 64 in parallel",
+    _topics,
+    _skeleton,
+    4,
+)
 
 
-# --- branch, solve, merge: an article judged in six dimensions -----------------------------------------------------------
+# --- branch, solve, merge: an article judged in six dimensions ------------------------------------
 
 _DIMENSIONS = ("clarity", "originality", "structure", "style", "evidence", "relevance")
 
@@ -96,15 +124,27 @@ async def _judge(client: Client, item: str) -> str:
         return await b.gen(Options(max_tokens=2, exact=True))
 
     async with s.fork(len(_DIMENSIONS)) as branches:
-        scores = await asyncio.gather(*(dimension(b, name) for b, name in zip(branches, _DIMENSIONS, strict=True)))
-    s.append("Scores:" + ",".join(f" {name}{score}" for name, score in zip(_DIMENSIONS, scores, strict=True)) + "\nVerdict:")
+        scores = await asyncio.gather(
+            *(dimension(b, name) for b, name in zip(branches, _DIMENSIONS, strict=True))
+        )
+    s.append(
+        "Scores:"
+        + ",".join(f" {name}{score}" for name, score in zip(_DIMENSIONS, scores, strict=True))
+        + "\nVerdict:"
+    )
     return await s.gen(Options(max_tokens=16, exact=True))
 
 
-JUDGE = Workload("judge", "an article, 6 dimensions in parallel with a score of 2 tokens each, a verdict", _articles, _judge, 4)
+JUDGE = Workload(
+    "judge",
+    "an article, 6 dimensions in parallel with a score of 2 tokens each, a verdict",
+    _articles,
+    _judge,
+    4,
+)
 
 
-# --- several chains of reasoning, and an answer from all of them ----------------------------------------------------------
+# --- several chains of reasoning, and an answer from all of them ----------------------------------
 
 
 async def _chains(client: Client, item: str) -> str:
@@ -112,12 +152,22 @@ async def _chains(client: Client, item: str) -> str:
     async with s.fork(5) as branches:
         for number, b in enumerate(branches):
             b.append(f"Chain {number + 1}: let us think step by step.")
-        texts = await asyncio.gather(*(b.gen(Options(max_tokens=80, temperature=0.3, seed=number, exact=True))
-                                       for number, b in enumerate(branches)))
+        texts = await asyncio.gather(
+            *(
+                b.gen(Options(max_tokens=80, temperature=0.3, seed=number, exact=True))
+                for number, b in enumerate(branches)
+            )
+        )
     for number, text in enumerate(texts):
         s.append(f"Chain {number + 1}: let us think step by step.{text}\n")
     s.append("The answer, from all of these:")
     return await s.gen(Options(max_tokens=16, exact=True))
 
 
-CHAINS = Workload("multi-chain", "5 chains of 80 tokens at temperature 0.3, then an answer of 16", _questions, _chains, 3)
+CHAINS = Workload(
+    "multi-chain",
+    "5 chains of 80 tokens at temperature 0.3, then an answer of 16",
+    _questions,
+    _chains,
+    3,
+)

@@ -21,8 +21,8 @@
         EngineCrashedError           the step raised; every waiter gets it, with the cause
     InternalError(Exception)         our bug, please report; outside the tree so that `except AsglError` does not hide it
 
-An error reaches the one who awaits, with its cause; it is never logged and dropped. The failures of branches arrive as an
-`ExceptionGroup`. `asyncio.CancelledError` is never wrapped.
+An error reaches the one who awaits, with its cause; it is never logged and dropped. The failures of
+branches arrive as an `ExceptionGroup`. `asyncio.CancelledError` is never wrapped.
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ class StreamError(AsglError):
 
 
 class StreamClosedError(StreamError):
-    """The stream is closed, or an earlier failure on it was not seen yet (it is the cause of this error)."""
+    """The stream is closed, or an earlier failure on it was not seen yet (it is the cause of this
+    error)."""
 
 
 class OpCancelledError(StreamError):
-    """The op was cancelled by somebody else, or was queued behind one that failed (its cause says which)."""
+    """The op was cancelled by somebody else, or was queued behind one that failed (its cause says
+    which)."""
 
 
 class VariableError(StreamError, KeyError):
@@ -80,7 +82,9 @@ class RequestError(AsglError):
 class ContextLengthError(RequestError):
     """The prompt has `tokens` tokens, which leaves no room in the model's context of `limit`."""
 
-    def __init__(self, message: str, *, tokens: int, limit: int, request_id: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, tokens: int, limit: int, request_id: int | None = None
+    ) -> None:
         super().__init__(message, request_id=request_id)
         self.tokens, self.limit = tokens, limit
 
@@ -88,7 +92,9 @@ class ContextLengthError(RequestError):
 class CapacityError(RequestError):
     """The request needs `needed` slots of a KV cache that has `capacity`: it could never run."""
 
-    def __init__(self, message: str, *, needed: int, capacity: int, request_id: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, needed: int, capacity: int, request_id: int | None = None
+    ) -> None:
         super().__init__(message, request_id=request_id)
         self.needed, self.capacity = needed, capacity
 
@@ -98,17 +104,23 @@ class GrammarError(RequestError):
 
 
 class OutputError(RequestError):
-    """A typed value that was cut short, or that no retry made valid. `text` is what was generated."""
+    """A typed value that was cut short, or that no retry made valid. `text` is what was
+    generated."""
 
-    def __init__(self, message: str, *, text: str, finish_reason: str, request_id: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, text: str, finish_reason: str, request_id: int | None = None
+    ) -> None:
         super().__init__(message, request_id=request_id)
         self.text, self.finish_reason = text, finish_reason
 
 
 class BudgetError(RequestError):
-    """A budget or a deadline was passed: `spent` of `limit`, tokens or seconds as the message says."""
+    """A budget or a deadline was passed: `spent` of `limit`, tokens or seconds as the message
+    says."""
 
-    def __init__(self, message: str, *, spent: float, limit: float, request_id: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, spent: float, limit: float, request_id: int | None = None
+    ) -> None:
         super().__init__(message, request_id=request_id)
         self.spent, self.limit = spent, limit
 
@@ -116,13 +128,16 @@ class BudgetError(RequestError):
 class QueueFullError(RequestError):
     """`waiting` requests wait already, of at most `limit`."""
 
-    def __init__(self, message: str, *, waiting: int, limit: int, request_id: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, waiting: int, limit: int, request_id: int | None = None
+    ) -> None:
         super().__init__(message, request_id=request_id)
         self.waiting, self.limit = waiting, limit
 
 
 class ToolError(AsglError):
-    """The tool named `tool` raised or timed out when called with `arguments`; the cause is chained."""
+    """The tool named `tool` raised or timed out when called with `arguments`; the cause is
+    chained."""
 
     def __init__(self, message: str, *, tool: str, arguments: dict[str, Any]) -> None:
         super().__init__(message)
@@ -146,4 +161,5 @@ class EngineCrashedError(EngineError):
 
 
 class InternalError(Exception):
-    """A bug of asgl's own: please report it. Not an AsglError, so that `except AsglError` does not hide it."""
+    """A bug of asgl's own: please report it. Not an AsglError, so that `except AsglError` does not
+    hide it."""

@@ -1,13 +1,15 @@
 """What the planner and the runner say to each other: a step as data.
 
-A step computes the new tokens of a ragged batch. Row r has the tokens `qo_indptr[r]:qo_indptr[r + 1]` of `input_ids`, and
-attends over the slots `kv_indices[kv_indptr[r]:kv_indptr[r + 1]]`, its own new slots being the last of them:
+A step computes the new tokens of a ragged batch. Row r has the tokens `qo_indptr[r]:qo_indptr[r +
+1]` of `input_ids`, and attends over the slots `kv_indices[kv_indptr[r]:kv_indptr[r + 1]]`, its own
+new slots being the last of them:
 
     kv of row r      [ k0 k1 k2 ... | n0 n1 n2 ]        n: the row's new tokens, written by this step
     query n1 sees      ------------------^              causal among the new tokens, all of what was before
 
-A row's earlier slots may be written by another row of the same step: in every layer all keys and values are stored before
-any is read. (The branches of a `select` are rows that read the slots of the branch above them.)
+A row's earlier slots may be written by another row of the same step: in every layer all keys and
+values are stored before any is read. (The branches of a `select` are rows that read the slots of
+the branch above them.)
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ INT = "i"
 
 
 class SharedSpan(NamedTuple):
-    """The slot lists of `rows` are the same at the positions `start` to `end`: attention may read them once for all.
+    """The slot lists of `rows` are the same at the positions `start` to `end`: attention may read
+    them once for all.
 
-    A hint, which a back end may ignore. The spans that name a row do not overlap, and are in order of `start`.
+    A hint, which a back end may ignore. The spans that name a row do not overlap, and are in order
+    of `start`.
     """
 
     start: int
@@ -41,7 +45,8 @@ class SampleRow:
     request_id: int
     spec: SamplingSpec
     draw: int
-    """How many tokens the request has sampled before: with `spec.seed`, all that the random draw depends on."""
+    """How many tokens the request has sampled before: with `spec.seed`, all that the random draw
+    depends on."""
     banned: tuple[int, ...] = ()
     """Tokens that may not be sampled now."""
     history: array[int] | None = None
@@ -49,7 +54,8 @@ class SampleRow:
     prompt_length: int = 0
     """How many tokens of `history` are prompt."""
     mask: bytes | None = None
-    """The only tokens that may be sampled, as bits: token t is bit t % 8 of byte t // 8. At least one. None: all."""
+    """The only tokens that may be sampled, as bits: token t is bit t % 8 of byte t // 8. At least
+    one. None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +67,11 @@ class ScoreRow:
 
 
 class Continued(NamedTuple):
-    """A new token that was not known when the step was planned: the step before, still in flight then, samples it.
+    """A new token that was not known when the step was planned: the step before, still in flight
+    then, samples it.
 
-    `token` is its place in `input_ids`, where 0 stands for it; `sample` its place in the `samples` of the step before.
+    `token` is its place in `input_ids`, where 0 stands for it; `sample` its place in the `samples`
+    of the step before.
     """
 
     token: int
@@ -87,7 +95,8 @@ class StepPlan:
     samples: tuple[SampleRow, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
     continued: tuple[Continued, ...] = ()
-    """Empty unless the step was planned while another was in flight; a runner that takes one step at a time never sees any."""
+    """Empty unless the step was planned while another was in flight; a runner that takes one step
+    at a time never sees any."""
 
     @property
     def rows(self) -> int:
@@ -101,7 +110,8 @@ class StepPlan:
 class SampledToken(NamedTuple):
     token_id: int
     logprob: float | None = None
-    """Of the model itself, before temperature, penalties and masks; None if it was not asked for."""
+    """Of the model itself, before temperature, penalties and masks; None if it was not asked
+    for."""
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens and their log-probabilities, likeliest first."""
 
@@ -113,4 +123,5 @@ class StepResult:
     samples: tuple[SampledToken, ...] = ()
     scores: tuple[tuple[float, ...], ...] = ()
     seconds: float = 0.0
-    """How long the step ran on the device; where two are in flight, the time in which both run is that of the older one."""
+    """How long the step ran on the device; where two are in flight, the time in which both run is
+    that of the older one."""

@@ -1,4 +1,5 @@
-"""Progress as bars in the terminal: of a pull, for the command line and a Runtime that fetches its model, and of a batch."""
+"""Progress as bars in the terminal: of a pull, for the command line and a Runtime that fetches its
+model, and of a batch."""
 
 from __future__ import annotations
 
@@ -27,14 +28,23 @@ class ProgressBar:
 
     counts: what is counted, "bytes" or "things".
 
-    A step whose words differ from the last one's gets a bar of its own. Drawn on standard error; a console that is no
-    terminal gets nothing.
+    A step whose words differ from the last one's gets a bar of its own. Drawn on standard error; a
+    console that is no terminal gets nothing.
     """
 
-    def __init__(self, console: Console | None = None, *, counts: Literal["bytes", "things"] = "bytes") -> None:
-        measures = (DownloadColumn(), TransferSpeedColumn()) if counts == "bytes" else (MofNCompleteColumn(),)
+    def __init__(
+        self, console: Console | None = None, *, counts: Literal["bytes", "things"] = "bytes"
+    ) -> None:
+        measures = (
+            (DownloadColumn(), TransferSpeedColumn())
+            if counts == "bytes"
+            else (MofNCompleteColumn(),)
+        )
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), *measures, TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *measures,
+            TimeRemainingColumn(),
             console=console or Console(stderr=True),
         )
         self._what = ""
@@ -53,7 +63,10 @@ class ProgressBar:
         self._progress.update(self._task, completed=done, total=total)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if kind is None:
             self._finish()
@@ -61,23 +74,37 @@ class ProgressBar:
             self._progress.stop()
 
     def _finish(self) -> None:
-        """Fills the bar of a step that is over: its last call may have come a little before its end."""
+        """Fills the bar of a step that is over: its last call may have come a little before its
+        end."""
         if self._task is not None:
             total = self._progress.tasks[self._progress.task_ids.index(self._task)].total
             self._progress.update(self._task, completed=total)
 
 
 class BatchBar:
-    """The progress of a batch of programs, with programs and tokens per second and the share of prompt tokens that were cached.
+    """The progress of a batch of programs, with programs and tokens per second and the share of
+    prompt tokens that were cached.
 
-    A context manager; called after each program. Drawn on standard error; a console that is no terminal gets nothing.
+    A context manager; called after each program. Drawn on standard error; a console that is no
+    terminal gets nothing.
     """
 
-    def __init__(self, total: int, what: str, statistics: Callable[[], EngineStatistics], *, console: Console | None = None,
-                 clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        total: int,
+        what: str,
+        statistics: Callable[[], EngineStatistics],
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"),
-            TimeRemainingColumn(), console=console or Console(stderr=True),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rates]}"),
+            TimeRemainingColumn(),
+            console=console or Console(stderr=True),
         )
         self._total, self._what, self._statistics, self._clock = total, what, statistics, clock
         self._began = clock()
@@ -96,7 +123,12 @@ class BatchBar:
         if self._task is not None:
             self._progress.update(self._task, completed=self._done, rates=self.rates())
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._task is not None:
             self._progress.stop()
 
@@ -104,7 +136,12 @@ class BatchBar:
         """How fast it went since the beginning."""
         now, before = self._statistics(), self._before
         seconds = max(self._clock() - self._began, 1e-9)
-        prompt, cached = now.prompt_tokens - before.prompt_tokens, now.cached_tokens - before.cached_tokens
+        prompt, cached = (
+            now.prompt_tokens - before.prompt_tokens,
+            now.cached_tokens - before.cached_tokens,
+        )
         tokens = now.generated_tokens - before.generated_tokens
-        return (f"{self._done / seconds:.1f} programs/s  {tokens / seconds:.0f} tokens/s  "
-                f"{cached / prompt if prompt else 0:.0%} cached")
+        return (
+            f"{self._done / seconds:.1f} programs/s  {tokens / seconds:.0f} tokens/s  "
+            f"{cached / prompt if prompt else 0:.0%} cached"
+        )

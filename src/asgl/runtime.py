@@ -45,9 +45,10 @@ class _Opened(NamedTuple):
 class Runtime:
     """A model and its engine, open inside `async with`.
 
-    Leaving the block cancels what still runs and frees everything. Failures of ops that nobody saw are raised there as an
-    ExceptionGroup, unless the block itself raised. Raises ConfigError at once for a bad argument, and when it is entered
-    ModelError for a model that cannot be loaded. It is entered once, and belongs to the event loop that it is entered on.
+    Leaving the block cancels what still runs and frees everything. Failures of ops that nobody saw
+    are raised there as an ExceptionGroup, unless the block itself raised. Raises ConfigError at
+    once for a bad argument, and when it is entered ModelError for a model that cannot be loaded. It
+    is entered once, and belongs to the event loop that it is entered on.
 
     Args:
         model: A registered name such as "smollm2-135m" (fetched on first use), a directory in Hugging Face's layout, a .gguf
@@ -96,10 +97,18 @@ class Runtime:
             ("policy", policy, ("lpm", "dfs-weight", "fcfs", "random", "aged-lpm")),
         ):
             if value not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
-        for name, number in (("kv_cache_tokens", kv_cache_tokens), ("max_running", max_running),
-                             ("max_batch_tokens", max_batch_tokens), ("max_waiting", max_waiting)):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}"
+                )
+        for name, number in (
+            ("kv_cache_tokens", kv_cache_tokens),
+            ("max_running", max_running),
+            ("max_batch_tokens", max_batch_tokens),
+            ("max_waiting", max_waiting),
+        ):
+            if number is not None and (
+                isinstance(number, bool) or not isinstance(number, int) or number < 1
+            ):
                 raise ConfigError(f"{name} must be an integer of 1 or more, not {number!r}")
         if sampling is not None and not isinstance(sampling, SamplingParams):
             raise ConfigError(f"sampling must be a SamplingParams, not {sampling!r}")
@@ -120,7 +129,7 @@ class Runtime:
         self._opened: _Opened | None = None
         self._entered = False
 
-    # --- opening and closing ----------------------------------------------------------------------------------------
+    # --- opening and closing ----------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -139,12 +148,20 @@ class Runtime:
         device = DeviceThread()
         try:
             checkpoint, kernels, runner, known_by = await device.run(self._load)
-            batch_tokens = self._max_batch_tokens or (_GPU_BATCH_TOKENS if kernels.device.type == "cuda" else _CPU_BATCH_TOKENS)
+            batch_tokens = self._max_batch_tokens or (
+                _GPU_BATCH_TOKENS if kernels.device.type == "cuda" else _CPU_BATCH_TOKENS
+            )
             engine = Engine(
                 runner,
-                Scheduler(capacity=runner.capacity, max_running=self._max_running, max_batch_tokens=batch_tokens,
-                          max_waiting=self._max_waiting, policy=self._policy, step_seconds=_STEP_SECONDS,
-                          steps_in_flight=runner.steps_in_flight),
+                Scheduler(
+                    capacity=runner.capacity,
+                    max_running=self._max_running,
+                    max_batch_tokens=batch_tokens,
+                    max_waiting=self._max_waiting,
+                    policy=self._policy,
+                    step_seconds=_STEP_SECONDS,
+                    steps_in_flight=runner.steps_in_flight,
+                ),
                 device,
                 tokenizer=checkpoint.tokenizer,
                 context_length=checkpoint.config.context_length,
@@ -180,8 +197,15 @@ class Runtime:
         try:
             with ProgressBar(counts="things") as progress:
                 kernels = make_kernels(
-                    self._kernels, self._device, self._dtype, self._weights, self._deterministic, self._activations,
-                    progress=lambda name, ready, count: progress(ready, count, "compiling kernels, once"),
+                    self._kernels,
+                    self._device,
+                    self._dtype,
+                    self._weights,
+                    self._deterministic,
+                    self._activations,
+                    progress=lambda name, ready, count: progress(
+                        ready, count, "compiling kernels, once"
+                    ),
                 )
             runner = make_runner(checkpoint, kernels, self._capacity)
             runner.warm_up()
@@ -191,7 +215,10 @@ class Runtime:
         return checkpoint, kernels, runner, known_by
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         opened = self._running
         self._opened = None
@@ -203,20 +230,26 @@ class Runtime:
         if not failures:
             return
         lost = opened.session.lost_failures
-        many = f"{len(failures)} failure{'s' if len(failures) > 1 else ''} of ops that nobody awaited" + (
-            f" (and {lost} more, not kept)" if lost else "")
+        many = (
+            f"{len(failures)} failure{'s' if len(failures) > 1 else ''} of ops that nobody awaited"
+            + (f" (and {lost} more, not kept)" if lost else "")
+        )
         if error is None:
-            shown = f", the first {_SHOWN_FAILURES} of them" if len(failures) > _SHOWN_FAILURES else ""
+            shown = (
+                f", the first {_SHOWN_FAILURES} of them" if len(failures) > _SHOWN_FAILURES else ""
+            )
             raise BaseExceptionGroup(many + shown, failures[:_SHOWN_FAILURES])
         error.add_note(f"{many}; the first: {failures[0]!r}")
 
     @property
     def _running(self) -> _Opened:
         if self._opened is None:
-            raise EngineClosedError("the Runtime is not open: use it inside `async with asgl.Runtime(...) as rt:`")
+            raise EngineClosedError(
+                "the Runtime is not open: use it inside `async with asgl.Runtime(...) as rt:`"
+            )
         return self._opened
 
-    # --- use --------------------------------------------------------------------------------------------------------
+    # --- use --------------------------------------------------------------------------------------
 
     def prompt(
         self,
@@ -243,15 +276,25 @@ class Runtime:
             budget: Bounds all ops of the prompt and its forks, see `asgl.budget`.
             name: For traces and error messages, and part of what seeds of its ops derive from.
         """
-        return self._running.session.prompt(text, sampling=sampling, cache_salt=cache_salt, priority=priority,
-                                            deadline=deadline, budget=budget, name=name)
+        return self._running.session.prompt(
+            text,
+            sampling=sampling,
+            cache_salt=cache_salt,
+            priority=priority,
+            deadline=deadline,
+            budget=budget,
+            name=name,
+        )
 
     def statistics(self) -> EngineStatistics:
         """A snapshot of the engine. Raises EngineClosedError if the Runtime is not open."""
         return self._running.engine.statistics()
 
-    def batch_progress(self, total: int, what: str, /) -> AbstractContextManager[Callable[[], object]]:
-        """A bar in the terminal for a batch of `total` programs; what entering it gives is called after each of them."""
+    def batch_progress(
+        self, total: int, what: str, /
+    ) -> AbstractContextManager[Callable[[], object]]:
+        """A bar in the terminal for a batch of `total` programs; what entering it gives is called
+        after each of them."""
         from asgl.progress import BatchBar
 
         return BatchBar(total, what, self.statistics)
@@ -261,50 +304,77 @@ class Runtime:
         return self._running.engine.flush_cache()
 
     def load(
-        self, path: str | os.PathLike[str], *, kv: bool = True, sampling: SamplingParams | None = None,
-        cache_salt: str | None = None, priority: int = 0, deadline: float | None = None, budget: Budget | None = None,
+        self,
+        path: str | os.PathLike[str],
+        *,
+        kv: bool = True,
+        sampling: SamplingParams | None = None,
+        cache_salt: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        budget: Budget | None = None,
     ) -> PromptStream:
-        """The prompt that `PromptStream.save` wrote: its text, tokens, variables and messages, and its place in the derivation
-        of seeds, so that it goes on as the one that was saved would have.
+        """The prompt that `PromptStream.save` wrote: its text, tokens, variables and messages, and
+        its place in the derivation of seeds, so that it goes on as the one that was saved would
+        have.
 
-        The other arguments are those of `prompt`. If the file has keys and values they are cached first, as far as slots are
-        free, and the first op waits for that; with kv=False they are left alone. Raises ModelError if the file cannot be read or
-        was saved by another model; keys and values that turn out damaged are a failure of the stream, which it then ends with.
+        The other arguments are those of `prompt`. If the file has keys and values they are cached
+        first, as far as slots are free, and the first op waits for that; with kv=False they are
+        left alone. Raises ModelError if the file cannot be read or was saved by another model; keys
+        and values that turn out damaged are a failure of the stream, which it then ends with.
         """
-        return self._running.session.load(Path(path), kv=kv, sampling=sampling, cache_salt=cache_salt, priority=priority,
-                                          deadline=deadline, budget=budget)
+        return self._running.session.load(
+            Path(path),
+            kv=kv,
+            sampling=sampling,
+            cache_salt=cache_salt,
+            priority=priority,
+            deadline=deadline,
+            budget=budget,
+        )
 
     async def save_cache(self, path: str | os.PathLike[str]) -> int:
         """Writes the whole prefix cache to a file, for a warm start; how many tokens that was.
 
-        The file has the tokens of all prompts that are cached, and the names of their namespaces. It appears whole or not at
-        all. Raises ConfigError if it cannot be written.
+        The file has the tokens of all prompts that are cached, and the names of their namespaces.
+        It appears whole or not at all. Raises ConfigError if it cannot be written.
         """
         return await self._running.engine.saved.save_cache(Path(path))
 
     async def load_cache(self, path: str | os.PathLike[str]) -> int:
         """Adds what `save_cache` wrote to the prefix cache; how many tokens that was.
 
-        If there are fewer free slots than the file has tokens, besides those that running requests may need, those prefixes are
-        loaded that had been used last; nothing is evicted for it. Raises ModelError if the file cannot be read or was saved by
-        another model, dtype or format of weights.
+        If there are fewer free slots than the file has tokens, besides those that running requests
+        may need, those prefixes are loaded that had been used last; nothing is evicted for it.
+        Raises ModelError if the file cannot be read or was saved by another model, dtype or format
+        of weights.
         """
         return await self._running.engine.saved.load_cache(Path(path))
 
     async def pin(self, s: PromptStream, *, seconds: float = 600) -> None:
-        """Computes what `s` says by now, and keeps it in the cache for that long, whatever else is asked for.
+        """Computes what `s` says by now, and keeps it in the cache for that long, whatever else is
+        asked for.
 
-        A pin yields only where a request could not run at all otherwise, oldest first. It does not keep the stream, which may
-        go on, or go away. Raises ConfigError for a bad argument, CapacityError for a prompt larger than the cache.
+        A pin yields only where a request could not run at all otherwise, oldest first. It does not
+        keep the stream, which may go on, or go away. Raises ConfigError for a bad argument,
+        CapacityError for a prompt larger than the cache.
         """
         from asgl.language.stream import PromptStream
 
         if not isinstance(s, PromptStream):
             raise ConfigError(f"pin takes a prompt stream, not {s!r}")
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+        if (
+            isinstance(seconds, bool)
+            or not isinstance(seconds, int | float)
+            or not 0 < seconds < float("inf")
+        ):
             raise ConfigError(f"seconds must be a finite number above 0, not {seconds!r}")
         engine = self._running.engine
-        for _ in range(2):  # what others took before the pin held it is computed once more, while the pin holds the rest
+        for _ in range(
+            2
+            # what others took before the pin held it is computed once more, while the pin holds the
+            # rest
+        ):
             tokens = await s.prefetch()
             if engine.pin(tokens, namespace=s.cache_salt, seconds=seconds) == len(tokens):
                 break
@@ -316,6 +386,6 @@ class Runtime:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """`encode(text)` gives the token ids of text, which it takes as data; `decode(ids)` the text of tokens;
-        `special_tokens` the ids of control tokens by their texts."""
+        """`encode(text)` gives the token ids of text, which it takes as data; `decode(ids)` the
+        text of tokens; `special_tokens` the ids of control tokens by their texts."""
         return self._running.tokenizer

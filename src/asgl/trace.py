@@ -1,7 +1,7 @@
 """Events that the engine and the streams emit, and the tracers that listen.
 
-A tracer is anything with an `event` method. It is called on the event loop, so it must be quick. With no tracer attached
-nothing is built and nothing is called: emitters test `if tracers:` first.
+A tracer is anything with an `event` method. It is called on the event loop, so it must be quick.
+With no tracer attached nothing is built and nothing is called: emitters test `if tracers:` first.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class StepEvent:
     plan_seconds: float
     """How long planning it took."""
     run_seconds: float
-    """How long it ran; where two are in flight, the time in which both run is that of the older one."""
+    """How long it ran; where two are in flight, the time in which both run is that of the older
+    one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ class Tracer(Protocol):
     """Anything that hears of events: see `asgl.Runtime(tracers=...)`."""
 
     def event(self, event: Event, /) -> None:
-        """Called on the event loop, right when it happens. One that raises is removed, with a RuntimeWarning."""
+        """Called on the event loop, right when it happens. One that raises is removed, with a
+        RuntimeWarning."""
         ...
 
 
@@ -113,7 +115,8 @@ default_tracers: ContextVar[tuple[Tracer, ...]] = ContextVar("asgl_default_trace
 
 
 class Tracers:
-    """The tracers attached to a Runtime. Falsy when there is none. One that raises is removed, with a warning."""
+    """The tracers attached to a Runtime. Falsy when there is none. One that raises is removed, with
+    a warning."""
 
     def __init__(self, tracers: Iterable[Tracer] = ()) -> None:
         self._tracers = tuple(tracers)
@@ -127,11 +130,16 @@ class Tracers:
                 tracer.event(event)
             except Exception as error:
                 self._tracers = tuple(other for other in self._tracers if other is not tracer)
-                warnings.warn(f"a tracer was removed because it raised {error!r}: {tracer!r}", RuntimeWarning, stacklevel=2)
+                warnings.warn(
+                    f"a tracer was removed because it raised {error!r}: {tracer!r}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
 
 class JsonlTracer:
-    """Writes each event as a line of JSON: its fields, `type` and `time` (seconds since the tracer was made).
+    """Writes each event as a line of JSON: its fields, `type` and `time` (seconds since the tracer
+    was made).
 
     A context manager; lines are flushed when it is closed, and every `flush_every` lines.
     """
@@ -144,7 +152,10 @@ class JsonlTracer:
 
     def event(self, event: Event, /) -> None:
         """Writes a line."""
-        line: dict[str, Any] = {"time": round(time.perf_counter() - self._start, 6), "type": type(event).__name__}
+        line: dict[str, Any] = {
+            "time": round(time.perf_counter() - self._start, 6),
+            "type": type(event).__name__,
+        }
         line.update(asdict(event))
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._lines += 1
@@ -158,5 +169,10 @@ class JsonlTracer:
     def __enter__(self) -> JsonlTracer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()

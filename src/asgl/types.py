@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypedDict
 
 FinishReason = Literal["stop", "eos", "length", "grammar", "stopped"]
-"""Why a generation ended: a stop string or stop token, the model's end token, `max_tokens` or the context's end, a complete
-grammar, or `Handle.stop()`."""
+"""Why a generation ended: a stop string or stop token, the model's end token, `max_tokens` or the
+context's end, a complete grammar, or `Handle.stop()`."""
 
 
 class GrammarSource(NamedTuple):
@@ -16,9 +16,11 @@ class GrammarSource(NamedTuple):
 
     kind: Literal["regex", "json_schema", "grammar", "choices"]
     text: str
-    """The regular expression, the schema as JSON, the Lark grammar, or the choices as a JSON list."""
+    """The regular expression, the schema as JSON, the Lark grammar, or the choices as a JSON
+    list."""
     open_end: bool = False
-    """Where the text may end, it ends with any token that it cannot go on with: a number ends where another word begins."""
+    """Where the text may end, it ends with any token that it cannot go on with: a number ends where
+    another word begins."""
 
 
 class Message(TypedDict):
@@ -31,7 +33,8 @@ class Message(TypedDict):
 
 
 class TokenLogprob(NamedTuple):
-    """The log-probability (natural logarithm) of a token under the model itself: before temperature, penalties and masks."""
+    """The log-probability (natural logarithm) of a token under the model itself: before
+    temperature, penalties and masks."""
 
     token_id: int
     """The token in the model's vocabulary."""
@@ -88,7 +91,8 @@ class NamespaceStatistics:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
-    """A snapshot of an engine. Slots are tokens of KV cache; times are seconds since the engine started."""
+    """A snapshot of an engine. Slots are tokens of KV cache; times are seconds since the engine
+    started."""
 
     capacity: int
     """Slots in all. `capacity == free + evictable + pinned + owned by running requests`."""
@@ -121,7 +125,8 @@ class EngineStatistics:
     plan_seconds: float
     """Spent on planning steps, on the event loop."""
     run_seconds: float
-    """Spent on running steps; where two are in flight, the time in which both run is counted once."""
+    """Spent on running steps; where two are in flight, the time in which both run is counted
+    once."""
     idle_seconds: float
     """Spent with nothing to do."""
     namespaces: Mapping[str | None, NamespaceStatistics]

@@ -15,18 +15,31 @@ from asgl.scheduling.scheduler import Scheduler
 HEAD = "A prefix that both prompts have in common, and that is long enough to be shared. "
 
 
-async def figures(model, variant: str, run, items, *, concurrency: int = 1) -> tuple[list[str], list[int]]:
-    """What a program answers for each item, and how many tokens of each request's prompt were cached."""
+async def figures(
+    model, variant: str, run, items, *, concurrency: int = 1
+) -> tuple[list[str], list[int]]:
+    """What a program answers for each item, and how many tokens of each request's prompt were
+    cached."""
     answers: dict[object, str] = {}
 
     async def program(client, item):
         answers[item] = await run(client, item)
 
-    async with asgl.Runtime(model, kernels="reference", dtype="float32", kv_cache_tokens=5000) as rt:
+    async with asgl.Runtime(
+        model, kernels="reference", dtype="float32", kv_cache_tokens=5000
+    ) as rt:
         client = AsglClient(rt, VARIANTS[variant])
-        await execute(client, Workload("made up", "", list, program, 2), items, concurrency=concurrency, limit=60)
+        await execute(
+            client,
+            Workload("made up", "", list, program, 2),
+            items,
+            concurrency=concurrency,
+            limit=60,
+        )
         rt._running.engine.scheduler.ledger.check(())
-        return [answers[item] for item in items], [usage.cached_tokens or 0 for usage in client.usages]
+        return [answers[item] for item in items], [
+            usage.cached_tokens or 0 for usage in client.usages
+        ]
 
 
 async def one(client, item):
@@ -63,9 +76,15 @@ def test_what_the_device_takes_at_once_is_planned_at_once(variant):
     assert (made.capacity, made.steps_in_flight) == (100, 2)
 
 
-@pytest.mark.parametrize(("variant", "prefixes", "conversations"), [
-    ("asgl", True, True), ("asgl:no-cache", False, False), ("asgl:no-tree", False, True), ("asgl:fcfs", True, True),
-])
+@pytest.mark.parametrize(
+    ("variant", "prefixes", "conversations"),
+    [
+        ("asgl", True, True),
+        ("asgl:no-cache", False, False),
+        ("asgl:no-tree", False, True),
+        ("asgl:fcfs", True, True),
+    ],
+)
 async def test_what_is_reused(variant, prefixes, conversations, model):
     _, cached = await figures(model, variant, one, ["one", "two"])
     assert (cached[1] >= len(HEAD) // 2) == prefixes
@@ -97,8 +116,12 @@ async def test_one_generation_at_a_time(model):
                 if isinstance(event, asgl.trace.StepEvent):
                     running.append(event.running)
 
-        async with asgl.Runtime(model, kernels="reference", dtype="float32", kv_cache_tokens=5000, tracers=[Watch()]) as rt:
+        async with asgl.Runtime(
+            model, kernels="reference", dtype="float32", kv_cache_tokens=5000, tracers=[Watch()]
+        ) as rt:
             client = AsglClient(rt, VARIANTS[variant])
-            await execute(client, Workload("made up", "", list, program, 1), ["item"], concurrency=1, limit=60)
+            await execute(
+                client, Workload("made up", "", list, program, 1), ["item"], concurrency=1, limit=60
+            )
         most[variant] = max(running)
     assert most == {"asgl": 3, "asgl:sequential": 1}

@@ -82,15 +82,21 @@ def test_steps_that_succeeded_are_not_done_again(home, capfd, monkeypatch):
     def write(name: str, code: str) -> install.Step:
         return install.Step(name, (sys.executable, "-c", f"print('{name} ran'); {code}"))
 
-    assert not install.install("made-up", [write("first", ""), write("second", "raise SystemExit(3)")])
+    assert not install.install(
+        "made-up", [write("first", ""), write("second", "raise SystemExit(3)")]
+    )
     assert "second failed with status 3" in capfd.readouterr().out
     assert install.install("made-up", [write("first", ""), write("second", "")])
-    assert (home / "made-up" / "install.log").read_text().count("first ran") == 2  # the command, and what it printed
+    assert (home / "made-up" / "install.log").read_text().count(
+        "first ran"
+    ) == 2  # the command, and what it printed
 
 
 def test_a_step_ends_in_time(home, capfd, monkeypatch):
     monkeypatch.setattr(install.venv, "create", lambda *arguments, **options: None)
-    step = install.Step("slow", (sys.executable, "-c", "import threading; threading.Event().wait()"), seconds=0.1)
+    step = install.Step(
+        "slow", (sys.executable, "-c", "import threading; threading.Event().wait()"), seconds=0.1
+    )
     assert not install.install("made-up", [step])
     assert "slow was not done in 0 s" in capfd.readouterr().out
 
@@ -100,4 +106,8 @@ def test_two_ways_to_use_a_peer_share_its_environment(home, monkeypatch):
     assert install.installed("made-up:fast") is None
     (home / "made-up").mkdir()
     (home / "made-up" / "install.done").touch()
-    assert install.installed("made-up:fast") == install.installed("made-up") == home / "made-up" / "venv" / "bin" / "python"
+    assert (
+        install.installed("made-up:fast")
+        == install.installed("made-up")
+        == home / "made-up" / "venv" / "bin" / "python"
+    )

@@ -16,24 +16,60 @@ from bench import decode, optimum, race, report, results
 
 
 def run(seconds: float, programs: int = 4, **options) -> Run:
-    return Run(seconds=seconds, latencies=[seconds / 2] * programs, usages=[Usage(100, 60, 10, 0.25)] * programs, **options)
+    return Run(
+        seconds=seconds,
+        latencies=[seconds / 2] * programs,
+        usages=[Usage(100, 60, 10, 0.25)] * programs,
+        **options,
+    )
 
 
 def canned() -> list[dict]:
     return [
-        results.row("react", "asgl", [run(1.0), run(2.0), run(1.0)], concurrency=4, optimal_hit_rate=0.61, ideal_seconds=0.5,
-                    run_seconds=0.7, plan_seconds=0.1, steps=20, peak_memory_mib=900.0),
-        results.row("react", "openvino", [run(2.0), run(2.0), run(2.0, timed_out=True)], concurrency=4),
-        results.row("judge", "asgl", [run(4.0, right=[True, False])] * 3, concurrency=4, optimal_hit_rate=0.6, ideal_seconds=3.0,
-                    run_seconds=3.0, plan_seconds=0.5, steps=9),
+        results.row(
+            "react",
+            "asgl",
+            [run(1.0), run(2.0), run(1.0)],
+            concurrency=4,
+            optimal_hit_rate=0.61,
+            ideal_seconds=0.5,
+            run_seconds=0.7,
+            plan_seconds=0.1,
+            steps=20,
+            peak_memory_mib=900.0,
+        ),
+        results.row(
+            "react", "openvino", [run(2.0), run(2.0), run(2.0, timed_out=True)], concurrency=4
+        ),
+        results.row(
+            "judge",
+            "asgl",
+            [run(4.0, right=[True, False])] * 3,
+            concurrency=4,
+            optimal_hit_rate=0.6,
+            ideal_seconds=3.0,
+            run_seconds=3.0,
+            plan_seconds=0.5,
+            steps=9,
+        ),
         results.row("judge", "openvino", [run(2.0, right=[True, True])] * 3, concurrency=4),
         {"workload": "judge", "engine": "llama.cpp", "concurrency": 4, "error": "it cannot"},
     ]
 
 
 def content(kind: str, rows: list[dict], **more) -> dict:
-    engines = {row["engine"]: {"version": "1", "settings": f"settings of {row['engine']}; more"} for row in rows}
-    return results.document(kind, rows, load_before=(0.1, 0.2, 0.3), engines=engines, missing={"vllm": "not installed"}, **more)
+    engines = {
+        row["engine"]: {"version": "1", "settings": f"settings of {row['engine']}; more"}
+        for row in rows
+    }
+    return results.document(
+        kind,
+        rows,
+        load_before=(0.1, 0.2, 0.3),
+        engines=engines,
+        missing={"vllm": "not installed"},
+        **more,
+    )
 
 
 def test_a_row():
@@ -64,17 +100,29 @@ def test_result_files_can_be_read_again(tmp_path, monkeypatch):
     written = content("race", canned(), equal_limits={"running": 64, "kv_gib": 2})
     path = results.write("race", written)
     assert json.loads(path.read_text()) == json.loads(json.dumps(written))
-    assert {"commit", "command", "host", "load_before", "results"} <= results.read(tmp_path)[0].keys()
+    assert {"commit", "command", "host", "load_before", "results"} <= results.read(tmp_path)[
+        0
+    ].keys()
 
 
 def test_the_report(tmp_path, monkeypatch):
     monkeypatch.setattr(results.paths, "RESULTS", tmp_path)
     results.write("race", content("race", canned(), equal_limits={"running": 64, "kv_gib": 2}))
-    decoded = [{"workload": "decode, 8", "engine": engine, "rounds": 3, "tokens_per_second": speed}
-               for engine, speed in (("asgl", 600.0), ("openvino", 400.0))]
+    decoded = [
+        {"workload": "decode, 8", "engine": engine, "rounds": 3, "tokens_per_second": speed}
+        for engine, speed in (("asgl", 600.0), ("openvino", 400.0))
+    ]
     results.write("decode", content("decode", decoded))
-    variants = [{**canned()[0]}, {**canned()[0], "engine": "asgl:no-cache", "programs_per_second": 1.0, "hit_rate": 0.0,
-                                        "timed_out": True}]
+    variants = [
+        {**canned()[0]},
+        {
+            **canned()[0],
+            "engine": "asgl:no-cache",
+            "programs_per_second": 1.0,
+            "hit_rate": 0.0,
+            "timed_out": True,
+        },
+    ]
     results.write("ablations", content("ablations", variants))
     growth = [{**canned()[0], "concurrency": at_once} for at_once in (1, 4, 16)]
     results.write("growth", content("growth", growth))
@@ -84,7 +132,9 @@ def test_the_report(tmp_path, monkeypatch):
     assert "4 [2-4]" in react
     assert "**2.00**" in react  # four programs a second against two
     assert "8" in react  # the ideal: four programs in half a second
-    assert "Geometric mean of asgl over the best peer: **1.00** on 2 workloads; behind on 1." in text
+    assert (
+        "Geometric mean of asgl over the best peer: **1.00** on 2 workloads; behind on 1." in text
+    )
     assert "Without react, where even the best peer was broken off: **0.50**." in text
     assert "| judge | 50% of 12 | 100% of 12 | - |" in text
     assert "Missing: vllm (not installed)." in text
@@ -97,10 +147,12 @@ def test_the_report(tmp_path, monkeypatch):
 
 
 def test_the_report_of_nothing(tmp_path):
-    assert "There are no results yet" in report.write_report(tmp_path, tmp_path / "docs").read_text()
+    assert (
+        "There are no results yet" in report.write_report(tmp_path, tmp_path / "docs").read_text()
+    )
 
 
-# --- the optimum ----------------------------------------------------------------------------------------------------------
+# --- the optimum ----------------------------------------------------------------------------------
 
 
 def ended(prompt: list[int], generated: list[int]) -> Request:
@@ -110,26 +162,33 @@ def ended(prompt: list[int], generated: list[int]) -> Request:
 
 
 def test_the_least_work():
-    done = optimum.work([
-        ended([1, 2, 3, 4], [5, 6]),
-        ended([1, 2, 3, 4, 5, 6, 7], [8]),  # goes on from the first: only 7 is new
-        ended([1, 2, 9], []),               # 9 is new; nothing is wanted of it
-        ended([1, 2, 9], [3]),              # all is known, but logits are wanted
-    ])
-    assert done == optimum.Work(prompt_tokens=17, computed_tokens=4 + 1 + 1 + 1, generated_tokens=4, chain=3)
+    done = optimum.work(
+        [
+            ended([1, 2, 3, 4], [5, 6]),
+            ended([1, 2, 3, 4, 5, 6, 7], [8]),  # goes on from the first: only 7 is new
+            ended([1, 2, 9], []),  # 9 is new; nothing is wanted of it
+            ended([1, 2, 9], [3]),  # all is known, but logits are wanted
+        ]
+    )
+    assert done == optimum.Work(
+        prompt_tokens=17, computed_tokens=4 + 1 + 1 + 1, generated_tokens=4, chain=3
+    )
     assert optimum.hit_rate([done, done]) == 1 - 14 / 34
     assert optimum.hit_rate([]) == 0
 
 
 def test_the_ideal_time_is_the_larger_of_two():
-    model, limits = optimum.Model(10.0, 5.0, 100.0), optimum.Limits(flops=10.0, bytes_per_second=100.0)
+    model, limits = (
+        optimum.Model(10.0, 5.0, 100.0),
+        optimum.Limits(flops=10.0, bytes_per_second=100.0),
+    )
     much = optimum.Work(prompt_tokens=50, computed_tokens=8, generated_tokens=2, chain=2)
     assert optimum.ideal_seconds(much, model, limits) == (10 * 10 + 2 * 5) / 10
     long = optimum.Work(prompt_tokens=50, computed_tokens=1, generated_tokens=40, chain=400)
     assert optimum.ideal_seconds(long, model, limits) == 400
 
 
-# --- races on a tiny model ------------------------------------------------------------------------------------------------
+# --- races on a tiny model ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -137,16 +196,26 @@ def settings(model, monkeypatch):
     monkeypatch.setattr(optimum, "measure", lambda: optimum.Limits(1e9, 1e9))
     monkeypatch.setattr(race, "WARM_UP", ())
     options = {"kernels": "reference", "dtype": "float32", "kv_cache_tokens": 20_000}
-    return lambda **more: race.Settings(model=str(model), rounds=2, scale=0.01, runtime=options, **more)
+    return lambda **more: race.Settings(
+        model=str(model), rounds=2, scale=0.01, runtime=options, **more
+    )
 
 
 async def test_a_race_of_variants(settings):
-    done = await race.race(settings(engines=("asgl", "asgl:no-cache"), workloads=("few-shot-mcq", "judge"), concurrency=(1, 2)),
-                           "ablations")
+    done = await race.race(
+        settings(
+            engines=("asgl", "asgl:no-cache"),
+            workloads=("few-shot-mcq", "judge"),
+            concurrency=(1, 2),
+        ),
+        "ablations",
+    )
     rows = done["results"]
     assert len(rows) == 2 * 2 * 2
     assert all(row["rounds"] == 2 and row["programs_per_second"] > 0 for row in rows)
-    cached, alone = ([row for row in rows if row["engine"] == engine] for engine in ("asgl", "asgl:no-cache"))
+    cached, alone = (
+        [row for row in rows if row["engine"] == engine] for engine in ("asgl", "asgl:no-cache")
+    )
     assert all(0 < row["hit_rate"] <= row["optimal_hit_rate"] for row in cached)
     assert all(row["hit_rate"] == 0 for row in alone)
     assert done["missing"] == {}
@@ -154,7 +223,9 @@ async def test_a_race_of_variants(settings):
 
 async def test_a_peer_that_is_not_installed_is_missing(settings, monkeypatch, tmp_path):
     monkeypatch.setenv("ASGL_HOME", str(tmp_path))
-    done = await race.race(settings(engines=("asgl", "transformers"), workloads=("few-shot-mcq",)), "race")
+    done = await race.race(
+        settings(engines=("asgl", "transformers"), workloads=("few-shot-mcq",)), "race"
+    )
     assert "make peers" in done["missing"]["transformers"]
     assert {row["engine"] for row in done["results"]} == {"asgl"}
 
@@ -169,7 +240,10 @@ async def test_what_is_done_is_saved_and_not_done_again(settings):
     asked = settings(workloads=("few-shot-mcq", "judge"))
     saved: list[dict] = []
     await race.race(asked, "race", save=saved.append)
-    assert [[row["workload"] for row in content["results"]] for content in saved] == [["few-shot-mcq"], ["few-shot-mcq", "judge"]]
+    assert [[row["workload"] for row in content["results"]] for content in saved] == [
+        ["few-shot-mcq"],
+        ["few-shot-mcq", "judge"],
+    ]
     again: list[dict] = []
     await race.race(asked, "race", earlier=saved[0]["results"], save=again.append)
     assert [row["workload"] for row in again[-1]["results"]] == ["few-shot-mcq", "judge"]
@@ -183,15 +257,27 @@ def test_only_the_same_race_is_gone_on_with(settings, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="nothing to go on from"):
         results.resumed("race", asked)
     results.write("race", content("race", canned(), asked=asked))
-    assert [row["engine"] for row in results.resumed("race", asked)] == ["asgl", "openvino", "asgl", "openvino", "llama.cpp"]
+    assert [row["engine"] for row in results.resumed("race", asked)] == [
+        "asgl",
+        "openvino",
+        "asgl",
+        "openvino",
+        "llama.cpp",
+    ]
     with pytest.raises(SystemExit, match="asked"):
         results.resumed("race", {**asked, "rounds": 7})
 
 
 async def test_a_variant_that_is_broken_off_leaves_no_step_behind(settings):
     """A step in flight belongs to the scheduler that planned it; the next run has another."""
-    done = await race.race(settings(engines=("asgl", "asgl:no-cache", "asgl:fcfs"), workloads=("chat-long", "multi-chain"),
-                                    limit=0.1), "ablations")
+    done = await race.race(
+        settings(
+            engines=("asgl", "asgl:no-cache", "asgl:fcfs"),
+            workloads=("chat-long", "multi-chain"),
+            limit=0.1,
+        ),
+        "ablations",
+    )
     assert [row["timed_out"] for row in done["results"]] == [True] * 6
 
 
@@ -256,9 +342,17 @@ async def test_decode_rates(settings, monkeypatch):
     """By a clock that goes on by a second with each generated token."""
     import asgl
 
-    async with asgl.Runtime(settings().model, kernels="reference", dtype="float32", kv_cache_tokens=20_000) as rt:
-        monkeypatch.setattr(decode, "time", SimpleNamespace(perf_counter=lambda: float(rt.statistics().generated_tokens)))
-        figures, wrong = await decode.turn(race.AsglEngine(rt, "asgl"), Words(), {1: 12, 2: 12}, 100)
+    async with asgl.Runtime(
+        settings().model, kernels="reference", dtype="float32", kv_cache_tokens=20_000
+    ) as rt:
+        monkeypatch.setattr(
+            decode,
+            "time",
+            SimpleNamespace(perf_counter=lambda: float(rt.statistics().generated_tokens)),
+        )
+        figures, wrong = await decode.turn(
+            race.AsglEngine(rt, "asgl"), Words(), {1: 12, 2: 12}, 100
+        )
     assert figures == {"prefill": 2, "decode, 1": 1, "decode, 2": 1, "32 forks of 1,000 tokens": 1}
     assert not wrong
 
@@ -266,7 +360,10 @@ async def test_decode_rates(settings, monkeypatch):
 async def test_decode_is_broken_off():
     peer = Failing()
     peer.asked = 1
-    assert await decode.turn(peer, Words(), {1: 12}, 0.01) == ({}, "broken off after 0 s of one line")
+    assert await decode.turn(peer, Words(), {1: 12}, 0.01) == (
+        {},
+        "broken off after 0 s of one line",
+    )
     peer.asked = 0
     assert await decode.turn(peer, Words(), {1: 12}, 10) == ({}, "it fell over")
     assert peer.recovered == 2

@@ -35,11 +35,15 @@ class Echo:
     async def score(self, prompt, choices):
         self.prompts.append(prompt)
         await asyncio.sleep(0)
-        return [[-len(choice) / 2, -len(choice) / 2] for choice in choices], Usage(len(prompt), 0, 0, None)
+        return [[-len(choice) / 2, -len(choice) / 2] for choice in choices], Usage(
+            len(prompt), 0, 0, None
+        )
 
 
 def runtime(model, **options) -> asgl.Runtime:
-    return asgl.Runtime(model, kernels="reference", dtype="float32", kv_cache_tokens=40_000, **options)
+    return asgl.Runtime(
+        model, kernels="reference", dtype="float32", kv_cache_tokens=40_000, **options
+    )
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -51,7 +55,10 @@ async def test_every_workload_runs_on_asgl(name, model):
         client = AsglClient(rt, VARIANTS["asgl"], "salt. ")
         run = await execute(client, workload, items, concurrency=2, limit=100)
         assert client.tickets
-        assert all(rt.tokenizer.decode(ticket.request.prompt).startswith("salt. ") for ticket in client.tickets)
+        assert all(
+            rt.tokenizer.decode(ticket.request.prompt).startswith("salt. ")
+            for ticket in client.tickets
+        )
     assert len(run.latencies) == PROGRAMS
     assert not run.timed_out
     assert run.seconds >= max(run.latencies)
@@ -115,11 +122,13 @@ def test_grades():
 
 
 def test_fields_are_json():
-    assert re.fullmatch(FIELDS, '{"title": "King Lear", "place": "Dover", "year": 1606, "pages": 120, "old": true}')
+    assert re.fullmatch(
+        FIELDS, '{"title": "King Lear", "place": "Dover", "year": 1606, "pages": 120, "old": true}'
+    )
     assert not re.fullmatch(FIELDS, '{"title": "King Lear"}')
 
 
-# --- the driver -----------------------------------------------------------------------------------------------------------
+# --- the driver -----------------------------------------------------------------------------------
 
 
 def workload_of(run) -> Workload:
@@ -145,7 +154,9 @@ async def test_a_run_is_broken_off_at_its_limit():
         if item:
             await asyncio.Event().wait()
 
-    run = await execute(StringClient(Echo()), workload_of(program), range(3), concurrency=1, limit=0.01)
+    run = await execute(
+        StringClient(Echo()), workload_of(program), range(3), concurrency=1, limit=0.01
+    )
     assert run.timed_out
     assert len(run.latencies) == 1
 
@@ -158,8 +169,16 @@ async def test_what_an_engine_cannot_do_is_raised_bare():
         await execute(StringClient(Echo()), workload_of(program), range(3), concurrency=3, limit=10)
 
 
-@pytest.mark.parametrize(("values", "share", "expected"), [
-    ([3, 1, 2], 0.5, 2), ([1, 2, 3, 4], 0.5, 2), ([1, 2], 0.99, 2), ([5], 0.5, 5), ([], 0.5, None), (range(1, 101), 0.99, 99),
-])
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        ([3, 1, 2], 0.5, 2),
+        ([1, 2, 3, 4], 0.5, 2),
+        ([1, 2], 0.99, 2),
+        ([5], 0.5, 5),
+        ([], 0.5, None),
+        (range(1, 101), 0.99, 99),
+    ],
+)
 def test_percentiles(values, share, expected):
     assert percentile(values, share) == expected

@@ -54,23 +54,38 @@ def test_errors_are_printed_without_a_traceback(
     assert exit.value.code == 1
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err.startswith("error: there is no registered model '[no] such'; there are smollm2-135m")
+    assert output.err.startswith(
+        "error: there is no registered model '[no] such'; there are smollm2-135m"
+    )
     assert "Traceback" not in output.err
 
 
-@pytest.mark.parametrize("command", [[sys.executable, "-m", "asgl"], [str(Path(sys.executable).with_name("asgl"))]])
+@pytest.mark.parametrize(
+    "command", [[sys.executable, "-m", "asgl"], [str(Path(sys.executable).with_name("asgl"))]]
+)
 def test_the_command_line(command: list[str], tmp_path: Path) -> None:
     env = {**os.environ, "ASGL_HOME": str(tmp_path), "COLUMNS": "200"}
-    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, env=env, check=True)
+    helped = subprocess.run(
+        [*command, "--help"], capture_output=True, text=True, env=env, check=True
+    )
     assert "pull" in helped.stdout
     assert "models" in helped.stdout
-    listed = subprocess.run([*command, "models"], capture_output=True, text=True, env=env, check=True)
+    listed = subprocess.run(
+        [*command, "models"], capture_output=True, text=True, env=env, check=True
+    )
     assert "smollm2-135m" in listed.stdout
-    wrong = subprocess.run([*command, "pull", "nope"], capture_output=True, text=True, env=env, check=False)
+    wrong = subprocess.run(
+        [*command, "pull", "nope"], capture_output=True, text=True, env=env, check=False
+    )
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: there is no registered model 'nope'")
 
 
 def test_the_command_loads_nothing_heavy() -> None:
     code = "import sys, asgl.cli; print([m for m in ('torch', 'numba', 'transformers', 'tokenizers') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -1,4 +1,5 @@
-"""The engine's loop with a runner that knows what every slot must hold: tickets, cancellation, crashes, close."""
+"""The engine's loop with a runner that knows what every slot must hold: tickets, cancellation,
+crashes, close."""
 
 from __future__ import annotations
 
@@ -179,11 +180,16 @@ async def test_a_listener_may_cancel_another_request_and_submit_new_ones():
 
 async def test_a_listener_that_raises_is_reported_and_the_others_go_on():
     reports = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reports.append(context["exception"]))
+    asyncio.get_running_loop().set_exception_handler(
+        lambda loop, context: reports.append(context["exception"])
+    )
     async with opened() as engine:
         waiter = Waiter()
         waiter.then = lambda ticket: 1 / 0
-        ticket, other = generate(engine, [1], waiter, max_tokens=3), generate(engine, [2], max_tokens=3)
+        ticket, other = (
+            generate(engine, [1], waiter, max_tokens=3),
+            generate(engine, [2], max_tokens=3),
+        )
         await settled(ticket, other)
         assert token_ids(other) == expected_output([2], 3)
         assert [type(report) for report in reports] == [ZeroDivisionError] * 2
@@ -218,11 +224,15 @@ async def test_cancelling_all_at_step_k_leaves_the_books_balanced(step):
         cancelled.set()
 
     def before_step(plan: StepPlan) -> None:
-        if plan.number == step:  # on the device thread: the step is in flight while the loop cancels
+        if (
+            plan.number == step
+        ):  # on the device thread: the step is in flight while the loop cancels
             asyncio.run_coroutine_threadsafe(cancel_all(), loop).result(timeout=20)
 
     async with opened(before_step=before_step, capacity=64, max_batch_tokens=8) as engine:
-        tickets += [generate(engine, [1, 2, 3, 4, 5, 6, 7, number], max_tokens=4) for number in range(3)]
+        tickets += [
+            generate(engine, [1, 2, 3, 4, 5, 6, 7, number], max_tokens=4) for number in range(3)
+        ]
         tickets.append(engine.score([1, 2, 3, 4, 9], [[1, 2], [1, 3, 4]], listener=Waiter()))
         ends = [asyncio.ensure_future(cancelled.wait()), asyncio.ensure_future(settled(*tickets))]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -236,7 +246,9 @@ async def test_cancelling_all_at_step_k_leaves_the_books_balanced(step):
 
 async def test_fifty_requests_in_a_cache_of_sixty_four_slots():
     async with opened(capacity=64) as engine:
-        tickets = [generate(engine, [number, 2, 3, 4], max_tokens=20 + number % 10) for number in range(50)]
+        tickets = [
+            generate(engine, [number, 2, 3, 4], max_tokens=20 + number % 10) for number in range(50)
+        ]
         await settled(*tickets)
         for number, ticket in enumerate(tickets):
             assert token_ids(ticket) == expected_output([number, 2, 3, 4], 20 + number % 10)
@@ -267,7 +279,10 @@ async def test_a_listener_that_cancels_another_request_while_all_are_closed():
                 super().on_settled(ticket)
                 engine.cancel(follower)
 
-        leader, follower = generate(engine, [1], Leader(), max_tokens=100), generate(engine, [2], max_tokens=100)
+        leader, follower = (
+            generate(engine, [1], Leader(), max_tokens=100),
+            generate(engine, [2], max_tokens=100),
+        )
         await gate.step_begins()
         closing = asyncio.ensure_future(engine.close())
         await settled(leader)

@@ -16,8 +16,27 @@ from asgl.engine.healing import HealedBeginning, Healer
 from asgl.engine.output import OutputText
 from tiny import CHATML, tiny_directory
 
-PIECES = [b"", b"a", b"b", b"ab", b"abc", b"bc", b"c", b":", b"://", b"/", b"//", b"http", b"\xc3", b"\xa9", b"\xc3\xa9!", b"h",
-          b"\xff\xff", b"\xff", b"ca"]
+PIECES = [
+    b"",
+    b"a",
+    b"b",
+    b"ab",
+    b"abc",
+    b"bc",
+    b"c",
+    b":",
+    b"://",
+    b"/",
+    b"//",
+    b"http",
+    b"\xc3",
+    b"\xa9",
+    b"\xc3\xa9!",
+    b"h",
+    b"\xff\xff",
+    b"\xff",
+    b"ca",
+]
 
 
 class Vocabulary:
@@ -34,40 +53,62 @@ def ids(*pieces: bytes) -> list[int]:
     return [PIECES.index(piece) for piece in pieces]
 
 
-@pytest.mark.parametrize(("prompt", "count", "text"), [
-    (ids(b"http", b":"), 1, ":"),
-    (ids(b"c", b"a", b"b"), 2, "ab"),  # "b" begins "bc", and "ab" begins "abc"
-    (ids(b"a", b"b"), 1, "b"),  # never all of them
-    (ids(b"c", b"http"), 0, ""),
-    (ids(b"a", b"", b":"), 1, ":"),
-    (ids(b":", b""), 0, ""),  # a control token
-    (ids(b"a", b"\xc3", b"\xa9"), 2, "é"),
-    (ids(b":"), 0, ""),
-    ([], 0, ""),
-])
+@pytest.mark.parametrize(
+    ("prompt", "count", "text"),
+    [
+        (ids(b"http", b":"), 1, ":"),
+        (ids(b"c", b"a", b"b"), 2, "ab"),  # "b" begins "bc", and "ab" begins "abc"
+        (ids(b"a", b"b"), 1, "b"),  # never all of them
+        (ids(b"c", b"http"), 0, ""),
+        (ids(b"a", b"", b":"), 1, ":"),
+        (ids(b":", b""), 0, ""),  # a control token
+        (ids(b"a", b"\xc3", b"\xa9"), 2, "é"),
+        (ids(b":"), 0, ""),
+        ([], 0, ""),
+    ],
+)
 def test_what_is_taken_off(prompt: list[int], count: int, text: str) -> None:
     assert HEALER.tail(prompt) == (count, text)
 
 
-@pytest.mark.parametrize("missing", [b"a", b"ab", b":", b"h", b"\xff", b"\xff\xff", b"zz", b"\xc3\xa9"])
+@pytest.mark.parametrize(
+    "missing", [b"a", b"ab", b":", b"h", b"\xff", b"\xff\xff", b"zz", b"\xc3\xa9"]
+)
 def test_what_is_allowed(missing: bytes) -> None:
-    expected = {token for token, piece in enumerate(PIECES) if piece and (piece.startswith(missing) or missing.startswith(piece))}
+    expected = {
+        token
+        for token, piece in enumerate(PIECES)
+        if piece and (piece.startswith(missing) or missing.startswith(piece))
+    }
     assert set(HEALER.allowed(missing)) == expected
 
 
 @settings(max_examples=300)
-@given(st.lists(st.integers(1, len(PIECES) - 1), min_size=1, max_size=8), st.integers(0, 2**32), st.integers(1, 12),
-       st.lists(st.sampled_from(["b", "c:", "ab", "//", "é"]), max_size=2), st.booleans())
-def test_the_text_of_the_prompt_stays_and_that_of_the_output_begins_after_it(prompt, seed, length, stops, keep_stop) -> None:
+@given(
+    st.lists(st.integers(1, len(PIECES) - 1), min_size=1, max_size=8),
+    st.integers(0, 2**32),
+    st.integers(1, 12),
+    st.lists(st.sampled_from(["b", "c:", "ab", "//", "é"]), max_size=2),
+    st.booleans(),
+)
+def test_the_text_of_the_prompt_stays_and_that_of_the_output_begins_after_it(
+    prompt, seed, length, stops, keep_stop
+) -> None:
     count, text = HEALER.tail(prompt)
     generator = random.Random(seed)
     healing = HealedBeginning(HEALER, text)
-    output = OutputText(lambda: Pieces(PIECES), stops=stops, keep_stop=keep_stop, given=text, healed=count)
+    output = OutputText(
+        lambda: Pieces(PIECES), stops=stops, keep_stop=keep_stop, given=text, healed=count
+    )
     tokens, seen = list[int](), list[str]()
     reason = None
     while reason is None and len(tokens) < length:
         mask = healing.mask(()) if count else None
-        allowed = [token for token in range(1, len(PIECES)) if mask is None or mask[token // 8] >> token % 8 & 1]
+        allowed = [
+            token
+            for token in range(1, len(PIECES))
+            if mask is None or mask[token // 8] >> token % 8 & 1
+        ]
         tokens.append(generator.choice(allowed))
         healing.push(tokens[-1])
         assert healing.free == (healing.mask(()) is None)
@@ -78,18 +119,27 @@ def test_the_text_of_the_prompt_stays_and_that_of_the_output_begins_after_it(pro
     for earlier, later in pairwise([*seen, output.text]):
         assert later.startswith(earlier)
     # the tokens of the stream say what its text says
-    kept = b"".join(PIECES[token] for token in tokens[: output.kept_tokens]).decode("utf-8", "replace")
+    kept = b"".join(PIECES[token] for token in tokens[: output.kept_tokens]).decode(
+        "utf-8", "replace"
+    )
     assert kept + output.remainder == text + output.text
     if reason == "stop":
-        whole = b"".join(PIECES[token] for token in tokens).decode("utf-8", "replace")[len(text):]
+        whole = b"".join(PIECES[token] for token in tokens).decode("utf-8", "replace")[len(text) :]
         end = min(whole.find(stop) + len(stop) for stop in stops if stop in whole)
-        assert output.text == (whole[:end] if keep_stop else whole[: end - len(str(output.matched_stop))])
+        assert output.text == (
+            whole[:end] if keep_stop else whole[: end - len(str(output.matched_stop))]
+        )
 
 
 async def test_healing_on_an_engine(tmp_path: Path) -> None:
     model = tiny_directory(tmp_path, chat_template=CHATML)
-    async with asgl.Runtime(model, kernels="reference", dtype="float32", kv_cache_tokens=3000,
-                            sampling=asgl.SamplingParams(seed=1, max_tokens=12, ignore_eos=True)) as rt:
+    async with asgl.Runtime(
+        model,
+        kernels="reference",
+        dtype="float32",
+        kv_cache_tokens=3000,
+        sampling=asgl.SamplingParams(seed=1, max_tokens=12, ignore_eos=True),
+    ) as rt:
         encode = rt.tokenizer.encode
         assert encode("xth") == [*encode("x"), *encode("th")]
         s = rt.prompt("xth")  # "th" begins "the"
@@ -98,7 +148,7 @@ async def test_healing_on_an_engine(tmp_path: Path) -> None:
         assert s.text == "xth" + text
         assert rt.tokenizer.decode(s.token_ids) == s.text
         assert healed.prompt_tokens == 1
-        assert s.token_ids[:-len(healed.token_ids)] == encode("x")
+        assert s.token_ids[: -len(healed.token_ids)] == encode("x")
         plain = rt.prompt("xth")
         await plain.gen(token_healing=True, max_tokens=0)
         assert (plain.text, plain.token_ids) == ("xth", encode("xth"))
@@ -111,14 +161,18 @@ async def test_healing_on_an_engine(tmp_path: Path) -> None:
 
 async def test_a_select_scores_the_options_with_the_text_that_was_taken_off(tmp_path: Path) -> None:
     model = tiny_directory(tmp_path, chat_template=CHATML)
-    async with asgl.Runtime(model, kernels="reference", dtype="float32", kv_cache_tokens=3000) as rt:
+    async with asgl.Runtime(
+        model, kernels="reference", dtype="float32", kv_cache_tokens=3000
+    ) as rt:
         encode = rt.tokenizer.encode
         s = rt.prompt("xth")
         handle = s.select("x", ["e", "en"], token_healing=True)
         await handle
         expected = rt.prompt("x").select("x", ["the", "then"])
         await expected
-        for mine, theirs in zip(handle.token_logprobs or [], expected.token_logprobs or [], strict=True):
+        for mine, theirs in zip(
+            handle.token_logprobs or [], expected.token_logprobs or [], strict=True
+        ):
             assert mine == pytest.approx(theirs)
         assert s.text == "xth" + s["x"]
         assert s.token_ids == [*encode("x"), *encode("th" + s["x"])]
@@ -128,10 +182,17 @@ def said(rt: asgl.Runtime, s: asgl.PromptStream) -> bytes:
     return b"".join(map(rt.tokenizer.token_bytes, s.token_ids))
 
 
-async def test_branches_that_healed_what_they_began_with_are_joined_with_all_they_say(tmp_path: Path) -> None:
+async def test_branches_that_healed_what_they_began_with_are_joined_with_all_they_say(
+    tmp_path: Path,
+) -> None:
     model = tiny_directory(tmp_path, chat_template=CHATML)
-    async with asgl.Runtime(model, kernels="reference", dtype="float32", kv_cache_tokens=3000,
-                            sampling=asgl.SamplingParams(seed=4, max_tokens=6, ignore_eos=True)) as rt:
+    async with asgl.Runtime(
+        model,
+        kernels="reference",
+        dtype="float32",
+        kv_cache_tokens=3000,
+        sampling=asgl.SamplingParams(seed=4, max_tokens=6, ignore_eos=True),
+    ) as rt:
         for text in ("and th", "o", "y ou", "x i"):
             s = rt.prompt(text)
             async with s.fork(4) as branches:
@@ -140,7 +201,7 @@ async def test_branches_that_healed_what_they_began_with_are_joined_with_all_the
             s.join(branches)
             await s.sync()
             assert s.text == text + "".join(branches.gather("x"))
-            beyond = [said(rt, branch)[len(text):] for branch in branches]
+            beyond = [said(rt, branch)[len(text) :] for branch in branches]
             assert said(rt, s) == text.encode() + b"".join(beyond)
 
 

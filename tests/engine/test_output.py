@@ -35,7 +35,8 @@ class Pieces:
 
 
 def run(pieces: list[bytes], **options):
-    """Pushes the pieces until the output ends; the output, the reason, and the text after each push."""
+    """Pushes the pieces until the output ends; the output, the reason, and the text after each
+    push."""
     output = OutputText(lambda: Pieces(pieces), **options)
     seen: list[str] = []
     for token in range(len(pieces)):
@@ -61,12 +62,25 @@ SIZES = st.lists(st.integers(1, 4), max_size=60)
 STOPS = st.lists(st.text(alphabet="ab\n é漢", min_size=1, max_size=3), max_size=3)
 
 
-REGEXES = ["a+", "b\\n", "[ab]{2,}é", "(?:ab|ba)+\\s", "(?<=b)a", "a(?!b)", "漢?\\n",
-           "b$", "(a)b*\\1", "\\bé", "aba|b b", "\\s+é"]
+REGEXES = [
+    "a+",
+    "b\\n",
+    "[ab]{2,}é",
+    "(?:ab|ba)+\\s",
+    "(?<=b)a",
+    "a(?!b)",
+    "漢?\\n",
+    "b$",
+    "(a)b*\\1",
+    "\\bé",
+    "aba|b b",
+    "\\s+é",
+]
 
 
 def first_match(text, stops, regexes):
-    """Where the match begins and ends that is complete first, by looking at every prefix of the whole text."""
+    """Where the match begins and ends that is complete first, by looking at every prefix of the
+    whole text."""
     for end in range(1, len(text) + 1):
         prefix = text[:end]
         found = [at for stop in stops if (at := prefix.find(stop)) >= 0]
@@ -78,7 +92,9 @@ def first_match(text, stops, regexes):
 
 @settings(max_examples=1000)
 @given(TEXT, SIZES, STOPS, st.lists(st.sampled_from(REGEXES), max_size=2), st.booleans())
-def test_the_first_match_ends_the_text_however_it_is_cut_to_tokens(text, sizes, stops, regexes, keep_stop):
+def test_the_first_match_ends_the_text_however_it_is_cut_to_tokens(
+    text, sizes, stops, regexes, keep_stop
+):
     pieces = cut(text, sizes)
     output, reason, seen = run(pieces, stops=stops, stop_regexes=regexes, keep_stop=keep_stop)
     match, expected = first_match(text, stops, regexes), text
@@ -115,17 +131,25 @@ def test_bad_expressions(pattern):
         compiled(pattern)
 
 
-@pytest.mark.parametrize(("pieces", "stops", "text", "kept", "remainder"), [
-    ([b"The", b" cat", b".\nQ:"], ["\n"], "The cat.", 2, "."),
-    ([b"ab", b"cd"], ["bc"], "a", 0, "a"),
-    ([b"ab", b"cd"], ["cd"], "ab", 1, ""),
-    ([b"\xe6", b"\xbc", b"\xa2", b"x"], ["x"], "漢", 3, ""),
-    ([b"a", b"\xe6", b"\xbc\xa2x"], ["漢"], "a", 1, ""),
-    ([b"stop"], ["stop"], "", 0, ""),
-])
+@pytest.mark.parametrize(
+    ("pieces", "stops", "text", "kept", "remainder"),
+    [
+        ([b"The", b" cat", b".\nQ:"], ["\n"], "The cat.", 2, "."),
+        ([b"ab", b"cd"], ["bc"], "a", 0, "a"),
+        ([b"ab", b"cd"], ["cd"], "ab", 1, ""),
+        ([b"\xe6", b"\xbc", b"\xa2", b"x"], ["x"], "漢", 3, ""),
+        ([b"a", b"\xe6", b"\xbc\xa2x"], ["漢"], "a", 1, ""),
+        ([b"stop"], ["stop"], "", 0, ""),
+    ],
+)
 def test_where_a_stop_cuts(pieces, stops, text, kept, remainder):
     output, reason, _ = run(pieces, stops=stops)
-    assert (output.text, output.kept_tokens, output.remainder, reason) == (text, kept, remainder, "stop")
+    assert (output.text, output.kept_tokens, output.remainder, reason) == (
+        text,
+        kept,
+        remainder,
+        "stop",
+    )
 
 
 def test_what_may_begin_a_stop_is_held_back_and_given_when_it_was_none():

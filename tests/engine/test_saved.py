@@ -1,4 +1,5 @@
-"""Saved caches and prompts: what one Runtime writes another goes on from, and nothing else is accepted."""
+"""Saved caches and prompts: what one Runtime writes another goes on from, and nothing else is
+accepted."""
 
 from __future__ import annotations
 
@@ -28,8 +29,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @asynccontextmanager
 async def opened(model: Path, **options: Any) -> AsyncIterator[asgl.Runtime]:
     """A Runtime whose books balance whenever it is left."""
-    async with asgl.Runtime(model, kernels="reference", sampling=asgl.SamplingParams(seed=5, max_tokens=6, ignore_eos=True),
-                            **{"kv_cache_tokens": 1000, "dtype": "float32", **options}) as rt:
+    async with asgl.Runtime(
+        model,
+        kernels="reference",
+        sampling=asgl.SamplingParams(seed=5, max_tokens=6, ignore_eos=True),
+        **{"kv_cache_tokens": 1000, "dtype": "float32", **options},
+    ) as rt:
         yield rt
         rt._running.engine.scheduler.check()  # type: ignore[attr-defined]
 
@@ -44,7 +49,9 @@ async def filled(rt: asgl.Runtime) -> list[str]:
     return [*said, await rt.prompt(PROMPTS[0], name="p", cache_salt="salt").gen()]
 
 
-async def test_a_saved_cache_is_a_warm_start_with_the_same_output(model: Path, tmp_path: Path) -> None:
+async def test_a_saved_cache_is_a_warm_start_with_the_same_output(
+    model: Path, tmp_path: Path
+) -> None:
     async with opened(model) as rt:
         said = await filled(rt)
         saved = await rt.save_cache(tmp_path / "cache")
@@ -62,7 +69,9 @@ async def test_a_saved_cache_is_a_warm_start_with_the_same_output(model: Path, t
 
 
 @pytest.mark.parametrize("capacity", [20, 35, 61])
-async def test_a_smaller_cache_takes_what_was_used_last(model: Path, tmp_path: Path, capacity: int) -> None:
+async def test_a_smaller_cache_takes_what_was_used_last(
+    model: Path, tmp_path: Path, capacity: int
+) -> None:
     async with opened(model) as rt:
         await filled(rt)
         await rt.prompt("used last of all").extend("")
@@ -75,7 +84,9 @@ async def test_a_smaller_cache_takes_what_was_used_last(model: Path, tmp_path: P
         assert handle.cached_tokens == handle.prompt_tokens - 1  # type: ignore[operator]
 
 
-async def test_loading_evicts_nothing_and_goes_on_beside_requests(model: Path, tmp_path: Path) -> None:
+async def test_loading_evicts_nothing_and_goes_on_beside_requests(
+    model: Path, tmp_path: Path
+) -> None:
     async with opened(model) as rt:
         said = await filled(rt)
         saved = await rt.save_cache(tmp_path / "cache")
@@ -93,8 +104,11 @@ async def test_loading_evicts_nothing_and_goes_on_beside_requests(model: Path, t
         assert loaded > saved // 2
 
 
-async def test_loading_takes_no_slot_that_is_reserved_for_who_runs(model: Path, tmp_path: Path) -> None:
-    """The file has more tokens than slots are free, and the plan while they are filled needs one of them."""
+async def test_loading_takes_no_slot_that_is_reserved_for_who_runs(
+    model: Path, tmp_path: Path
+) -> None:
+    """The file has more tokens than slots are free, and the plan while they are filled needs one of
+    them."""
     async with opened(model) as rt:
         for number in range(8):
             await rt.prompt(f"{number} something that is cached " * 2).extend("")
@@ -116,7 +130,9 @@ async def test_an_empty_cache(model: Path, tmp_path: Path) -> None:
         assert await rt.load_cache(tmp_path / "cache") == 0
 
 
-async def test_a_loading_that_is_cancelled_or_fails_frees_its_slots(model: Path, tmp_path: Path) -> None:
+async def test_a_loading_that_is_cancelled_or_fails_frees_its_slots(
+    model: Path, tmp_path: Path
+) -> None:
     async with opened(model) as rt:
         await filled(rt)
         await rt.save_cache(tmp_path / "cache")
@@ -140,8 +156,9 @@ async def test_a_loading_that_is_cancelled_or_fails_frees_its_slots(model: Path,
         assert seen.free == seen.capacity
 
 
-async def test_what_is_not_for_this_model_is_refused(model: Path, tmp_path: Path,
-                                                     tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_what_is_not_for_this_model_is_refused(
+    model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     other = tiny_directory(tmp_path_factory.mktemp("other"), seed=1)
     async with opened(model) as rt:
         await filled(rt)
@@ -175,8 +192,12 @@ async def test_damaged_files_are_refused(model: Path, tmp_path: Path) -> None:
                 await rt.load_cache(bad)
         nodes = tensors["nodes"]
         for change in (
-            {"nodes": nodes.index_fill(1, torch.tensor(0), 7)}, {"nodes": nodes[:1]}, {"nodes": nodes * 0},
-            {"tokens": tensors["tokens"][:-1]}, {"kv": tensors["kv"][:, :, :-1].contiguous()}, {"kv": tensors["kv"].half()},
+            {"nodes": nodes.index_fill(1, torch.tensor(0), 7)},
+            {"nodes": nodes[:1]},
+            {"nodes": nodes * 0},
+            {"tokens": tensors["tokens"][:-1]},
+            {"kv": tensors["kv"][:, :, :-1].contiguous()},
+            {"kv": tensors["kv"].half()},
         ):
             save_file(tensors | change, bad, metadata={"asgl": json.dumps(header)})
             with pytest.raises(asgl.ModelError, match="bad"):
@@ -189,7 +210,9 @@ async def test_damaged_files_are_refused(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kv", [False, True])
-async def test_a_saved_prompt_goes_on_as_it_would_have(model: Path, tmp_path: Path, kv: bool) -> None:
+async def test_a_saved_prompt_goes_on_as_it_would_have(
+    model: Path, tmp_path: Path, kv: bool
+) -> None:
     async with opened(model) as rt:
         s = rt.prompt(name="chat")
         s.system("Be good.")
@@ -216,7 +239,9 @@ async def test_a_saved_prompt_goes_on_as_it_would_have(model: Path, tmp_path: Pa
             assert handle.cached_tokens == 0
 
 
-async def test_variables_of_a_prompt_that_is_still_loading_are_waited_for(model: Path, tmp_path: Path) -> None:
+async def test_variables_of_a_prompt_that_is_still_loading_are_waited_for(
+    model: Path, tmp_path: Path
+) -> None:
     async with opened(model) as rt:
         s = rt.prompt("a text")
         s["x"] = "y"

@@ -1,4 +1,5 @@
-"""Two steps in flight: what it gains on a device with a known step time, in virtual time, and that it changes nothing else."""
+"""Two steps in flight: what it gains on a device with a known step time, in virtual time, and that
+it changes nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +8,16 @@ from collections import deque
 from typing import Any
 
 import pytest
-from engine_harness import InFlight, LetterTokenizer, Waiter, generate, opened, params, settled, token_ids
+from engine_harness import (
+    InFlight,
+    LetterTokenizer,
+    Waiter,
+    generate,
+    opened,
+    params,
+    settled,
+    token_ids,
+)
 from fake_runner import FakeRunner, expected_output
 
 from asgl.engine.engine import Engine
@@ -18,7 +28,8 @@ from asgl.scheduling.scheduler import Scheduler
 
 
 class VirtualTime:
-    """The time of the event loop: it goes on where something is said to take time, and where the device is waited for."""
+    """The time of the event loop: it goes on where something is said to take time, and where the
+    device is waited for."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -28,9 +39,12 @@ class VirtualTime:
 
 
 class TimedRunner(FakeRunner):
-    """A device that takes `step_time` for every step, one after the other, whatever the loop does meanwhile."""
+    """A device that takes `step_time` for every step, one after the other, whatever the loop does
+    meanwhile."""
 
-    def __init__(self, capacity: int, steps_in_flight: int, time: VirtualTime, step_time: float) -> None:
+    def __init__(
+        self, capacity: int, steps_in_flight: int, time: VirtualTime, step_time: float
+    ) -> None:
         super().__init__(capacity, steps_in_flight=steps_in_flight)
         self._time, self._step_time = time, step_time
         self._ends: deque[float] = deque()
@@ -80,16 +94,28 @@ class SlowWaiter(Waiter):
         self._time.now += self._delivery_time
 
 
-async def decode(steps_in_flight: int, *, step_time: float, plan_time: float, delivery_time: float) -> tuple[float, float, list]:
-    """Eight streams of 100 tokens: the virtual seconds a step, the device's idle time, and the tokens."""
+async def decode(
+    steps_in_flight: int, *, step_time: float, plan_time: float, delivery_time: float
+) -> tuple[float, float, list]:
+    """Eight streams of 100 tokens: the virtual seconds a step, the device's idle time, and the
+    tokens."""
     time = VirtualTime()
     runner = TimedRunner(2000, steps_in_flight, time, step_time)
     scheduler = SlowScheduler(capacity=2000, steps_in_flight=steps_in_flight)
     scheduler.time, scheduler.plan_time = time, plan_time
-    engine = Engine(runner, scheduler, SameThread(), tokenizer=LetterTokenizer(), context_length=500, clock=time)
+    engine = Engine(
+        runner, scheduler, SameThread(), tokenizer=LetterTokenizer(), context_length=500, clock=time
+    )
     engine.start()
-    tickets = [engine.generate([1, 2, number], SamplingParams(max_tokens=100).over(params()), seed=0,
-                               listener=SlowWaiter(time, delivery_time)) for number in range(8)]
+    tickets = [
+        engine.generate(
+            [1, 2, number],
+            SamplingParams(max_tokens=100).over(params()),
+            seed=0,
+            listener=SlowWaiter(time, delivery_time),
+        )
+        for number in range(8)
+    ]
     await settled(*tickets)
     seconds, steps = time.now, len(runner.steps)
     await engine.close()
@@ -97,12 +123,18 @@ async def decode(steps_in_flight: int, *, step_time: float, plan_time: float, de
     return seconds / steps, runner.idle, [token_ids(ticket) for ticket in tickets]
 
 
-@pytest.mark.parametrize(("plan_time", "delivery_time"), [(0.002, 0.0005), (0.0, 0.0), (0.004, 0.0007)])
+@pytest.mark.parametrize(
+    ("plan_time", "delivery_time"), [(0.002, 0.0005), (0.0, 0.0), (0.004, 0.0007)]
+)
 async def test_a_step_takes_what_the_device_takes(plan_time, delivery_time):
     """The loop needs 6, 0 or 9.6 ms a step for planning and delivery, the device 10 ms."""
     loop_time, device_time = plan_time + 8 * delivery_time, 0.01
-    alone, idle_alone, tokens = await decode(1, step_time=device_time, plan_time=plan_time, delivery_time=delivery_time)
-    ahead, idle_ahead, same = await decode(2, step_time=device_time, plan_time=plan_time, delivery_time=delivery_time)
+    alone, idle_alone, tokens = await decode(
+        1, step_time=device_time, plan_time=plan_time, delivery_time=delivery_time
+    )
+    ahead, idle_ahead, same = await decode(
+        2, step_time=device_time, plan_time=plan_time, delivery_time=delivery_time
+    )
     assert same == tokens == [expected_output([1, 2, number], 100) for number in range(8)]
     assert alone == pytest.approx(device_time + loop_time, rel=0.02)
     assert ahead == pytest.approx(device_time, rel=0.02)
@@ -115,7 +147,8 @@ async def test_a_loop_slower_than_the_device_sets_the_pace():
 
 
 async def test_what_a_program_asks_next_is_in_the_next_step():
-    """Though another request keeps the engine busy, which could plan before the program hears of its result."""
+    """Though another request keeps the engine busy, which could plan before the program hears of
+    its result."""
     async with opened() as engine:
         other = generate(engine, [1], max_tokens=30)
         for number in range(10):
@@ -143,7 +176,10 @@ async def test_a_step_that_fails_when_it_is_collected(step):
     async with opened(before_collect=fail, max_batch_tokens=8) as engine:
         tickets = [generate(engine, [number, 1, 2, 3, 4], max_tokens=20) for number in range(4)]
         await settled(*tickets)
-        assert all(type(ticket.error) is EngineCrashedError and ticket.listener.times == 1 for ticket in tickets)
+        assert all(
+            type(ticket.error) is EngineCrashedError and ticket.listener.times == 1
+            for ticket in tickets
+        )
         assert collected in (list(range(step + 1)), list(range(step + 2)))
         assert not engine._runner.in_flight
 
@@ -202,7 +238,8 @@ async def test_leaving_while_two_are_in_flight(step, act):
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("step", range(4))
 async def test_the_engine_s_task_is_cancelled_while_a_step_is_launched(step, times):
-    """The step was launched all the same, and so was the one before: both are waited for before a slot is freed."""
+    """The step was launched all the same, and so was the one before: both are waited for before a
+    slot is freed."""
     loop, cancelled = asyncio.get_running_loop(), asyncio.Event()
 
     async def cancel() -> None:

@@ -25,7 +25,16 @@ import asyncio
 import threading
 
 import pytest
-from engine_harness import Gate, Letters, LetterTokenizer, Waiter, generate, opened, settled, token_ids
+from engine_harness import (
+    Gate,
+    Letters,
+    LetterTokenizer,
+    Waiter,
+    generate,
+    opened,
+    settled,
+    token_ids,
+)
 from fake_runner import FakeRunner, expected_output
 
 from asgl.engine.device import DeviceThread
@@ -129,8 +138,13 @@ def test_the_loop_is_closed_while_a_step_runs():
     gate = Gate()
 
     async def abandon() -> None:
-        engine = Engine(FakeRunner(100, gate), Scheduler(capacity=100), DeviceThread(), tokenizer=LetterTokenizer(),
-                        context_length=100)
+        engine = Engine(
+            FakeRunner(100, gate),
+            Scheduler(capacity=100),
+            DeviceThread(),
+            tokenizer=LetterTokenizer(),
+            context_length=100,
+        )
         engine.start()
         generate(engine, [1], max_tokens=5)
         await gate.step_begins()
@@ -163,7 +177,12 @@ async def test_work_given_to_a_closed_device_thread():
 
 
 async def test_a_caller_of_the_device_thread_who_is_cancelled_waits_for_the_work():
-    device, begun, go_on, ended = DeviceThread(), threading.Event(), threading.Event(), threading.Event()
+    device, begun, go_on, ended = (
+        DeviceThread(),
+        threading.Event(),
+        threading.Event(),
+        threading.Event(),
+    )
 
     def work() -> None:
         begun.set()
@@ -183,7 +202,8 @@ async def test_a_caller_of_the_device_thread_who_is_cancelled_waits_for_the_work
 
 
 async def test_waiters_are_in_no_hurry_to_use_a_slot_of_a_step_in_flight():
-    """A cancelled request's slots are taken again only after the step that writes them has returned."""
+    """A cancelled request's slots are taken again only after the step that writes them has
+    returned."""
     gate = Gate()
     async with opened(before_step=gate, capacity=20, max_batch_tokens=16) as engine:
         first = generate(engine, list(range(15)), max_tokens=2)
@@ -199,8 +219,10 @@ async def test_waiters_are_in_no_hurry_to_use_a_slot_of_a_step_in_flight():
 async def test_a_crowd_that_comes_and_goes():
     async with opened(capacity=200, max_running=8) as engine:
         waiters = [Waiter() for _ in range(300)]
-        tickets = [generate(engine, [number % 7, number % 5, 3], waiter, max_tokens=1 + number % 9)
-                   for number, waiter in enumerate(waiters)]
+        tickets = [
+            generate(engine, [number % 7, number % 5, 3], waiter, max_tokens=1 + number % 9)
+            for number, waiter in enumerate(waiters)
+        ]
         for ticket in tickets[::3]:
             engine.cancel(ticket)
         left = [ticket for number, ticket in enumerate(tickets) if number % 3]
@@ -211,8 +233,10 @@ async def test_a_crowd_that_comes_and_goes():
 async def test_ten_thousand_idle_prefixes_do_not_starve_one_request():
     """What streams have computed and do not use is evicted when somebody needs the room."""
     async with opened(capacity=2000, context_length=3000, max_batch_tokens=512) as engine:
-        prefetches = [engine.extend([number % 50, number // 50 % 50, number // 2500, 1], listener=Waiter())
-                      for number in range(10_000)]
+        prefetches = [
+            engine.extend([number % 50, number // 50 % 50, number // 2500, 1], listener=Waiter())
+            for number in range(10_000)
+        ]
         await settled(*prefetches)
         assert engine.statistics().evictable > 1900
         ticket = generate(engine, [number % 50 for number in range(1500)], max_tokens=400)

@@ -36,8 +36,8 @@ class Row:
 
 
 def step(rows: Sequence[Row], *, shared: tuple[SharedSpan, ...] = (), number: int = 1) -> StepPlan:
-    """The plan of these rows; those with one new token must come first. Samples and scores are in the order of the
-    rows."""
+    """The plan of these rows; those with one new token must come first. Samples and scores are in
+    the order of the rows."""
     ids, positions, slots, indices = (array(INT) for _ in range(4))
     qo, kv = array(INT, [0]), array(INT, [0])
     samples: list[SampleRow] = []
@@ -53,24 +53,48 @@ def step(rows: Sequence[Row], *, shared: tuple[SharedSpan, ...] = (), number: in
         if row.sample is not None:
             history = None if row.history is None else array(INT, row.history)
             at = len(ids) - 1
-            samples.append(SampleRow(at, request, row.sample, row.draw, row.banned, history, row.prompt_length))
+            samples.append(
+                SampleRow(at, request, row.sample, row.draw, row.banned, history, row.prompt_length)
+            )
         scores.extend(ScoreRow(first + at, targets) for at, targets in row.score)
     decode = 0
     while decode < len(rows) and len(rows[decode].tokens) == 1:
         decode += 1
-    return StepPlan(number, decode, ids, positions, slots, qo, kv, indices, shared, tuple(samples), tuple(scores))
+    return StepPlan(
+        number,
+        decode,
+        ids,
+        positions,
+        slots,
+        qo,
+        kv,
+        indices,
+        shared,
+        tuple(samples),
+        tuple(scores),
+    )
 
 
 TINY = ModelConfig(
-    architecture="llama", layers=2, hidden_size=64, intermediate_size=96, heads=4, kv_heads=2, head_dim=16,
-    vocabulary=211, context_length=256, rope_theta=10_000.0, norm_eps=1e-5, tied_head=True,
+    architecture="llama",
+    layers=2,
+    hidden_size=64,
+    intermediate_size=96,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    vocabulary=211,
+    context_length=256,
+    rope_theta=10_000.0,
+    norm_eps=1e-5,
+    tied_head=True,
 )
 
 
 @dataclass
 class MemoryCheckpoint:
-    """A checkpoint whose tensors are random, seeded, float32, and large enough to give distributions that are not
-    flat."""
+    """A checkpoint whose tensors are random, seeded, float32, and large enough to give
+    distributions that are not flat."""
 
     config: ModelConfig = TINY
     seed: int = 0

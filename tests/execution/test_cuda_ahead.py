@@ -1,4 +1,5 @@
-"""Two steps in flight on a torch.cuda that is not one: whole requests, planned ahead, say what they say one step at a time."""
+"""Two steps in flight on a torch.cuda that is not one: whole requests, planned ahead, say what they
+say one step at a time."""
 
 from __future__ import annotations
 
@@ -25,24 +26,44 @@ CAPACITY = 200
 
 
 def requests(seed: int) -> Iterator[Request]:
-    """Greedy, seeded, filtered, penalised, with log-probabilities, with stops, and scores of options."""
+    """Greedy, seeded, filtered, penalised, with log-probabilities, with stops, and scores of
+    options."""
     draw = random.Random(seed)
     prefix = [draw.randrange(200) for _ in range(20)]
     for number in range(12):
-        prompt = [*prefix[: draw.randint(1, 20)], *(draw.randrange(200) for _ in range(draw.randint(1, 20)))]
+        prompt = [
+            *prefix[: draw.randint(1, 20)],
+            *(draw.randrange(200) for _ in range(draw.randint(1, 20))),
+        ]
         if number % 6 == 5:
             yield Request(number, prompt, branches=Branches([[1, 2, 3], [1, 4], [5]]))
             continue
-        spec = SamplingSpec(temperature=draw.choice([0.0, 1.0]), top_p=draw.choice([0.8, 1.0]), seed=number,
-                            logprobs=draw.choice([None, 2]), presence_penalty=float(draw.random() < 0.1))
+        spec = SamplingSpec(
+            temperature=draw.choice([0.0, 1.0]),
+            top_p=draw.choice([0.8, 1.0]),
+            seed=number,
+            logprobs=draw.choice([None, 2]),
+            presence_penalty=float(draw.random() < 0.1),
+        )
         output = StopAt(draw.randrange(200)) if draw.random() < 0.5 else None
-        yield Request(number, prompt, max_tokens=draw.randint(1, 25), spec=spec, output=output, min_tokens=draw.randint(0, 4),
-                      banned=(3, 4))
+        yield Request(
+            number,
+            prompt,
+            max_tokens=draw.randint(1, 25),
+            spec=spec,
+            output=output,
+            min_tokens=draw.randint(0, 4),
+            banned=(3, 4),
+        )
 
 
-def run_all(runner: Runner, seed: int) -> tuple[dict[int, list[SampledToken]], dict[int, list[list[float]]], int]:
+def run_all(
+    runner: Runner, seed: int
+) -> tuple[dict[int, list[SampledToken]], dict[int, list[list[float]]], int]:
     """What each request generated or scored, and how many steps were planned ahead."""
-    scheduler = Scheduler(capacity=CAPACITY, max_batch_tokens=32, steps_in_flight=runner.steps_in_flight)
+    scheduler = Scheduler(
+        capacity=CAPACITY, max_batch_tokens=32, steps_in_flight=runner.steps_in_flight
+    )
     asked = list(requests(seed))
     for request in asked:
         scheduler.submit(request)
@@ -68,7 +89,15 @@ def run_all(runner: Runner, seed: int) -> tuple[dict[int, list[SampledToken]], d
             if update.token is not None:
                 said[update.request.id].append(update.token)
     assert all(request.state == "ended" for request in asked)
-    return said, {request.id: request.branches.results() for request in asked if request.branches is not None}, ahead
+    return (
+        said,
+        {
+            request.id: request.branches.results()
+            for request in asked
+            if request.branches is not None
+        },
+        ahead,
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -88,10 +117,16 @@ def test_whole_requests(seed: int) -> None:
             assert one == pytest.approx(other, abs=1e-4)
 
 
-def test_a_launch_that_fails_leaves_the_one_in_flight_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next is launched in the lane of the one that failed, not in that of the one whose results are still to be read."""
+def test_a_launch_that_fails_leaves_the_one_in_flight_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next is launched in the lane of the one that failed, not in that of the one whose results
+    are still to be read."""
     runner = make()
-    plans = [step([Row([3 + number, 4, 5], range(3 * number, 3 * number + 3), sample=GREEDY)]) for number in range(3)]
+    plans = [
+        step([Row([3 + number, 4, 5], range(3 * number, 3 * number + 3), sample=GREEDY)])
+        for number in range(3)
+    ]
     expected = [make().run(plan).samples for plan in plans]
     runner.launch(plans[0])
     with monkeypatch.context() as broken:
@@ -106,7 +141,14 @@ def test_a_launch_that_fails_leaves_the_one_in_flight_its_memory(monkeypatch: py
 def test_the_seconds_of_a_step_are_those_that_no_other_step_ran() -> None:
     """Of two in flight, the second begins on the device when the first ends."""
     times = iter([10.0, 10.5, 13.0, 17.0])  # launched, launched, collected, collected
-    runner = CudaRunner(MemoryCheckpoint(), Kernels(), CAPACITY, buckets=(), cuda=FakeCuda(), clock=lambda: next(times))
+    runner = CudaRunner(
+        MemoryCheckpoint(),
+        Kernels(),
+        CAPACITY,
+        buckets=(),
+        cuda=FakeCuda(),
+        clock=lambda: next(times),
+    )
     scheduler = Scheduler(capacity=CAPACITY, steps_in_flight=2)
     scheduler.submit(Request(0, [1, 2, 3], max_tokens=2))
     for _ in range(2):

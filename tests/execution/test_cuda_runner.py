@@ -1,4 +1,5 @@
-"""Memory and failures of the runner on GPUs, with a torch.cuda that is not one. Graphs: tests/execution/cuda_graphs."""
+"""Memory and failures of the runner on GPUs, with a torch.cuda that is not one. Graphs:
+tests/execution/cuda_graphs."""
 
 from __future__ import annotations
 
@@ -74,16 +75,23 @@ def test_a_refusal_becomes_a_smaller_cache(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_no_memory_for_a_cache_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"has 512 MiB free beside the weights: not enough for a KV cache of 256 tokens"):
+    with pytest.raises(
+        ConfigError,
+        match=r"has 512 MiB free beside the weights: not enough for a KV cache of 256 tokens",
+    ):
         make(FakeCuda(512 * 2**20 + 100 * EACH), None)
     Refusals(monkeypatch, 100)
     with pytest.raises(ConfigError, match="not enough"):
         make(FakeCuda(512 * 2**20 + 5000 * EACH), None)
 
 
-def test_a_capacity_that_was_asked_for_is_never_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capacity_that_was_asked_for_is_never_made_smaller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = Refusals(monkeypatch, 100)
-    with pytest.raises(ConfigError, match=r"a KV cache for 200 tokens .* choose a smaller kv_cache_tokens") as caught:
+    with pytest.raises(
+        ConfigError, match=r"a KV cache for 200 tokens .* choose a smaller kv_cache_tokens"
+    ) as caught:
         make(capacity=200)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     assert asked.asked == [200]
@@ -113,7 +121,9 @@ def out_of_memory(times: int, monkeypatch: pytest.MonkeyPatch, runner: CudaRunne
     monkeypatch.setattr(model, "forward", forward)
 
 
-def test_a_step_that_runs_out_of_memory_is_tried_again_with_empty_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_runs_out_of_memory_is_tried_again_with_empty_caches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cuda = FakeCuda()
     runner = make(cuda)
     plan = step([Row([3, 4, 5], [0, 1, 2], sample=GREEDY)])
@@ -124,10 +134,14 @@ def test_a_step_that_runs_out_of_memory_is_tried_again_with_empty_caches(monkeyp
     assert cuda.log.count("empty_cache") == 1
 
 
-def test_a_step_that_runs_out_of_memory_twice_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_runs_out_of_memory_twice_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     runner = make()
     out_of_memory(2, monkeypatch, runner)
-    with pytest.raises(EngineError, match=r"in a step of 3 tokens.*fewer kv_cache_tokens \(now 200\)"):
+    with pytest.raises(
+        EngineError, match=r"in a step of 3 tokens.*fewer kv_cache_tokens \(now 200\)"
+    ):
         runner.run(step([Row([3, 4, 5], [0, 1, 2], sample=GREEDY)]))
 
 
@@ -141,20 +155,42 @@ def test_no_memory_for_a_graph_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
 
     runner = CudaRunner(MemoryCheckpoint(), Kernels(), 200, buckets=(1, 2, 64), cuda=FakeCuda())
     monkeypatch.setattr(CudaRunner, "_capture", capture)
-    with pytest.raises(ConfigError, match=r"for the graph of 2 decode rows; .* fewer kv_cache_tokens \(now 200\)") as caught:
+    with pytest.raises(
+        ConfigError, match=r"for the graph of 2 decode rows; .* fewer kv_cache_tokens \(now 200\)"
+    ) as caught:
         runner.warm_up()
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
 def test_results_are_the_runners() -> None:
-    """Samples with log-probabilities and edits, and scores: more of them than are computed at once."""
+    """Samples with log-probabilities and edits, and scores: more of them than are computed at
+    once."""
     rows = [
-        Row([5, 6, 7], [0, 1, 2], sample=SamplingSpec(seed=3, logprobs=4), score=[(i, (1, 2, 3)) for i in range(3)]),
-        Row(list(range(40, 140)), range(3, 103), sample=GREEDY._replace(logprobs=0), score=[(i, (i,)) for i in range(100)]),
-        Row([9, 9], [110, 111], sample=SamplingSpec(top_p=0.5, seed=1, repetition_penalty=2.0), history=[9, 9], banned=(3,)),
+        Row(
+            [5, 6, 7],
+            [0, 1, 2],
+            sample=SamplingSpec(seed=3, logprobs=4),
+            score=[(i, (1, 2, 3)) for i in range(3)],
+        ),
+        Row(
+            list(range(40, 140)),
+            range(3, 103),
+            sample=GREEDY._replace(logprobs=0),
+            score=[(i, (i,)) for i in range(100)],
+        ),
+        Row(
+            [9, 9],
+            [110, 111],
+            sample=SamplingSpec(top_p=0.5, seed=1, repetition_penalty=2.0),
+            history=[9, 9],
+            banned=(3,),
+        ),
     ]
     plan = step(rows)
-    found, expected = make().run(plan), Runner(MemoryCheckpoint(), ReferenceKernels(), 200).run(plan)
+    found, expected = (
+        make().run(plan),
+        Runner(MemoryCheckpoint(), ReferenceKernels(), 200).run(plan),
+    )
     assert [s.token_id for s in found.samples] == [s.token_id for s in expected.samples]
     for one, other in zip(found.samples, expected.samples, strict=True):
         assert (one.logprob is None) == (other.logprob is None)
@@ -165,7 +201,9 @@ def test_results_are_the_runners() -> None:
 
 
 def test_masks() -> None:
-    plan = step([Row([5, 6], [0, 1], sample=GREEDY), Row([7, 8], [2, 3], sample=SamplingSpec(seed=2))])
+    plan = step(
+        [Row([5, 6], [0, 1], sample=GREEDY), Row([7, 8], [2, 3], sample=SamplingSpec(seed=2))]
+    )
     free = make().run(plan).samples
     mask = bytearray(27)
     mask[3] = 0b100  # token 26 alone
@@ -195,7 +233,9 @@ def test_keys_and_values_are_read_and_written_on_the_stream() -> None:
     assert cuda.log == ["stream"] * 4
 
 
-def test_make_runner_takes_the_plain_one_on_cpus_and_imports_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_runner_takes_the_plain_one_on_cpus_and_imports_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in [name for name in sys.modules if name.startswith("asgl.execution.cuda")]:
         monkeypatch.delitem(sys.modules, name)
     runner = make_runner(MemoryCheckpoint(), ReferenceKernels(), 20)
@@ -218,8 +258,11 @@ def test_uploads_are_one_copy_and_keep_shapes_and_types() -> None:
     cuda = FakeCuda(watch=True)
     device = CudaDevice(CPU, cuda)
     cuda.know(*device._in.hosts, *(each.host for each in device._landings))
-    given = [torch.arange(3, dtype=torch.int32), torch.empty(0, dtype=torch.int64),
-             torch.tensor([[0.5], [1e300]], dtype=torch.float64)]
+    given = [
+        torch.arange(3, dtype=torch.int32),
+        torch.empty(0, dtype=torch.int64),
+        torch.tensor([[0.5], [1e300]], dtype=torch.float64),
+    ]
     with device.on_stream():
         sent = device.upload(given)
     assert cuda.log == ["stream", "copy in"]

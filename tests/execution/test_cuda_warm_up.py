@@ -1,4 +1,5 @@
-"""The plans are sound, whatever the capacity. That they are enough: tests/kernels/triton_compile/test_warm_up.py."""
+"""The plans are sound, whatever the capacity. That they are enough:
+tests/kernels/triton_compile/test_warm_up.py."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from asgl.execution.batch import lower
 from asgl.execution.cuda_warm_up import warm_up_plans
 
 
-@pytest.mark.parametrize(("capacity", "count"), [(1, 2), (2, 2), (3, 4), (20, 5), (33, 6), (1000, 6)])
+@pytest.mark.parametrize(
+    ("capacity", "count"), [(1, 2), (2, 2), (3, 4), (20, 5), (33, 6), (1000, 6)]
+)
 def test_plans_fit_the_capacity(capacity: int, count: int) -> None:
     plans = warm_up_plans(capacity, 211)
     assert len(plans) == count

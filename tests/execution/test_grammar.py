@@ -1,4 +1,5 @@
-"""Grammars alone: what compiles, what is refused and how fast, what may come next, and what must."""
+"""Grammars alone: what compiles, what is refused and how fast, what may come next, and what
+must."""
 
 from __future__ import annotations
 
@@ -64,16 +65,20 @@ def accepts(compiler: Compiler, tokenizer: Tokenizer, source: GrammarSource, tex
     while left:
         if matcher.complete:
             return False
-        fits = [token for token in allowed(matcher) if left.startswith(tokenizer.token_bytes(token))]
+        fits = [
+            token for token in allowed(matcher) if left.startswith(tokenizer.token_bytes(token))
+        ]
         if not fits:
             return False
         longest = max(fits, key=lambda token: len(tokenizer.token_bytes(token)))
         matcher.push(longest)
-        left = left[len(tokenizer.token_bytes(longest)):]
+        left = left[len(tokenizer.token_bytes(longest)) :]
     return matcher.accepting
 
 
-def test_the_mask_has_the_tokens_that_may_come_and_the_ends_where_the_text_may_end(compiler, tokenizer):
+def test_the_mask_has_the_tokens_that_may_come_and_the_ends_where_the_text_may_end(
+    compiler, tokenizer
+):
     matcher = compiler.compile(regex("(the|th)?")).matcher(ENDS)
     the, th = tokenizer.encode("the")[0], tokenizer.encode("th")[0]
     assert allowed(matcher) == {ord("t"), th, the, *ENDS}
@@ -81,7 +86,9 @@ def test_the_mask_has_the_tokens_that_may_come_and_the_ends_where_the_text_may_e
     assert len(matcher.mask()) == 288 // 8
     matcher.push(ord("t"))
     assert not matcher.accepting
-    assert allowed(matcher) == {ord("h")} | {token for token in range(256, 288) if tokenizer.token_bytes(token) == b"he"}
+    assert allowed(matcher) == {ord("h")} | {
+        token for token in range(256, 288) if tokenizer.token_bytes(token) == b"he"
+    }
     matcher.push(ord("h"))
     assert allowed(matcher) == {ord("e"), *ENDS}
     assert not matcher.complete
@@ -97,11 +104,17 @@ def test_banned_tokens_are_left_out_unless_nothing_else_remains(compiler):
     assert allowed(matcher, [ord("a"), ord("b"), *ENDS]) == {ord("a"), ord("b"), *ENDS}
 
 
-def test_forced_tokens_are_those_of_the_whole_text_and_stop_short_of_what_may_still_merge(compiler, tokenizer):
+def test_forced_tokens_are_those_of_the_whole_text_and_stop_short_of_what_may_still_merge(
+    compiler, tokenizer
+):
     matcher = compiler.compile(regex("and you(r|th)")).matcher(ENDS)
     forced = list(matcher.forced())
     assert tokenizer.decode(forced) == "and you"[: len(tokenizer.decode(forced))]
-    assert forced == tokenizer.encode("and your")[: len(forced)] == tokenizer.encode("and youth")[: len(forced)]
+    assert (
+        forced
+        == tokenizer.encode("and your")[: len(forced)]
+        == tokenizer.encode("and youth")[: len(forced)]
+    )
     assert len(forced) >= 1
     for token in forced:
         matcher.push(token)
@@ -123,25 +136,91 @@ def test_a_number_with_an_open_end_ends_with_any_other_token(compiler):
     assert matcher.ends(ENDS[0])
 
 
-@pytest.mark.parametrize(("source", "right", "wrong"), [
-    (choices("yes", "no", "yes please"), ["yes", "no", "yes please"], ["", "ye", "yes ", "noo"]),
-    (choices("a.b", "[x]\n\"'\\", "Zürich 中", "{1}"), ["a.b", "[x]\n\"'\\", "Zürich 中", "{1}"], ["axb", "x", "Zurich", "1"]),
-    (regex("^a{2,3}(b|é)$"), ["aab", "aaaé"], ["ab", "aaaab", "aac"]),
-    (GrammarSource("grammar", 'start: e\ne: N "+" e | N\nN: /[0-9]/'), ["1", "1+2+3"], ["1+", "+", "12"]),
-    (schema({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "null"}}, "required": ["a"]}),
-     ['{"a": 1}', '{"a": -20, "b": null}'], ['{"a":1}', '{"b": null}', '{"a": 1, "c": 2}', '{"a": 1.5}', "{}"]),
-    (schema({"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "null"}}),
-     ["{}", '{"a": 1, "c": null}'], ['{"a": 1, "c": 2}']),
-    (schema({"type": "object", "properties": {"properties": {"const": 1}}, "required": ["properties"]}),
-     ['{"properties": 1}'], ['{"properties": 1, "additionalProperties": 2}']),
-    (schema({"allOf": [{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]},
-                       {"type": "object", "properties": {"b": {"const": 2}}, "required": ["b"]}]}),
-     ['{"a": 1, "b": 2}'], ['{"a": 1}']),
-    (schema({"oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}], "discriminator": {"propertyName": "k"},
-             "$defs": {name: {"type": "object", "properties": {"k": {"const": name}}, "required": ["k"]} for name in "AB"}}),
-     ['{"k": "A"}', '{"k": "B"}'], ['{"k": "C"}']),
-    (schema({"enum": ["x", 1, None]}), ['"x"', "1", "null"], ["x", "2"]),
-])
+@pytest.mark.parametrize(
+    ("source", "right", "wrong"),
+    [
+        (
+            choices("yes", "no", "yes please"),
+            ["yes", "no", "yes please"],
+            ["", "ye", "yes ", "noo"],
+        ),
+        (
+            choices("a.b", "[x]\n\"'\\", "Zürich 中", "{1}"),
+            ["a.b", "[x]\n\"'\\", "Zürich 中", "{1}"],
+            ["axb", "x", "Zurich", "1"],
+        ),
+        (regex("^a{2,3}(b|é)$"), ["aab", "aaaé"], ["ab", "aaaab", "aac"]),
+        (
+            GrammarSource("grammar", 'start: e\ne: N "+" e | N\nN: /[0-9]/'),
+            ["1", "1+2+3"],
+            ["1+", "+", "12"],
+        ),
+        (
+            schema(
+                {
+                    "type": "object",
+                    "properties": {"a": {"type": "integer"}, "b": {"type": "null"}},
+                    "required": ["a"],
+                }
+            ),
+            ['{"a": 1}', '{"a": -20, "b": null}'],
+            ['{"a":1}', '{"b": null}', '{"a": 1, "c": 2}', '{"a": 1.5}', "{}"],
+        ),
+        (
+            schema(
+                {
+                    "type": "object",
+                    "properties": {"a": {"type": "integer"}},
+                    "additionalProperties": {"type": "null"},
+                }
+            ),
+            ["{}", '{"a": 1, "c": null}'],
+            ['{"a": 1, "c": 2}'],
+        ),
+        (
+            schema(
+                {
+                    "type": "object",
+                    "properties": {"properties": {"const": 1}},
+                    "required": ["properties"],
+                }
+            ),
+            ['{"properties": 1}'],
+            ['{"properties": 1, "additionalProperties": 2}'],
+        ),
+        (
+            schema(
+                {
+                    "allOf": [
+                        {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]},
+                        {"type": "object", "properties": {"b": {"const": 2}}, "required": ["b"]},
+                    ]
+                }
+            ),
+            ['{"a": 1, "b": 2}'],
+            ['{"a": 1}'],
+        ),
+        (
+            schema(
+                {
+                    "oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}],
+                    "discriminator": {"propertyName": "k"},
+                    "$defs": {
+                        name: {
+                            "type": "object",
+                            "properties": {"k": {"const": name}},
+                            "required": ["k"],
+                        }
+                        for name in "AB"
+                    },
+                }
+            ),
+            ['{"k": "A"}', '{"k": "B"}'],
+            ['{"k": "C"}'],
+        ),
+        (schema({"enum": ["x", 1, None]}), ['"x"', "1", "null"], ["x", "2"]),
+    ],
+)
 def test_sentences(compiler, tokenizer, source, right, wrong):
     for text in right:
         assert accepts(compiler, tokenizer, source, text), text
@@ -149,19 +228,39 @@ def test_sentences(compiler, tokenizer, source, right, wrong):
         assert not accepts(compiler, tokenizer, source, text), text
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    (regex("a(b"), r"the regex does not compile:\n    a\(b\n     \^\nerror: unclosed group"),
-    (regex("(?=a)b"), "look-ahead"),
-    (regex(r"(a)\1"), "backreferences are not supported"),
-    (GrammarSource("grammar", 'start: foo\nbar: "x"'), r"the grammar does not compile:\nat 1\(8\): unknown name: .foo."),
-    (schema({"type": "object", "properties": {"x": {}, "a": {"type": "array", "items": {"type": "strin"}}}}),
-     r"the JSON schema does not compile at /properties/a/items: Invalid type: strin"),
-    (schema({"type": "object", "properties": {"a": {"$ref": "#/$defs/X"}},
-             "$defs": {"X": {"type": "integer", "minimum": 5, "maximum": 3}}}),
-     r"at /properties/a: Unsatisfiable schema"),
-    (schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
-    (schema(False), "the JSON schema does not compile"),
-])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (regex("a(b"), r"the regex does not compile:\n    a\(b\n     \^\nerror: unclosed group"),
+        (regex("(?=a)b"), "look-ahead"),
+        (regex(r"(a)\1"), "backreferences are not supported"),
+        (
+            GrammarSource("grammar", 'start: foo\nbar: "x"'),
+            r"the grammar does not compile:\nat 1\(8\): unknown name: .foo.",
+        ),
+        (
+            schema(
+                {
+                    "type": "object",
+                    "properties": {"x": {}, "a": {"type": "array", "items": {"type": "strin"}}},
+                }
+            ),
+            r"the JSON schema does not compile at /properties/a/items: Invalid type: strin",
+        ),
+        (
+            schema(
+                {
+                    "type": "object",
+                    "properties": {"a": {"$ref": "#/$defs/X"}},
+                    "$defs": {"X": {"type": "integer", "minimum": 5, "maximum": 3}},
+                }
+            ),
+            r"at /properties/a: Unsatisfiable schema",
+        ),
+        (schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
+        (schema(False), "the JSON schema does not compile"),
+    ],
+)
 def test_what_does_not_compile_says_where(compiler, source, message):
     with pytest.raises(GrammarError, match=message):
         compiler.compile(source)
@@ -169,14 +268,30 @@ def test_what_does_not_compile_says_where(compiler, source, message):
 
 
 def test_a_schema_that_explodes_is_refused_in_time(tokenizer):
-    wide = schema({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}})
+    wide = schema(
+        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}}
+    )
     began = time.perf_counter()
     with pytest.raises(GrammarError, match=r"more than 0\.2 seconds"):
         Compiler(tokenizer, Limits(seconds=0.2)).compile(wide)
     assert time.perf_counter() - began < 5
-    product = schema({"allOf": [{"anyOf": [
-        {"type": "object", "properties": {f"a{i}{j}": {"type": "string"}}, "required": [f"a{i}{j}"]} for j in range(6)
-    ]} for i in range(6)]})
+    product = schema(
+        {
+            "allOf": [
+                {
+                    "anyOf": [
+                        {
+                            "type": "object",
+                            "properties": {f"a{i}{j}": {"type": "string"}},
+                            "required": [f"a{i}{j}"],
+                        }
+                        for j in range(6)
+                    ]
+                }
+                for i in range(6)
+            ]
+        }
+    )
     with pytest.raises(GrammarError, match="too large"):
         Compiler(tokenizer).compile(product)
     with pytest.raises(GrammarError, match="1000 characters, and the limit is 999"):
@@ -189,7 +304,11 @@ def test_a_schema_that_explodes_is_refused_in_time(tokenizer):
 
 
 def test_a_grammar_that_gets_too_complex_while_it_runs_gives_up(tokenizer):
-    matcher = Compiler(tokenizer, Limits(step_fuel=60)).compile(regex(r"([a-z]{1,40}[0-9]{1,40}){1,40}x")).matcher(ENDS)
+    matcher = (
+        Compiler(tokenizer, Limits(step_fuel=60))
+        .compile(regex(r"([a-z]{1,40}[0-9]{1,40}){1,40}x"))
+        .matcher(ENDS)
+    )
     for token in tokenizer.encode("a1b2c3d4e5f6g7h8" * 4):
         if matcher.complete:
             break
@@ -222,14 +341,22 @@ def test_bytes_that_the_vocabulary_lacks_end_the_generation_with_an_error(tokeni
     assert either.accepting
 
 
-@pytest.mark.parametrize("source", [
-    regex(r"[^\s\S]"), GrammarSource("grammar", "start: start"), GrammarSource("json_schema", '{"$ref": "#"}'),
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        regex(r"[^\s\S]"),
+        GrammarSource("grammar", "start: start"),
+        GrammarSource("json_schema", '{"$ref": "#"}'),
+    ],
+)
 def test_a_grammar_that_no_text_fits_says_so(compiler, source):
     matcher = compiler.compile(source).matcher(ENDS)
     assert matcher.complete
     assert not matcher.accepting
-    assert matcher.error == "no text is allowed here, or none that the model's vocabulary has tokens for"
+    assert (
+        matcher.error
+        == "no text is allowed here, or none that the model's vocabulary has tokens for"
+    )
 
 
 def test_generations_in_one_grammar_do_not_see_each_other(compiler, tokenizer):
@@ -255,10 +382,17 @@ def test_compiled_grammars_are_kept_those_used_last(tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize(("expression", "results"), [("a+", 1), ("(", 4)])
-def test_threads_that_ask_for_the_same_grammar_wait_for_one_of_them(tokenizer, monkeypatch, expression, results):
+def test_threads_that_ask_for_the_same_grammar_wait_for_one_of_them(
+    tokenizer, monkeypatch, expression, results
+):
     """They share the grammar; of errors each has its own."""
     compiler = Compiler(tokenizer)
-    entered, waiting, gate, times = threading.Semaphore(0), threading.Semaphore(0), threading.Event(), []
+    entered, waiting, gate, times = (
+        threading.Semaphore(0),
+        threading.Semaphore(0),
+        threading.Event(),
+        [],
+    )
 
     class Awaited(Future):
         def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -285,4 +419,6 @@ def test_threads_that_ask_for_the_same_grammar_wait_for_one_of_them(tokenizer, m
 
 def test_no_torch():
     program = "import sys, asgl.execution.grammar; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2], timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2], timeout=60
+    )

@@ -41,7 +41,9 @@ def test_more_than_the_memory_is_refused_before_it_is_taken() -> None:
     assert (most + 1) * slot_bytes(TINY, torch.float32) <= available_memory(CPU)
 
 
-def test_default_capacity_is_a_quarter_of_the_memory_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_capacity_is_a_quarter_of_the_memory_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     each = slot_bytes(TINY, torch.float32)
     monkeypatch.setattr(kv_pool, "available_memory", lambda device: 4000 * each)
     assert default_capacity(TINY, CPU, torch.float32) == 999

@@ -1,4 +1,5 @@
-"""Masks in a step: only allowed tokens are sampled, and the same ones however few logits are computed."""
+"""Masks in a step: only allowed tokens are sampled, and the same ones however few logits are
+computed."""
 
 from __future__ import annotations
 
@@ -55,7 +56,15 @@ class Watched(ReferenceKernels):
 
 
 def test_rows_are_sorted_by_the_logits_they_need():
-    rows = [row(None), row([7]), row([210]), row([1, 2]), row([5], logprobs=0), row(range(200)), row([1, 2], logprobs=3)]
+    rows = [
+        row(None),
+        row([7]),
+        row([210]),
+        row([1, 2]),
+        row([5], logprobs=0),
+        row(range(200)),
+        row([1, 2], logprobs=3),
+    ]
     found = split(rows)
     assert found.decided == [(1, 7), (2, 210)]
     assert found.few == [3, 5]
@@ -73,11 +82,27 @@ def test_forbidden_is_the_opposite_of_the_masks():
 
 
 def plan_of(rows: list[SampleRow]) -> StepPlan:
-    plan = step([Row([3 + number, 5, 9], [number * 3, number * 3 + 1, number * 3 + 2], sample=sampled.spec)
-                 for number, sampled in enumerate(rows)])
-    samples = tuple(replace(made, draw=number, banned=given.banned, history=given.history,
-                            prompt_length=given.prompt_length, mask=given.mask)
-                    for number, (made, given) in enumerate(zip(plan.samples, rows, strict=True)))
+    plan = step(
+        [
+            Row(
+                [3 + number, 5, 9],
+                [number * 3, number * 3 + 1, number * 3 + 2],
+                sample=sampled.spec,
+            )
+            for number, sampled in enumerate(rows)
+        ]
+    )
+    samples = tuple(
+        replace(
+            made,
+            draw=number,
+            banned=given.banned,
+            history=given.history,
+            prompt_length=given.prompt_length,
+            mask=given.mask,
+        )
+        for number, (made, given) in enumerate(zip(plan.samples, rows, strict=True))
+    )
     return replace(plan, samples=samples)
 
 
@@ -85,18 +110,29 @@ def random_rows(seed: int, count: int, most: int) -> list[SampleRow]:
     generator = random.Random(seed)
     rows = []
     for _ in range(count):
-        allowed = generator.sample(range(V), generator.choice([size for size in (1, 2, 3, 8, 20, 200) if size <= most]))
+        allowed = generator.sample(
+            range(V), generator.choice([size for size in (1, 2, 3, 8, 20, 200) if size <= most])
+        )
         spec = SamplingSpec(
-            temperature=generator.choice([0.0, 0.7, 1.0, 2.0]), top_p=generator.choice([1.0, 0.8]),
-            top_k=generator.choice([0, 2, 50]), min_p=generator.choice([0.0, 0.1]), seed=generator.randrange(2**32),
-            logit_bias=tuple((token, generator.uniform(-4, 4)) for token in generator.sample([*range(V), *allowed], 5)),
-            presence_penalty=generator.choice([0.0, 2.0]), repetition_penalty=generator.choice([1.0, 1.5]),
+            temperature=generator.choice([0.0, 0.7, 1.0, 2.0]),
+            top_p=generator.choice([1.0, 0.8]),
+            top_k=generator.choice([0, 2, 50]),
+            min_p=generator.choice([0.0, 0.1]),
+            seed=generator.randrange(2**32),
+            logit_bias=tuple(
+                (token, generator.uniform(-4, 4))
+                for token in generator.sample([*range(V), *allowed], 5)
+            ),
+            presence_penalty=generator.choice([0.0, 2.0]),
+            repetition_penalty=generator.choice([1.0, 1.5]),
             logprobs=generator.choice([None, None, None, 2]),
         )
         chosen = None if generator.random() < 0.2 else allowed
         banned = tuple(generator.sample(range(V), 3)) if chosen is None else ()
         history = array(INT, generator.sample([*range(V), *allowed], 30))
-        rows.append(SampleRow(0, 0, spec, 0, banned, history, 10, None if chosen is None else mask(chosen)))
+        rows.append(
+            SampleRow(0, 0, spec, 0, banned, history, 10, None if chosen is None else mask(chosen))
+        )
     return rows
 
 
@@ -112,7 +148,11 @@ def test_the_same_tokens_from_the_allowed_logits_alone(seed, most):
         if given.mask is not None:
             assert given.mask[found.token_id // 8] >> found.token_id % 8 & 1
         assert (found.logprob is None) == (given.spec.logprobs is None)
-        assert found.logprob == pytest.approx(other.logprob) if found.logprob is not None else other.logprob is None
+        assert (
+            found.logprob == pytest.approx(other.logprob)
+            if found.logprob is not None
+            else other.logprob is None
+        )
 
 
 def test_no_more_logits_than_needed():
@@ -135,7 +175,9 @@ def test_logprobs_are_the_model_s_own_whatever_is_allowed():
     assert bound.token_id == 7
     assert bound.logprob == pytest.approx(dict(free.top)[7], abs=1e-5)
     assert [token for token, _ in bound.top] == [token for token, _ in free.top[:2]]
-    assert [logprob for _, logprob in bound.top] == pytest.approx([logprob for _, logprob in free.top[:2]], abs=1e-5)
+    assert [logprob for _, logprob in bound.top] == pytest.approx(
+        [logprob for _, logprob in free.top[:2]], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("wrong", [b"", bytes((V + 7) // 8), b"\1" * (V // 8)])
@@ -152,6 +194,8 @@ def test_head_some_gives_the_columns_of_head():
         packed = kernels.pack_head(weight)
         tokens = torch.tensor([0, 7, 8, 299])
         found = kernels.head_some(x.to(kernels.kv_dtype), packed, tokens)
-        torch.testing.assert_close(found, kernels.head(x.to(kernels.kv_dtype), packed)[:, tokens], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            found, kernels.head(x.to(kernels.kv_dtype), packed)[:, tokens], rtol=1e-5, atol=1e-5
+        )
     exact = ReferenceKernels(deterministic=True)
     assert exact.head_some(x, exact.pack_head(weight), torch.tensor([1])) is None

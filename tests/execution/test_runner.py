@@ -21,7 +21,9 @@ SPEC = SamplingSpec(seed=5, logprobs=4)
 
 
 def tokens(count: int, seed: int) -> list[int]:
-    return torch.randint(0, TINY.vocabulary, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(
+        0, TINY.vocabulary, (count,), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -34,12 +36,16 @@ def tolerance(runner: Runner) -> float:
 
 
 def close(runner: Runner, found: object, expected: object) -> None:
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=tolerance(runner))
+    torch.testing.assert_close(
+        torch.tensor(found), torch.tensor(expected), rtol=0, atol=tolerance(runner)
+    )
 
 
 def after(runner: Runner, prompt: list[int]) -> tuple[float, ...]:
     """The log-probabilities after a prompt that is computed alone, in one step."""
-    return runner.run(step([Row(prompt, range(len(prompt)), score=[(len(prompt) - 1, ALL)])])).scores[0]
+    return runner.run(
+        step([Row(prompt, range(len(prompt)), score=[(len(prompt) - 1, ALL)])])
+    ).scores[0]
 
 
 def test_batched(runner: Runner) -> None:
@@ -56,7 +62,12 @@ def test_chunked_and_decoded(runner: Runner, cuts: tuple[int, ...]) -> None:
     slots = [(7 * i + 3) % CAPACITY for i in range(30)]
     edges = [0, *cuts, 30]
     for begin, end in itertools.pairwise(edges):
-        row = Row(prompt[begin:end], slots[begin:end], before=slots[:begin], score=[(end - begin - 1, ALL)])
+        row = Row(
+            prompt[begin:end],
+            slots[begin:end],
+            before=slots[:begin],
+            score=[(end - begin - 1, ALL)],
+        )
         result = runner.run(step([row]))
         close(runner, result.scores[0], after_in(runner, prompt[:end]))
 
@@ -95,19 +106,30 @@ def test_branches_that_read_each_other_in_one_step(runner: Runner) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_deterministic_logits_are_the_same_bits(dtype: torch.dtype) -> None:
     """Alone = batched = chunked = decoded = with a warm prefix."""
-    config = replace(TINY, hidden_size=192, intermediate_size=1536, heads=3, kv_heads=1, head_dim=64)
-    runner = Runner(MemoryCheckpoint(config), ReferenceKernels("cpu", dtype, deterministic=True), 1200)
+    config = replace(
+        TINY, hidden_size=192, intermediate_size=1536, heads=3, kv_heads=1, head_dim=64
+    )
+    runner = Runner(
+        MemoryCheckpoint(config), ReferenceKernels("cpu", dtype, deterministic=True), 1200
+    )
     prompt, crowd = tokens(150, 1), [tokens(n, 40 + n) for n in (1, 1, 64, 65, 200)]
     everything = [(i, ALL) for i in range(150)]
     alone = runner.run(step([Row(prompt, range(150), score=everything)])).scores
 
     free = iter(range(1199, 150, -1))
-    rows = [Row(p, [next(free) for _ in p]) for p in crowd] + [Row(prompt, range(150), score=everything)]
+    rows = [Row(p, [next(free) for _ in p]) for p in crowd] + [
+        Row(prompt, range(150), score=everything)
+    ]
     assert runner.run(step(rows)).scores == alone
 
     for cuts in ([1, 2, 65, 100], [64, 128], list(range(130, 150))):
         for begin, end in itertools.pairwise([0, *cuts, 150]):
-            row = Row(prompt[begin:end], range(begin, end), before=range(begin), score=everything[: end - begin])
+            row = Row(
+                prompt[begin:end],
+                range(begin, end),
+                before=range(begin),
+                score=everything[: end - begin],
+            )
             others = rows[: 2 * (end - begin == 1)]  # decode steps ride with others
             assert runner.run(step([*others, row])).scores == alone[begin:end]
 
@@ -116,10 +138,15 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     runner = Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY)
     prompts = [tokens(n, seed=20 + n) for n in (1, 5, 17, 40)]
     specs = [SPEC, GREEDY, SPEC._replace(temperature=2.0), SPEC._replace(top_p=0.8)]
-    alone = [runner.run(step([Row(p, range(len(p)), sample=spec, draw=9)])).samples[0]
-             for p, spec in zip(prompts, specs, strict=True)]
+    alone = [
+        runner.run(step([Row(p, range(len(p)), sample=spec, draw=9)])).samples[0]
+        for p, spec in zip(prompts, specs, strict=True)
+    ]
     free = iter(range(CAPACITY))
-    rows = [Row(p, [next(free) for _ in p], sample=spec, draw=9) for p, spec in zip(prompts, specs, strict=True)]
+    rows = [
+        Row(p, [next(free) for _ in p], sample=spec, draw=9)
+        for p, spec in zip(prompts, specs, strict=True)
+    ]
     together = runner.run(step(rows)).samples
     assert [s.token_id for s in together] == [s.token_id for s in alone]
     for one, other in zip(together, alone, strict=True):
@@ -130,7 +157,12 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 def test_samples_and_scores_come_in_the_order_of_the_plan(runner: Runner) -> None:
     """More of them than are computed at once."""
     prompt = tokens(150, seed=30)
-    row = Row(prompt, range(150), sample=GREEDY._replace(logprobs=0), score=[(i, (i,)) for i in range(149, -1, -1)])
+    row = Row(
+        prompt,
+        range(150),
+        sample=GREEDY._replace(logprobs=0),
+        score=[(i, (i,)) for i in range(149, -1, -1)],
+    )
     result = runner.run(step([row]))
     every = runner.run(step([Row(prompt, range(150), score=[(i, ALL) for i in range(150)])])).scores
     close(runner, [score[0] for score in result.scores], [every[i][i] for i in range(149, -1, -1)])
@@ -164,7 +196,12 @@ def test_seconds_are_the_clocks() -> None:
 
 def test_info(runner: Runner) -> None:
     info = runner.info
-    assert (info.name, info.architecture, info.vocabulary, info.context_length) == ("tiny", "llama", 211, 256)
+    assert (info.name, info.architecture, info.vocabulary, info.context_length) == (
+        "tiny",
+        "llama",
+        211,
+        256,
+    )
     assert (info.kernels, info.device, info.weights) == ("reference", "cpu", "dense")
     assert info.dtype in ("float32", "bfloat16")
 
@@ -175,8 +212,9 @@ def test_an_unsound_plan_changes_nothing(runner: Runner) -> None:
     sound = step([Row([1], [CAPACITY - 1], before=range(10), sample=GREEDY)])
     with pytest.raises(InternalError):
         runner.run(replace(sound, slots=sound.slots * 2))
-    assert runner.run(step([Row(prompt[9:], [11], before=range(9), score=[(0, ALL)])])).scores[0] == pytest.approx(
-        before, abs=tolerance(runner))
+    assert runner.run(step([Row(prompt[9:], [11], before=range(9), score=[(0, ALL)])])).scores[
+        0
+    ] == pytest.approx(before, abs=tolerance(runner))
 
 
 def test_close() -> None:

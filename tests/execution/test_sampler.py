@@ -16,8 +16,13 @@ CPU = torch.device("cpu")
 VOCABULARY = 12
 
 
-def row(spec: SamplingSpec, draw: int = 0, banned: tuple[int, ...] = (), history: list[int] | None = None,
-        prompt_length: int = 0) -> SampleRow:
+def row(
+    spec: SamplingSpec,
+    draw: int = 0,
+    banned: tuple[int, ...] = (),
+    history: list[int] | None = None,
+    prompt_length: int = 0,
+) -> SampleRow:
     tokens = None if history is None else array(INT, history)
     return SampleRow(0, 1, spec, draw, banned, tokens, prompt_length)
 
@@ -48,7 +53,9 @@ def test_the_finaliser_is_splitmix64s() -> None:
     assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
-@pytest.mark.parametrize(("seed", "draw"), [(0, 0), (1, 0), (0, 1), (2**64 - 1, 2**31), (123456789, 77)])
+@pytest.mark.parametrize(
+    ("seed", "draw"), [(0, 0), (1, 0), (0, 1), (2**64 - 1, 2**31), (123456789, 77)]
+)
 def test_uniforms_by_their_definition(seed: int, draw: int) -> None:
     place = splitmix(seed) + (draw + 1) * 0x9E3779B97F4A7C15
     assert uniforms([seed], [draw])[0] == (splitmix(place % 2**64) >> 11) / 2**53
@@ -60,7 +67,9 @@ def test_uniforms_are_uniform_and_independent() -> None:
         assert numbers.min() >= 0
         assert numbers.max() < 1
         observed, _ = np.histogram(numbers, bins=100, range=(0, 1))
-        assert ((observed - count / 100) ** 2 / (count / 100)).sum() < 160  # 99 degrees of freedom: p < 1e-4
+        assert (
+            (observed - count / 100) ** 2 / (count / 100)
+        ).sum() < 160  # 99 degrees of freedom: p < 1e-4
         pairs, _, _ = np.histogram2d(numbers[:-1], numbers[1:], bins=10, range=((0, 1), (0, 1)))
         expected = (count - 1) / 100
         assert ((pairs - expected) ** 2 / expected).sum() < 160
@@ -92,9 +101,17 @@ def test_frequencies_follow_the_distribution(kernels: ReferenceKernels, spec: Sa
 
 
 def test_draws_do_not_depend_on_the_batch(kernels: ReferenceKernels) -> None:
-    specs = [SamplingSpec(seed=3), SamplingSpec(temperature=0.0), SamplingSpec(seed=4, top_p=0.5, logprobs=2),
-             SamplingSpec(seed=5, min_p=0.1, repetition_penalty=1.5), SamplingSpec(seed=6, top_k=3, logprobs=0)]
-    samples = [row(spec, draw=i, banned=(i,), history=[1, 2, i], prompt_length=1) for i, spec in enumerate(specs)]
+    specs = [
+        SamplingSpec(seed=3),
+        SamplingSpec(temperature=0.0),
+        SamplingSpec(seed=4, top_p=0.5, logprobs=2),
+        SamplingSpec(seed=5, min_p=0.1, repetition_penalty=1.5),
+        SamplingSpec(seed=6, top_k=3, logprobs=0),
+    ]
+    samples = [
+        row(spec, draw=i, banned=(i,), history=[1, 2, i], prompt_length=1)
+        for i, spec in enumerate(specs)
+    ]
     given = logits(len(specs))
     together = sample(kernels, given.clone(), samples)
     for i in range(len(specs)):
@@ -104,15 +121,24 @@ def test_draws_do_not_depend_on_the_batch(kernels: ReferenceKernels) -> None:
 
 
 def test_edits_by_hand() -> None:
-    spec = SamplingSpec(frequency_penalty=0.5, presence_penalty=0.25, logit_bias=((3, 2.0), (7, -1.0)))
+    spec = SamplingSpec(
+        frequency_penalty=0.5, presence_penalty=0.25, logit_bias=((3, 2.0), (7, -1.0))
+    )
     how = sampling_batch(
-        [row(SamplingSpec()), row(spec, banned=(9, 5), history=[3, 4, 3, 3, 5], prompt_length=2)], VOCABULARY, CPU
+        [row(SamplingSpec()), row(spec, banned=(9, 5), history=[3, 4, 3, 3, 5], prompt_length=2)],
+        VOCABULARY,
+        CPU,
     )
     assert how.edits is not None
     rows, tokens, added = (part.tolist() for part in how.edits)
     assert rows == [1] * 4
     # generated: 3 twice, 5 once; 4 is prompt
-    assert dict(zip(tokens, added, strict=True)) == {3: 2.0 - 2 * 0.5 - 0.25, 5: -math.inf, 7: -1.0, 9: -math.inf}
+    assert dict(zip(tokens, added, strict=True)) == {
+        3: 2.0 - 2 * 0.5 - 0.25,
+        5: -math.inf,
+        7: -1.0,
+        9: -math.inf,
+    }
     assert how.repetition is None
 
 
@@ -131,7 +157,9 @@ def test_penalties_decide_as_by_hand(kernels: ReferenceKernels) -> None:
     greedy = SamplingSpec(temperature=0.0)
 
     def best(spec: SamplingSpec, history: list[int], prompt_length: int = 0) -> int:
-        return sample(kernels, one.clone(), [row(spec, history=history, prompt_length=prompt_length)])[0].token_id
+        return sample(
+            kernels, one.clone(), [row(spec, history=history, prompt_length=prompt_length)]
+        )[0].token_id
 
     assert best(greedy, []) == 0
     assert best(greedy._replace(presence_penalty=0.2), [0]) == 1
@@ -145,7 +173,11 @@ def test_penalties_decide_as_by_hand(kernels: ReferenceKernels) -> None:
 
 def test_banned_tokens_are_never_sampled(kernels: ReferenceKernels) -> None:
     one = torch.tensor([[9.0, 8.0, 0.0, 0.0]])
-    for spec in (SamplingSpec(temperature=0.0), SamplingSpec(temperature=5.0), SamplingSpec(logit_bias=((0, 100.0),))):
+    for spec in (
+        SamplingSpec(temperature=0.0),
+        SamplingSpec(temperature=5.0),
+        SamplingSpec(logit_bias=((0, 100.0),)),
+    ):
         for draw in range(30):
             token = sample(kernels, one.clone(), [row(spec, draw, banned=(0, 1))])[0].token_id
             assert token in (2, 3)
@@ -166,19 +198,29 @@ def test_flags() -> None:
     assert mixed.unfiltered
     for filtered in (SamplingSpec(top_p=0.9), SamplingSpec(top_k=2), SamplingSpec(min_p=0.1)):
         assert not sampling_batch([plain, row(filtered)], VOCABULARY, CPU).unfiltered
-    assert sampling_batch([row(SamplingSpec(top_k=2**40))], VOCABULARY, CPU).top_k.tolist() == [VOCABULARY]
+    assert sampling_batch([row(SamplingSpec(top_k=2**40))], VOCABULARY, CPU).top_k.tolist() == [
+        VOCABULARY
+    ]
 
 
 def test_logprobs_are_those_of_the_model_itself(kernels: ReferenceKernels) -> None:
     given = logits(3)
     expected = torch.log_softmax(given.double(), dim=1)
-    asking = SamplingSpec(temperature=0.3, logit_bias=((2, 50.0),), repetition_penalty=2.0, logprobs=3)
-    samples = [row(asking, history=[1, 2]), row(SamplingSpec(seed=1)), row(SamplingSpec(logprobs=0, temperature=0.0))]
+    asking = SamplingSpec(
+        temperature=0.3, logit_bias=((2, 50.0),), repetition_penalty=2.0, logprobs=3
+    )
+    samples = [
+        row(asking, history=[1, 2]),
+        row(SamplingSpec(seed=1)),
+        row(SamplingSpec(logprobs=0, temperature=0.0)),
+    ]
     first, second, third = sample(kernels, given.clone(), samples)
     assert first.token_id == 2
     assert first.logprob == pytest.approx(float(expected[0, 2]), abs=1e-5)
     assert [token for token, _ in first.top] == expected[0].topk(3).indices.tolist()
-    assert [value for _, value in first.top] == pytest.approx(expected[0].topk(3).values.tolist(), abs=1e-5)
+    assert [value for _, value in first.top] == pytest.approx(
+        expected[0].topk(3).values.tolist(), abs=1e-5
+    )
     assert (second.logprob, second.top) == (None, ())
     assert third.logprob == pytest.approx(float(expected[2].max()), abs=1e-5)
     assert third.top == ()

@@ -16,7 +16,8 @@ from asgl.kernels.reference import ReferenceKernels
 
 @dataclass(frozen=True)
 class Backend:
-    """`product` and `attention` are tolerances, relative and absolute, for values of size about 1."""
+    """`product` and `attention` are tolerances, relative and absolute, for values of size about
+    1."""
 
     name: str
     make: Callable[[], Kernels]
@@ -43,7 +44,8 @@ BACKENDS += [
 ]
 
 
-# The Triton back end runs on GPUs (make gpu), and on CPUs in its interpreter, in a process of its own (make test-interpret).
+# The Triton back end runs on GPUs (make gpu), and on CPUs in its interpreter, in a process of its
+# own (make test-interpret).
 _TRITON = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else os.environ.get("ASGL_TEST_GPU")
 if _TRITON is not None:
     from triton_backends import triton_backends

@@ -41,7 +41,9 @@ def make_batch(kernels: Kernels, rows: list[tuple[int, int]], seed: int = 0) -> 
     return batch_of(kernels, contexts, [new for _, new in rows])
 
 
-def batch_of(kernels: Kernels, contexts: list[list[int]], new: list[int], shared: tuple = ()) -> Batch:
+def batch_of(
+    kernels: Kernels, contexts: list[list[int]], new: list[int], shared: tuple = ()
+) -> Batch:
     def ints(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=kernels.device)
 
@@ -51,7 +53,9 @@ def batch_of(kernels: Kernels, contexts: list[list[int]], new: list[int], shared
         kv.append(kv[-1] + len(context))
     return Batch(
         input_ids=ints([7] * qo[-1]),
-        positions=ints([len(c) - n + i for c, n in zip(contexts, new, strict=True) for i in range(n)]),
+        positions=ints(
+            [len(c) - n + i for c, n in zip(contexts, new, strict=True) for i in range(n)]
+        ),
         slots=ints([slot for c, n in zip(contexts, new, strict=True) for slot in c[len(c) - n :]]),
         qo_indptr=ints(qo),
         kv_indptr=ints(kv),
@@ -63,7 +67,9 @@ def batch_of(kernels: Kernels, contexts: list[list[int]], new: list[int], shared
     )
 
 
-def caches(kernels: Kernels, batch: Batch, kv_heads: int, head_dim: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+def caches(
+    kernels: Kernels, batch: Batch, kv_heads: int, head_dim: int, seed: int = 1
+) -> tuple[Tensor, Tensor]:
     """Random where the batch reads what was there before; NaN in all other slots."""
     made = []
     before = torch.ones(POOL, dtype=torch.bool)
@@ -77,7 +83,10 @@ def caches(kernels: Kernels, batch: Batch, kv_heads: int, head_dim: int, seed: i
 
 
 def rope_table(kernels: Kernels, context: int, head_dim: int) -> Tensor:
-    angles = torch.outer(torch.arange(context).double(), 10_000 ** (-torch.arange(0, head_dim, 2).double() / head_dim))
+    angles = torch.outer(
+        torch.arange(context).double(),
+        10_000 ** (-torch.arange(0, head_dim, 2).double() / head_dim),
+    )
     return torch.cat((angles.cos(), angles.sin()), dim=1).float().to(kernels.device)
 
 
@@ -85,7 +94,9 @@ def activation(kernels: Kernels, x: Tensor) -> Tensor:
     """x in the dtype that `linear` takes."""
     d = x.shape[1]
     one = torch.ones(d, device=kernels.device)
-    return x.to(kernels.device).to(kernels.add_rms_norm(torch.ones(1, d, device=kernels.device), None, one, 1e-5).dtype)
+    return x.to(kernels.device).to(
+        kernels.add_rms_norm(torch.ones(1, d, device=kernels.device), None, one, 1e-5).dtype
+    )
 
 
 def random_qkv(kernels: Kernels, n: int, shape: tuple[int, int, int], seed: int = 3) -> Tensor:
@@ -96,9 +107,15 @@ def random_qkv(kernels: Kernels, n: int, shape: tuple[int, int, int], seed: int 
     return torch.randn(n, width, generator=generator(seed)).to(dtype).to(kernels.device)
 
 
-def attention_oracle(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float) -> Tensor:
+def attention_oracle(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float
+) -> Tensor:
     q, k_cache, v_cache = (t.detach().cpu().double() for t in (q, k_cache, v_cache))
-    qo, kv, indices = batch.qo_indptr.tolist(), batch.kv_indptr.tolist(), batch.kv_indices.cpu().long()
+    qo, kv, indices = (
+        batch.qo_indptr.tolist(),
+        batch.kv_indptr.tolist(),
+        batch.kv_indices.cpu().long(),
+    )
     n, heads, head_dim = q.shape
     out = torch.full((n, heads, head_dim), torch.nan, dtype=torch.float64)
     for row in range(batch.rows):
@@ -107,13 +124,17 @@ def attention_oracle(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, 
             context = indices[kv[row] : kv[row + 1] - (new - 1 - i)]
             for h in range(heads):
                 kv_head = h // (heads // k_cache.shape[1])
-                weights = torch.softmax(k_cache[context, kv_head] @ q[qo[row] + i, h] * scale, dim=0)
+                weights = torch.softmax(
+                    k_cache[context, kv_head] @ q[qo[row] + i, h] * scale, dim=0
+                )
                 out[qo[row] + i, h] = weights @ v_cache[context, kv_head]
     return out.view(n, heads * head_dim)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(found.detach().cpu().double(), expected.double(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        found.detach().cpu().double(), expected.double(), rtol=tolerance, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -123,7 +144,9 @@ def test_attention(backend, kernels: Kernels, name: str, shape: tuple[int, int, 
     batch = make_batch(kernels, BATCHES[name])
     k_cache, v_cache = caches(kernels, batch, kv_heads, head_dim)
     qkv = random_qkv(kernels, len(batch.input_ids), shape)
-    q = kernels.rope_and_store(qkv, batch, rope_table(kernels, 512, head_dim), k_cache, v_cache).clone()
+    q = kernels.rope_and_store(
+        qkv, batch, rope_table(kernels, 512, head_dim), k_cache, v_cache
+    ).clone()
     out = kernels.attention(q, k_cache, v_cache, batch, head_dim**-0.5)
     assert out.dtype == activation(kernels, torch.ones(1, 8)).dtype
     close(out, attention_oracle(q, k_cache, v_cache, batch, head_dim**-0.5), backend.attention)
@@ -155,8 +178,12 @@ def test_rope_and_store(backend, kernels: Kernels, shape: tuple[int, int, int]) 
 
     parts = qkv.cpu().double().view(n, heads + 2 * kv_heads, head_dim)
     frequencies = 10_000 ** (-torch.arange(0, head_dim, 2).double() / head_dim)
-    turn = torch.polar(torch.ones(1, dtype=torch.float64), batch.positions.cpu().double()[:, None] * frequencies)
-    turned = torch.complex(parts[..., : head_dim // 2], parts[..., head_dim // 2 :]) * turn[:, None, :]
+    turn = torch.polar(
+        torch.ones(1, dtype=torch.float64), batch.positions.cpu().double()[:, None] * frequencies
+    )
+    turned = (
+        torch.complex(parts[..., : head_dim // 2], parts[..., head_dim // 2 :]) * turn[:, None, :]
+    )
     rotated = torch.cat((turned.real, turned.imag), dim=2)
     slots = batch.slots.long()
     close(q, rotated[:, :heads], backend.product)
@@ -165,15 +192,27 @@ def test_rope_and_store(backend, kernels: Kernels, shape: tuple[int, int, int]) 
     others = torch.ones(POOL, dtype=torch.bool)
     others[slots.cpu()] = False
     for cache, before in ((k_cache, k_before), (v_cache, v_before)):
-        assert torch.equal(cache.cpu()[others].nan_to_num(123.0), before.cpu()[others].nan_to_num(123.0))
+        assert torch.equal(
+            cache.cpu()[others].nan_to_num(123.0), before.cpu()[others].nan_to_num(123.0)
+        )
 
 
 def test_rows_read_what_other_rows_write(backend, kernels: Kernels) -> None:
     """A tree of branches: each row's context holds the new slots of the row above it."""
     prefix, first, second, third = list(range(900, 940)), [3, 1400, 77], [POOL - 1, 0], [512]
-    contexts = [prefix + first + second + third, prefix + first, prefix + first + second, [*prefix, 44]]
+    contexts = [
+        prefix + first + second + third,
+        prefix + first,
+        prefix + first + second,
+        [*prefix, 44],
+    ]
     new = [1, 3, 2, 1]
-    order = [0, 3, 1, 2]  # rows with one new token come first, so a child may stand before its parent
+    order = [
+        0,
+        3,
+        1,
+        2,
+    ]  # rows with one new token come first, so a child may stand before its parent
     batch = batch_of(kernels, [contexts[i] for i in order], [new[i] for i in order])
     k_cache, v_cache = caches(kernels, batch, 3, 64)
     q = kernels.rope_and_store(
@@ -183,7 +222,9 @@ def test_rows_read_what_other_rows_write(backend, kernels: Kernels) -> None:
     close(out, attention_oracle(q, k_cache, v_cache, batch, 0.125), backend.attention)
 
 
-@pytest.mark.parametrize("tail", [[(30, 1)] * 6, [(1, 1), (40, 1), (2, 17), (0, 90)], [(0, 2)] * 33], ids=str)
+@pytest.mark.parametrize(
+    "tail", [[(30, 1)] * 6, [(1, 1), (40, 1), (2, 17), (0, 90)], [(0, 2)] * 33], ids=str
+)
 def test_shared_spans(backend, kernels: Kernels, tail: list[tuple[int, int]]) -> None:
     """The hint changes nothing but the cost; spans may nest, and leave rows out."""
     slots = torch.randperm(POOL, generator=generator(5)).tolist()
@@ -202,7 +243,9 @@ def test_shared_spans(backend, kernels: Kernels, tail: list[tuple[int, int]]) ->
         batch = batch_of(kernels, contexts, new, spans)
         k_cache, v_cache = caches(kernels, batch, 3, 64)
         qkv = random_qkv(kernels, sum(new), (9, 3, 64))
-        q = kernels.rope_and_store(qkv, batch, rope_table(kernels, 512, 64), k_cache, v_cache).clone()
+        q = kernels.rope_and_store(
+            qkv, batch, rope_table(kernels, 512, 64), k_cache, v_cache
+        ).clone()
         outs.append(kernels.attention(q, k_cache, v_cache, batch, 0.125).clone())
         close(outs[-1], attention_oracle(q, k_cache, v_cache, batch, 0.125), backend.attention)
     close(outs[0], outs[1].cpu().double(), backend.attention)
@@ -229,13 +272,17 @@ def test_quantized_weights(backend, kernels: Kernels, bits: int) -> None:
     weight = QuantizedTensor(quants, scale, offset, 4 if bits == 4 else 8, group)
     dense = torch.empty(n, k, dtype=torch.float64)
     for j in range(k):
-        dense[:, j] = quants[:, j].double() * scale[:, j // group].double() + offset[:, j // group].double()
+        dense[:, j] = (
+            quants[:, j].double() * scale[:, j // group].double() + offset[:, j // group].double()
+        )
     x = activation(kernels, torch.randn(9, k, generator=generator(3)))
     expected = x.cpu().double() @ dense.T
     close(kernels.linear(x, kernels.pack_linear(weight)), expected, backend.product)
     close(kernels.head(x, kernels.pack_head(weight)), expected, backend.product)
     ids = torch.tensor([0, n - 1, 5, 5], dtype=torch.int32, device=kernels.device)
-    close(kernels.embed(kernels.pack_embedding(weight), ids), dense[ids.cpu().long()], backend.product)
+    close(
+        kernels.embed(kernels.pack_embedding(weight), ids), dense[ids.cpu().long()], backend.product
+    )
 
 
 def test_packed_weights_are_copies(kernels: Kernels) -> None:
@@ -245,7 +292,11 @@ def test_packed_weights_are_copies(kernels: Kernels) -> None:
     ids = torch.tensor([3], dtype=torch.int32, device=kernels.device)
 
     def results() -> list[Tensor]:
-        found = kernels.linear(x, packed[0]), kernels.head(x, packed[1]), kernels.embed(packed[2], ids)
+        found = (
+            kernels.linear(x, packed[0]),
+            kernels.head(x, packed[1]),
+            kernels.embed(packed[2], ids),
+        )
         return [tensor.clone() for tensor in found]
 
     before = results()
@@ -274,7 +325,9 @@ def test_add_rms_norm(backend, kernels: Kernels, n: int, with_delta: bool) -> No
     x = activation(kernels, torch.randn(n, 64, generator=generator(4)))
     delta = kernels.linear(x, pack) if with_delta else None
     total = hidden.cpu().double() + (delta.cpu().double() if delta is not None else 0)
-    expected = total / torch.sqrt((total**2).mean(dim=1, keepdim=True) + 1e-5) * weight.cpu().double()
+    expected = (
+        total / torch.sqrt((total**2).mean(dim=1, keepdim=True) + 1e-5) * weight.cpu().double()
+    )
     normed = kernels.add_rms_norm(hidden, delta, weight, 1e-5)
     close(normed, expected, backend.product)
     close(hidden, total, 1e-6)  # the residual stream itself is float32 everywhere
@@ -283,7 +336,9 @@ def test_add_rms_norm(backend, kernels: Kernels, n: int, with_delta: bool) -> No
 def test_silu_and_mul(backend, kernels: Kernels) -> None:
     pack = kernels.pack_linear(torch.randn(192, 64, generator=generator(1)) / 8)
     for n in (1, 5, 33):
-        gate_up = kernels.linear(activation(kernels, 4 * torch.randn(n, 64, generator=generator(2))), pack).clone()
+        gate_up = kernels.linear(
+            activation(kernels, 4 * torch.randn(n, 64, generator=generator(2))), pack
+        ).clone()
         gate, up = gate_up.cpu().double().chunk(2, dim=1)
         close(kernels.silu_and_mul(gate_up), gate / (1 + torch.exp(-gate)) * up, backend.product)
 
@@ -324,7 +379,9 @@ def interval(
     scaled = [value / temperature for value in logits.double().tolist()]
     highest = max(scaled)
     weights = [math.exp(value - highest) for value in scaled]
-    ranking = sorted((t for t in range(len(weights)) if weights[t] > 0), key=lambda t: (-weights[t], t))
+    ranking = sorted(
+        (t for t in range(len(weights)) if weights[t] > 0), key=lambda t: (-weights[t], t)
+    )
     if top_k:
         ranking = ranking[:top_k]
     total, kept, mass = sum(weights[t] for t in ranking), [], 0.0
@@ -340,19 +397,41 @@ def interval(
 
 
 @pytest.mark.parametrize("vocabulary", [40, 300, 5000])
-@pytest.mark.parametrize("filters", [
-    {}, {"temperature": 0.3}, {"temperature": 8.0}, {"top_k": 1}, {"top_k": 7}, {"top_k": 2000}, {"top_p": 0.6},
-    {"top_p": 1e-6}, {"min_p": 0.05}, {"min_p": 1.0}, {"top_k": 20, "top_p": 0.7, "min_p": 0.01, "temperature": 1.7},
-    {"top_p": 0.99, "temperature": 8.0}, {"min_p": 1e-4, "temperature": 8.0},
-], ids=str)
-def test_sample_follows_its_definition(kernels: Kernels, vocabulary: int, filters: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {},
+        {"temperature": 0.3},
+        {"temperature": 8.0},
+        {"top_k": 1},
+        {"top_k": 7},
+        {"top_k": 2000},
+        {"top_p": 0.6},
+        {"top_p": 1e-6},
+        {"min_p": 0.05},
+        {"min_p": 1.0},
+        {"top_k": 20, "top_p": 0.7, "min_p": 0.01, "temperature": 1.7},
+        {"top_p": 0.99, "temperature": 8.0},
+        {"min_p": 1e-4, "temperature": 8.0},
+    ],
+    ids=str,
+)
+def test_sample_follows_its_definition(
+    kernels: Kernels, vocabulary: int, filters: dict[str, float]
+) -> None:
     uniforms = [0.0, 0.1, 0.35, 0.5, 0.77, 0.9, 0.99, 0.99999, 1 - 2**-53]
     logits = 3 * torch.randn(len(uniforms), vocabulary, generator=generator(vocabulary))
     how = how_to_sample(kernels, len(uniforms), uniform=uniforms, **filters)
     tokens = kernels.sample(logits.clone().to(kernels.device), how).tolist()
     for row, (token, uniform) in enumerate(zip(tokens, uniforms, strict=True)):
-        low, high = interval(logits[row], token, filters.get("temperature", 1.0), int(filters.get("top_k", 0)),
-                             filters.get("top_p", 1.0), filters.get("min_p", 0.0))
+        low, high = interval(
+            logits[row],
+            token,
+            filters.get("temperature", 1.0),
+            int(filters.get("top_k", 0)),
+            filters.get("top_p", 1.0),
+            filters.get("min_p", 0.0),
+        )
         assert low - 2e-5 <= uniform <= high + 2e-5
 
 
@@ -366,53 +445,87 @@ def test_rows_mix_all_ways_to_sample(kernels: Kernels) -> None:
         "min_p": [0.0, 0.0, 0.0, 0.0, 0.5, 1e-3],
         "uniform": [0.9, 0.2, 0.6, 0.97, 0.3, 0.8],
     }
-    together = kernels.sample(logits.clone().to(kernels.device), how_to_sample(kernels, m, **fields)).tolist()
+    together = kernels.sample(
+        logits.clone().to(kernels.device), how_to_sample(kernels, m, **fields)
+    ).tolist()
     assert together[0] == int(logits[0].argmax())
     assert together[4] == int(logits[4].argmax())
     for row in range(m):
-        alone = how_to_sample(kernels, 1, **{name: [values[row]] for name, values in fields.items()})
-        assert kernels.sample(logits[row : row + 1].clone().to(kernels.device), alone).tolist() == [together[row]]
+        alone = how_to_sample(
+            kernels, 1, **{name: [values[row]] for name, values in fields.items()}
+        )
+        assert kernels.sample(logits[row : row + 1].clone().to(kernels.device), alone).tolist() == [
+            together[row]
+        ]
 
 
 def test_equal_tokens_are_ranked_by_id(kernels: Kernels) -> None:
     for vocabulary in (8, 4000):
         logits = torch.zeros(2, vocabulary, device=kernels.device)
-        how = how_to_sample(kernels, 2, uniform=(vocabulary + 1) / (2 * vocabulary), temperature=[0.0, 1.0])
+        how = how_to_sample(
+            kernels, 2, uniform=(vocabulary + 1) / (2 * vocabulary), temperature=[0.0, 1.0]
+        )
         assert kernels.sample(logits.clone(), how).tolist() == [0, vocabulary // 2]
 
 
-@pytest.mark.parametrize("filters", [
-    {"top_k": 5}, {"top_k": 25}, {"top_p": 0.3}, {"top_p": 0.8}, {"min_p": 0.3}, {"top_k": 30, "top_p": 0.5, "min_p": 0.1},
-], ids=str)
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"top_k": 5},
+        {"top_k": 25},
+        {"top_p": 0.3},
+        {"top_p": 0.8},
+        {"min_p": 0.3},
+        {"top_k": 30, "top_p": 0.5, "min_p": 0.1},
+    ],
+    ids=str,
+)
 def test_filters_cut_through_equal_tokens(kernels: Kernels, filters: dict[str, float]) -> None:
     """Of tokens that are as likely as the last one kept, those of the lowest ids are."""
     uniforms = [0.0, 0.15, 0.4, 0.6, 0.85, 1 - 2**-53]
     for vocabulary in (40, 600):
-        logits = torch.randint(0, 3, (len(uniforms), vocabulary), generator=generator(vocabulary)).float()
+        logits = torch.randint(
+            0, 3, (len(uniforms), vocabulary), generator=generator(vocabulary)
+        ).float()
         how = how_to_sample(kernels, len(uniforms), uniform=uniforms, **filters)
         tokens = kernels.sample(logits.clone().to(kernels.device), how).tolist()
         for row, (token, uniform) in enumerate(zip(tokens, uniforms, strict=True)):
-            low, high = interval(logits[row], token, 1.0, int(filters.get("top_k", 0)), filters.get("top_p", 1.0),
-                                 filters.get("min_p", 0.0))
+            low, high = interval(
+                logits[row],
+                token,
+                1.0,
+                int(filters.get("top_k", 0)),
+                filters.get("top_p", 1.0),
+                filters.get("min_p", 0.0),
+            )
             assert low - 2e-5 <= uniform <= high + 2e-5
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
-def test_the_only_token_that_is_not_banned_is_taken(kernels: Kernels, filters: dict[str, float]) -> None:
+def test_the_only_token_that_is_not_banned_is_taken(
+    kernels: Kernels, filters: dict[str, float]
+) -> None:
     only = [0, 33, 699, 512]
     logits = torch.full((4, 700), -torch.inf)
     logits[range(4), only] = torch.tensor([-2.0, 0.0, 1e4, -1e30])
-    how = how_to_sample(kernels, 4, temperature=[1.0, 0.0, 0.3, 5.0], uniform=[0.0, 0.5, 0.9, 1 - 2**-53], **filters)
+    how = how_to_sample(
+        kernels, 4, temperature=[1.0, 0.0, 0.3, 5.0], uniform=[0.0, 0.5, 0.9, 1 - 2**-53], **filters
+    )
     assert kernels.sample(logits.to(kernels.device), how).tolist() == only
 
 
 def test_edits_and_repetition(kernels: Kernels) -> None:
     def triple(*values: tuple[int, int, float]) -> tuple[Tensor, Tensor, Tensor]:
         rows, tokens, numbers = zip(*values, strict=True)
-        return (torch.tensor(rows, device=kernels.device), torch.tensor(tokens, device=kernels.device),
-                torch.tensor(numbers, dtype=torch.float32, device=kernels.device))
+        return (
+            torch.tensor(rows, device=kernels.device),
+            torch.tensor(tokens, device=kernels.device),
+            torch.tensor(numbers, dtype=torch.float32, device=kernels.device),
+        )
 
-    logits = torch.tensor([[3.0, 2.0, -1.0], [-1.0, -1.5, -8.0], [1.0, 5.0, 4.0]], device=kernels.device)
+    logits = torch.tensor(
+        [[3.0, 2.0, -1.0], [-1.0, -1.5, -8.0], [1.0, 5.0, 4.0]], device=kernels.device
+    )
     repetition = triple((0, 0, 2.0), (1, 0, 2.0))  # 3 -> 1.5, -1 -> -2
     repeated = how_to_sample(kernels, 3, temperature=0.0, repetition=repetition)
     assert kernels.sample(logits.clone(), repeated).tolist() == [1, 1, 1]
@@ -421,7 +534,9 @@ def test_edits_and_repetition(kernels: Kernels) -> None:
     assert kernels.sample(logits.clone(), both).tolist() == [0, 1, 2]
     for uniform in (0.0, 0.4, 0.9999999):
         edits = triple((0, 0, -torch.inf), (1, 1, -torch.inf), (2, 1, -torch.inf))
-        tokens = kernels.sample(logits.clone(), how_to_sample(kernels, 3, uniform=uniform, edits=edits)).tolist()
+        tokens = kernels.sample(
+            logits.clone(), how_to_sample(kernels, 3, uniform=uniform, edits=edits)
+        ).tolist()
         assert all(token != banned for token, banned in zip(tokens, (0, 1, 1), strict=True))
 
 

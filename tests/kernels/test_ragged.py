@@ -18,7 +18,9 @@ def batch_of(rows: list[tuple[int, int]]) -> Batch:
         indices += [10_000 * number + position for position in range(prefix + new)]
     ints = [torch.tensor(values, dtype=torch.int32) for values in (qo, kv, indices)]
     nothing = torch.zeros(qo[-1], dtype=torch.int32)
-    return Batch(nothing, nothing, nothing, *ints, 0, max(n for _, n in rows), max(p + n for p, n in rows))
+    return Batch(
+        nothing, nothing, nothing, *ints, 0, max(n for _, n in rows), max(p + n for p, n in rows)
+    )
 
 
 ROWS = [
@@ -31,7 +33,9 @@ ROWS = [
 
 @pytest.mark.parametrize("rows", ROWS, ids=["one", "mixed", "decode", "random"])
 @pytest.mark.parametrize("heads", [1, 9])
-def test_each_token_is_in_one_tile_with_its_context(rows: list[tuple[int, int]], heads: int) -> None:
+def test_each_token_is_in_one_tile_with_its_context(
+    rows: list[tuple[int, int]], heads: int
+) -> None:
     batch = batch_of(rows)
     where = [(row, prefix + i) for row, (prefix, new) in enumerate(rows) for i in range(new)]
     seen: list[int] = []
@@ -40,7 +44,9 @@ def test_each_token_is_in_one_tile_with_its_context(rows: list[tuple[int, int]],
         assert torch.equal(tile.queries.view(-1)[tile.real], tile.flat)
         for piece in range(len(tile.queries)):
             slots = tile.slots[piece].tolist()
-            for token, last in zip(tile.queries[piece].tolist(), tile.last[piece].tolist(), strict=True):
+            for token, last in zip(
+                tile.queries[piece].tolist(), tile.last[piece].tolist(), strict=True
+            ):
                 row, position = where[token]
                 assert last == position
                 assert slots[: last + 1] == [10_000 * row + p for p in range(position + 1)]

@@ -1,4 +1,5 @@
-"""The contract tests say what sampling gives; these, that the short way and the long way give the same."""
+"""The contract tests say what sampling gives; these, that the short way and the long way give the
+same."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ def how(m: int, seed: int) -> SamplingBatch:
     generator = torch.Generator().manual_seed(seed)
 
     def pick(values: list[float], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype)[torch.randint(0, len(values), (m,), generator=generator)]
+        return torch.tensor(values, dtype=dtype)[
+            torch.randint(0, len(values), (m,), generator=generator)
+        ]
 
     return SamplingBatch(
         temperature=pick([0.0, 0.2, 1.0, 3.0, 20.0], torch.float32),
@@ -25,7 +28,9 @@ def how(m: int, seed: int) -> SamplingBatch:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_candidates_give_what_the_whole_ranking_gives(monkeypatch: pytest.MonkeyPatch, ties: bool) -> None:
+def test_candidates_give_what_the_whole_ranking_gives(
+    monkeypatch: pytest.MonkeyPatch, ties: bool
+) -> None:
     m, vocabulary = 300, 4000
     logits = 3 * torch.randn(m, vocabulary, generator=torch.Generator().manual_seed(1))
     if ties:
@@ -49,5 +54,7 @@ def test_most_draws_need_no_complete_ranking(monkeypatch: pytest.MonkeyPatch) ->
     logits = 3 * torch.randn(100, 4000, generator=torch.Generator().manual_seed(1))
     off = torch.zeros(100)
     uniform = torch.linspace(0, 0.999, 100, dtype=torch.float64)
-    ranking.sample(logits, SamplingBatch(off + 0.7, off + 1, off.int(), off, uniform, unfiltered=True))
+    ranking.sample(
+        logits, SamplingBatch(off + 0.7, off + 1, off.int(), off, uniform, unfiltered=True)
+    )
     assert lengths.count(4000) < 10

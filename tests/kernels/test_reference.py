@@ -36,12 +36,18 @@ def test_weights_are_rounded_to_the_format_once() -> None:
 
     exact_four, exact_eight = (x @ rounded.dequantize(torch.float32).T for rounded in (four, eight))
     for weights, given, expected in (
-        ("int4", weight, exact_four), ("int8", weight, exact_eight), ("int4", four, exact_four),
-        ("int8", four, exact_four), ("dense", four, exact_four), ("int8", eight, exact_eight),
+        ("int4", weight, exact_four),
+        ("int8", weight, exact_eight),
+        ("int4", four, exact_four),
+        ("int8", four, exact_four),
+        ("dense", four, exact_four),
+        ("int8", eight, exact_eight),
     ):
         torch.testing.assert_close(through(weights, given), expected, rtol=1e-5, atol=1e-5)
     head = ReferenceKernels(weights="int4")
-    torch.testing.assert_close(head.head(x, head.pack_head(weight)), x @ weight.T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        head.head(x, head.pack_head(weight)), x @ weight.T, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_without_onednn_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:

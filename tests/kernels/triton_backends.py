@@ -1,4 +1,5 @@
-"""The Triton back end in its data types, for the contract tests. Imports triton: only where it is asked for."""
+"""The Triton back end in its data types, for the contract tests. Imports triton: only where it is
+asked for."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """bfloat16 in Triton's interpreter, as GPUs compute it. For tests only.
 
-The interpreter (3.9) keeps bfloat16 as its bits in uint16, and then computes with these integers; its casts to bfloat16 cut
-instead of rounding to the nearest even. Here every operation that takes bfloat16 computes on float32 copies, and casts round.
-tests/kernels/triton/test_bfloat16.py has a canary that fails once Triton does this itself.
+The interpreter (3.9) keeps bfloat16 as its bits in uint16, and then computes with these integers;
+its casts to bfloat16 cut instead of rounding to the nearest even. Here every operation that takes
+bfloat16 computes on float32 copies, and casts round. tests/kernels/triton/test_bfloat16.py has a
+canary that fails once Triton does this itself.
 """
 
 from __future__ import annotations
@@ -76,20 +77,49 @@ def _reduce(method: Callable[..., Any]) -> Callable[..., Any]:
     def apply(self: Any, inputs: Any) -> Any:
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
         if any(tensor.dtype.scalar == tl.bfloat16 for tensor in tensors):
-            raise NotImplementedError("reduce in float32: the interpreter would reduce the bits of bfloat16")
+            raise NotImplementedError(
+                "reduce in float32: the interpreter would reduce the bits of bfloat16"
+            )
         return method(self, inputs)
 
     return apply
 
 
 _ARITHMETIC = (
-    "create_fadd", "create_fsub", "create_fmul", "create_fdiv", "create_precise_divf", "create_approx_divf", "create_fneg",
-    "create_fma", "create_exp", "create_exp2", "create_log", "create_log2", "create_sqrt", "create_rsqrt", "create_minnumf",
-    "create_maxnumf", "create_minimumf", "create_maximumf", "create_fcmpOLT", "create_fcmpOGT", "create_fcmpOLE",
-    "create_fcmpOGE", "create_fcmpOEQ", "create_fcmpUNE",
+    "create_fadd",
+    "create_fsub",
+    "create_fmul",
+    "create_fdiv",
+    "create_precise_divf",
+    "create_approx_divf",
+    "create_fneg",
+    "create_fma",
+    "create_exp",
+    "create_exp2",
+    "create_log",
+    "create_log2",
+    "create_sqrt",
+    "create_rsqrt",
+    "create_minnumf",
+    "create_maxnumf",
+    "create_minimumf",
+    "create_maximumf",
+    "create_fcmpOLT",
+    "create_fcmpOGT",
+    "create_fcmpOLE",
+    "create_fcmpOGE",
+    "create_fcmpOEQ",
+    "create_fcmpUNE",
 )
-_CASTS = ("create_fp_ext", "create_fp_trunc", "create_fp_to_fp", "create_fp_to_si", "create_fp_to_ui", "create_si_to_fp",
-          "create_ui_to_fp")
+_CASTS = (
+    "create_fp_ext",
+    "create_fp_trunc",
+    "create_fp_to_fp",
+    "create_fp_to_si",
+    "create_fp_to_ui",
+    "create_si_to_fp",
+    "create_ui_to_fp",
+)
 
 
 def repair() -> None:

@@ -1,6 +1,7 @@
 """An engine without a model: answers by script, one token of every request per step.
 
-The tokenizer makes one token of two lowercase letters and one of any other byte, so that it matters where text is cut.
+The tokenizer makes one token of two lowercase letters and one of any other byte, so that it matters
+where text is cut.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class FakeTokenizer:
         self.encoded.append(text)
         data, ids, at = text.encode(), list[int](), 0
         while at < len(data):
-            pair = data[at:at + 2]
+            pair = data[at : at + 2]
             if len(pair) == 2 and all(97 <= byte <= 122 for byte in pair):
                 ids.append(_PAIRS + (pair[0] - 97) * 26 + pair[1] - 97)
                 at += 2
@@ -75,7 +76,9 @@ class FakeTokenizer:
 
     def decode(self, ids: Iterable[int], *, control: bool = True) -> str:
         names = {token: text.encode() for text, token in CONTROL.items()} if control else {}
-        return b"".join(names.get(token) or self.bytes_of(token) for token in ids).decode("utf-8", "replace")
+        return b"".join(names.get(token) or self.bytes_of(token) for token in ids).decode(
+            "utf-8", "replace"
+        )
 
 
 class FakeParts(NamedTuple):
@@ -87,7 +90,9 @@ class FakeParts(NamedTuple):
 class FakeTemplate:
     """ChatML with other names for its control tokens."""
 
-    def __init__(self, *, head: str = "", default_system: str | None = None, trims: bool = False) -> None:
+    def __init__(
+        self, *, head: str = "", default_system: str | None = None, trims: bool = False
+    ) -> None:
         self.head = head
         self.default_system = default_system
         self._trims = trims
@@ -97,16 +102,24 @@ class FakeTemplate:
 
 
 Answer = str | BaseException | None
-"""What a generation says; or the error that it ends with after its first step; or None: it never goes on by itself."""
+"""What a generation says; or the error that it ends with after its first step; or None: it never
+goes on by itself."""
 
 
 class FakeEngine:
-    """`answers` are used up one by one, or come from a function of the prompt's text; "ok" if there is nothing else."""
+    """`answers` are used up one by one, or come from a function of the prompt's text; "ok" if there
+    is nothing else."""
 
     def __init__(
-        self, answers: Sequence[Answer] | Callable[[str], Answer] = (), *, tokenizer: FakeTokenizer | None = None,
-        template: FakeTemplate | None = None, defaults: SamplingParams | None = None, manual: bool = False,
-        context_length: int = 1 << 20, tracers: Iterable[Tracer] = (),
+        self,
+        answers: Sequence[Answer] | Callable[[str], Answer] = (),
+        *,
+        tokenizer: FakeTokenizer | None = None,
+        template: FakeTemplate | None = None,
+        defaults: SamplingParams | None = None,
+        manual: bool = False,
+        context_length: int = 1 << 20,
+        tracers: Iterable[Tracer] = (),
         logprobs: Callable[[tuple[int, ...], int], float] | None = None,
     ) -> None:
         self.tokenizer = tokenizer or FakeTokenizer()
@@ -139,37 +152,73 @@ class FakeEngine:
             compiled(pattern)
 
     def generate(
-        self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],
-        grammar: Any = None, namespace: str | None = None, priority: int = 0, listener: Listener,
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        logprobs: int | None,
+        end_tokens: Sequence[int],
+        grammar: Any = None,
+        namespace: str | None = None,
+        priority: int = 0,
+        listener: Listener,
     ) -> Ticket:
         output = OutputText(
-            lambda: FakeDetokenizer(self.tokenizer), stops=tuple(params.stop or ()),
+            lambda: FakeDetokenizer(self.tokenizer),
+            stops=tuple(params.stop or ()),
             stop_regexes=tuple(params.stop_regex or ()),
-            stop_tokens=tuple(params.stop_token_ids or ()), end_tokens=end_tokens, keep_stop=bool(params.keep_stop),
+            stop_tokens=tuple(params.stop_token_ids or ()),
+            end_tokens=end_tokens,
+            keep_stop=bool(params.keep_stop),
             min_tokens=params.min_tokens or 0,
         )
         assert params.max_tokens is not None
-        details = {"params": params, "seed": seed, "logprobs": logprobs, "end_tokens": tuple(end_tokens),
-                   "namespace": namespace, "priority": priority}
+        details = {
+            "params": params,
+            "seed": seed,
+            "logprobs": logprobs,
+            "end_tokens": tuple(end_tokens),
+            "namespace": namespace,
+            "priority": priority,
+        }
         ticket = self._submit("generate", prompt, details, listener, output, params.max_tokens)
         if not ticket.settled and params.max_tokens == 0:
             self._settle(ticket, reason="length")
         if not ticket.settled:
             answer = self._answer(self.tokenizer.decode(prompt))
-            self.active[ticket] = [*self.tokenizer.encode(answer), EOS] if isinstance(answer, str) else answer
+            self.active[ticket] = (
+                [*self.tokenizer.encode(answer), EOS] if isinstance(answer, str) else answer
+            )
         return ticket
 
     def score(
-        self, prompt: Sequence[int], options: Sequence[Sequence[int]], *, namespace: str | None = None, priority: int = 0,
+        self,
+        prompt: Sequence[int],
+        options: Sequence[Sequence[int]],
+        *,
+        namespace: str | None = None,
+        priority: int = 0,
         listener: Listener,
     ) -> Ticket:
-        details = {"options": [list(option) for option in options], "namespace": namespace, "priority": priority}
+        details = {
+            "options": [list(option) for option in options],
+            "namespace": namespace,
+            "priority": priority,
+        }
         return self._submit("score", prompt, details, listener, None, 0)
 
     def extend(
-        self, prompt: Sequence[int], *, namespace: str | None = None, priority: int = 0, listener: Listener,
+        self,
+        prompt: Sequence[int],
+        *,
+        namespace: str | None = None,
+        priority: int = 0,
+        listener: Listener,
     ) -> Ticket:
-        return self._submit("extend", prompt, {"namespace": namespace, "priority": priority}, listener, None, 0)
+        return self._submit(
+            "extend", prompt, {"namespace": namespace, "priority": priority}, listener, None, 0
+        )
 
     def cancel(self, ticket: Ticket) -> None:
         if not ticket.settled:
@@ -225,15 +274,33 @@ class FakeEngine:
 
     # --- inside
 
-    def _submit(self, kind: str, prompt: Sequence[int], details: dict[str, Any], listener: Listener,
-                output: OutputText | None, max_tokens: int) -> Ticket:
+    def _submit(
+        self,
+        kind: str,
+        prompt: Sequence[int],
+        details: dict[str, Any],
+        listener: Listener,
+        output: OutputText | None,
+        max_tokens: int,
+    ) -> Ticket:
         assert len(prompt) > 0
-        ticket = Ticket(Request(next(self._ids), prompt, max_tokens=max_tokens), listener, output, float(self.steps))
+        ticket = Ticket(
+            Request(next(self._ids), prompt, max_tokens=max_tokens),
+            listener,
+            output,
+            float(self.steps),
+        )
         self.requests.append((kind, list(prompt), details))
         self.active[ticket] = []
         if len(prompt) >= self.context_length:
-            self._settle(ticket, error=ContextLengthError(
-                f"the prompt has {len(prompt)} tokens", tokens=len(prompt), limit=self.context_length))
+            self._settle(
+                ticket,
+                error=ContextLengthError(
+                    f"the prompt has {len(prompt)} tokens",
+                    tokens=len(prompt),
+                    limit=self.context_length,
+                ),
+            )
         elif not self._manual:
             self._schedule()
         return ticket
@@ -259,8 +326,12 @@ class FakeEngine:
         kind, prompt, details = self.requests[ticket.request_id]
         if kind == "score":
             ticket.option_logprobs = [
-                [self.logprobs((*prompt, *option[:place]), token) for place, token in enumerate(option)]
-                for option in details["options"]]
+                [
+                    self.logprobs((*prompt, *option[:place]), token)
+                    for place, token in enumerate(option)
+                ]
+                for option in details["options"]
+            ]
 
     def _generate_one(self, ticket: Ticket, left: list[int]) -> None:
         output = ticket.output
@@ -296,10 +367,13 @@ class Source:
     def prompt(self, text: str = "", *, name: str | None = None) -> PromptStream:
         return self.session.prompt(text, name=name)
 
-    def batch_progress(self, total: int, what: str, /) -> AbstractContextManager[Callable[[], object]]:
+    def batch_progress(
+        self, total: int, what: str, /
+    ) -> AbstractContextManager[Callable[[], object]]:
         @contextmanager
         def shown():
             done: list[int] = []
             yield lambda: done.append(1)
             self.shown.append((total, what, len(done)))
+
         return shown()

@@ -1,4 +1,5 @@
-"""Budgets: tokens and seconds, nested, over forks, on prompts; nothing is overshot and nothing is left running."""
+"""Budgets: tokens and seconds, nested, over forks, on prompts; nothing is overshot and nothing is
+left running."""
 
 from __future__ import annotations
 
@@ -28,10 +29,20 @@ def start(engine: FakeEngine, text: str = "a", **options) -> PromptStream:
     return Session(engine).prompt(text, **options)
 
 
-@pytest.mark.parametrize("limits", [
-    {}, {"tokens": -1}, {"tokens": True}, {"tokens": 1.5}, {"seconds": -1}, {"seconds": float("nan")}, {"seconds": "1"},
-    {"seconds": float("inf")}, {"seconds": False},
-])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"tokens": -1},
+        {"tokens": True},
+        {"tokens": 1.5},
+        {"seconds": -1},
+        {"seconds": float("nan")},
+        {"seconds": "1"},
+        {"seconds": float("inf")},
+        {"seconds": False},
+    ],
+)
 def test_bad_limits(limits) -> None:
     with pytest.raises(ConfigError, match="budget"):
         asgl.budget(**limits)
@@ -43,7 +54,10 @@ async def test_within_the_budget_nothing_changes() -> None:
     with asgl.budget(tokens=10, seconds=60) as spending:
         assert await s.gen() == "abcdef"
         assert await s.gen() == "gh"
-    assert (spending.spent, spending.tokens_left) == (4 + 2, 4)  # pairs of letters are tokens, and so is each end
+    assert (spending.spent, spending.tokens_left) == (
+        4 + 2,
+        4,
+    )  # pairs of letters are tokens, and so is each end
     engine.check()
 
 
@@ -54,7 +68,10 @@ async def test_a_generation_is_cut_to_what_is_left_and_fails_if_that_was_too_lit
         with pytest.raises(BudgetError, match="3 tokens") as caught:
             await s.gen("x", min_tokens=5)
         assert (caught.value.spent, caught.value.limit) == (3, 3)
-        assert (engine.requests[0][2]["params"].max_tokens, engine.requests[0][2]["params"].min_tokens) == (3, 3)
+        assert (
+            engine.requests[0][2]["params"].max_tokens,
+            engine.requests[0][2]["params"].min_tokens,
+        ) == (3, 3)
         with pytest.raises(BudgetError):  # nothing is left to ask the engine with
             await s.gen("y")
     assert len(engine.requests) == 1
@@ -181,7 +198,9 @@ async def test_a_budget_may_be_opened_again() -> None:
 
 
 @pytest.mark.parametrize("op", ["gen", "select", "extend", "handle", "thread"])
-async def test_when_the_time_is_over_all_that_runs_ends(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_the_time_is_over_all_that_runs_ends(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch)
     engine = FakeEngine([None, None], manual=True)
     if op == "thread":
@@ -189,8 +208,13 @@ async def test_when_the_time_is_over_all_that_runs_ends(op: str, monkeypatch: py
     session = Session(engine)
     s, other = session.prompt("a"), session.prompt("b")
     with asgl.budget(seconds=10):
-        handle = {"gen": lambda: s.gen("x"), "select": lambda: s.select("x", ["a", "b"]), "extend": lambda: s.extend("c"),
-                  "handle": lambda: s.submit(other.gen()), "thread": lambda: s.extend("long " * 10_000)}[op]()
+        handle = {
+            "gen": lambda: s.gen("x"),
+            "select": lambda: s.select("x", ["a", "b"]),
+            "extend": lambda: s.extend("c"),
+            "handle": lambda: s.submit(other.gen()),
+            "thread": lambda: s.extend("long " * 10_000),
+        }[op]()
         behind = s.gen("y")
     waiting = asyncio.gather(handle, behind, return_exceptions=True)
     await asyncio.sleep(0)

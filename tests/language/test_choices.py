@@ -27,7 +27,8 @@ def test_sum_is_the_log_probability_of_the_option() -> None:
 
 
 def test_greedy_goes_token_by_token_and_prolongs_the_shorter_by_its_mean() -> None:
-    # first token: -1, -1, -2: the third is out. Second: the first goes on with its mean -1, the second has -0.2.
+    # first token: -1, -1, -2: the third is out. Second: the first goes on with its mean -1, the
+    # second has -0.2.
     assert scores_of("greedy_token_selection", LOGPROBS) == pytest.approx([-1.0, -0.2, -math.inf])
     assert scores_of("greedy_token_selection", [[-3.0, 0.0], [-2.0, -9.0]]) == [-3.0, -2.0]
     assert scores_of("greedy_token_selection", [[-1.0, -2.0], [-1.0, -2.0]]) == [-2.0, -2.0]
@@ -36,7 +37,9 @@ def test_greedy_goes_token_by_token_and_prolongs_the_shorter_by_its_mean() -> No
 def test_unconditional_likelihood_is_taken_off() -> None:
     alone = [[-3.0], [-3.0, -2.2], [-2.0, -0.1, -0.1, -0.2]]
     # (2), (2 + 2) / 2, 0
-    assert scores_of("unconditional_likelihood_normalized", LOGPROBS, alone) == pytest.approx([2.0, 2.0, 0.0])
+    assert scores_of("unconditional_likelihood_normalized", LOGPROBS, alone) == pytest.approx(
+        [2.0, 2.0, 0.0]
+    )
 
 
 @pytest.mark.parametrize("method", ["token_length_normalized", "sum", "greedy_token_selection"])
@@ -73,7 +76,9 @@ async def test_options_are_tokenized_on_their_own() -> None:
 
 
 async def test_unconditional_scores_the_options_after_the_bos_alone() -> None:
-    engine = FakeEngine(logprobs=lambda before, token: {65: -4.0, 66: -1.0}[token] if before == (BOS,) else -2.0)
+    engine = FakeEngine(
+        logprobs=lambda before, token: {65: -4.0, 66: -1.0}[token] if before == (BOS,) else -2.0
+    )
     s = Session(engine).prompt("q")
     handle = s.select("x", ["A", "B"], method="unconditional_likelihood_normalized")
     assert await handle == "A"
@@ -85,7 +90,9 @@ async def test_unconditional_scores_the_options_after_the_bos_alone() -> None:
 async def test_unconditional_without_a_bos_lets_each_option_begin_itself() -> None:
     given = {(113,): -2.0, (113, 65): -1.0, (113, 66): -1.0}
     alone = {(65,): -3.0, (66,): -0.5}
-    engine = FakeEngine(tokenizer=FakeTokenizer(bos=None), logprobs=lambda before, token: (given | alone)[before])
+    engine = FakeEngine(
+        tokenizer=FakeTokenizer(bos=None), logprobs=lambda before, token: (given | alone)[before]
+    )
     s = Session(engine).prompt("q")
     handle = s.select("x", ["AC", "BC", "A"], method="unconditional_likelihood_normalized")
     assert await handle == "AC"

@@ -1,4 +1,5 @@
-"""Constrained generations from end to end, on a tiny random model that by itself says nothing but noise."""
+"""Constrained generations from end to end, on a tiny random model that by itself says nothing but
+noise."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @asynccontextmanager
 async def opened(model: Path, **options: Any) -> AsyncIterator[asgl.Runtime]:
     """A Runtime whose books must balance once nothing runs."""
-    settings: dict[str, Any] = {"kernels": "reference", "dtype": "float32", "kv_cache_tokens": 8000, "sampling": HOT}
+    settings: dict[str, Any] = {
+        "kernels": "reference",
+        "dtype": "float32",
+        "kv_cache_tokens": 8000,
+        "sampling": HOT,
+    }
     async with asgl.Runtime(model, **{**settings, **options}) as rt:
         yield rt
         await rt.prompt("x").gen(max_tokens=1)
@@ -45,8 +51,11 @@ class Person(BaseModel):
 
 def fixed(*names: str) -> dict[str, Any]:
     """A schema of fields that all must come, with values of a letter or two."""
-    return {"type": "object", "properties": {name: {"type": "string", "pattern": "^[a-z]{1,2}$"} for name in names},
-            "required": list(names)}
+    return {
+        "type": "object",
+        "properties": {name: {"type": "string", "pattern": "^[a-z]{1,2}$"} for name in names},
+        "required": list(names),
+    }
 
 
 # --- random schemas, and what is valid by them
@@ -59,25 +68,44 @@ def random_schema(generator: random.Random, depth: int = 0) -> dict[str, Any]:
         low = generator.randint(0, 3)
         return {"type": "string", "minLength": low, "maxLength": low + generator.randint(0, 6)}
     if kind == "pattern":
-        return {"type": "string", "pattern": generator.choice(["^[a-c]{2,4}$", "^(x|yz)+[0-9]$", "^[A-Z][a-z]{0,5}$"])}
+        return {
+            "type": "string",
+            "pattern": generator.choice(["^[a-c]{2,4}$", "^(x|yz)+[0-9]$", "^[A-Z][a-z]{0,5}$"]),
+        }
     if kind in ("integer", "number"):
         low = generator.randint(-500, 500)
         return {"type": kind, "minimum": low, "maximum": low + generator.randint(0, 1000)}
     if kind in ("boolean", "null"):
         return {"type": kind}
     if kind == "enum":
-        return {"enum": generator.sample(["a", "two words", "q\"uote", "é", 1, -7, True, None, "a b"], generator.randint(1, 4))}
+        return {
+            "enum": generator.sample(
+                ["a", "two words", 'q"uote', "é", 1, -7, True, None, "a b"], generator.randint(1, 4)
+            )
+        }
     if kind == "const":
         return {"const": generator.choice(["fixed", 42, False, "\n"])}
     if kind == "array":
         low = generator.randint(0, 2)
-        return {"type": "array", "items": random_schema(generator, depth + 1), "minItems": low, "maxItems": low + 2}
+        return {
+            "type": "array",
+            "items": random_schema(generator, depth + 1),
+            "minItems": low,
+            "maxItems": low + 2,
+        }
     if kind == "anyOf":
-        return {"anyOf": [random_schema(generator, depth + 1) for _ in range(generator.randint(1, 3))]}
-    names = generator.sample(["name", "age", "x", "long property", "ü", "the end", "a\"b"], generator.randint(0, 4))
-    return {"type": "object", "properties": {name: random_schema(generator, depth + 1) for name in names},
-            "required": [name for name in names if generator.random() < 0.7],
-            **({"additionalProperties": False} if generator.random() < 0.5 else {})}
+        return {
+            "anyOf": [random_schema(generator, depth + 1) for _ in range(generator.randint(1, 3))]
+        }
+    names = generator.sample(
+        ["name", "age", "x", "long property", "ü", "the end", 'a"b'], generator.randint(0, 4)
+    )
+    return {
+        "type": "object",
+        "properties": {name: random_schema(generator, depth + 1) for name in names},
+        "required": [name for name in names if generator.random() < 0.7],
+        **({"additionalProperties": False} if generator.random() < 0.5 else {}),
+    }
 
 
 def is_valid(value: Any, schema: dict[str, Any]) -> bool:
@@ -89,21 +117,36 @@ def is_valid(value: Any, schema: dict[str, Any]) -> bool:
         return any(type(value) is type(option) and value == option for option in options)
     kind = schema["type"]
     if kind == "string":
-        return isinstance(value, str) and (re.search(schema["pattern"], value) is not None if "pattern" in schema else
-                                           schema["minLength"] <= len(value) <= schema["maxLength"])
+        return isinstance(value, str) and (
+            re.search(schema["pattern"], value) is not None
+            if "pattern" in schema
+            else schema["minLength"] <= len(value) <= schema["maxLength"]
+        )
     if kind in ("integer", "number"):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return (number and (kind == "number" or value == int(value)) and schema["minimum"] <= value <= schema["maximum"])
+        return (
+            number
+            and (kind == "number" or value == int(value))
+            and schema["minimum"] <= value <= schema["maximum"]
+        )
     if kind in ("boolean", "null"):
         return isinstance(value, bool) if kind == "boolean" else value is None
     if kind == "array":
-        return (isinstance(value, list) and schema["minItems"] <= len(value) <= schema["maxItems"]
-                and all(is_valid(item, schema["items"]) for item in value))
-    return (isinstance(value, dict) and set(schema["required"]) <= set(value) <= set(schema["properties"])
-            and all(is_valid(item, schema["properties"][name]) for name, item in value.items()))
+        return (
+            isinstance(value, list)
+            and schema["minItems"] <= len(value) <= schema["maxItems"]
+            and all(is_valid(item, schema["items"]) for item in value)
+        )
+    return (
+        isinstance(value, dict)
+        and set(schema["required"]) <= set(value) <= set(schema["properties"])
+        and all(is_valid(item, schema["properties"][name]) for name, item in value.items())
+    )
 
 
-async def outcomes(rt: asgl.Runtime, settings: list[dict[str, Any]]) -> list[str | asgl.OutputError]:
+async def outcomes(
+    rt: asgl.Runtime, settings: list[dict[str, Any]]
+) -> list[str | asgl.OutputError]:
     """The texts of generations that run side by side, or how they were cut short."""
 
     async def one(number: int, options: dict[str, Any]) -> str | asgl.OutputError:
@@ -112,7 +155,9 @@ async def outcomes(rt: asgl.Runtime, settings: list[dict[str, Any]]) -> list[str
         except asgl.OutputError as error:
             return error
 
-    return list(await asyncio.gather(*(one(number, options) for number, options in enumerate(settings))))
+    return list(
+        await asyncio.gather(*(one(number, options) for number, options in enumerate(settings)))
+    )
 
 
 async def test_two_hundred_random_schemas_never_give_an_invalid_output(model: Path) -> None:
@@ -130,9 +175,15 @@ async def test_two_hundred_random_schemas_never_give_an_invalid_output(model: Pa
 
 
 def random_regex(generator: random.Random, depth: int = 0) -> str:
-    kind = generator.choice(["literal", "class", "any"] if depth > 2 else ["literal", "class", "sequence", "either", "repeat"])
+    kind = generator.choice(
+        ["literal", "class", "any"]
+        if depth > 2
+        else ["literal", "class", "sequence", "either", "repeat"]
+    )
     if kind == "literal":
-        text = "".join(generator.choice("abcXYZ019_-.+* é中😀") for _ in range(generator.randint(1, 4)))
+        text = "".join(
+            generator.choice("abcXYZ019_-.+* é中😀") for _ in range(generator.randint(1, 4))
+        )
         return re.escape(text).replace(r"\ ", " ")
     if kind == "class":
         return generator.choice(["[a-f]", "[0-9]", "[^a-z]", "[éa😀]", "[A-Za-z_]", r"[\]\-x]"])
@@ -164,7 +215,9 @@ async def test_jumping_forward_changes_nothing_but_the_number_of_steps(model: Pa
         async with opened(model) as rt:
             rt._running.engine.scheduler.jump_forward = jump
             schema = fixed("first name", "last name", "the street", "city", "country")
-            handles = [rt.prompt("Fill in: ").gen(json_schema=schema, seed=number) for number in range(6)]
+            handles = [
+                rt.prompt("Fill in: ").gen(json_schema=schema, seed=number) for number in range(6)
+            ]
             texts = [await handle for handle in handles]
             seen = rt.statistics()
             return [handle.token_ids for handle in handles], texts, seen.steps, seen.forced_tokens
@@ -191,7 +244,9 @@ async def test_forced_text_has_the_tokens_that_it_would_have_in_a_prompt(model: 
 
 async def test_constrained_and_free_generations_share_steps(model: Path) -> None:
     async with opened(model, kv_cache_tokens=300) as rt:  # too small for all: some are retracted
-        rt._running.engine.scheduler.admission.reserve_share = 0.1  # as after a long time without a retraction
+        rt._running.engine.scheduler.admission.reserve_share = (
+            0.1  # as after a long time without a retraction
+        )
         handles = []
         for number in range(12):
             s = rt.prompt(f"Number {number}: ")
@@ -204,7 +259,9 @@ async def test_constrained_and_free_generations_share_steps(model: Path) -> None
         assert all(len(handle.token_ids) == 60 for handle in handles[::2])
 
 
-async def test_branches_and_samples_each_have_a_place_of_their_own_in_one_grammar(model: Path) -> None:
+async def test_branches_and_samples_each_have_a_place_of_their_own_in_one_grammar(
+    model: Path,
+) -> None:
     async with opened(model) as rt:
         s = rt.prompt("Codes: ")
         async with s.fork(8) as branches:
@@ -263,7 +320,9 @@ async def test_values_are_of_the_type_that_was_asked_for(model: Path) -> None:
 
 async def test_a_number_ends_where_something_else_begins(model: Path) -> None:
     async with opened(model) as rt:
-        handles = [rt.prompt(f"{number} apples: ").gen(dtype=int, seed=number) for number in range(30)]
+        handles = [
+            rt.prompt(f"{number} apples: ").gen(dtype=int, seed=number) for number in range(30)
+        ]
         for handle in handles:
             value = await handle
             assert re.fullmatch(r" ?-?(0|[1-9][0-9]{0,17})", handle.text)
@@ -275,14 +334,19 @@ async def test_a_number_ends_where_something_else_begins(model: Path) -> None:
 async def test_a_value_that_is_cut_short_is_an_error_that_has_the_text(model: Path) -> None:
     async with opened(model) as rt:
         s = rt.prompt("x: ")
-        for options, text in (({"json_schema": Person}, r'\{"name": "'), ({"regex": "abc[d-f]{50}"}, "abc[d-f]*"),
-                              ({"dtype": int, "logit_bias": {ord("7"): 1000.0}}, "7+")):
+        for options, text in (
+            ({"json_schema": Person}, r'\{"name": "'),
+            ({"regex": "abc[d-f]{50}"}, "abc[d-f]*"),
+            ({"dtype": int, "logit_bias": {ord("7"): 1000.0}}, "7+"),
+        ):
             with pytest.raises(asgl.OutputError, match="cut the value short") as caught:
                 await s.gen("v", **options, max_tokens=12)
             assert re.match(text, caught.value.text)
             assert caught.value.finish_reason == "length"
             assert (s.text, "v" in s) == ("x: ", False)
-        assert len(await s.gen(regex="[a-z]*", max_tokens=3, min_tokens=3)) == 3  # whole wherever it ends
+        assert (
+            len(await s.gen(regex="[a-z]*", max_tokens=3, min_tokens=3)) == 3
+        )  # whole wherever it ends
 
 
 async def test_a_value_that_a_model_class_refuses_is_tried_again(model: Path) -> None:
@@ -297,7 +361,10 @@ async def test_a_value_that_a_model_class_refuses_is_tried_again(model: Path) ->
             return n
 
     async with opened(model) as rt:
-        found = [await rt.prompt("x").gen(json_schema=Even, seed=number, retries=30) for number in range(5)]
+        found = [
+            await rt.prompt("x").gen(json_schema=Even, seed=number, retries=30)
+            for number in range(5)
+        ]
         assert all(value.n % 2 == 0 for value in found)
         with pytest.raises(asgl.OutputError, match="odd"):
             for number in range(30):
@@ -339,7 +406,9 @@ async def test_log_probabilities_of_all_tokens_the_forced_ones_too(model: Path) 
         await check
         if rt.tokenizer.encode(asking.text) == asking.token_ids:
             assert check.token_logprobs is not None
-            assert [entry.logprob for entry in logprobs] == pytest.approx(check.token_logprobs[0], abs=1e-3)
+            assert [entry.logprob for entry in logprobs] == pytest.approx(
+                check.token_logprobs[0], abs=1e-3
+            )
 
 
 async def test_in_a_message_the_end_of_turn_comes_only_where_the_text_may_end(model: Path) -> None:
@@ -371,8 +440,12 @@ async def test_greedy_and_penalised(model: Path) -> None:
 # --- failures
 
 
-@pytest.mark.parametrize("options", [{"regex": "a(b"}, {"json_schema": {"type": "strin"}}, {"grammar": "start: x"}])
-async def test_what_does_not_compile_fails_at_the_await_and_leaves_the_stream_as_it_was(model: Path, options: Any) -> None:
+@pytest.mark.parametrize(
+    "options", [{"regex": "a(b"}, {"json_schema": {"type": "strin"}}, {"grammar": "start: x"}]
+)
+async def test_what_does_not_compile_fails_at_the_await_and_leaves_the_stream_as_it_was(
+    model: Path, options: Any
+) -> None:
     async with opened(model) as rt:
         s = rt.prompt("x")
         with pytest.raises(asgl.GrammarError, match="does not compile"):

@@ -47,7 +47,9 @@ async def test_a_failed_op_leaves_everything_as_it_was() -> None:
     behind = s.gen("z")
     with pytest.raises(RuntimeError, match="broken"):
         await failing
-    with pytest.raises(OpCancelledError, match="queued behind a gen of stream 0 that failed: broken") as caught:
+    with pytest.raises(
+        OpCancelledError, match="queued behind a gen of stream 0 that failed: broken"
+    ) as caught:
         await behind
     assert (caught.value.stream, type(caught.value.__cause__)) == (s, RuntimeError)
     assert (s.text, dict(s.variables), failing.text) == ("aoneb", {"x": "one"}, "")
@@ -94,8 +96,12 @@ async def test_ways_to_see_a_failure(see: str) -> None:
             pass
 
     ways: dict[str, Any] = {
-        "await": lambda: handle, "iterate": lambda: iterate(handle), "sync": s.sync, "get": lambda: s.get("x"),
-        "pieces": lambda: iterate(s.pieces()), "behind": lambda: behind,
+        "await": lambda: handle,
+        "iterate": lambda: iterate(handle),
+        "sync": s.sync,
+        "get": lambda: s.get("x"),
+        "pieces": lambda: iterate(s.pieces()),
+        "behind": lambda: behind,
     }
     with pytest.raises((RuntimeError, OpCancelledError)):
         await ways[see]()
@@ -204,7 +210,9 @@ async def test_an_iterator_between_two_pieces_keeps_the_op() -> None:
 async def test_others_who_wait_see_op_cancelled() -> None:
     _, s = hanging()
     handle = s.gen("x")
-    waiting = asyncio.ensure_future(asyncio.gather(handle, s.get("x"), s.sync(), return_exceptions=True))
+    waiting = asyncio.ensure_future(
+        asyncio.gather(handle, s.get("x"), s.sync(), return_exceptions=True)
+    )
     await turns()
     assert handle.cancel()
     assert not handle.cancel()
@@ -426,12 +434,32 @@ async def test_events() -> None:
     copied = s.copy()
     s.join([copied])
     await s.aclose()
-    ops = [(event.kind, event.number, event.op, event.name, event.text) for event in events if isinstance(event, OpEvent)]
-    assert ops == [
-        ("submitted", 0, "gen", "x", ""), ("started", 0, "gen", "x", ""), ("submitted", 1, "gen", "y", ""),
-        ("submitted", 2, "gen", "z", ""), ("finished", 0, "gen", "x", "one"), ("started", 1, "gen", "y", ""),
-        ("failed", 1, "gen", "y", ""), ("cancelled", 2, "gen", "z", ""),
-        ("submitted", 3, "point", None, ""), ("started", 3, "point", None, ""), ("finished", 3, "point", None, ""),
+    ops = [
+        (event.kind, event.number, event.op, event.name, event.text)
+        for event in events
+        if isinstance(event, OpEvent)
     ]
-    streams = [(event.kind, event.stream_id, event.parent_id, event.name) for event in events if isinstance(event, StreamEvent)]
-    assert streams == [("opened", 0, None, "p"), ("forked", 1, 0, "p"), ("joined", 1, 0, "p"), ("closed", 0, None, "p")]
+    assert ops == [
+        ("submitted", 0, "gen", "x", ""),
+        ("started", 0, "gen", "x", ""),
+        ("submitted", 1, "gen", "y", ""),
+        ("submitted", 2, "gen", "z", ""),
+        ("finished", 0, "gen", "x", "one"),
+        ("started", 1, "gen", "y", ""),
+        ("failed", 1, "gen", "y", ""),
+        ("cancelled", 2, "gen", "z", ""),
+        ("submitted", 3, "point", None, ""),
+        ("started", 3, "point", None, ""),
+        ("finished", 3, "point", None, ""),
+    ]
+    streams = [
+        (event.kind, event.stream_id, event.parent_id, event.name)
+        for event in events
+        if isinstance(event, StreamEvent)
+    ]
+    assert streams == [
+        ("opened", 0, None, "p"),
+        ("forked", 1, 0, "p"),
+        ("joined", 1, 0, "p"),
+        ("closed", 0, None, "p"),
+    ]

@@ -25,8 +25,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def opened(model: Path, **options: Any) -> AsyncIterator[asgl.Runtime]:
-    async with asgl.Runtime(model, kernels="reference", dtype="float32", sampling=asgl.SamplingParams(seed=1),
-                            **{"kv_cache_tokens": 1000, **options}) as rt:
+    async with asgl.Runtime(
+        model,
+        kernels="reference",
+        dtype="float32",
+        sampling=asgl.SamplingParams(seed=1),
+        **{"kv_cache_tokens": 1000, **options},
+    ) as rt:
         yield rt
 
 
@@ -86,8 +91,11 @@ async def test_a_pinned_prefix_is_computed_and_stays(model: Path) -> None:
         assert s.cache_salt == "salt"
 
 
-async def test_a_pin_holds_all_of_a_prefix_that_somebody_else_wants_the_room_of(model: Path) -> None:
-    """The prefix is cached when it is asked for, and evicted by the very plan that finds nothing of it left to compute."""
+async def test_a_pin_holds_all_of_a_prefix_that_somebody_else_wants_the_room_of(
+    model: Path,
+) -> None:
+    """The prefix is cached when it is asked for, and evicted by the very plan that finds nothing of
+    it left to compute."""
     async with opened(model, kv_cache_tokens=100) as rt:
         s = rt.prompt("a pinned prefix of some length, " * 3)
         length = len(s.token_ids)

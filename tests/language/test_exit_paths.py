@@ -1,7 +1,8 @@
-"""Every primitive meets every way out. What did not happen leaves no trace: in the text, in the variables, in the engine.
+"""Every primitive meets every way out. What did not happen leaves no trace: in the text, in the
+variables, in the engine.
 
-The table is generated: a row for each primitive, a column for each event, and for every cell the exception that whoever awaits
-the primitive must get, with its cause.
+The table is generated: a row for each primitive, a column for each event, and for every cell the
+exception that whoever awaits the primitive must get, with its cause.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Primitive(NamedTuple):
     """Whether what fails is an op of this very stream, if it does not relay."""
     generates: bool = True
     relays: bool = False
-    """Whether what fails is an op of another stream, so that its failure arrives as the cause of an OpCancelledError."""
+    """Whether what fails is an op of another stream, so that its failure arrives as the cause of an
+    OpCancelledError."""
     behind: bool = False
     """Whether it waits behind an op that fails, with the same consequence."""
     owned: bool = True
@@ -171,27 +173,52 @@ async def program(s: PromptStream) -> str:
 
 
 PRIMITIVES = {
-    "gen": Primitive(lambda w: w.s.gen("x"), lambda w: w.s.gen("x", max_tokens=-1), ("gen", "submit")),
-    "select": Primitive(lambda w: w.s.select("x", ["a", "b"]), lambda w: w.s.select("x", []), ("select",), generates=False),
-    "extend": Primitive(lambda w: w.s.extend("more"), lambda w: w.s.extend(3), ("extend",), generates=False),  # type: ignore
-    "message": Primitive(lambda w: w.s.assistant("well, " + asgl.gen("x")), lambda w: w.s.assistant(asgl.user("x")),
-                         ("system", "user", "assistant")),
+    "gen": Primitive(
+        lambda w: w.s.gen("x"), lambda w: w.s.gen("x", max_tokens=-1), ("gen", "submit")
+    ),
+    "select": Primitive(
+        lambda w: w.s.select("x", ["a", "b"]),
+        lambda w: w.s.select("x", []),
+        ("select",),
+        generates=False,
+    ),
+    "extend": Primitive(
+        lambda w: w.s.extend("more"), lambda w: w.s.extend(3), ("extend",), generates=False
+    ),  # type: ignore
+    "message": Primitive(
+        lambda w: w.s.assistant("well, " + asgl.gen("x")),
+        lambda w: w.s.assistant(asgl.user("x")),
+        ("system", "user", "assistant"),
+    ),
     "role": Primitive(role_block, lambda w: w.s.role(""), ("role",)),
     "fork": Primitive(fork, lambda w: w.s.fork(0), ("fork", "copy"), block=True, appends=False),
     "tasks": Primitive(tasks, None, ("start_soon",), block=True, appends=False),
-    "map": Primitive(lambda w: w.s.map(generate, [1, 2]), bad_map, ("map",), block=True, appends=False),
+    "map": Primitive(
+        lambda w: w.s.map(generate, [1, 2]), bad_map, ("map",), block=True, appends=False
+    ),
     "sample": Primitive(lambda w: w.s.sample("x", n=2), bad_sample, ("sample",), appends=False),
-    "append": Primitive(lambda w: w.s.submit(w.other.gen("y")), lambda w: w.s.append(3), ("append",),  # type: ignore[arg-type]
-                        generates=False, relays=True),
-    "join": Primitive(join, lambda w: w.s.join([w.other]), ("join", "copy"), relays=True, owned=False),
+    "append": Primitive(
+        lambda w: w.s.submit(w.other.gen("y")),
+        lambda w: w.s.append(3),
+        ("append",),  # type: ignore[arg-type]
+        generates=False,
+        relays=True,
+    ),
+    "join": Primitive(
+        join, lambda w: w.s.join([w.other]), ("join", "copy"), relays=True, owned=False
+    ),
     "rewind": Primitive(rewind, lambda w: w.s.rewind("here"), ("mark", "rewind")),  # type: ignore[arg-type]
     "prefetch": Primitive(lambda w: w.s.prefetch(), None, ("prefetch",), generates=False),
     "save": Primitive(save, None, ("save",), behind=True, owned=False),
     "pieces": Primitive(pieces, None, ("pieces",), owned=False),
     "get": Primitive(get, None, ("get",), owned=False),
     "sync": Primitive(sync, None, ("sync",), owned=False),
-    "call_tools": Primitive(lambda w: w.s.call_tools([double]), lambda w: w.s.call_tools([]), ("call_tools",),
-                            answer='{"name": "double", "arguments": {"number": 4}}'),
+    "call_tools": Primitive(
+        lambda w: w.s.call_tools([double]),
+        lambda w: w.s.call_tools([]),
+        ("call_tools",),
+        answer='{"name": "double", "arguments": {"number": 4}}',
+    ),
     "program": Primitive(lambda w: program(w.s), lambda w: program(3), ()),  # type: ignore[call-overload]
 }
 READING = {"text", "token_ids", "variables", "name", "cache_salt", "error", "messages"}
@@ -243,7 +270,8 @@ async def finished(primitive: Primitive) -> tuple[Any, ...]:
 
 
 def delivered(error: BaseException | None, primitive: Primitive) -> list[BaseException]:
-    """What the program got: of a block each of the errors in its group; of what depends on another op, what that op got."""
+    """What the program got: of a block each of the errors in its group; of what depends on another
+    op, what that op got."""
     assert error is not None
     if primitive.block:
         assert isinstance(error, BaseExceptionGroup)
@@ -255,7 +283,8 @@ def delivered(error: BaseException | None, primitive: Primitive) -> list[BaseExc
 
 
 async def goes_on(world: World, before: tuple[Any, ...]) -> None:
-    """All is as it was, every failure was seen, the engine's books balance, and the stream works."""
+    """All is as it was, every failure was seen, the engine's books balance, and the stream
+    works."""
     world.run_engine()  # what others had asked for
     await turns()
     assert world.state() == before
@@ -353,7 +382,9 @@ async def test_cancel_while_running(primitive: Primitive) -> None:
     await turns()
     assert task.cancelled()
     if primitive.relays:
-        assert running == set(world.engine.active), "the other stream's op is not this one's to cancel"
+        assert running == set(world.engine.active), (
+            "the other stream's op is not this one's to cancel"
+        )
     else:
         assert set(world.engine.cancelled) == running
     await goes_on(world, before)
@@ -409,7 +440,9 @@ async def test_a_runtime_that_is_left(primitive: Primitive) -> None:
     await turns()
     error = task.exception()
     if primitive is PRIMITIVES["fork"]:
-        assert isinstance(error, asgl.VariableError)  # nobody awaited the branches' ops, but what they would have said is missing
+        assert isinstance(
+            error, asgl.VariableError
+        )  # nobody awaited the branches' ops, but what they would have said is missing
     elif primitive is PRIMITIVES["pieces"]:
         assert task.result() == "past"  # there is nothing more to come
     else:
@@ -481,7 +514,9 @@ async def test_a_budget_of_seconds(primitive: Primitive, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("timeout", [asyncio.timeout, anyio.fail_after])
 @rows()
-async def test_a_timeout(primitive: Primitive, timeout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_timeout(
+    primitive: Primitive, timeout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch)
     world = World(primitive)
     before = world.state()
@@ -511,7 +546,9 @@ async def test_a_timeout(primitive: Primitive, timeout: Any, monkeypatch: pytest
 
 def test_the_table_has_a_row_for_each_thing_that_a_stream_can_do() -> None:
     public = {name for name in dir(PromptStream) if not name.startswith("_")}
-    assert {name for one in PRIMITIVES.values() for name in one.uses} | READING | {"aclose"} == public
+    assert {name for one in PRIMITIVES.values() for name in one.uses} | READING | {
+        "aclose"
+    } == public
 
 
 @pytest.mark.parametrize("event", ["close", "crash", "fail", "cancel"])
@@ -530,7 +567,11 @@ async def test_a_call_of_tools_that_was_begun_leaves_no_header(event: str) -> No
     elif event == "cancel":
         task.cancel()
     else:
-        world.fail(EngineCrashedError("lost") if event == "crash" else CapacityError("large", needed=2, capacity=1))
+        world.fail(
+            EngineCrashedError("lost")
+            if event == "crash"
+            else CapacityError("large", needed=2, capacity=1)
+        )
     await turns()
     assert task.done()
     assert task.cancelled() or isinstance(task.exception(), AsglError)

@@ -1,6 +1,5 @@
 """Fork blocks: branches, their task group, what leaving raises, joins and maps."""
 
-
 from __future__ import annotations
 
 import asyncio
@@ -78,7 +77,12 @@ async def test_a_missing_name_raises() -> None:
 async def test_the_parent_is_read_only_inside() -> None:
     s = Session(FakeEngine()).prompt("a")
     async with s.fork(1) as (branch,):
-        for call in (lambda: s.append("x"), s.gen, lambda: s.join([branch]), lambda: s.role("user").__enter__()):
+        for call in (
+            lambda: s.append("x"),
+            s.gen,
+            lambda: s.join([branch]),
+            lambda: s.role("user").__enter__(),
+        ):
             with pytest.raises(StreamClosedError, match="is forked"):
                 call()
         assert (s.text, s.token_ids) == ("a", [97])
@@ -213,7 +217,9 @@ async def test_several_failures_are_all_raised_each_once() -> None:
             for branch in branches:
                 branch.gen()
                 branch.gen()
-    assert sorted(error.__notes__ for error in caught.value.exceptions) == [[f"in branch {i} of stream 0"] for i in range(3)]
+    assert sorted(error.__notes__ for error in caught.value.exceptions) == [
+        [f"in branch {i} of stream 0"] for i in range(3)
+    ]
     engine.check()
 
 
@@ -360,7 +366,8 @@ async def test_a_task_that_fails_unawaited_stops_the_block() -> None:
             two.start_soon(talk)
             await two.gen()
     assert [(type(error), error.__notes__) for error in caught.value.exceptions] == [
-        (LookupError, ["in branch 0 of stream 0"])]
+        (LookupError, ["in branch 0 of stream 0"])
+    ]
     engine.check()
 
 
@@ -430,7 +437,7 @@ async def test_join_appends_new_tokens_in_order() -> None:
     encode = engine.tokenizer.encode
     expected = [*encode("ab"), 45, *encode("one"), 99, *encode("two")]
     assert s.text == "ab-onectwo<|start|>user\nHi<|end|>\ndend"
-    assert engine.prompts[-1][:len(expected)] == expected
+    assert engine.prompts[-1][: len(expected)] == expected
     assert s.messages() == [{"role": "user", "content": "Hi"}]
 
 

@@ -1,4 +1,5 @@
-"""Programs: alone, inside one another, in batches; what fails or is cancelled leaves nothing running."""
+"""Programs: alone, inside one another, in batches; what fails or is cancelled leaves nothing
+running."""
 
 from __future__ import annotations
 
@@ -138,12 +139,20 @@ async def test_items_of_a_batch_have_seeds_of_their_own_and_the_same_ones_again(
     assert seeds[0] == seeds[1]
 
 
-@pytest.mark.parametrize(("items", "options", "match"), [
-    (["x", {"nonsense": 1}], {}, "item 1 does not fit tips"), ([("x", 1, 2)], {}, "item 0"), ([{}], {}, "item 0"),
-    (["x"], {"concurrency": 0}, "concurrency"), (["x"], {"concurrency": True}, "concurrency"),
-    (["x"], {"on_error": "ignore"}, "on_error"), ("health", {}, "items must be a list"),
-    ({"topic": "x"}, {}, "items must be a list"), (None, {}, "items must be a list"),
-])
+@pytest.mark.parametrize(
+    ("items", "options", "match"),
+    [
+        (["x", {"nonsense": 1}], {}, "item 1 does not fit tips"),
+        ([("x", 1, 2)], {}, "item 0"),
+        ([{}], {}, "item 0"),
+        (["x"], {"concurrency": 0}, "concurrency"),
+        (["x"], {"concurrency": True}, "concurrency"),
+        (["x"], {"on_error": "ignore"}, "on_error"),
+        ("health", {}, "items must be a list"),
+        ({"topic": "x"}, {}, "items must be a list"),
+        (None, {}, "items must be a list"),
+    ],
+)
 async def test_bad_batches_run_nothing(items: Any, options: dict[str, Any], match: str) -> None:
     engine = FakeEngine()
     with pytest.raises(ConfigError, match=match):
@@ -183,10 +192,16 @@ async def test_the_first_failure_cancels_the_rest() -> None:
 
 
 async def test_failures_as_outcomes() -> None:
-    engine = FakeEngine(lambda prompt: RuntimeError("broken") if prompt == "b" else "ok", context_length=5)
+    engine = FakeEngine(
+        lambda prompt: RuntimeError("broken") if prompt == "b" else "ok", context_length=5
+    )
     outcomes = await tips.batch(Source(engine), ["a", "b", "c c c", "d"], on_error="return")
     assert [type(outcome).__name__ for outcome in outcomes] == [
-        "ProgramStream", "RuntimeError", "ContextLengthError", "ProgramStream"]
+        "ProgramStream",
+        "RuntimeError",
+        "ContextLengthError",
+        "ProgramStream",
+    ]
     assert isinstance(outcomes[2], ContextLengthError)
     assert outcomes[2].__notes__ == ["in item 2 of tips"]
     engine.check()
@@ -194,7 +209,9 @@ async def test_failures_as_outcomes() -> None:
 
 async def test_cancelling_a_batch_leaves_nothing_running() -> None:
     engine = FakeEngine(lambda _: None)
-    task = asyncio.ensure_future(tips.batch(Source(engine), ["a", "b", "c"], concurrency=2, on_error="return"))
+    task = asyncio.ensure_future(
+        tips.batch(Source(engine), ["a", "b", "c"], concurrency=2, on_error="return")
+    )
     for _ in range(10):
         await asyncio.sleep(0)
     task.cancel()
@@ -214,7 +231,10 @@ async def test_a_program_that_ends_as_if_it_was_cancelled() -> None:
 
     outcomes = await odd.batch(Source(FakeEngine()), [0, 1, 2], concurrency=1, on_error="return")
     assert isinstance(outcomes[1], OpCancelledError)
-    assert [outcome.returned for outcome in outcomes if not isinstance(outcome, Exception)] == [0, 2]
+    assert [outcome.returned for outcome in outcomes if not isinstance(outcome, Exception)] == [
+        0,
+        2,
+    ]
 
 
 def test_exit_and_interrupts_pass_bare_and_leave_nothing_running() -> None:
@@ -242,7 +262,11 @@ def test_exit_and_interrupts_pass_bare_and_leave_nothing_running() -> None:
 
 
 async def test_outcomes_come_as_they_end() -> None:
-    engine = FakeEngine(lambda prompt: "abcdefgh" if prompt == "a" else RuntimeError("broken") if prompt == "b" else "ab")
+    engine = FakeEngine(
+        lambda prompt: (
+            "abcdefgh" if prompt == "a" else RuntimeError("broken") if prompt == "b" else "ab"
+        )
+    )
     seen: list[tuple[int, Any]] = []
     async with tips.as_completed(Source(engine), ["a", "b", "c"]) as results:
         async for index, outcome in results:

@@ -16,7 +16,12 @@ async def test_what_a_handle_tells() -> None:
     engine = FakeEngine(["Paris.\nMore"], manual=True)
     s = Session(engine).prompt("ab")
     handle = s.gen("city", stop="\n")
-    assert (handle.done(), handle.text, handle.token_ids, handle.finish_reason) == (False, "", [], None)
+    assert (handle.done(), handle.text, handle.token_ids, handle.finish_reason) == (
+        False,
+        "",
+        [],
+        None,
+    )
     assert (handle.prompt_tokens, handle.elapsed, handle.time_to_first_token) == (1, None, None)
     assert repr(handle) == "<Handle of gen 'city': running>"
     engine.step()
@@ -52,7 +57,9 @@ async def test_end_tokens_are_not_appended() -> None:
     assert EOS not in s.token_ids
     assert handle.logprobs is not None
     assert [logprob.token_id for logprob in handle.logprobs] == [1025, EOS]
-    assert handle.logprobs[0] == TokenLogprob(1025, "ab", -0.5, (TokenLogprob(1025, "ab", -0.5), TokenLogprob(1026, "ac", -1.5)))
+    assert handle.logprobs[0] == TokenLogprob(
+        1025, "ab", -0.5, (TokenLogprob(1025, "ab", -0.5), TokenLogprob(1026, "ac", -1.5))
+    )
 
 
 async def test_ignore_eos_and_lengths() -> None:
@@ -196,7 +203,12 @@ async def test_a_handle_on_its_own_stream_is_refused() -> None:
 async def test_a_handle_is_no_string() -> None:
     s = Session(FakeEngine()).prompt("s")
     handle = s.gen("x")
-    for wrong in (lambda: f"{handle}", lambda: str(handle), lambda: "%s" % handle, lambda: "{:>9}".format(handle)):  # noqa: UP031, UP032
+    for wrong in (
+        lambda: f"{handle}",
+        lambda: str(handle),
+        lambda: "%s" % handle,
+        lambda: "{:>9}".format(handle),
+    ):  # noqa: UP031, UP032
         with pytest.raises(TypeError, match="await handle"):
             wrong()
     assert "gen 'x'" in repr(handle)

@@ -1,4 +1,5 @@
-"""The language on the real engine with a tiny random model: sharing, cancellation and balanced books."""
+"""The language on the real engine with a tiny random model: sharing, cancellation and balanced
+books."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @asynccontextmanager
 async def opened(model: Path) -> AsyncIterator[asgl.Runtime]:
     """A Runtime whose books must balance once nothing runs."""
-    async with asgl.Runtime(model, kernels="reference", dtype="float32", kv_cache_tokens=3000, sampling=SEEDED) as rt:
+    async with asgl.Runtime(
+        model, kernels="reference", dtype="float32", kv_cache_tokens=3000, sampling=SEEDED
+    ) as rt:
         yield rt
         await rt.prompt("x").gen(max_tokens=1)  # the step in which what was cancelled leaves
         seen = rt.statistics()
@@ -43,12 +46,17 @@ async def chat(rt: asgl.Runtime) -> str:
             branch.user(f"And {index}?")
             branch.assistant(asgl.gen("more"))
     s.join(branches)
-    await s.select("choice", ["yes", "no", "yes and no"], method="unconditional_likelihood_normalized")
+    await s.select(
+        "choice", ["yes", "no", "yes and no"], method="unconditional_likelihood_normalized"
+    )
     values = await s.sample(n=2)
     other = rt.prompt("Quote: ")
     other += s.gen("last") + "."
     await other.sync()
-    assert [said["role"] for said in s.messages()] == ["system", "user", "assistant"] + ["user", "assistant"] * 3
+    assert [said["role"] for said in s.messages()] == ["system", "user", "assistant"] + [
+        "user",
+        "assistant",
+    ] * 3
     assert other.text == f"Quote: {s['last']}."
     return s.text + repr(values)
 

@@ -15,8 +15,11 @@ from asgl.language import PromptStream, Session
 from asgl.testing import ScriptedRuntime
 
 
-@pytest.mark.parametrize("ending", [lambda s, handle: handle.cancel(), lambda s, handle: s._core.close("the validator said so")],
-                         ids=["cancel", "close"])
+@pytest.mark.parametrize(
+    "ending",
+    [lambda s, handle: handle.cancel(), lambda s, handle: s._core.close("the validator said so")],
+    ids=["cancel", "close"],
+)
 @pytest.mark.parametrize("valid", [True, False])
 async def test_a_validator_may_end_its_own_op(ending: Callable[..., object], valid: bool) -> None:
     engine = FakeEngine(["ab", "cd", "ef"])
@@ -47,7 +50,9 @@ async def test_a_validator_may_submit_to_its_own_stream() -> None:
     assert await s.get("later") == "cd"
 
 
-async def test_a_failure_that_is_not_delivered_since_its_waiter_was_cancelled_is_still_to_be_seen() -> None:
+async def test_a_failure_that_is_not_delivered_since_its_waiter_was_cancelled_is_still_to_be_seen() -> (
+    None
+):
     engine = FakeEngine([CapacityError("large", needed=2, capacity=1)])
     session = Session(engine)
     s = session.prompt("x")

@@ -1,4 +1,5 @@
-"""Validators: what is not valid is generated again from the same point; only what is valid becomes the op's."""
+"""Validators: what is not valid is generated again from the same point; only what is valid becomes
+the op's."""
 
 from __future__ import annotations
 
@@ -17,10 +18,16 @@ def start(*answers: object, **options) -> tuple[FakeEngine, PromptStream]:
     return engine, Session(engine).prompt("a")
 
 
-@pytest.mark.parametrize("options", [
-    {"validate": 3}, {"retries": 1}, {"validate": int, "retries": -1}, {"validate": int, "retries": True},
-    {"validate": start.__class__, "retries": 1.5},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"validate": 3},
+        {"retries": 1},
+        {"validate": int, "retries": -1},
+        {"validate": int, "retries": True},
+        {"validate": start.__class__, "retries": 1.5},
+    ],
+)
 def test_bad_arguments(options) -> None:
     with pytest.raises(ConfigError):
         asgl.gen("x", **options)

@@ -1,6 +1,5 @@
 """Messages: control tokens, content as data, blocks, the default system message."""
 
-
 from __future__ import annotations
 
 import pytest
@@ -27,12 +26,19 @@ async def test_whole_messages() -> None:
     s.user("How?")
     handle = s.assistant(gen("reply"))
     assert await handle == "fine"
-    assert s.text == message("system", "Short.") + message("user", "How?") + message("assistant", "fine")
-    assert s.messages() == [{"role": "system", "content": "Short."}, {"role": "user", "content": "How?"},
-                            {"role": "assistant", "content": "fine"}]
+    assert s.text == message("system", "Short.") + message("user", "How?") + message(
+        "assistant", "fine"
+    )
+    assert s.messages() == [
+        {"role": "system", "content": "Short."},
+        {"role": "user", "content": "How?"},
+        {"role": "assistant", "content": "fine"},
+    ]
     assert s["reply"] == "fine"
     assert handle.text == "fine"
-    assert engine.texts == [message("system", "Short.") + message("user", "How?") + "<|start|>assistant\n"]
+    assert engine.texts == [
+        message("system", "Short.") + message("user", "How?") + "<|start|>assistant\n"
+    ]
     assert s.token_ids.count(START) == s.token_ids.count(END) == 3
 
 
@@ -169,7 +175,9 @@ async def test_the_header_is_undone_with_the_first_content() -> None:
     assert s.text == "p" + message("assistant", "fine")
 
 
-async def test_leaving_never_raises_over_an_exception_and_a_failure_inside_stays_to_be_seen() -> None:
+async def test_leaving_never_raises_over_an_exception_and_a_failure_inside_stays_to_be_seen() -> (
+    None
+):
     _, s = chat(RuntimeError("broken"))
     with pytest.raises(KeyError), s.role("assistant"):
         s.gen()

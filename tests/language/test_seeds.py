@@ -28,7 +28,9 @@ async def run(**settings: object) -> list[int]:
 
 def test_the_hash_is_as_documented() -> None:
     text = "(7, ('n', 'hi'), (1, 0), 2, 0)"
-    assert derive(7, ("n", "hi"), (1, 0), 2, 0) == int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    assert derive(7, ("n", "hi"), (1, 0), 2, 0) == int.from_bytes(
+        hashlib.blake2b(text.encode(), digest_size=8).digest()
+    )
 
 
 async def test_inherited_seeds_differ_and_can_be_reproduced() -> None:

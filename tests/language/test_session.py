@@ -19,7 +19,14 @@ async def turns(n: int = 5) -> None:
 
 async def test_bad_arguments() -> None:
     session = Session(FakeEngine())
-    for wrong in ({"text": 3}, {"sampling": {}}, {"cache_salt": 1}, {"priority": "high"}, {"priority": True}, {"name": 2}):
+    for wrong in (
+        {"text": 3},
+        {"sampling": {}},
+        {"cache_salt": 1},
+        {"priority": "high"},
+        {"priority": True},
+        {"name": 2},
+    ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             session.prompt(**wrong)  # type: ignore[arg-type]
     assert session.prompt("a", sampling=SamplingParams(), name="n").name == "n"

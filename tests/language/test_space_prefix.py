@@ -1,4 +1,5 @@
-"""Models of SentencePiece's kind want a space before the first text of a prompt, and nowhere else."""
+"""Models of SentencePiece's kind want a space before the first text of a prompt, and nowhere
+else."""
 
 from __future__ import annotations
 
@@ -42,14 +43,21 @@ async def test_only_the_first_text_gets_the_space(tokenizer: Tokenizer) -> None:
     s.mark()
     s += "the small"
     encode = tokenizer.encode
-    assert s.token_ids == [tokenizer.bos, *encode(" the small"), *encode("the small"), *encode("the small")]
+    assert s.token_ids == [
+        tokenizer.bos,
+        *encode(" the small"),
+        *encode("the small"),
+        *encode("the small"),
+    ]
     branch = s.copy()
     branch += "the small"
     await branch.sync()
-    assert branch.token_ids[-len(encode("the small")):] == encode("the small")
+    assert branch.token_ids[-len(encode("the small")) :] == encode("the small")
 
 
-async def test_the_same_text_taken_back_and_written_again_keeps_its_space(tokenizer: Tokenizer) -> None:
+async def test_the_same_text_taken_back_and_written_again_keeps_its_space(
+    tokenizer: Tokenizer,
+) -> None:
     s = session(tokenizer).prompt()
     start = s.mark()
     s += "the small"
@@ -69,7 +77,16 @@ async def test_control_tokens_are_no_text() -> None:
     s.user("ho")
     await s.sync()
     encode = engine.tokenizer.encode
-    assert s.token_ids == [START, *encode(" user\nhi"), END, *encode("\n"), START, *encode("user\nho"), END, *encode("\n")]
+    assert s.token_ids == [
+        START,
+        *encode(" user\nhi"),
+        END,
+        *encode("\n"),
+        START,
+        *encode("user\nho"),
+        END,
+        *encode("\n"),
+    ]
 
 
 async def test_options_after_nothing_are_the_first_text() -> None:

@@ -1,6 +1,5 @@
 """Prompt streams: the order of ops, variables, marks, pieces, the block form."""
 
-
 from __future__ import annotations
 
 import asyncio
@@ -8,12 +7,20 @@ import asyncio
 import pytest
 from fake_engine import FakeEngine
 
-from asgl.errors import ConfigError, ContextLengthError, OpCancelledError, StreamClosedError, VariableError
+from asgl.errors import (
+    ConfigError,
+    ContextLengthError,
+    OpCancelledError,
+    StreamClosedError,
+    VariableError,
+)
 from asgl.language import PromptStream, Session, extend, gen, select
 from asgl.sampling import SamplingParams
 
 
-def open_stream(*answers: str, text: str = "", **settings: object) -> tuple[FakeEngine, PromptStream]:
+def open_stream(
+    *answers: str, text: str = "", **settings: object
+) -> tuple[FakeEngine, PromptStream]:
     engine = FakeEngine(answers, **settings)  # type: ignore[arg-type]
     return engine, Session(engine).prompt(text)
 
@@ -27,8 +34,12 @@ async def test_ops_run_in_order_whether_or_not_they_are_awaited() -> None:
     assert await last == "two"
     assert engine.texts == ["a", "aone b "]
     assert (s.text, dict(s.variables)) == ("aone b two", {"x": "one", "y": "two"})
-    assert s.token_ids == [*engine.tokenizer.encode("a"), *engine.tokenizer.encode("one"),
-                           *engine.tokenizer.encode(" b "), *engine.tokenizer.encode("two")]
+    assert s.token_ids == [
+        *engine.tokenizer.encode("a"),
+        *engine.tokenizer.encode("one"),
+        *engine.tokenizer.encode(" b "),
+        *engine.tokenizer.encode("two"),
+    ]
     engine.check()
 
 
@@ -76,21 +87,44 @@ async def test_only_content_can_be_appended() -> None:
 
 async def test_sampling_is_merged_field_by_field_at_submission() -> None:
     engine = FakeEngine(defaults=SamplingParams(temperature=0.5, top_k=3, stop="X"))
-    s = Session(engine).prompt("a", sampling=SamplingParams(temperature=0.7, max_tokens=9), cache_salt="salt", priority=4)
+    s = Session(engine).prompt(
+        "a", sampling=SamplingParams(temperature=0.7, max_tokens=9), cache_salt="salt", priority=4
+    )
     s.gen(temperature=0.0, stop=())
     async with s.copy() as copied:
         copied.gen()
     params = [details["params"] for _, _, details in engine.requests]
-    assert (params[0].temperature, params[0].max_tokens, params[0].top_k, params[0].stop) == (0.0, 9, 3, ())
+    assert (params[0].temperature, params[0].max_tokens, params[0].top_k, params[0].stop) == (
+        0.0,
+        9,
+        3,
+        (),
+    )
     assert (params[1].temperature, params[1].stop) == (0.7, ("X",))
-    assert all((details["namespace"], details["priority"]) == ("salt", 4) for _, _, details in engine.requests)
+    assert all(
+        (details["namespace"], details["priority"]) == ("salt", 4)
+        for _, _, details in engine.requests
+    )
 
 
 async def test_bad_arguments_raise_at_the_call_and_queue_nothing() -> None:
     engine, s = open_stream(text="a")
-    for wrong in ({"max_tokens": -1}, {"temperature": "hot"}, {"logprobs": True}, {"logprobs": -1}, {"name": 3},
-                  {"min_tokens": 500}, {"logit_bias": {5000: 1.0}}, {"regex": "a", "dtype": int}, {"regex": 3},
-                  {"dtype": str}, {"choices": []}, {"choices": "ab"}, {"json_schema": int}, {"json_schema": {"a": object()}}):
+    for wrong in (
+        {"max_tokens": -1},
+        {"temperature": "hot"},
+        {"logprobs": True},
+        {"logprobs": -1},
+        {"name": 3},
+        {"min_tokens": 500},
+        {"logit_bias": {5000: 1.0}},
+        {"regex": "a", "dtype": int},
+        {"regex": 3},
+        {"dtype": str},
+        {"choices": []},
+        {"choices": "ab"},
+        {"json_schema": int},
+        {"json_schema": {"a": object()}},
+    ):
         with pytest.raises(ConfigError):
             s.gen(**wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
@@ -144,7 +178,9 @@ async def test_get_of_an_op_that_fails_raises_its_error() -> None:
     waiting = asyncio.ensure_future(s.get("x"))
     with pytest.raises(VariableError):
         s["x"]
-    with pytest.raises(VariableError):  # it had failed before anybody waited, so it is no pending variable any more
+    with pytest.raises(
+        VariableError
+    ):  # it had failed before anybody waited, so it is no pending variable any more
         await waiting
     with pytest.raises(ContextLengthError):
         await s.sync()

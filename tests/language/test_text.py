@@ -54,7 +54,9 @@ def test_control_tokens_stand_between_runs(parts: list[str | int], places: list[
 
 
 @given(texts, cuts)
-async def test_random_appends_to_a_stream_give_the_tokens_of_one_run(text: str, places: list[int]) -> None:
+async def test_random_appends_to_a_stream_give_the_tokens_of_one_run(
+    text: str, places: list[int]
+) -> None:
     s = Session(FakeEngine()).prompt()
     for piece in split(text, places):
         s += piece
@@ -166,7 +168,12 @@ def test_a_state_rolls_back_to_where_it_was() -> None:
     state.append_tokens([1, 2], "??")
     assert state.bos_added
     state.roll_back(point)
-    assert (state.text, list(state.tokens), state.run.parts, state.bos_added) == ("ab", [], ("ab",), False)
+    assert (state.text, list(state.tokens), state.run.parts, state.bos_added) == (
+        "ab",
+        [],
+        ("ab",),
+        False,
+    )
 
 
 async def test_a_lone_surrogate_is_in_the_text_what_it_is_in_the_tokens() -> None:

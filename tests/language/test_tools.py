@@ -64,11 +64,16 @@ def test_the_schema_is_that_of_the_signature_and_the_docstring() -> None:
     assert paint.schema["description"] == "Paints a point. It dries quickly."
     parameters = paint.schema["parameters"]
     assert parameters["required"] == ["color", "where"]
-    assert parameters["properties"]["color"] == {"enum": ["red", "blue"], "description": "With which color."}
+    assert parameters["properties"]["color"] == {
+        "enum": ["red", "blue"],
+        "description": "With which color.",
+    }
     assert parameters["properties"]["times"] == {"type": "integer", "description": "How often."}
     assert parameters["properties"]["note"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
     assert add.schema["parameters"]["properties"] == {
-        "a": {"enum": [1, 2], "description": "the first"}, "b": {"type": "integer", "description": "the second"}}
+        "a": {"enum": [1, 2], "description": "the first"},
+        "b": {"type": "integer", "description": "the second"},
+    }
     assert call_schema([add])["properties"]["name"] == {"const": "add"}
 
 
@@ -80,6 +85,7 @@ def test_definitions_of_two_tools_do_not_meet() -> None:
         inner: Inner
 
     async def one(value: Outer) -> None: ...
+
     one.__annotations__["value"] = Outer
     first = asgl.tool(name="first")(one)
     second = asgl.tool(name="second")(one)
@@ -92,8 +98,13 @@ def test_definitions_of_two_tools_do_not_meet() -> None:
 def test_arguments_become_what_the_hints_say() -> None:
     given = paint.arguments({"color": "blue", "where": {"x": 4}})
     assert given == {"color": Color.BLUE, "where": Point(x=4)}
-    for wrong in ({"color": "green", "where": {"x": 1}}, {"color": "red"}, {"color": "red", "where": {"x": 1}, "more": 1},
-                  {"color": "red", "where": {"x": 1}, "times": "2"}, {"color": "red", "where": {"x": 1}, "times": True}):
+    for wrong in (
+        {"color": "green", "where": {"x": 1}},
+        {"color": "red"},
+        {"color": "red", "where": {"x": 1}, "more": 1},
+        {"color": "red", "where": {"x": 1}, "times": "2"},
+        {"color": "red", "where": {"x": 1}, "times": True},
+    ):
         with pytest.raises((TypeError, ValueError)):
             paint.arguments(wrong)
 
@@ -107,6 +118,7 @@ def test_what_is_no_tool() -> None:
     async def unhinted(value) -> None: ...  # type: ignore[no-untyped-def]
     async def odd(value: bytes) -> None: ...
     async def keyed(value: dict[int, str]) -> None: ...
+
     for function in (many, unhinted, odd, keyed, lambda: None):
         with pytest.raises(ConfigError, match="tool"):
             asgl.tool(function)  # type: ignore[type-var]
@@ -114,7 +126,7 @@ def test_what_is_no_tool() -> None:
         asgl.tool(name="a b")(many)
 
 
-# --- calls ----------------------------------------------------------------------------------------------------------
+# --- calls ----------------------------------------------------------------------------------------
 
 
 def call(name: str, **arguments: Any) -> str:
@@ -158,11 +170,18 @@ async def test_a_call_runs_and_its_result_is_appended_as_messages() -> None:
     s.system("Be good.", tools=[add])
     s.user("1 + 41?")
     (made,) = await s.call_tools([add, paint])
-    assert (made.tool, dict(made.arguments), made.result, made.error) == (add, {"a": 1, "b": 41}, 42, None)
+    assert (made.tool, dict(made.arguments), made.result, made.error) == (
+        add,
+        {"a": 1, "b": 41},
+        42,
+        None,
+    )
     assert s.messages() == [
-        {"role": "system", "content": "Be good.\n\n" + described([add])}, {"role": "user", "content": "1 + 41?"},
+        {"role": "system", "content": "Be good.\n\n" + described([add])},
+        {"role": "user", "content": "1 + 41?"},
         {"role": "assistant", "content": call("add", a=1, b=41)},
-        {"role": "tool", "content": '{"name": "add", "result": 42}'}]
+        {"role": "tool", "content": '{"name": "add", "result": 42}'},
+    ]
     assert s.text.endswith('<|end|>\n<|start|>tool\n{"name": "add", "result": 42}<|end|>\n')
 
 
@@ -171,8 +190,10 @@ async def test_without_messages_calls_are_lines_of_text() -> None:
     s = prompts.prompt("Call: ")
     made = await s.call_tools([add], parallel=True)
     assert [one.result for one in made] == [3, 4]
-    assert s.text == (f"Call: [{call('add', a=1, b=2)}, {call('add', a=2, b=2)}]\n"
-                      '{"name": "add", "result": 3}\n{"name": "add", "result": 4}\n')
+    assert s.text == (
+        f"Call: [{call('add', a=1, b=2)}, {call('add', a=2, b=2)}]\n"
+        '{"name": "add", "result": 3}\n{"name": "add", "result": 4}\n'
+    )
 
 
 async def test_the_model_is_told_of_errors_and_timeouts() -> None:
@@ -211,7 +232,9 @@ async def test_a_timeout_of_the_tool_s_own_is_told_as_that(timeout: float | None
     with pytest.raises(ToolError, match=r"raised TimeoutError\('no answer from the server'\)$"):
         await s.call_tools([times_out], on_error="program", timeout=timeout)
     await s.call_tools([times_out], timeout=timeout)
-    assert s.text.endswith('{"name": "times_out", "error": "TimeoutError: no answer from the server"}\n')
+    assert s.text.endswith(
+        '{"name": "times_out", "error": "TimeoutError: no answer from the server"}\n'
+    )
 
 
 async def test_cancelled_while_a_tool_runs_the_stream_is_as_before() -> None:
@@ -235,8 +258,14 @@ async def test_what_is_no_call_is_an_output_error_and_bad_arguments_raise_at_onc
         with pytest.raises(OutputError, match="no call"):
             await s.call_tools([add])
     assert s.text == "go: "
-    for arguments in ({"tools": []}, {"tools": [add, add]}, {"tools": [add], "on_error": "x"}, {"tools": [add], "timeout": 0},
-                      {"tools": add}, {"tools": [add, add.function]}):
+    for arguments in (
+        {"tools": []},
+        {"tools": [add, add]},
+        {"tools": [add], "on_error": "x"},
+        {"tools": [add], "timeout": 0},
+        {"tools": add},
+        {"tools": [add, add.function]},
+    ):
         with pytest.raises(ConfigError):
             await s.call_tools(**arguments)
     with s.role("user"), pytest.raises(ConfigError, match="open"):
@@ -252,7 +281,7 @@ async def test_a_failure_nobody_saw_is_raised_before_anything_is_called() -> Non
         await s.call_tools([add])
 
 
-# --- with constraints -----------------------------------------------------------------------------------------------
+# --- with constraints -----------------------------------------------------------------------------
 
 
 @asgl.tool
@@ -269,8 +298,13 @@ async def rest() -> None:
 @asynccontextmanager
 async def opened(path: Path, template: str | None = None) -> AsyncIterator[asgl.Runtime]:
     model = tiny_directory(path, chat_template=template or CHATML, max_position_embeddings=8192)
-    async with asgl.Runtime(model, kernels="reference", dtype="float32", kv_cache_tokens=9000,
-                            sampling=asgl.SamplingParams(seed=3, max_tokens=1000)) as rt:
+    async with asgl.Runtime(
+        model,
+        kernels="reference",
+        dtype="float32",
+        kv_cache_tokens=9000,
+        sampling=asgl.SamplingParams(seed=3, max_tokens=1000),
+    ) as rt:
         yield rt
 
 
@@ -280,7 +314,10 @@ async def test_whatever_a_model_says_is_a_call(tmp_path: Path) -> None:
         for number in range(6):
             s = rt.prompt(name=str(number))
             s.user("go")
-            for made in [*await s.call_tools([turn, rest]), *await s.call_tools([turn, rest], parallel=True)]:
+            for made in [
+                *await s.call_tools([turn, rest]),
+                *await s.call_tools([turn, rest], parallel=True),
+            ]:
                 seen.add(made.tool.name)
                 assert made.error is None
         assert seen
@@ -293,21 +330,37 @@ async def test_calls_in_the_model_s_own_format(tmp_path: Path) -> None:
         s.system("Be good.", tools=[turn, rest])
         s.user("go")
         await s.sync()
-        assert s.text.startswith('<|im_start|>system\nBe good.\n\n# Tools\n{"type": "function", "function": {"name": "turn"')
+        assert s.text.startswith(
+            '<|im_start|>system\nBe good.\n\n# Tools\n{"type": "function", "function": {"name": '
+            '"turn"'
+        )
         (first,) = await s.call_tools([turn, rest])
         many = await s.call_tools([turn, rest], parallel=True)
-        said = [json.dumps({"name": made.tool.name, "arguments": made.arguments}) for made in [first, *many]]
+        said = [
+            json.dumps({"name": made.tool.name, "arguments": made.arguments})
+            for made in [first, *many]
+        ]
         results = ["null" if made.tool is rest else made.result for made in [first, *many]]
         begin = s.text.index("<|im_start|>assistant")
         assert s.text[begin:] == (
             f"<|im_start|>assistant\n<tool_call>\n{said[0]}\n</tool_call><|im_end|>\n"
             f"<|im_start|>user\n<tool_response>\n{results[0]}\n</tool_response><|im_end|>\n"
-            "<|im_start|>assistant\n<tool_call>\n" + "\n</tool_call>\n<tool_call>\n".join(said[1:]) + "\n</tool_call><|im_end|>\n"
-            "<|im_start|>user\n<tool_response>\n" + "\n</tool_response>\n<tool_response>\n".join(results[1:])
-            + "\n</tool_response><|im_end|>\n")
+            "<|im_start|>assistant\n<tool_call>\n"
+            + "\n</tool_call>\n<tool_call>\n".join(said[1:])
+            + "\n</tool_call><|im_end|>\n"
+            "<|im_start|>user\n<tool_response>\n"
+            + "\n</tool_response>\n<tool_response>\n".join(results[1:])
+            + "\n</tool_response><|im_end|>\n"
+        )
         assert s.token_ids.count(rt.tokenizer.special_tokens["<|im_start|>"]) == 6
-        assert [message["role"] for message in s.messages()] == ["system", "user", "assistant", "tool", "assistant",
-                                                                *["tool"] * len(many)]
+        assert [message["role"] for message in s.messages()] == [
+            "system",
+            "user",
+            "assistant",
+            "tool",
+            "assistant",
+            *["tool"] * len(many),
+        ]
 
 
 async def test_the_text_of_a_tool_is_no_control_token(tmp_path: Path) -> None:
@@ -331,7 +384,9 @@ async def quotes(way: Literal["left", "right"]) -> str:
 
 
 @pytest.mark.parametrize("template", [WRAPPED, LLAMA, MISTRAL], ids=["hermes", "llama", "mistral"])
-async def test_what_is_written_is_what_the_template_would_write(tmp_path: Path, template: str) -> None:
+async def test_what_is_written_is_what_the_template_would_write(
+    tmp_path: Path, template: str
+) -> None:
     """Of the whole conversation, tools, call and result included."""
     async with opened(tmp_path, template) as rt:
         own = ChatTemplate(template, bos="<|bos|>", eos="<|im_end|>")
@@ -347,12 +402,18 @@ async def test_what_is_written_is_what_the_template_would_write(tmp_path: Path, 
             (made,) = await s.call_tools([quotes])
             assert made.error is None
             function = {"name": "quotes", "arguments": dict(made.arguments)}
-            said += [{"role": "assistant", "content": "", "tool_calls": [{"id": "call00000", "type": "function",
-                                                                          "function": function}]},
-                     {"role": "tool", "content": made.result, "tool_call_id": "call00000"}]
+            said += [
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"id": "call00000", "type": "function", "function": function}],
+                },
+                {"role": "tool", "content": made.result, "tool_call_id": "call00000"},
+            ]
         assert s.text == own.render(said, tools=function_schemas([quotes]) if tells else None)
         assert [message["content"] for message in s.messages() if message["role"] == "tool"] == [
-            message["content"] for message in said if message["role"] == "tool"]
+            message["content"] for message in said if message["role"] == "tool"
+        ]
         ends = s.token_ids.count(rt.tokenizer.special_tokens["<|im_end|>"])
         assert ends == own.render(said).count("<|im_end|>") - 2, "what a tool returns is data"
 

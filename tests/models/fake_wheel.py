@@ -1,4 +1,5 @@
-"""A small registered model for tests of pulling, in a wheel that pip takes from a folder: no network."""
+"""A small registered model for tests of pulling, in a wheel that pip takes from a folder: no
+network."""
 
 from __future__ import annotations
 
@@ -13,8 +14,14 @@ from asgl.models.pull import REGISTERED, RegisteredModel
 CONTENT = b"GGUF" + bytes(range(256)) * 9000
 NAME = "test-model"
 MODEL = RegisteredModel(
-    name=NAME, description="for tests", license="MIT", package="asgl-test-model==1.0", wheel_size=3000, member="model/m.gguf",
-    size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest(),
+    name=NAME,
+    description="for tests",
+    license="MIT",
+    package="asgl-test-model==1.0",
+    wheel_size=3000,
+    member="model/m.gguf",
+    size=len(CONTENT),
+    sha256=hashlib.sha256(CONTENT).hexdigest(),
 )
 
 
@@ -24,7 +31,8 @@ def write_wheel(folder: Path, content: bytes = CONTENT) -> Path:
     files = {
         MODEL.member: content,
         info + "METADATA": b"Metadata-Version: 2.1\nName: asgl-test-model\nVersion: 1.0\n",
-        info + "WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        info + "WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: "
+        b"py3-none-any\n",
     }
     record = "".join(
         f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}\n"
@@ -41,7 +49,12 @@ def write_wheel(folder: Path, content: bytes = CONTENT) -> Path:
 
 def environment(home: Path, wheels: Path) -> dict[str, str]:
     """The variables under which pip knows that folder, and nothing else."""
-    return {"ASGL_HOME": str(home), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
+    return {
+        "ASGL_HOME": str(home),
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheels),
+        "PIP_CONFIG_FILE": os.devnull,
+    }
 
 
 def register() -> None:

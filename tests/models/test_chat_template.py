@@ -56,16 +56,29 @@ OTHER_NAMES = """\
 SPLITTABLE = {
     "ChatML": (ChatTemplate(CHATML), {"system", "user", "assistant", "tool"}),
     "default system message": (ChatTemplate(WITH_DEFAULT), {"system", "user", "assistant"}),
-    "headers, trimmed": (ChatTemplate(HEADERS, bos="<|bos|>"), {"system", "user", "assistant", "ipython"}),
+    "headers, trimmed": (
+        ChatTemplate(HEADERS, bos="<|bos|>"),
+        {"system", "user", "assistant", "ipython"},
+    ),
     "instructions": (ChatTemplate(INSTRUCTIONS, bos="<s>", eos="</s>"), {"user", "assistant"}),
     "other names": (ChatTemplate(OTHER_NAMES, bos="<bos>"), {"user", "assistant"}),
 }
-CONTENTS = ["Hello", " two  spaces ", "line\nline\n", "\n", "x", "<|im_end|> & <b>'\"</b> {{ x }}", "日本 🙂"]
+CONTENTS = [
+    "Hello",
+    " two  spaces ",
+    "line\nline\n",
+    "\n",
+    "x",
+    "<|im_end|> & <b>'\"</b> {{ x }}",
+    "日本 🙂",
+]
 
 
 def assembled(template: ChatTemplate, messages: list[Message]) -> str:
     """What a prompt stream builds of the parts."""
-    text = template.head + ("" if messages[0]["role"] == "system" else template.default_system or "")
+    text = template.head + (
+        "" if messages[0]["role"] == "system" else template.default_system or ""
+    )
     for message in messages:
         parts = template.role_parts(message["role"])
         content = message["content"].strip() if parts.trims else message["content"]
@@ -77,7 +90,9 @@ def assembled(template: ChatTemplate, messages: list[Message]) -> str:
 def test_parts_put_together_are_what_the_template_renders(name: str) -> None:
     template, roles = SPLITTABLE[name]
     contents = itertools.cycle(CONTENTS)
-    for start, turns in itertools.product([["system"], []] if "system" in roles else [[]], range(1, 8)):
+    for start, turns in itertools.product(
+        [["system"], []] if "system" in roles else [[]], range(1, 8)
+    ):
         order = [*start, *(("user", "assistant")[turn % 2] for turn in range(turns))]
         messages = [Message(role=role, content=next(contents)) for role in order]
         assert assembled(template, messages) == template.render(messages)
@@ -91,11 +106,16 @@ def test_parts_of_chatml() -> None:
     assert template.role_parts("user") == ("<|im_start|>user\n", "<|im_end|>\n", False)
     assert template.role_parts("tool") == ("<|im_start|>tool\n", "<|im_end|>\n", False)
     assert template.default_system is None
-    assert template.head == "", "the bos text begins every message here; the template does not write it by that name"
+    assert template.head == "", (
+        "the bos text begins every message here; the template does not write it by that name"
+    )
 
 
 def test_default_system_message_and_head() -> None:
-    assert SPLITTABLE["default system message"][0].default_system == "<|im_start|>system\nYou are helpful.<|im_end|>\n"
+    assert (
+        SPLITTABLE["default system message"][0].default_system
+        == "<|im_start|>system\nYou are helpful.<|im_end|>\n"
+    )
     assert SPLITTABLE["headers, trimmed"][0].head == "<|bos|>"
     assert SPLITTABLE["headers, trimmed"][0].role_parts("user").trims
     assert SPLITTABLE["instructions"][0].head == ""
@@ -105,30 +125,43 @@ def test_default_system_message_and_head() -> None:
 TURN = "{{ '<' + message['role'] + '>' + message['content'] + '</>' }}"
 UNSPLITTABLE = {
     "changes contents": (
-        "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] | upper }}{% endfor %}",
+        "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] | upper "
+        "}}{% endfor %}",
         "leaves out or changes the content",
     ),
     "escapes contents": (
-        "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] | e + '</>' }}{% endfor %}",
+        "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] | e + "
+        "'</>' }}{% endfor %}",
         "changes the content of a message of the role 'user'",
     ),
     "strips one end": (
-        "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'].lstrip() + '</>' }}"
+        "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'].lstrip() "
+        "+ '</>' }}"
         "{% endfor %}",
         "changes the content",
     ),
     "leaves out": (
-        "{% for message in messages %}{% if message['role'] == 'user' %}" + TURN + "{% endif %}{% endfor %}",
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        + TURN
+        + "{% endif %}{% endfor %}",
         "leaves out or changes the content of a message of the role 'assistant'",
     ),
-    "reverses": ("{% for message in messages | reverse %}" + TURN + "{% endfor %}", "leaves out or changes"),
-    "repeats": ("{% for message in messages %}" + TURN + TURN + "{% endfor %}", "repeats or reorders"),
+    "reverses": (
+        "{% for message in messages | reverse %}" + TURN + "{% endfor %}",
+        "leaves out or changes",
+    ),
+    "repeats": (
+        "{% for message in messages %}" + TURN + TURN + "{% endfor %}",
+        "repeats or reorders",
+    ),
     "numbers turns": (
-        "{% for message in messages %}{{ loop.index ~ message['role'] ~ message['content'] ~ '\n' }}{% endfor %}",
+        "{% for message in messages %}{{ loop.index ~ message['role'] ~ message['content'] ~ '\n' "
+        "}}{% endfor %}",
         "unlike later ones",
     ),
     "treats the last answer apart": (
-        "{% for message in messages %}{{ '<' + message['role'] + '>' + ('<think></think>' if loop.last and "
+        "{% for message in messages %}{{ '<' + message['role'] + '>' + ('<think></think>' if "
+        "loop.last and "
         "message['role'] == 'assistant' else '') + message['content'] + '</>' }}{% endfor %}",
         "differently by its place",
     ),
@@ -177,7 +210,9 @@ def test_segments() -> None:
     special = {"<|im_start|>": 1, "<|im_end|>": 2, "<|im_end|>\n": 3, "[X]": 4}
     assert segments("<|im_start|>user\n", special) == [1, "user\n"]
     assert segments("a<|im_end|>b[X][X]", special) == ["a", 2, "b", 4, 4]
-    assert segments("<|im_end|>\n<|im_end|>", special) == [3, 2], "the longer of two that match wins"
+    assert segments("<|im_end|>\n<|im_end|>", special) == [3, 2], (
+        "the longer of two that match wins"
+    )
     assert segments("[x] (X)", special) == ["[x] (X)"]
     assert segments("", special) == []
     assert segments("text", {}) == ["text"]
@@ -190,7 +225,8 @@ def test_the_template_of_the_model() -> None:
     template = checkpoint.chat_template
     assert template is not None
     assert template.default_system == (
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
+        "Face<|im_end|>\n"
     )
     messages = [
         Message(role="user", content=" Hi\n"),

@@ -1,5 +1,5 @@
-"""The real model, against transformers with the same weights: float32 to 1e-3, bfloat16 no worse than transformers'
-own."""
+"""The real model, against transformers with the same weights: float32 to 1e-3, bfloat16 no worse
+than transformers' own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture(scope="module")
 def prompts(checkpoint: Checkpoint) -> dict[str, list[int]]:
     encode = checkpoint.tokenizer.encode
-    question, answer = encode("user\nWhat is the capital of France?"), encode("assistant\nThe capital of")
+    question, answer = (
+        encode("user\nWhat is the capital of France?"),
+        encode("assistant\nThe capital of"),
+    )
     chat = [1, *question, 2, *encode("\n"), 1, *answer]
     varied = encode("".join(f"{i}. {SENTENCES[i % 4]}" for i in range(200)))
     return {"raw": encode(SENTENCES[0] + SENTENCES[1]), "chat": chat, "long": varied[:2000]}
@@ -55,7 +58,9 @@ def expected(model: Any, prompts: dict[str, list[int]]) -> dict[str, torch.Tenso
 
 
 def compared(tokens: list[int]) -> list[int]:
-    return sorted({0, 1, *range(0, len(tokens), 100), *range(max(0, len(tokens) - LAST), len(tokens))})
+    return sorted(
+        {0, 1, *range(0, len(tokens), 100), *range(max(0, len(tokens) - LAST), len(tokens))}
+    )
 
 
 def computed(runner: Runner, tokens: list[int], places: list[int], chunk: int) -> torch.Tensor:
@@ -68,7 +73,9 @@ def computed(runner: Runner, tokens: list[int], places: list[int], chunk: int) -
         until_decode = len(tokens) - LAST // 2 - begin
         end = begin + (min(chunk, until_decode) if until_decode > 0 else 1)
         score = [(i - begin, everything) for i in range(begin, end) if i in wanted]
-        scores += runner.run(step([Row(tokens[begin:end], slots[begin:end], slots[:begin], score=score)])).scores
+        scores += runner.run(
+            step([Row(tokens[begin:end], slots[begin:end], slots[:begin], score=score)])
+        ).scores
         begin = end
     return torch.tensor(scores)
 
@@ -79,16 +86,22 @@ def exact(checkpoint: Checkpoint) -> Runner:
 
 
 @pytest.mark.parametrize("name", ["raw", "chat", "long"])
-def test_float32(exact: Runner, name: str, prompts: dict[str, list[int]], expected: dict[str, torch.Tensor]) -> None:
+def test_float32(
+    exact: Runner, name: str, prompts: dict[str, list[int]], expected: dict[str, torch.Tensor]
+) -> None:
     tokens = prompts[name]
     found = computed(exact, tokens, compared(tokens), chunk=512)
     torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-3)
 
 
 def test_bfloat16(
-    checkpoint: Checkpoint, model: Any, prompts: dict[str, list[int]], expected: dict[str, torch.Tensor]
+    checkpoint: Checkpoint,
+    model: Any,
+    prompts: dict[str, list[int]],
+    expected: dict[str, torch.Tensor],
 ) -> None:
-    """Compared on the ten likeliest tokens at each place; in all no further off than transformers in bfloat16.
+    """Compared on the ten likeliest tokens at each place; in all no further off than transformers
+    in bfloat16.
 
     Keys and values in bfloat16, all else being float32, are off by 0.18 at the worst of 600 places.
     """
@@ -100,7 +113,9 @@ def test_bfloat16(
         right = expected[name][: sum(place < len(tokens) for place in compared(prompt))]
         likeliest = right.topk(10, dim=1).indices
         places = [place for place in compared(prompt) if place < len(tokens)]
-        ours.append((computed(runner, tokens, places, chunk=256) - right).abs().gather(1, likeliest))
+        ours.append(
+            (computed(runner, tokens, places, chunk=256) - right).abs().gather(1, likeliest)
+        )
         theirs.append((logprobs(model, tokens, places) - right).abs().gather(1, likeliest))
     off, their_off = torch.cat(ours), torch.cat(theirs)
     assert off.max() <= their_off.max()
@@ -109,13 +124,20 @@ def test_bfloat16(
     assert off.mean() < 0.04
 
 
-@pytest.mark.parametrize(("activations", "nearly_always", "mean"), [("auto", 0.15, 0.04), ("int8", 0.5, 0.12)])
+@pytest.mark.parametrize(
+    ("activations", "nearly_always", "mean"), [("auto", 0.15, 0.04), ("int8", 0.5, 0.12)]
+)
 def test_the_cpu_kernels(
-    checkpoint: Checkpoint, prompts: dict[str, list[int]], expected: dict[str, torch.Tensor], activations: Any,
-    nearly_always: float, mean: float,
+    checkpoint: Checkpoint,
+    prompts: dict[str, list[int]],
+    expected: dict[str, torch.Tensor],
+    activations: Any,
+    nearly_always: float,
+    mean: float,
 ) -> None:
-    """What runs by default, and with inputs of 8 bits, against float32: on the ten likeliest tokens, in prompts and in decode
-    steps, off by so many nat at 98 of 100 places, and on average. Keys and values are bfloat16 here too."""
+    """What runs by default, and with inputs of 8 bits, against float32: on the ten likeliest
+    tokens, in prompts and in decode steps, off by so many nat at 98 of 100 places, and on average.
+    Keys and values are bfloat16 here too."""
     runner = Runner(checkpoint, CpuKernels(activations=activations), 2100)
     offs = []
     for name, tokens in prompts.items():

@@ -17,8 +17,14 @@ from asgl.models.gguf import MAX_ITEMS, GgufFile
 from tiny import quantized, write_gguf
 
 METADATA: dict[str, Any] = {
-    "general.architecture": "llama", "an.int": 7, "a.float": 0.5, "a.bool": True, "some.strings": ["a", "", "é", "\n"],
-    "some.ints": [1, 2, 3], "nested": [[1, 2], [3]], "tokens": [f"token {i}" for i in range(50)],
+    "general.architecture": "llama",
+    "an.int": 7,
+    "a.float": 0.5,
+    "a.bool": True,
+    "some.strings": ["a", "", "é", "\n"],
+    "some.ints": [1, 2, 3],
+    "nested": [[1, 2], [3]],
+    "tokens": [f"token {i}" for i in range(50)],
 }
 MATRIX = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
 
@@ -61,12 +67,12 @@ def by_definition(kind: str, data: bytes) -> np.ndarray:
     values: list[float] = []
     size = {"q8_0": 34, "q4_0": 18, "q4_1": 20}[kind]
     for start in range(0, len(data), size):
-        block = data[start:start + size]
+        block = data[start : start + size]
         (scale,) = struct.unpack_from("<e", block)
         if kind == "q8_0":
             values += [scale * q for q in struct.unpack_from("<32b", block, 2)]
             continue
-        quants = block[size - 16:]
+        quants = block[size - 16 :]
         nibbles = [byte & 15 for byte in quants] + [byte >> 4 for byte in quants]
         if kind == "q4_0":
             values += [scale * (q - 8) for q in nibbles]
@@ -76,8 +82,12 @@ def by_definition(kind: str, data: bytes) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-@pytest.mark.parametrize(("kind", "bits", "error"), [("q8_0", 8, 0.02), ("q4_0", 4, 0.25), ("q4_1", 4, 0.2)])
-def test_quantized_tensors_mean_what_the_format_defines(valid: bytes, tmp_path: Path, kind: str, bits: int, error: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "bits", "error"), [("q8_0", 8, 0.02), ("q4_0", 4, 0.25), ("q4_1", 4, 0.2)]
+)
+def test_quantized_tensors_mean_what_the_format_defines(
+    valid: bytes, tmp_path: Path, kind: str, bits: int, error: float
+) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(valid)
     tensor = GgufFile(path).tensor(kind)
@@ -91,7 +101,9 @@ def test_quantized_tensors_mean_what_the_format_defines(valid: bytes, tmp_path: 
     assert (dense - MATRIX).abs().max() < error
 
 
-def test_an_unknown_type_is_an_error_only_when_that_tensor_is_asked_for(valid: bytes, tmp_path: Path) -> None:
+def test_an_unknown_type_is_an_error_only_when_that_tensor_is_asked_for(
+    valid: bytes, tmp_path: Path
+) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(valid)
     file = GgufFile(path)
@@ -143,28 +155,82 @@ def tensor(name: str, *dims: int, kind: int = 0, offset: int = 0) -> bytes:
 HOSTILE = {
     "2**50 tensors": (header(tensors=1 << 50), "claims 1125899906842624 tensors"),
     "2**50 pairs": (header(pairs=1 << 50), "claims 1125899906842624 metadata pairs"),
-    "a string of 2**60 bytes": (header(pairs=1) + struct.pack("<Q", 1 << 60) + b"x" * 20, "a string of 1152921504606846976"),
-    "an array of 2**50 strings": (header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 8, 1 << 50), "strings in 'k'"),
-    "an array of 2**50 numbers": (header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 4, 1 << 50), "numbers in 'k'"),
-    "an array of 2**63 bytes": (header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 0, 1 << 63), "numbers in 'k'"),
-    "an array of 2**50 arrays": (header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 9, 1 << 50), "arrays in 'k'"),
-    "deep nesting": (header(pairs=1) + text("k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 1000, "nested more than 4"),
+    "a string of 2**60 bytes": (
+        header(pairs=1) + struct.pack("<Q", 1 << 60) + b"x" * 20,
+        "a string of 1152921504606846976",
+    ),
+    "an array of 2**50 strings": (
+        header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 8, 1 << 50),
+        "strings in 'k'",
+    ),
+    "an array of 2**50 numbers": (
+        header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 4, 1 << 50),
+        "numbers in 'k'",
+    ),
+    "an array of 2**63 bytes": (
+        header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 0, 1 << 63),
+        "numbers in 'k'",
+    ),
+    "an array of 2**50 arrays": (
+        header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 9, 1 << 50),
+        "arrays in 'k'",
+    ),
+    "deep nesting": (
+        header(pairs=1) + text("k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 1000,
+        "nested more than 4",
+    ),
     "an unknown type": (header(pairs=1) + text("k") + struct.pack("<II", 77, 0), "unknown type 77"),
-    "an array of an unknown type": (header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 77, 0), "unknown type 77"),
-    "a key that is no UTF-8": (header(pairs=1) + struct.pack("<Q", 2) + b"\xff\xfe" + b"\0" * 8, "not valid UTF-8"),
-    "a key twice": (header(pairs=2) + (text("k") + struct.pack("<II", 4, 1)) * 2, "'k' occurs twice"),
+    "an array of an unknown type": (
+        header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 77, 0),
+        "unknown type 77",
+    ),
+    "a key that is no UTF-8": (
+        header(pairs=1) + struct.pack("<Q", 2) + b"\xff\xfe" + b"\0" * 8,
+        "not valid UTF-8",
+    ),
+    "a key twice": (
+        header(pairs=2) + (text("k") + struct.pack("<II", 4, 1)) * 2,
+        "'k' occurs twice",
+    ),
     "a tensor twice": (header(tensors=2) + tensor("t", 1) * 2 + b"\0" * 64, "'t' occurs twice"),
     "no dimension": (header(tensors=1) + tensor("t") + b"\0" * 64, "has 0 dimensions"),
-    "five dimensions": (header(tensors=1) + tensor("t", 1, 1, 1, 1, 1) + b"\0" * 64, "has 5 dimensions"),
+    "five dimensions": (
+        header(tensors=1) + tensor("t", 1, 1, 1, 1, 1) + b"\0" * 64,
+        "has 5 dimensions",
+    ),
     "an empty tensor": (header(tensors=1) + tensor("t", 4, 0) + b"\0" * 64, "is empty"),
-    "dimensions whose product overflows": (header(tensors=1) + tensor("t", 1 << 33, 1 << 33) + b"\0" * 64, "would end at byte"),
-    "a tensor past the end": (header(tensors=1) + tensor("t", 1, offset=1 << 40) + b"\0" * 64, "would end at byte"),
-    "an unknown type past the end": (header(tensors=1) + tensor("t", 1, kind=99, offset=1 << 40) + b"\0" * 64, "would end"),
-    "an offset that is not aligned": (header(tensors=1) + tensor("t", 1, offset=4) + b"\0" * 64, "not a multiple of 32"),
-    "part of a block": (header(tensors=1) + tensor("t", 33, kind=8) + b"\0" * 64, "not a multiple of the 32"),
-    "a bad alignment": (header(pairs=1) + text("general.alignment") + struct.pack("<II", 4, 24), "not a power of two"),
-    "an alignment of text": (header(pairs=1) + text("general.alignment") + struct.pack("<I", 8) + text("x"), "not a power"),
-    "too many values": (header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 0, MAX_ITEMS) + b"\0" * MAX_ITEMS, "more than"),
+    "dimensions whose product overflows": (
+        header(tensors=1) + tensor("t", 1 << 33, 1 << 33) + b"\0" * 64,
+        "would end at byte",
+    ),
+    "a tensor past the end": (
+        header(tensors=1) + tensor("t", 1, offset=1 << 40) + b"\0" * 64,
+        "would end at byte",
+    ),
+    "an unknown type past the end": (
+        header(tensors=1) + tensor("t", 1, kind=99, offset=1 << 40) + b"\0" * 64,
+        "would end",
+    ),
+    "an offset that is not aligned": (
+        header(tensors=1) + tensor("t", 1, offset=4) + b"\0" * 64,
+        "not a multiple of 32",
+    ),
+    "part of a block": (
+        header(tensors=1) + tensor("t", 33, kind=8) + b"\0" * 64,
+        "not a multiple of the 32",
+    ),
+    "a bad alignment": (
+        header(pairs=1) + text("general.alignment") + struct.pack("<II", 4, 24),
+        "not a power of two",
+    ),
+    "an alignment of text": (
+        header(pairs=1) + text("general.alignment") + struct.pack("<I", 8) + text("x"),
+        "not a power",
+    ),
+    "too many values": (
+        header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 0, MAX_ITEMS) + b"\0" * MAX_ITEMS,
+        "more than",
+    ),
 }
 
 
@@ -174,7 +240,9 @@ def test_hostile_headers_are_refused_at_once(tmp_path: Path, case: str) -> None:
     content, message = HOSTILE[case]
     path = tmp_path / "hostile.gguf"
     path.write_bytes(content.ljust(24, b"\0"))
-    with pytest.raises(ModelError, match=rf"hostile\.gguf: at byte \d+: .*{message.replace('*', '.')}"):
+    with pytest.raises(
+        ModelError, match=rf"hostile\.gguf: at byte \d+: .*{message.replace('*', '.')}"
+    ):
         GgufFile(path)
 
 
@@ -200,17 +268,23 @@ def test_every_truncation(valid: bytes, tmp_path: Path) -> None:
 
 @settings(max_examples=400)
 @given(data=st.data())
-def test_mutations(valid: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_mutations(
+    valid: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     content = bytearray(valid)
     end_of_header = valid.rindex(b"q6_k") + 64
     for _ in range(data.draw(st.integers(1, 8))):
         at = data.draw(st.integers(0, end_of_header))
-        new = data.draw(st.one_of(
-            st.binary(min_size=1, max_size=4),
-            st.sampled_from([0, 1, 3, 1 << 31, 1 << 50, (1 << 64) - 1, len(valid)]).map(lambda value: struct.pack("<Q", value)),
-        ))
+        new = data.draw(
+            st.one_of(
+                st.binary(min_size=1, max_size=4),
+                st.sampled_from([0, 1, 3, 1 << 31, 1 << 50, (1 << 64) - 1, len(valid)]).map(
+                    lambda value: struct.pack("<Q", value)
+                ),
+            )
+        )
         if data.draw(st.booleans()):
-            content[at:at + len(new)] = new
+            content[at : at + len(new)] = new
         else:
             content[at:at] = new
     path = tmp_path_factory.getbasetemp() / "mutated.gguf"

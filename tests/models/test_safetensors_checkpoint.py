@@ -19,14 +19,20 @@ from tiny import IM_END, tiny_config, tiny_directory, tiny_weights, vocabulary
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_all_tensors_in_the_dtype_of_the_file(tmp_path: Path, shards: int, dtype: torch.dtype) -> None:
-    checkpoint = SafetensorsCheckpoint(tiny_directory(tmp_path / "tiny", shards=shards, dtype=dtype, tie_word_embeddings=False))
+def test_all_tensors_in_the_dtype_of_the_file(
+    tmp_path: Path, shards: int, dtype: torch.dtype
+) -> None:
+    checkpoint = SafetensorsCheckpoint(
+        tiny_directory(tmp_path / "tiny", shards=shards, dtype=dtype, tie_word_embeddings=False)
+    )
     weights = tiny_weights(tiny_config(tie_word_embeddings=False))
     for name, shape in expected_shapes(checkpoint.config).items():
         tensor = checkpoint.tensor(name)
         assert tuple(tensor.shape) == shape
         assert tensor.dtype == dtype
-    assert torch.equal(checkpoint.tensor("layers.1.q"), weights["model.layers.1.self_attn.q_proj.weight"].to(dtype))
+    assert torch.equal(
+        checkpoint.tensor("layers.1.q"), weights["model.layers.1.self_attn.q_proj.weight"].to(dtype)
+    )
     assert torch.equal(checkpoint.tensor("head"), weights["lm_head.weight"].to(dtype))
     assert checkpoint.name == "tiny"
     checkpoint.close()
@@ -39,28 +45,40 @@ def edited(path: Path, file: str, change: Callable[[dict[str, Any]], Any]) -> Pa
     return path
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"model_type": None}, "model_type is None"),
-    ({"hidden_size": "64"}, "hidden_size is '64'"),
-    ({"num_attention_heads": 0}, "num_attention_heads is 0"),
-    ({"num_hidden_layers": -1}, "layers is -1"),
-    ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    ({"quantization_config": {"bits": 4}}, "quantized"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope scaling of the kind 'yarn'"),
-    ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "rope scaling lacks a number"),
-    ({"rope_theta": -1.0}, "rope_theta is -1.0"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": None}, "model_type is None"),
+        ({"hidden_size": "64"}, "hidden_size is '64'"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"num_hidden_layers": -1}, "layers is -1"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"quantization_config": {"bits": 4}}, "quantized"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope scaling of the kind 'yarn'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "rope scaling lacks a number"),
+        ({"rope_theta": -1.0}, "rope_theta is -1.0"),
+    ],
+)
 def test_a_config_that_is_wrong(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    path = edited(tiny_directory(tmp_path / "tiny"), "config.json", lambda config: config.update(changes))
+    path = edited(
+        tiny_directory(tmp_path / "tiny"), "config.json", lambda config: config.update(changes)
+    )
     with pytest.raises(ModelError, match=rf"config\.json: .*{message}"):
         SafetensorsCheckpoint(path)
 
 
 def test_rope_parameters_of_either_spelling(tmp_path: Path) -> None:
-    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-              "original_max_position_embeddings": 8192}
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     old = tiny_directory(tmp_path / "old", rope_theta=500000.0, rope_scaling=llama3)
-    new = tiny_directory(tmp_path / "new", rope_theta=None, rope_parameters={**llama3, "rope_theta": 500000.0})
+    new = tiny_directory(
+        tmp_path / "new", rope_theta=None, rope_parameters={**llama3, "rope_theta": 500000.0}
+    )
     for path in (old, new):
         config = SafetensorsCheckpoint(path).config
         assert config.rope_theta == 500000.0
@@ -70,19 +88,36 @@ def test_rope_parameters_of_either_spelling(tmp_path: Path) -> None:
 def test_tensors_that_are_missing_or_would_be_ignored(tmp_path: Path) -> None:
     path = tiny_directory(tmp_path / "tiny")
     weights = load_file(path / "model.safetensors")
-    removed = {name: weight for name, weight in weights.items() if name != "model.layers.0.mlp.up_proj.weight"}
+    removed = {
+        name: weight
+        for name, weight in weights.items()
+        if name != "model.layers.0.mlp.up_proj.weight"
+    }
     save_file(removed, path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"1 tensors are missing, among them 'model\.layers\.0\.mlp\.up_proj\.weight'"):
+    with pytest.raises(
+        ModelError,
+        match=r"1 tensors are missing, among them 'model\.layers\.0\.mlp\.up_proj\.weight'",
+    ):
         SafetensorsCheckpoint(path)
-    save_file({**weights, "model.layers.0.self_attn.o_proj.bias": torch.zeros(64)}, path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"of no use .*'model\.layers\.0\.self_attn\.o_proj\.bias'"):
+    save_file(
+        {**weights, "model.layers.0.self_attn.o_proj.bias": torch.zeros(64)},
+        path / "model.safetensors",
+    )
+    with pytest.raises(
+        ModelError, match=r"of no use .*'model\.layers\.0\.self_attn\.o_proj\.bias'"
+    ):
         SafetensorsCheckpoint(path)
     save_file({**weights, "lm_head.weight": torch.zeros(288, 64)}, path / "model.safetensors")
     assert SafetensorsCheckpoint(path).config.tied_head
     save_file({**weights, "model.norm.weight": torch.zeros(63)}, path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"'model\.norm\.weight' has shape \[63\], where .* needs \[64\]"):
+    with pytest.raises(
+        ModelError, match=r"'model\.norm\.weight' has shape \[63\], where .* needs \[64\]"
+    ):
         SafetensorsCheckpoint(path).tensor("norm")
-    save_file({**weights, "model.norm.weight": torch.zeros(64, dtype=torch.int8)}, path / "model.safetensors")
+    save_file(
+        {**weights, "model.norm.weight": torch.zeros(64, dtype=torch.int8)},
+        path / "model.safetensors",
+    )
     with pytest.raises(ModelError, match=r"torch\.int8"):
         SafetensorsCheckpoint(path).tensor("norm")
 
@@ -99,7 +134,9 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
         SafetensorsCheckpoint(path)
     (path / "model.safetensors").write_bytes(whole)
     (path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"tokenizer\.json: not a tokenizer\.json that can be read"):
+    with pytest.raises(
+        ModelError, match=r"tokenizer\.json: not a tokenizer\.json that can be read"
+    ):
         SafetensorsCheckpoint(path)
     (path / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"no tokenizer\.json and no tokenizer\.model"):
@@ -115,13 +152,16 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
         SafetensorsCheckpoint(path)
 
 
-@pytest.mark.parametrize(("weight_map", "message"), [
-    (None, "does not map"),
-    ({"model.norm.weight": "../model.safetensors"}, "does not map"),
-    ({"model.norm.weight": 3}, "does not map"),
-    ({"no.such": "model-00001-of-00002.safetensors"}, "'no.such' is in none of the files"),
-    ({"model.norm.weight": "model-00003-of-00002.safetensors"}, "not a whole safetensors file"),
-])
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        (None, "does not map"),
+        ({"model.norm.weight": "../model.safetensors"}, "does not map"),
+        ({"model.norm.weight": 3}, "does not map"),
+        ({"no.such": "model-00001-of-00002.safetensors"}, "'no.such' is in none of the files"),
+        ({"model.norm.weight": "model-00003-of-00002.safetensors"}, "not a whole safetensors file"),
+    ],
+)
 def test_an_index_that_is_wrong(tmp_path: Path, weight_map: Any, message: str) -> None:
     path = tiny_directory(tmp_path / "tiny", shards=2)
     edited(path, "model.safetensors.index.json", lambda index: index.update(weight_map=weight_map))
@@ -153,7 +193,11 @@ def test_a_sentencepiece_model_in_the_directory(tmp_path: Path) -> None:
     (path / "tokenizer.json").unlink()
     (path / "tokenizer.model").write_bytes(train(vocab_size=390))
     added = {"395": {"content": "<|im_end|>", "special": True}}
-    edited(path, "tokenizer_config.json", lambda settings: settings.update(added_tokens_decoder=added, add_bos_token=True))
+    edited(
+        path,
+        "tokenizer_config.json",
+        lambda settings: settings.update(added_tokens_decoder=added, add_bos_token=True),
+    )
     tokenizer = SafetensorsCheckpoint(path).tokenizer
     assert tokenizer.vocabulary == 400
     assert tokenizer.adds_bos

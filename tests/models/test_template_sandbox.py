@@ -13,9 +13,14 @@ MESSAGES = {"messages": [{"role": "user", "content": "Hi"}]}
     [
         ("{{ messages[0]['content'] }}", "Hi"),
         ("{%- for m in messages -%}\n  {{ m.role }}: {{ m.content }}\n{%- endfor -%}", "user: Hi"),
-        ("{% set ns = namespace(n=0) %}{% for i in range(5) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "10"),
         (
-            "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i > 3 %}{% break %}{% endif %}"
+            "{% set ns = namespace(n=0) %}{% for i in range(5) %}{% set ns.n = ns.n + i %}{% "
+            "endfor %}{{ ns.n }}",
+            "10",
+        ),
+        (
+            "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i > 3 %}{% break "
+            "%}{% endif %}"
             "{{ i }}{% endfor %}",
             "013",
         ),
@@ -42,7 +47,6 @@ def test_what_templates_do(source: str, text: str) -> None:
     assert render(MESSAGES) == text, "and again"
 
 
-
 def again(start: str, expression: str) -> str:
     """Evaluates the expression 60 times, each time on its last value `ns.s`."""
     loop = "{% for i in range(60) %}{% set ns.s = " + expression + " %}{% endfor %}"
@@ -50,7 +54,8 @@ def again(start: str, expression: str) -> str:
 
 
 TOO_MUCH = {
-    "a loop in a loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "a loop in a loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% "
+    "endfor %}",
     "a long loop with output": "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
     "a range that is too long": "{% for i in range(10**9) %}{% endfor %}",
     "a huge text": "{{ 'x' * 1000000000 }}",
@@ -59,7 +64,8 @@ TOO_MUCH = {
     "a list in a list": "{{ ([[0] * 1000000] * 1000000) | length }}",
     "doubling": again("'x'", "ns.s ~ ns.s"),
     "doubling by adding": again("'x'", "ns.s + ns.s"),
-    "doubling without a loop": "{% set s = 'xxxxxxxxxx' %}" + "{% set s %}{{ s }}{{ s }}{% endset %}" * 60,
+    "doubling without a loop": "{% set s = 'xxxxxxxxxx' %}"
+    + "{% set s %}{{ s }}{{ s }}{% endset %}" * 60,
     "doubling lists": again("[1]", "[ns.s, ns.s]"),
     "doubling tuples": again("(1,)", "(ns.s, ns.s)"),
     "doubling dicts": again("1", "{'a': ns.s, 'b': ns.s}"),
@@ -77,9 +83,11 @@ TOO_MUCH = {
     "an indent": "{{ [[1]] | tojson(indent=1000000000) }}",
     "a filter that pads": "{{ 'x' | center(1000000000) }}",
     "endless recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "branching recursion": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "branching recursion": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% "
+    "endmacro %}{{ m(60) }}",
     "a recursive loop": "{% for i in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
-    "calls in a loop": "{% for i in range(90000) %}{{ 'a'.upper() }}{{ 'a' | upper }}{{ 'a' | lower | upper | lower | upper }}"
+    "calls in a loop": "{% for i in range(90000) %}{{ 'a'.upper() }}{{ 'a' | upper }}{{ 'a' | "
+    "lower | upper | lower | upper }}"
     "{% for j in range(100) %}{% endfor %}{% endfor %}",
 }
 

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgl.models.tokenizer import BYTE_ALPHABET, Tokenizer, byte_fallback_piece, byte_level_piece, spaced_piece
+from asgl.models.tokenizer import (
+    BYTE_ALPHABET,
+    Tokenizer,
+    byte_fallback_piece,
+    byte_level_piece,
+    spaced_piece,
+)
 
 CONTROL = {300: "<|im_start|>", 301: "<|im_end|>", 302: "<|other|>"}
 
@@ -14,7 +20,9 @@ CONTROL = {300: "<|im_start|>", 301: "<|im_end|>", 302: "<|other|>"}
 def byte_tokenizer() -> Tokenizer:
     """Ids 0-255 are bytes, 256 is the euro sign, 257-299 are nothing, 300-302 control tokens."""
     pieces = [*(bytes([byte]) for byte in range(256)), "€".encode(), *[b""] * 43, b"x", b"y", b"z"]
-    return Tokenizer(lambda text: list(text.encode()), pieces, CONTROL, bos=300, adds_bos=True, end_tokens=[302])
+    return Tokenizer(
+        lambda text: list(text.encode()), pieces, CONTROL, bos=300, adds_bos=True, end_tokens=[302]
+    )
 
 
 def test_attributes() -> None:
@@ -22,7 +30,9 @@ def test_attributes() -> None:
     assert tokenizer.vocabulary == 303
     assert tokenizer.special_tokens == {text: token for token, text in CONTROL.items()}
     assert (tokenizer.bos, tokenizer.adds_bos) == (300, True)
-    assert tokenizer.end_tokens == (301, 302), "the declared one, and the one that is known by its text"
+    assert tokenizer.end_tokens == (301, 302), (
+        "the declared one, and the one that is known by its text"
+    )
     with pytest.raises(TypeError):
         tokenizer.special_tokens["x"] = 1  # type: ignore[index]
 
@@ -37,7 +47,14 @@ def test_decoding_shows_control_tokens_or_leaves_them_out() -> None:
 
 
 def test_a_back_end_that_gives_control_tokens_is_not_believed() -> None:
-    tokenizer = Tokenizer(lambda text: [300, *text.encode(), 301], [b"x"] * 303, CONTROL, bos=None, adds_bos=True, end_tokens=[])
+    tokenizer = Tokenizer(
+        lambda text: [300, *text.encode(), 301],
+        [b"x"] * 303,
+        CONTROL,
+        bos=None,
+        adds_bos=True,
+        end_tokens=[],
+    )
     assert tokenizer.encode("a") == [97]
     assert not tokenizer.adds_bos, "there is none to add"
 
@@ -46,7 +63,10 @@ def test_lone_surrogates_do_not_raise() -> None:
     assert byte_tokenizer().encode("a\ud800b") == list(b"a?b")
 
 
-ids = st.lists(st.one_of(st.integers(0, 256), st.sampled_from([0xE2, 0x82, 0xAC, 0xF0, 0x9F, 300, 301])), max_size=12)
+ids = st.lists(
+    st.one_of(st.integers(0, 256), st.sampled_from([0xE2, 0x82, 0xAC, 0xF0, 0x9F, 300, 301])),
+    max_size=12,
+)
 
 
 @given(ids, st.booleans())
@@ -67,7 +87,9 @@ def test_no_piece_has_half_a_character(text: str) -> None:
     shown = ""
     for end, byte in enumerate(content, 1):
         shown += detokenizer.push(byte)
-        assert shown == content[:end].decode("utf-8", "ignore"), "all whole characters, and nothing else"
+        assert shown == content[:end].decode("utf-8", "ignore"), (
+            "all whole characters, and nothing else"
+        )
         assert detokenizer.pending == (len(shown.encode()) < end)
     assert detokenizer.flush() == ""
 
@@ -103,7 +125,11 @@ def test_threads_may_encode_at_once(tmp_path_factory: pytest.TempPathFactory) ->
     wrong: list[str] = []
 
     def work() -> None:
-        wrong.extend(text for text, tokens in zip(texts, expected, strict=True) if tokenizer.encode(text) != tokens)
+        wrong.extend(
+            text
+            for text, tokens in zip(texts, expected, strict=True)
+            if tokenizer.encode(text) != tokens
+        )
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

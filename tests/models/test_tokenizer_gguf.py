@@ -23,10 +23,21 @@ PATH = Path("some.gguf")
 
 def byte_level(**changes: Any) -> Tokenizer:
     tokens, control = vocabulary()
-    metadata = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "merges": MERGES,
-                "token_type": [3 if token in control or token.startswith("<|spare") else 1 for token in tokens],
-                "eos_token_id": tokens.index(IM_END), **changes}
-    return tokenizer_gguf(PATH, {"tokenizer.ggml." + key: value for key, value in metadata.items() if value is not None})
+    metadata = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "merges": MERGES,
+        "token_type": [
+            3 if token in control or token.startswith("<|spare") else 1 for token in tokens
+        ],
+        "eos_token_id": tokens.index(IM_END),
+        **changes,
+    }
+    return tokenizer_gguf(
+        PATH,
+        {"tokenizer.ggml." + key: value for key, value in metadata.items() if value is not None},
+    )
 
 
 @cache
@@ -38,14 +49,22 @@ def smollm2() -> Tokenizer:
 def test_tokens_are_those_of_an_independent_implementation() -> None:
     tokenizer = smollm2()
     assert len(FIXTURE["texts"]) >= 300
-    different = {text: (tokenizer.encode(text), tokens) for text, tokens in FIXTURE["texts"] if tokenizer.encode(text) != tokens}
+    different = {
+        text: (tokenizer.encode(text), tokens)
+        for text, tokens in FIXTURE["texts"]
+        if tokenizer.encode(text) != tokens
+    }
     assert different == {}
 
 
 @pytest.mark.model
 def test_texts_come_back_but_for_the_bytes_that_the_vocabulary_lacks() -> None:
     tokenizer = smollm2()
-    lacking = {byte for byte in range(256) if bytes([byte]) not in {tokenizer.token_bytes(id) for id in range(49152)}}
+    lacking = {
+        byte
+        for byte in range(256)
+        if bytes([byte]) not in {tokenizer.token_bytes(id) for id in range(49152)}
+    }
     assert len(lacking) == 21
     for text, _ in FIXTURE["texts"]:
         kept = bytes(byte for byte in text.encode() if byte not in lacking)
@@ -57,15 +76,27 @@ def test_texts_come_back_but_for_the_bytes_that_the_vocabulary_lacks() -> None:
 @pytest.mark.model
 def test_what_the_model_says_of_itself() -> None:
     tokenizer = smollm2()
-    assert (tokenizer.vocabulary, tokenizer.bos, tokenizer.adds_bos, tokenizer.end_tokens) == (49152, 1, False, (0, 2))
+    assert (tokenizer.vocabulary, tokenizer.bos, tokenizer.adds_bos, tokenizer.end_tokens) == (
+        49152,
+        1,
+        False,
+        (0, 2),
+    )
     assert len(tokenizer.special_tokens) == 17
     assert tokenizer.special_tokens["<|im_end|>"] == 2
     assert tokenizer.space_prefix == ""
 
 
 @pytest.mark.model
-@given(st.lists(st.one_of(st.text(max_size=6), st.sampled_from(["<|im_end|>", "<|im_start|>", "<", "|>", "<|endoftext|>"])),
-                max_size=6).map("".join))
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=6),
+            st.sampled_from(["<|im_end|>", "<|im_start|>", "<", "|>", "<|endoftext|>"]),
+        ),
+        max_size=6,
+    ).map("".join)
+)
 def test_no_text_of_the_model_is_a_control_token(text: str) -> None:
     tokens = smollm2().encode(text)
     assert not set(tokens) & set(range(17))
@@ -95,13 +126,20 @@ WORDS = [
 
 @pytest.mark.parametrize(("pre", "text", "words"), WORDS)
 def test_how_a_text_is_cut_into_words(pre: str, text: str, words: list[str]) -> None:
-    """Every word of the examples is one token of this vocabulary, and so is every two of them: only the cutting decides."""
+    """Every word of the examples is one token of this vocabulary, and so is every two of them: only
+    the cutting decides."""
     alphabet = sorted({character for word in words for character in word} | {"Ġ"})
     merges: list[str] = []
     for word in sorted({*words, text.replace(" ", "Ġ").replace("\n", "Ċ")}, key=len):
-        merges += [f"{word[:i]} {word[i]}" for i in range(1, len(word)) if f"{word[:i]} {word[i]}" not in merges]
+        merges += [
+            f"{word[:i]} {word[i]}"
+            for i in range(1, len(word))
+            if f"{word[:i]} {word[i]}" not in merges
+        ]
     tokens = list(dict.fromkeys([*alphabet, *(merge.replace(" ", "") for merge in merges)]))
-    tokenizer = byte_level(pre=pre, tokens=tokens, merges=merges, token_type=[1] * len(tokens), eos_token_id=None)
+    tokenizer = byte_level(
+        pre=pre, tokens=tokens, merges=merges, token_type=[1] * len(tokens), eos_token_id=None
+    )
     assert [tokens[id] for id in tokenizer.encode(text)] == words
 
 
@@ -119,8 +157,13 @@ def test_user_defined_tokens_are_found_in_text_and_control_tokens_are_not() -> N
 def test_a_control_token_that_merges_could_make() -> None:
     """ "ab" is a control token: neither merging nor taking a whole word may give it."""
     for pre in ("gpt-2", "llama-bpe"):
-        tokenizer = byte_level(pre=pre, tokens=["a", "b", "ab", "c", "bc"], token_type=[1, 1, 3, 1, 1],
-                               merges=["a b", "b c"], eos_token_id=2)
+        tokenizer = byte_level(
+            pre=pre,
+            tokens=["a", "b", "ab", "c", "bc"],
+            token_type=[1, 1, 3, 1, 1],
+            merges=["a b", "b c"],
+            eos_token_id=2,
+        )
         assert tokenizer.encode("ab") == [0, 1]
         assert tokenizer.encode("abc") == [0, 4]
         assert tokenizer.special_tokens == {"ab": 2}
@@ -133,21 +176,24 @@ def test_bos_is_added_by_default_as_the_family_does() -> None:
     assert byte_level(eot_token_id=5, eom_token_id=6).end_tokens[:2] == (5, 6)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"model": None}, "has no tokenizer"),
-    ({"model": "rwkv"}, "the kind 'rwkv'"),
-    ({"model": 3}, "tokenizer.ggml.model is 3"),
-    ({"pre": "unheard-of"}, "pre-tokenizer 'unheard-of' .* known are .*smollm"),
-    ({"tokens": None}, "tokens must list"),
-    ({"tokens": [1, 2]}, "tokens must list"),
-    ({"tokens": ["a", "a"], "token_type": [1, 1]}, "lists a token twice"),
-    ({"token_type": [1]}, "token_type must list 288"),
-    ({"merges": None}, "merges must list"),
-    ({"merges": ["nothing here"]}, "refused"),
-    ({"merges": ["nospace"]}, "refused"),
-    ({"eos_token_id": 288}, "eos_token_id is 288, outside"),
-    ({"bos_token_id": "x"}, "bos_token_id is 'x'"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None}, "has no tokenizer"),
+        ({"model": "rwkv"}, "the kind 'rwkv'"),
+        ({"model": 3}, "tokenizer.ggml.model is 3"),
+        ({"pre": "unheard-of"}, "pre-tokenizer 'unheard-of' .* known are .*smollm"),
+        ({"tokens": None}, "tokens must list"),
+        ({"tokens": [1, 2]}, "tokens must list"),
+        ({"tokens": ["a", "a"], "token_type": [1, 1]}, "lists a token twice"),
+        ({"token_type": [1]}, "token_type must list 288"),
+        ({"merges": None}, "merges must list"),
+        ({"merges": ["nothing here"]}, "refused"),
+        ({"merges": ["nospace"]}, "refused"),
+        ({"eos_token_id": 288}, "eos_token_id is 288, outside"),
+        ({"bos_token_id": "x"}, "bos_token_id is 'x'"),
+    ],
+)
 def test_metadata_that_is_wrong(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=rf"some\.gguf: .*{message}"):
         byte_level(**changes)
@@ -158,9 +204,18 @@ def sentencepiece_metadata(proto: bytes) -> tuple[SentencePieceProcessor, dict[s
     model = SentencePieceProcessor()
     model.LoadFromSerializedProto(proto)
     ids = range(model.vocab_size())
-    types = [2 if model.is_unknown(id) else 3 if model.is_control(id) else 6 if model.is_byte(id) else 1 for id in ids]
-    metadata = {"model": "llama", "tokens": [model.id_to_piece(id) for id in ids], "scores": [model.get_score(id) for id in ids],
-                "token_type": types, "bos_token_id": model.bos_id(), "eos_token_id": model.eos_id()}
+    types = [
+        2 if model.is_unknown(id) else 3 if model.is_control(id) else 6 if model.is_byte(id) else 1
+        for id in ids
+    ]
+    metadata = {
+        "model": "llama",
+        "tokens": [model.id_to_piece(id) for id in ids],
+        "scores": [model.get_score(id) for id in ids],
+        "token_type": types,
+        "bos_token_id": model.bos_id(),
+        "eos_token_id": model.eos_id(),
+    }
     return model, {"tokenizer.ggml." + key: value for key, value in metadata.items()}
 
 
@@ -170,13 +225,22 @@ def sentencepiece_pair() -> tuple[SentencePieceProcessor, Tokenizer]:
     return model, tokenizer_gguf(PATH, metadata)
 
 
-@given(st.one_of(st.text(max_size=20), st.lists(st.sampled_from(["the", " ", "small", "token", "<s>", "</s>", "42", "é", "\n"]),
-                                              max_size=12).map("".join)))
+@given(
+    st.one_of(
+        st.text(max_size=20),
+        st.lists(
+            st.sampled_from(["the", " ", "small", "token", "<s>", "</s>", "42", "é", "\n"]),
+            max_size=12,
+        ).map("".join),
+    )
+)
 def test_sentencepiece_pieces_tokenize_as_the_model_they_come_from(text: str) -> None:
     model, tokenizer = sentencepiece_pair()
     text = text.encode("utf-8", "replace").decode().replace("\0", "")
     if text:
-        assert tokenizer.encode(tokenizer.space_prefix + text) == model.encode(text), "the model itself puts a space before"
+        assert tokenizer.encode(tokenizer.space_prefix + text) == model.encode(text), (
+            "the model itself puts a space before"
+        )
     assert tokenizer.decode(tokenizer.encode(text)) == text.replace("\u2581", " ")
 
 
@@ -189,12 +253,18 @@ def test_sentencepiece_facts() -> None:
     assert tokenizer.token_bytes(3 + 10) == b"\n"
     assert not set(tokenizer.encode("<s></s><unk>")) & {0, 1, 2}
     _, metadata = sentencepiece_metadata(train())
-    assert tokenizer_gguf(PATH, metadata | {"tokenizer.ggml.add_space_prefix": False}).space_prefix == ""
+    assert (
+        tokenizer_gguf(PATH, metadata | {"tokenizer.ggml.add_space_prefix": False}).space_prefix
+        == ""
+    )
 
 
 def test_sentencepiece_pieces_that_are_wrong() -> None:
     _, metadata = sentencepiece_metadata(train())
     with pytest.raises(ModelError, match="SentencePiece refuses"):
-        tokenizer_gguf(PATH, metadata | {"tokenizer.ggml.token_type": [1] * len(metadata["tokenizer.ggml.tokens"])})
+        tokenizer_gguf(
+            PATH,
+            metadata | {"tokenizer.ggml.token_type": [1] * len(metadata["tokenizer.ggml.tokens"])},
+        )
     with pytest.raises(ModelError, match="scores must list"):
         tokenizer_gguf(PATH, metadata | {"tokenizer.ggml.scores": [0.0]})

@@ -26,7 +26,9 @@ def written(path: Path, change: Callable[[dict[str, Any]], Any] = lambda content
     return path / "tokenizer.json"
 
 
-def opened(path: Path, change: Callable[[dict[str, Any]], Any] = lambda content: None, **how: Any) -> Tokenizer:
+def opened(
+    path: Path, change: Callable[[dict[str, Any]], Any] = lambda content: None, **how: Any
+) -> Tokenizer:
     return tokenizer_json(written(path, change), vocabulary=288, **how)
 
 
@@ -34,7 +36,9 @@ def opened(path: Path, change: Callable[[dict[str, Any]], Any] = lambda content:
 @given(text=st.text(max_size=30))
 def test_plain_text_is_tokenized_as_the_library_does(tmp_path: Path, text: str) -> None:
     text = text.encode("utf-8", "replace").decode()
-    assert opened(tmp_path).encode(text) == Original.from_file(str(written(tmp_path))).encode(text).ids
+    assert (
+        opened(tmp_path).encode(text) == Original.from_file(str(written(tmp_path))).encode(text).ids
+    )
 
 
 def test_control_tokens_in_text_are_data(tmp_path: Path) -> None:
@@ -46,13 +50,19 @@ def test_control_tokens_in_text_are_data(tmp_path: Path) -> None:
 
 
 def test_the_unknown_token_does_not_come_from_text(tmp_path: Path) -> None:
-    """Some models name a control token as the unknown one: a character that the vocabulary lacks would forge it."""
+    """Some models name a control token as the unknown one: a character that the vocabulary lacks
+    would forge it."""
+
     def change(content: dict[str, Any]) -> None:
         content["model"]["unk_token"] = IM_END
-        content["model"]["vocab"] = {token: id for token, id in content["model"]["vocab"].items() if token != "z"}
+        content["model"]["vocab"] = {
+            token: id for token, id in content["model"]["vocab"].items() if token != "z"
+        }
         content["model"]["vocab"][IM_END] = TOKENS.index(IM_END)
 
-    assert Original.from_file(str(written(tmp_path, change))).encode("xzy").ids[1] == TOKENS.index(IM_END)
+    assert Original.from_file(str(written(tmp_path, change))).encode("xzy").ids[1] == TOKENS.index(
+        IM_END
+    )
     assert opened(tmp_path, change).encode("xzy") == [ord("x"), ord("y")]
 
 
@@ -71,18 +81,43 @@ def test_added_tokens_that_are_not_special_keep_their_ids(tmp_path: Path) -> Non
 
 def test_what_the_file_does_to_whole_prompts_is_told_not_done(tmp_path: Path) -> None:
     def change(content: dict[str, Any]) -> None:
-        content["post_processor"] = {"type": "Sequence", "processors": [
-            {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-            {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": BOS, "type_id": 0}},
-                                                      {"Sequence": {"id": "A", "type_id": 0}}],
-             "pair": [], "special_tokens": {BOS: {"id": BOS, "ids": [TOKENS.index(BOS)], "tokens": [BOS]}}},
-        ]}
+        content["post_processor"] = {
+            "type": "Sequence",
+            "processors": [
+                {
+                    "type": "ByteLevel",
+                    "add_prefix_space": True,
+                    "trim_offsets": True,
+                    "use_regex": True,
+                },
+                {
+                    "type": "TemplateProcessing",
+                    "single": [
+                        {"SpecialToken": {"id": BOS, "type_id": 0}},
+                        {"Sequence": {"id": "A", "type_id": 0}},
+                    ],
+                    "pair": [],
+                    "special_tokens": {
+                        BOS: {"id": BOS, "ids": [TOKENS.index(BOS)], "tokens": [BOS]}
+                    },
+                },
+            ],
+        }
         content["pre_tokenizer"]["add_prefix_space"] = True
-        content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+        content["truncation"] = {
+            "direction": "Right",
+            "max_length": 2,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        }
 
     tokenizer = opened(tmp_path, change)
     assert tokenizer.encode("abc") == [97, 98, 99]
-    assert (tokenizer.bos, tokenizer.adds_bos, tokenizer.space_prefix) == (TOKENS.index(BOS), True, " ")
+    assert (tokenizer.bos, tokenizer.adds_bos, tokenizer.space_prefix) == (
+        TOKENS.index(BOS),
+        True,
+        " ",
+    )
     assert not opened(tmp_path, change, adds_bos=False).adds_bos
     assert not opened(tmp_path, change, bos=IM_START).adds_bos
     plain = opened(tmp_path)
@@ -103,7 +138,9 @@ def test_ids_up_to_the_size_of_the_embedding(tmp_path: Path) -> None:
         tokenizer_json(written(tmp_path), vocabulary=200)
     smaller = tokenizer_json(written(tmp_path), vocabulary=282)
     assert IM_START in smaller.special_tokens
-    assert "<|spare5|>" not in smaller.special_tokens, "a control token that the embedding lacks cannot be used"
+    assert "<|spare5|>" not in smaller.special_tokens, (
+        "a control token that the embedding lacks cannot be used"
+    )
 
 
 def test_a_random_dropping_of_merges_is_turned_off(tmp_path: Path) -> None:
@@ -117,8 +154,12 @@ def sentencepiece_like(path: Path, model: Any, metaspace: bool) -> Path:
     if metaspace:
         original.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:
-        original.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    original.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        original.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    original.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     original.add_special_tokens(["<unk>", "<s>", "</s>"])
     original.save(str(path / "tokenizer.json"))
     return path / "tokenizer.json"
@@ -132,10 +173,19 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 def test_sentencepiece_like(tmp_path: Path, kind: str, metaspace: bool) -> None:
     pieces = ["<unk>", "<s>", "</s>", *BYTES, "▁", "a", "b", "<", "s", ">", "▁a", "ab", "▁ab"]
     if kind == "BPE":
-        model = models.BPE({piece: id for id, piece in enumerate(pieces)}, [("▁", "a"), ("a", "b"), ("▁a", "b")],
-                           unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+        model = models.BPE(
+            {piece: id for id, piece in enumerate(pieces)},
+            [("▁", "a"), ("a", "b"), ("▁a", "b")],
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
     else:
-        model = models.Unigram([(piece, -float(id) / 100) for id, piece in enumerate(pieces)], unk_id=0, byte_fallback=True)
+        model = models.Unigram(
+            [(piece, -float(id) / 100) for id, piece in enumerate(pieces)],
+            unk_id=0,
+            byte_fallback=True,
+        )
     path = sentencepiece_like(tmp_path, model, metaspace)
     tokenizer, original = tokenizer_json(path, vocabulary=300), Original.from_file(str(path))
     assert tokenizer.space_prefix == " "
@@ -149,16 +199,24 @@ def test_sentencepiece_like(tmp_path: Path, kind: str, metaspace: bool) -> None:
     assert tokenizer.decode(tokenizer.encode("a<s>")) == "a<s>"
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda content: content.update(model={"type": "WordPiece", "vocab": {}}), "the kind 'WordPiece'"),
-    (lambda content: content.update(pre_tokenizer=None, decoder=None), "neither a byte-level"),
-    (lambda content: content.pop("model"), "KeyError: 'model'"),
-    (lambda content: content["model"].update(vocab=[1]), "not a tokenizer.json"),
-    (lambda content: content["model"].update(merges=["no such"]), "refused"),
-    (lambda content: content["model"].update(merges=5), "not a tokenizer.json"),
-    (lambda content: content.update(added_tokens=[{"id": 1}]), "not a tokenizer.json"),
-])
-def test_a_file_that_is_wrong(tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda content: content.update(model={"type": "WordPiece", "vocab": {}}),
+            "the kind 'WordPiece'",
+        ),
+        (lambda content: content.update(pre_tokenizer=None, decoder=None), "neither a byte-level"),
+        (lambda content: content.pop("model"), "KeyError: 'model'"),
+        (lambda content: content["model"].update(vocab=[1]), "not a tokenizer.json"),
+        (lambda content: content["model"].update(merges=["no such"]), "refused"),
+        (lambda content: content["model"].update(merges=5), "not a tokenizer.json"),
+        (lambda content: content.update(added_tokens=[{"id": 1}]), "not a tokenizer.json"),
+    ],
+)
+def test_a_file_that_is_wrong(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
     with pytest.raises(ModelError, match=rf"tokenizer\.json: .*{message}"):
         opened(tmp_path, change)
 

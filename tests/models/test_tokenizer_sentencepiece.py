@@ -15,7 +15,10 @@ from asgl.models.tokenizer_sentencepiece import tokenizer_model
 
 texts = st.one_of(
     st.text(max_size=20),
-    st.lists(st.sampled_from(["the", " ", "small", "token", "<s>", "</s>", "<tool>", "42", "é", "\n"]), max_size=12).map("".join),
+    st.lists(
+        st.sampled_from(["the", " ", "small", "token", "<s>", "</s>", "<tool>", "42", "é", "\n"]),
+        max_size=12,
+    ).map("".join),
 )
 
 
@@ -52,7 +55,11 @@ def test_runs_are_composed_without_spaces_between(folder: Path) -> None:
 def test_facts(folder: Path) -> None:
     model, tokenizer = pair("bpe", folder)
     assert tokenizer.space_prefix == " "
-    assert (tokenizer.bos, tokenizer.adds_bos, tokenizer.end_tokens) == (model.bos_id(), True, (model.eos_id(),))
+    assert (tokenizer.bos, tokenizer.adds_bos, tokenizer.end_tokens) == (
+        model.bos_id(),
+        True,
+        (model.eos_id(),),
+    )
     assert tokenizer.vocabulary == 400
     tool = model.piece_to_id("<tool>")
     assert tool in tokenizer.encode("a<tool>b"), "user-defined symbols are text"

@@ -1,4 +1,5 @@
-"""What templates of three kinds write around calls and results; and those that are not understood."""
+"""What templates of three kinds write around calls and results; and those that are not
+understood."""
 
 from __future__ import annotations
 
@@ -29,18 +30,47 @@ def test_what_was_found_put_together_is_what_the_template_writes() -> None:
     template = ChatTemplate(WRAPPED)
     parts = tool_parts(template)
     assert parts is not None
-    tool = {"type": "function", "function": {"name": "f", "description": "x", "parameters": {"type": "object", "properties": {}}}}
-    calls: list[Any] = [{"type": "function", "function": {"name": "f", "arguments": {"a": [1]}}},
-                        {"type": "function", "function": {"name": "g", "arguments": {}}}]
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "f",
+            "description": "x",
+            "parameters": {"type": "object", "properties": {}},
+        },
+    }
+    calls: list[Any] = [
+        {"type": "function", "function": {"name": "f", "arguments": {"a": [1]}}},
+        {"type": "function", "function": {"name": "g", "arguments": {}}},
+    ]
     system = system_with_tools(template, [tool])
     user = template.role_parts("user")
-    text = (system.prefix + "Be good." + system.suffix + user.prefix + "Hi" + user.suffix + parts.before
-            + '{"name": "f", "arguments": {"a": [1]}}' + str(parts.between_calls) + '{"name": "g", "arguments": {}}'
-            + parts.middle + "one" + parts.between_results + "two" + parts.after)
-    assert text == template.render([
-        {"role": "system", "content": "Be good."}, {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "", "tool_calls": calls},
-        {"role": "tool", "content": "one"}, {"role": "tool", "content": "two"}], tools=[tool])
+    text = (
+        system.prefix
+        + "Be good."
+        + system.suffix
+        + user.prefix
+        + "Hi"
+        + user.suffix
+        + parts.before
+        + '{"name": "f", "arguments": {"a": [1]}}'
+        + str(parts.between_calls)
+        + '{"name": "g", "arguments": {}}'
+        + parts.middle
+        + "one"
+        + parts.between_results
+        + "two"
+        + parts.after
+    )
+    assert text == template.render(
+        [
+            {"role": "system", "content": "Be good."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+            {"role": "tool", "content": "one"},
+            {"role": "tool", "content": "two"},
+        ],
+        tools=[tool],
+    )
 
 
 def test_results_as_json_texts_and_tools_in_the_message_of_the_system() -> None:
@@ -56,14 +86,27 @@ def test_results_as_json_texts_and_tools_in_the_message_of_the_system() -> None:
 
 def test_calls_as_a_list_and_calls_with_ids() -> None:
     parts = tool_parts(ChatTemplate(MISTRAL, bos="<s>", eos="</s>"))
-    assert parts == ToolParts("[CALLS] [", "name", "arguments", ", ", "]</s>[RESULT] ", "[/RESULT][RESULT] ", "[/RESULT]", False)
+    assert parts == ToolParts(
+        "[CALLS] [",
+        "name",
+        "arguments",
+        ", ",
+        "]</s>[RESULT] ",
+        "[/RESULT][RESULT] ",
+        "[/RESULT]",
+        False,
+    )
     assert tool_parts(ChatTemplate(MISTRAL_WITH_IDS, bos="<s>", eos="</s>")) is None
 
 
 def test_bare_calls_one_at_a_time() -> None:
     parts = tool_parts(ChatTemplate(BARE, bos="<s>"))
     assert parts is not None
-    assert (parts.before, parts.arguments_key, parts.between_calls) == ("<|h|>assistant<|/h|>", "parameters", None)
+    assert (parts.before, parts.arguments_key, parts.between_calls) == (
+        "<|h|>assistant<|/h|>",
+        "parameters",
+        None,
+    )
     assert (parts.middle, parts.after) == ("<|e|><|h|>ipython<|/h|>", "<|e|>")
 
 
@@ -71,7 +114,10 @@ def test_templates_that_are_not_understood_know_no_tools() -> None:
     plain = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
     assert tool_parts(ChatTemplate(plain)) is None
     assert tool_parts(ChatTemplate(plain + "{# tools #}")) is None
-    assert tool_parts(ChatTemplate("{% if tools %}{{ nonsense.nothing.at_all }}{% endif %}" + plain)) is None
+    assert (
+        tool_parts(ChatTemplate("{% if tools %}{{ nonsense.nothing.at_all }}{% endif %}" + plain))
+        is None
+    )
     assert NUMBERED != WRAPPED
     assert tool_parts(ChatTemplate(NUMBERED)) is None
     assert tool_parts(None) is None

@@ -1,4 +1,5 @@
-"""Forced tokens: appended at once, computed together, whatever else happens to the request meanwhile."""
+"""Forced tokens: appended at once, computed together, whatever else happens to the request
+meanwhile."""
 
 from __future__ import annotations
 
@@ -16,10 +17,13 @@ EVERYTHING = (1 << VOCABULARY).to_bytes(8, "little")
 
 
 class Script:
-    """A grammar of fixed stretches: a gap of n is n tokens of any kind, a list is tokens that must come."""
+    """A grammar of fixed stretches: a gap of n is n tokens of any kind, a list is tokens that must
+    come."""
 
     def __init__(self, parts: Sequence[int | list[int]], end: int | None = None) -> None:
-        self.left: list[int | None] = [token for part in parts for token in (part if isinstance(part, list) else [None] * part)]
+        self.left: list[int | None] = [
+            token for part in parts for token in (part if isinstance(part, list) else [None] * part)
+        ]
         self.end = end
         self.error = None
         self.accepting = False
@@ -37,7 +41,9 @@ class Script:
         return token_id == self.end
 
     def forced(self) -> list[int]:
-        count = next((place for place, token in enumerate(self.left) if token is None), len(self.left))
+        count = next(
+            (place for place, token in enumerate(self.left) if token is None), len(self.left)
+        )
         return [token for token in self.left[:count] if token is not None]
 
     def mask(self, banned: Iterable[int], /) -> bytes:
@@ -49,7 +55,9 @@ class Script:
         assert expected in (None, token_id)
 
 
-def expected(prompt: Sequence[int], parts: Sequence[int | list[int]], most: int = 1000) -> list[int]:
+def expected(
+    prompt: Sequence[int], parts: Sequence[int | list[int]], most: int = 1000
+) -> list[int]:
     """What a request generates: in the gaps what the runner samples."""
     state, found = sequence_hash(prompt), list[int]()
     for part in parts:
@@ -59,7 +67,15 @@ def expected(prompt: Sequence[int], parts: Sequence[int | list[int]], most: int 
     return found[:most]
 
 
-PARTS: list[int | list[int]] = [[1, 2, 3, 4], 2, [5, 6, 7, 8, 9, 10], 1, [11, 12, 13, 14, 15], 3, [16]]
+PARTS: list[int | list[int]] = [
+    [1, 2, 3, 4],
+    2,
+    [5, 6, 7, 8, 9, 10],
+    1,
+    [11, 12, 13, 14, 15],
+    3,
+    [16],
+]
 
 
 def test_forced_tokens_are_computed_in_one_row_of_the_next_step():
@@ -70,7 +86,14 @@ def test_forced_tokens_are_computed_in_one_row_of_the_next_step():
     assert harness.outputs[0] == expected(tokens(5), PARTS)
     assert harness.ended[0] == "grammar"
     lengths = [plan.tokens for plan in harness.runner.steps]
-    assert lengths == [9, 1, 7, 6, 1, 1]  # the prompt and four; then gaps one by one, each row with what was forced before
+    assert lengths == [
+        9,
+        1,
+        7,
+        6,
+        1,
+        1,
+    ]  # the prompt and four; then gaps one by one, each row with what was forced before
     assert harness.scheduler.counters.forced_tokens == 16
     assert harness.scheduler.counters.generated_tokens == 22
     assert len(grammar.masks) == 6
@@ -89,8 +112,12 @@ def test_without_jumps_the_same_tokens_are_asked_for_one_by_one():
 
 def test_with_log_probabilities_nothing_is_appended_that_was_not_sampled():
     harness = Harness(200)
-    harness.submit(tokens(5), max_tokens=100, grammar=Script([[1, 2], 1]), spec=SamplingSpec(logprobs=2))
-    with pytest.raises(AssertionError):  # the runner, which knows no masks, samples another token than the forced one
+    harness.submit(
+        tokens(5), max_tokens=100, grammar=Script([[1, 2], 1]), spec=SamplingSpec(logprobs=2)
+    )
+    with pytest.raises(
+        AssertionError
+    ):  # the runner, which knows no masks, samples another token than the forced one
         harness.run()
     assert harness.scheduler.counters.forced_tokens == 0
 
@@ -121,7 +148,9 @@ def test_max_tokens_ends_forced_tokens_too(most):
 
 def test_a_stop_inside_of_forced_tokens():
     harness = Harness(200)
-    harness.submit(tokens(5), max_tokens=100, grammar=Script([1, [60, 61, 62, 63], 1]), output=StopAt(62))
+    harness.submit(
+        tokens(5), max_tokens=100, grammar=Script([1, [60, 61, 62, 63], 1]), output=StopAt(62)
+    )
     harness.run()
     assert harness.outputs[0] == [*expected(tokens(5), [1]), 60, 61, 62]
     assert harness.ended[0] == "stop"
@@ -150,15 +179,23 @@ def test_tokens_banned_for_now_are_the_grammar_s_to_judge():
 
 
 def random_parts(generator: random.Random) -> list[int | list[int]]:
-    return [generator.randint(1, 4) if generator.random() < 0.5 else
-            [generator.randrange(VOCABULARY) for _ in range(generator.randint(1, 12))] for _ in range(generator.randint(1, 7))]
+    return [
+        generator.randint(1, 4)
+        if generator.random() < 0.5
+        else [generator.randrange(VOCABULARY) for _ in range(generator.randint(1, 12))]
+        for _ in range(generator.randint(1, 7))
+    ]
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_any_mixture_chunked_retracted_cancelled_and_failed(seed):
     generator = random.Random(seed)
-    harness = Harness(generator.randint(90, 200), max_batch_tokens=generator.choice([3, 8, 64]),
-                      max_running=generator.choice([2, 8]), steps_in_flight=1 + seed % 2)
+    harness = Harness(
+        generator.randint(90, 200),
+        max_batch_tokens=generator.choice([3, 8, 64]),
+        max_running=generator.choice([2, 8]),
+        steps_in_flight=1 + seed % 2,
+    )
     wanted: dict[int, list[int]] = {}
     for _ in range(25):
         prompt = tokens(generator.randint(1, 20), seed=generator.randrange(3))
@@ -188,7 +225,9 @@ def test_forced_tokens_outgrow_the_cache_and_the_request_goes_on_later():
     harness = Harness(64)
     harness.submit(tokens(8, seed=9), max_tokens=50)
     harness.run()
-    harness.scheduler.admission.reserve_share = 0.1  # as after a long time without a retraction: many are admitted at once
+    harness.scheduler.admission.reserve_share = (
+        0.1  # as after a long time without a retraction: many are admitted at once
+    )
     parts: list[int | list[int]] = [1, list(range(20)), 3, list(range(10))]
     for number in range(6):
         harness.submit(tokens(8, seed=number), max_tokens=40, grammar=Script(parts))
@@ -204,6 +243,10 @@ def test_rows_of_forced_tokens_share_a_step_with_decodes():
     harness.submit(tokens(5), max_tokens=100, grammar=Script([1, [1, 2, 3], 2]))
     harness.submit(tokens(5, seed=1), max_tokens=6)
     harness.run()
-    mixed = [plan for plan in harness.runner.steps if isinstance(plan, StepPlan) and plan.decode_rows == 1 and plan.rows == 2]
+    mixed = [
+        plan
+        for plan in harness.runner.steps
+        if isinstance(plan, StepPlan) and plan.decode_rows == 1 and plan.rows == 2
+    ]
     assert [plan.tokens for plan in mixed] == [5]
     assert len(harness.runner.steps) == 6

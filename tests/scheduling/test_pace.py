@@ -71,6 +71,10 @@ def test_decodes_beside_a_long_prompt(seconds, longest):
     harness.step()
     harness.submit(tokens(1000, 1), max_tokens=1)
     harness.run()
-    mixed = [plan.tokens for plan in harness.runner.steps if plan.decode_rows and plan.rows > plan.decode_rows]
+    mixed = [
+        plan.tokens
+        for plan in harness.runner.steps
+        if plan.decode_rows and plan.rows > plan.decode_rows
+    ]
     assert max(mixed) == longest if seconds is None else max(mixed) <= longest
     harness.verify_ended()

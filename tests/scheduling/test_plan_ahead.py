@@ -1,4 +1,5 @@
-"""Planning a step while another is in flight: what is pending, what is waited for, and what becomes of a wrong guess."""
+"""Planning a step while another is in flight: what is pending, what is waited for, and what becomes
+of a wrong guess."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ def test_a_row_goes_on_with_what_the_step_in_flight_samples():
     assert two.continued == (Continued(0, 0), Continued(1, 1))
     assert list(two.input_ids) == [0, 0]
     assert list(two.positions) == [3, 2]
-    assert [(row.request_id, row.draw, row.banned) for row in two.samples] == [(first.id, 1, (7,)), (second.id, 1, ())]
+    assert [(row.request_id, row.draw, row.banned) for row in two.samples] == [
+        (first.id, 1, (7,)),
+        (second.id, 1, ()),
+    ]
     with pytest.raises(InternalError, match="while 2 are in flight"):
         harness.scheduler.plan()
     harness.run()
@@ -76,8 +80,11 @@ def test_a_stop_leaves_a_row_behind_whose_token_is_cached_when_its_step_has_retu
     harness.verify_idle()
 
 
-@pytest.mark.parametrize("options", [{"spec": SamplingSpec(presence_penalty=1.0)}, {"grammar": Script([8])}],
-                         ids=["penalty", "grammar"])
+@pytest.mark.parametrize(
+    "options",
+    [{"spec": SamplingSpec(presence_penalty=1.0)}, {"grammar": Script([8])}],
+    ids=["penalty", "grammar"],
+)
 def test_what_must_know_the_token_is_waited_for(options):
     """By all: else one of them would have every other step only."""
     harness = ahead()
@@ -195,7 +202,8 @@ def test_thousands_of_pins_yield_to_who_could_not_go_on(steps_in_flight):
 
 
 def test_what_a_cancelled_request_computes_of_tokens_that_are_known_is_cached():
-    """The first of the two in flight goes on with a token that was committed since, the second with one that nobody will know."""
+    """The first of the two in flight goes on with a token that was committed since, the second with
+    one that nobody will know."""
     harness = ahead()
     request = harness.submit(tokens(5), max_tokens=50)
     harness.begin()
@@ -223,8 +231,12 @@ def test_the_same_tokens_as_one_step_at_a_time(seed):
         for number in range(20):
             output = StopAt(generator.randrange(50)) if generator.random() < 0.5 else None
             spec = SamplingSpec(frequency_penalty=float(generator.random() < 0.1))
-            harness.submit(tokens(generator.randint(1, 30), number % 5), max_tokens=generator.randint(1, 40), output=output,
-                           spec=spec)
+            harness.submit(
+                tokens(generator.randint(1, 30), number % 5),
+                max_tokens=generator.randint(1, 40),
+                output=output,
+                spec=spec,
+            )
         harness.run()
         harness.verify_ended()
         harness.verify_idle()

@@ -40,7 +40,9 @@ def cache() -> RadixCache:
     """1 2 3 -> (4 5), (6 7);   8 9"""
     cache = RadixCache()
     for start, sequence in enumerate([[1, 2, 3, 4, 5], [1, 2, 3, 6, 7], [8, 9]]):
-        cache.insert(array(INT, sequence), array(INT, range(10 * start, 10 * start + len(sequence))), None)
+        cache.insert(
+            array(INT, sequence), array(INT, range(10 * start, 10 * start + len(sequence))), None
+        )
     return cache
 
 
@@ -48,11 +50,14 @@ SEQUENCES = [[8, 9, 0], [1, 2, 3, 4, 0], [1, 2, 3, 6, 7], [9], [1, 2, 3, 6, 7, 1
 
 
 # depth-first begins below 8 9, which was used last, and then takes the subtree 1 2 3 whole
-@pytest.mark.parametrize(("policy", "order"), [
-    ("lpm", [2, 4, 1, 0, 5, 3]),
-    ("fcfs", [0, 1, 2, 3, 4, 5]),
-    ("dfs-weight", [0, 2, 4, 1, 5, 3]),
-])
+@pytest.mark.parametrize(
+    ("policy", "order"),
+    [
+        ("lpm", [2, 4, 1, 0, 5, 3]),
+        ("fcfs", [0, 1, 2, 3, 4, 5]),
+        ("dfs-weight", [0, 2, 4, 1, 5, 3]),
+    ],
+)
 def test_orders(cache, policy, order):
     queue = make_queue(policy)
     for number, sequence in enumerate(SEQUENCES):
@@ -64,7 +69,10 @@ def test_orders(cache, policy, order):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_higher_priorities_come_first_and_removed_requests_do_not_come(cache, policy):
     queue = make_queue(policy)
-    requests = [waiting(cache, number, sequence, priority=number % 2) for number, sequence in enumerate(SEQUENCES)]
+    requests = [
+        waiting(cache, number, sequence, priority=number % 2)
+        for number, sequence in enumerate(SEQUENCES)
+    ]
     for request in requests:
         queue.push(request)
     queue.remove(requests[3])
@@ -85,12 +93,16 @@ def test_random_is_reproducible_and_no_order_of_arrival(cache):
     assert orders[0] == orders[1] != list(range(50))
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12),
-       st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12))
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12),
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12),
+)
 def test_depth_first_visits_each_subtree_in_one_go(cached, sequences):
     cache = RadixCache()
     for start, sequence in enumerate(cached):
-        cache.insert(array(INT, sequence), array(INT, range(10 * start, 10 * start + len(sequence))), None)
+        cache.insert(
+            array(INT, sequence), array(INT, range(10 * start, 10 * start + len(sequence))), None
+        )
     queue = make_queue("dfs-weight")
     requests = [waiting(cache, number, sequence) for number, sequence in enumerate(sequences)]
     for request in requests:
@@ -98,7 +110,9 @@ def test_depth_first_visits_each_subtree_in_one_go(cached, sequences):
     order = [requests[number] for number in drained(queue)]
     assert len(order) == len(requests)
     for node in cache.nodes():
-        inside = [index for index, request in enumerate(order) if node in list(request.watched_at.path())]
+        inside = [
+            index for index, request in enumerate(order) if node in list(request.watched_at.path())
+        ]
         assert not inside or inside == list(range(inside[0], inside[-1] + 1))
 
 
@@ -125,7 +139,10 @@ def test_a_flood_in_one_namespace_does_not_starve_another():
         harness.submit(tokens(20, number), max_tokens=10, namespace="flood")
     for _ in range(30):
         harness.step()
-    quiet = [harness.submit(tokens(20, 1000 + number), max_tokens=10, namespace="quiet") for number in range(5)]
+    quiet = [
+        harness.submit(tokens(20, 1000 + number), max_tokens=10, namespace="quiet")
+        for number in range(5)
+    ]
     ended_before = len(harness.ended)
     while not all(request.id in harness.ended for request in quiet):
         harness.step()
@@ -169,7 +186,8 @@ def test_a_namespace_that_was_idle_has_saved_up_nothing():
 
 
 def flood_of_namespaces(queue: Waiting) -> Iterator[str]:
-    """Requests of one token each, every one of a namespace of its own; eight wait at any time. Names those that are served."""
+    """Requests of one token each, every one of a namespace of its own; eight wait at any time.
+    Names those that are served."""
     for number in range(100_000):
         queue.push(Request(0, [1], namespace=f"flood {number}"))
         if number >= 8:
@@ -193,7 +211,8 @@ def test_a_flood_of_namespaces_does_not_starve_one_that_had_more_than_its_share(
     queue.push(Request(0, [1], namespace="greedy"))
     queue.push(Request(0, [1], namespace="modest"))
     order = [next(flood) for _ in range(2000)]
-    # it has had 101 tokens: until everybody else has had as many, eight or nine at a time, it waits, and no longer
+    # it has had 101 tokens: until everybody else has had as many, eight or nine at a time, it
+    # waits, and no longer
     assert order.index("modest") < 20
     assert 500 < order.index("greedy") < 900
 
@@ -207,7 +226,8 @@ def test_a_flood_of_namespaces_leaves_nothing_behind():
 
 
 def test_many_namespaces_take_turns_by_what_their_requests_cost():
-    """A model of the queue: of those with the least virtual time one is next, and as many wait as were put in."""
+    """A model of the queue: of those with the least virtual time one is next, and as many wait as
+    were put in."""
     generator = random.Random(0)
     queue = Waiting(lambda: make_queue("fcfs"))
     alive: list[Request] = []
@@ -234,14 +254,17 @@ def test_many_namespaces_take_turns_by_what_their_requests_cost():
 
 @pytest.mark.parametrize("policy", ["lpm", "aged-lpm"])
 def test_what_comes_and_goes_behind_others_leaves_nothing_behind(policy):
-    """Requests that are cancelled in a queue that is never empty: their entries would come up last, so never."""
+    """Requests that are cancelled in a queue that is never empty: their entries would come up last,
+    so never."""
     harness = Harness(200, max_running=1, policy=policy)
     harness.submit(tokens(10), max_tokens=150, namespace="served")
     harness.step()
     harness.submit(tokens(10, 1), max_tokens=5)
     for number in range(1000):
         for namespace in (None, "served"):
-            harness.scheduler.cancel(harness.submit(tokens(5, number), max_tokens=5, namespace=namespace))
+            harness.scheduler.cancel(
+                harness.submit(tokens(5, number), max_tokens=5, namespace=namespace)
+            )
     queue = harness.scheduler.admission._queue
     assert len(queue) == 1
     assert len(queue._queues[None]._heap) < 100
@@ -253,8 +276,8 @@ def test_what_comes_and_goes_behind_others_leaves_nothing_behind(policy):
 
 
 def run_adversary(policy: str, patience: int = 500) -> tuple[int, int]:
-    """An endless stream of requests that share a cached prefix, against a loner that shares nothing. How many tokens were
-    computed while the loner waited, and the bound."""
+    """An endless stream of requests that share a cached prefix, against a loner that shares
+    nothing. How many tokens were computed while the loner waited, and the bound."""
     harness = Harness(250, max_running=4, max_batch_tokens=64, policy=policy, patience=patience)
     shared = tokens(100, 1)
     generator = random.Random(0)
@@ -329,11 +352,16 @@ def test_namespaces_are_counted_apart():
         harness.run()
     seen = harness.scheduler.counters.namespaces
     assert (seen[None].prompt_tokens, seen[None].cached_tokens) == (40, 0)
-    assert (seen["a"].prompt_tokens, seen["a"].cached_tokens, seen["a"].generated_tokens) == (80, 39, 6)
+    assert (seen["a"].prompt_tokens, seen["a"].cached_tokens, seen["a"].generated_tokens) == (
+        80,
+        39,
+        6,
+    )
 
 
 def test_the_namespaces_that_are_counted_last_are_kept():
-    """A flood of namespaces that come once does not drop the counts of one that comes again and again."""
+    """A flood of namespaces that come once does not drop the counts of one that comes again and
+    again."""
     counters = Counters()
     for number in range(3000):
         for namespace in (None, str(number)):

@@ -28,7 +28,8 @@ class Waiting:
 
 
 class RadixMachine(RuleBasedStateMachine):
-    """Random insertions, matches, locks, evictions and watchers. Slots are never used twice, so each names its token."""
+    """Random insertions, matches, locks, evictions and watchers. Slots are never used twice, so
+    each names its token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,14 +55,18 @@ class RadixMachine(RuleBasedStateMachine):
         assert existing == expected
         for end in range(existing + 1, len(tokens) + 1):
             self.model[namespace, tuple(tokens[:end])] = slots[end - 1]
-        assert list(tree_slots) == [self.model[namespace, tuple(tokens[:end])] for end in range(1, len(tokens) + 1)]
+        assert list(tree_slots) == [
+            self.model[namespace, tuple(tokens[:end])] for end in range(1, len(tokens) + 1)
+        ]
         assert node.depth == len(tokens)
 
     @rule(tokens=TOKENS, namespace=NAMESPACES, limit=st.integers(0, 9), lock=st.booleans())
     def match(self, tokens, namespace, limit, lock):
         expected = min(self.longest(tokens, namespace), limit)
         node, slots = self.cache.match(ints(tokens), namespace, limit)
-        assert list(slots) == [self.model[namespace, tuple(tokens[:end])] for end in range(1, expected + 1)]
+        assert list(slots) == [
+            self.model[namespace, tuple(tokens[:end])] for end in range(1, expected + 1)
+        ]
         assert node.depth == expected
         if lock:
             self.cache.lock(node)
@@ -115,7 +120,9 @@ class RadixMachine(RuleBasedStateMachine):
 
 
 TestRadixCache = RadixMachine.TestCase
-TestRadixCache.settings = settings(max_examples=3 * settings.default.max_examples, stateful_step_count=40)
+TestRadixCache.settings = settings(
+    max_examples=3 * settings.default.max_examples, stateful_step_count=40
+)
 
 
 def filled(*sequences: list[int]) -> RadixCache[Waiting]:
@@ -173,13 +180,16 @@ def test_a_namespace_leaves_nothing_behind():
     assert not cache._roots
 
 
-@pytest.mark.parametrize(("a", "b", "at", "expected"), [
-    ([1, 2, 3], [1, 2, 3], 0, 3),
-    ([1, 2, 3], [1, 2, 4], 0, 2),
-    ([1, 2, 3], [9, 1, 2], 1, 2),
-    ([1], [2], 0, 0),
-    ([], [1], 0, 0),
-    ([1, 2], [1], 0, 1),
-])
+@pytest.mark.parametrize(
+    ("a", "b", "at", "expected"),
+    [
+        ([1, 2, 3], [1, 2, 3], 0, 3),
+        ([1, 2, 3], [1, 2, 4], 0, 2),
+        ([1, 2, 3], [9, 1, 2], 1, 2),
+        ([1], [2], 0, 0),
+        ([], [1], 0, 0),
+        ([1, 2], [1], 0, 1),
+    ],
+)
 def test_common_prefix(a, b, at, expected):
     assert common_prefix(ints(a), ints(b), at) == expected

@@ -1,4 +1,5 @@
-"""The scheduler with a runner that knows what every slot must hold, under random submissions, cancels and failures."""
+"""The scheduler with a runner that knows what every slot must hold, under random submissions,
+cancels and failures."""
 
 from __future__ import annotations
 
@@ -27,8 +28,12 @@ TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=24)
 
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
-        capacity=st.integers(30, 120), max_batch_tokens=st.integers(4, 40), max_running=st.integers(1, 6),
-        policy=st.sampled_from(POLICIES), patience=st.integers(10, 200), share_in_batch=st.sampled_from([True, True, False]),
+        capacity=st.integers(30, 120),
+        max_batch_tokens=st.integers(4, 40),
+        max_running=st.integers(1, 6),
+        policy=st.sampled_from(POLICIES),
+        patience=st.integers(10, 200),
+        share_in_batch=st.sampled_from([True, True, False]),
         steps_in_flight=st.integers(1, 2),
     )
     def start(self, capacity, **options):
@@ -36,11 +41,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pins: list[int] = []
         self.loads: list[array[int]] = []
 
-    @rule(prompt=TOKENS, max_tokens=st.integers(0, 12), namespace=st.sampled_from([None, "salt"]),
-          priority=st.integers(0, 1))
+    @rule(
+        prompt=TOKENS,
+        max_tokens=st.integers(0, 12),
+        namespace=st.sampled_from([None, "salt"]),
+        priority=st.integers(0, 1),
+    )
     def submit(self, prompt, max_tokens, namespace, priority):
         with suppress(CapacityError):
-            self.harness.submit(prompt, max_tokens=max_tokens, namespace=namespace, priority=priority)
+            self.harness.submit(
+                prompt, max_tokens=max_tokens, namespace=namespace, priority=priority
+            )
 
     @rule(prompt=TOKENS, max_tokens=st.integers(1, 12), stop=st.integers(0, VOCABULARY - 1))
     def submit_with_a_stop(self, prompt, max_tokens, stop):
@@ -50,14 +61,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(prompt=TOKENS, max_tokens=st.integers(1, 8))
     def submit_penalised(self, prompt, max_tokens):
         with suppress(CapacityError):
-            self.harness.submit(prompt, max_tokens=max_tokens, spec=SamplingSpec(repetition_penalty=1.2))
+            self.harness.submit(
+                prompt, max_tokens=max_tokens, spec=SamplingSpec(repetition_penalty=1.2)
+            )
 
     @rule(prompt=TOKENS, tail=TOKENS, forks=st.integers(2, 5), max_tokens=st.integers(1, 8))
     def fork(self, prompt, tail, forks, max_tokens):
         for branch in range(forks):
             self.submit([*prompt, branch % 3, *tail], max_tokens, None, 0)
 
-    @rule(prompt=TOKENS, options=st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=5))
+    @rule(
+        prompt=TOKENS,
+        options=st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=5),
+    )
     def score(self, prompt, options):
         harness = self.harness
         request = ScoreRequest(len(harness.requests), prompt, options)
@@ -65,7 +81,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             harness.scheduler.submit(request)
             harness.requests[request.id] = request
 
-    @rule(prompt=TOKENS, options=st.lists(st.lists(st.integers(0, 5), max_size=12), min_size=8, max_size=40))
+    @rule(
+        prompt=TOKENS,
+        options=st.lists(st.lists(st.integers(0, 5), max_size=12), min_size=8, max_size=40),
+    )
     def score_many(self, prompt, options):
         self.score(prompt, options)
 
@@ -131,7 +150,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.end_load()
             self.harness.run()
             self.harness.verify_ended()
-            assert all(request.admissions <= 2 for request in self.harness.requests.values()), "one was retracted twice"
+            assert all(request.admissions <= 2 for request in self.harness.requests.values()), (
+                "one was retracted twice"
+            )
             for number in self.pins:
                 self.harness.scheduler.ledger.unpin(number)
             self.harness.verify_idle()
@@ -139,7 +160,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=2 * settings.default.max_examples, stateful_step_count=40)
+TestSchedulerMachine.settings = settings(
+    max_examples=2 * settings.default.max_examples, stateful_step_count=40
+)
 
 
 def test_a_request_alone():
@@ -187,7 +210,10 @@ def test_shared_prefixes_are_named_to_the_runner():
 
 def submit_branches(harness: Harness, count: int, *, prefix: int = 100, **options) -> list[Request]:
     """Prompts that differ in their last token."""
-    return [harness.submit([*tokens(prefix), branch], max_tokens=2, **options) for branch in range(count)]
+    return [
+        harness.submit([*tokens(prefix), branch], max_tokens=2, **options)
+        for branch in range(count)
+    ]
 
 
 def test_prompts_of_one_step_share_what_it_computes():
@@ -209,8 +235,10 @@ def test_who_borrows_lends_too():
     """The third request shares with the second what that does not share with the first."""
     harness = Harness(1000)
     root, more = tokens(50), tokens(30, 1)
-    first, second, third = (harness.submit(prompt, max_tokens=2) for prompt in
-                            ([*root, 1, 2], [*root, *more, 3], [*root, *more, 4]))
+    first, second, third = (
+        harness.submit(prompt, max_tokens=2)
+        for prompt in ([*root, 1, 2], [*root, *more, 3], [*root, *more, 4])
+    )
     harness.begin()
     assert (second.lender, third.lender) == (first, second)
     assert (second.borrowed, third.borrowed) == (50, 80)
@@ -279,7 +307,9 @@ def test_a_failed_step_ends_its_loans(retracted):
     assert [len(request.slots) for request in requests] == [0, 0]
     harness.scheduler._retract(requests[retracted])
     harness.run()
-    assert harness.runner.computed_tokens == 102 + 102 + 2  # what failed once more, and each token once
+    assert (
+        harness.runner.computed_tokens == 102 + 102 + 2
+    )  # what failed once more, and each token once
     harness.verify_ended()
     harness.verify_idle()
 
@@ -299,8 +329,9 @@ def test_a_second_step_borrows_of_the_one_in_flight():
 
 
 def test_a_loan_over_two_steps_follows_the_lender_to_the_slots_of_the_cache():
-    """What the first of them computed another request had generated. That ends meanwhile, so that the cache keeps its slots and
-    the lender's are free again: the borrower must not go on with those."""
+    """What the first of them computed another request had generated. That ends meanwhile, so that
+    the cache keeps its slots and the lender's are free again: the borrower must not go on with
+    those."""
     harness = Harness(1000, max_batch_tokens=64, steps_in_flight=2)
     beginning = tokens(40)
     generation = harness.submit(beginning, max_tokens=60)
@@ -340,7 +371,8 @@ def test_a_loan_that_does_not_fit_is_no_loan():
 
 
 def test_what_a_step_has_taken_is_reserved_no_more():
-    """Two prompts and two branches of one fill the cache in one step: the room of each counts once."""
+    """Two prompts and two branches of one fill the cache in one step: the room of each counts
+    once."""
     harness = Harness(262)
     strangers = [harness.submit(tokens(80, number), max_tokens=1) for number in range(2)]
     branches = submit_branches(harness, 2)
@@ -375,7 +407,9 @@ def test_lpm_admits_what_is_cached_first_and_fcfs_does_not():
         stranger = harness.submit(tokens(40, 2), max_tokens=1)
         relative = harness.submit([*cached, 1], max_tokens=1)
         harness.run()
-        orders[policy] = [number for number in harness.ended if number in (stranger.id, relative.id)]
+        orders[policy] = [
+            number for number in harness.ended if number in (stranger.id, relative.id)
+        ]
     assert orders == {"lpm": [2, 1], "fcfs": [1, 2]}
 
 
@@ -385,7 +419,9 @@ def test_long_prompts_are_computed_beside_running_decodes():
     harness.step()
     harness.submit(tokens(300), max_tokens=1)
     harness.run()
-    mixed = [plan for plan in harness.runner.steps if plan.decode_rows and plan.rows > plan.decode_rows]
+    mixed = [
+        plan for plan in harness.runner.steps if plan.decode_rows and plan.rows > plan.decode_rows
+    ]
     assert len(mixed) >= 9
     assert all(plan.tokens <= 32 for plan in harness.runner.steps)
     harness.verify_ended()
@@ -395,8 +431,10 @@ def test_a_cache_too_small_for_all_retracts_and_ends_them_all():
     harness = Harness(64)
     generator = random.Random(0)
     for _ in range(50):
-        harness.submit([generator.randrange(4) for _ in range(generator.randint(1, 30))],
-                       max_tokens=generator.randint(1, 30))
+        harness.submit(
+            [generator.randrange(4) for _ in range(generator.randint(1, 30))],
+            max_tokens=generator.randint(1, 30),
+        )
     harness.run()
     assert len(harness.ended) == 50
     counters, requests = harness.scheduler.counters, harness.requests.values()
@@ -473,13 +511,18 @@ def test_a_prefetch_caches_its_prompt_and_a_second_one_computes_nothing():
 @pytest.mark.parametrize("budget", [4, 512])
 def test_options_are_scored_with_common_prefixes_once(budget):
     harness = Harness(200, max_batch_tokens=budget)
-    prompt, options = tokens(20), [[1, 2, 3], [1, 2, 4], [1, 2], [9], [1, 2, 3], [], [1, 2, 3, 5, 6]]
+    prompt, options = (
+        tokens(20),
+        [[1, 2, 3], [1, 2, 4], [1, 2], [9], [1, 2, 3], [], [1, 2, 3, 5, 6]],
+    )
     request = ScoreRequest(0, prompt, options)
     harness.requests[0] = request
     harness.scheduler.submit(request)
     harness.run()
     harness.verify_ended()
-    assert harness.runner.computed_tokens == 20 + 4  # 1, 2, 3, 5: those that have a token after them
+    assert (
+        harness.runner.computed_tokens == 20 + 4
+    )  # 1, 2, 3, 5: those that have a token after them
     follow = harness.submit([*prompt, 1, 2, 3, 5, 7], max_tokens=1)
     harness.run()
     assert follow.cached_tokens == 24
@@ -504,12 +547,18 @@ def test_a_trie_larger_than_the_cache_is_worked_off(budget):
     assert len(harness.ended) == 4
     # each token once, but for what a retraction may lose: a prompt and the way to the next edge
     least = 20 + request.branches.size + 3 * (10 + 11)
-    assert least <= harness.runner.computed_tokens <= least + harness.scheduler.counters.retractions * request.need
+    assert (
+        least
+        <= harness.runner.computed_tokens
+        <= least + harness.scheduler.counters.retractions * request.need
+    )
 
 
 def test_a_select_that_is_retracted_goes_on_where_it_was():
     harness = Harness(40, max_batch_tokens=8)
-    request = ScoreRequest(0, tokens(8), [[first, second, 1] for first in range(8) for second in range(8)])
+    request = ScoreRequest(
+        0, tokens(8), [[first, second, 1] for first in range(8) for second in range(8)]
+    )
     harness.requests[0] = request
     harness.scheduler.submit(request)
     for _ in range(4):
@@ -520,7 +569,8 @@ def test_a_select_that_is_retracted_goes_on_where_it_was():
     harness.run()
     harness.verify_ended()
     assert request.admissions == 2
-    # what was done is not computed again: at most the way to the next edge, and the prompt's last token
+    # what was done is not computed again: at most the way to the next edge, and the prompt's last
+    # token
     assert harness.runner.computed_tokens <= 8 + request.branches.size + 1 + request.branches.depth
     harness.verify_idle()
 
@@ -562,7 +612,8 @@ def test_cancel_is_idempotent_and_keeps_what_was_computed():
 
 
 def test_duplicates_are_freed_once_and_all_go_on_with_the_cached_slots():
-    """Strangers compute the same prompt in one step: the first to be cached keeps its slots, the others give theirs back."""
+    """Strangers compute the same prompt in one step: the first to be cached keeps its slots, the
+    others give theirs back."""
     harness = Harness(200, share_in_batch=False)
     for _ in range(3):
         harness.submit(tokens(20), max_tokens=3)
@@ -575,7 +626,8 @@ def test_duplicates_are_freed_once_and_all_go_on_with_the_cached_slots():
 
 
 def test_a_prefix_that_is_evicted_while_its_request_waits_is_not_believed_in():
-    """What a request had matched when it came, or before it was retracted, is matched anew when it is admitted."""
+    """What a request had matched when it came, or before it was retracted, is matched anew when it
+    is admitted."""
     harness = Harness(60, max_running=1, policy="fcfs")
     prefix = tokens(30)
     harness.submit(prefix)
@@ -592,7 +644,8 @@ def test_a_prefix_that_is_evicted_while_its_request_waits_is_not_believed_in():
 
 
 def test_locking_its_prefix_takes_room_from_the_request_itself():
-    """Eight slots are free and ten evictable, but the ten are the request's own prefix: it waits, and they are not evicted."""
+    """Eight slots are free and ten evictable, but the ten are the request's own prefix: it waits,
+    and they are not evicted."""
     harness = Harness(30)
     prefix = tokens(10)
     harness.submit(prefix)
@@ -613,7 +666,9 @@ def test_locking_its_prefix_takes_room_from_the_request_itself():
 def test_the_lowest_priority_gives_way_first():
     harness = Harness(64)
     harness.scheduler.admission.reserve_share = 0.1
-    low, *high = [harness.submit(tokens(8, number), max_tokens=30, priority=number > 0) for number in range(4)]
+    low, *high = [
+        harness.submit(tokens(8, number), max_tokens=30, priority=number > 0) for number in range(4)
+    ]
     while not harness.scheduler.counters.retractions:
         harness.step()
     assert low.retracted

@@ -82,7 +82,8 @@ class Waiter:
 
 
 class Gate:
-    """Holds the device thread in each step until it is let go, so that a test can act while a step is in flight."""
+    """Holds the device thread in each step until it is let go, so that a test can act while a step
+    is in flight."""
 
     def __init__(self) -> None:
         self.entered = threading.Semaphore(0)
@@ -109,12 +110,20 @@ class InFlight:
 
 
 @asynccontextmanager
-async def opened(capacity=500, before_step=None, context_length=200, tracers=(), before_collect=None, **options):
+async def opened(
+    capacity=500, before_step=None, context_length=200, tracers=(), before_collect=None, **options
+):
     device = DeviceThread()
     runner = FakeRunner(capacity, before_step, InFlight.steps, before_collect)
     scheduler = CheckedScheduler(capacity=capacity, steps_in_flight=InFlight.steps, **options)
-    engine = Engine(runner, scheduler, device, tokenizer=LetterTokenizer(), context_length=context_length,
-                    tracers=Tracers(tracers))
+    engine = Engine(
+        runner,
+        scheduler,
+        device,
+        tokenizer=LetterTokenizer(),
+        context_length=context_length,
+        tracers=Tracers(tracers),
+    )
     engine.start()
     try:
         yield engine
@@ -134,8 +143,12 @@ def params(**fields) -> SamplingParams:
     return SamplingParams(**fields).over(LIBRARY_DEFAULTS)
 
 
-def generate(engine: Engine, prompt, waiter: Waiter | None = None, grammar=None, **fields) -> Ticket:
-    return engine.generate(prompt, params(**fields), seed=0, grammar=grammar, listener=waiter or Waiter())
+def generate(
+    engine: Engine, prompt, waiter: Waiter | None = None, grammar=None, **fields
+) -> Ticket:
+    return engine.generate(
+        prompt, params(**fields), seed=0, grammar=grammar, listener=waiter or Waiter()
+    )
 
 
 async def settled(*tickets: Ticket) -> None:

@@ -1,11 +1,13 @@
 """A torch.cuda that records what it is asked, in order, and runs it on the CPU at once.
 
-Copies and operations of torch are seen by a dispatch mode, launches of Triton kernels by the one function that makes them. A
-captured graph is the list of both; a replay runs them again on the very tensors of the capture, so that whatever a step does not
-put into these tensors a replay cannot see, as on a GPU.
+Copies and operations of torch are seen by a dispatch mode, launches of Triton kernels by the one
+function that makes them. A captured graph is the list of both; a replay runs them again on the very
+tensors of the capture, so that whatever a step does not put into these tensors a replay cannot see,
+as on a GPU.
 
-What would be wrong on a GPU and right on a CPU raises: waiting for the device within a step, and packing a pinned buffer while a
-copy from it may be under way. A result that comes down is there once the event was waited for; earlier there is rubbish.
+What would be wrong on a GPU and right on a CPU raises: waiting for the device within a step, and
+packing a pinned buffer while a copy from it may be under way. A result that comes down is there
+once the event was waited for; earlier there is rubbish.
 """
 
 from __future__ import annotations
@@ -18,8 +20,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.item", "aten.masked_select", "aten.unique", "aten.equal",
-          "aten.is_nonzero")
+_WAITS = (
+    "aten._local_scalar_dense",
+    "aten.nonzero",
+    "aten.item",
+    "aten.masked_select",
+    "aten.unique",
+    "aten.equal",
+    "aten.is_nonzero",
+)
 
 
 class CudaMisuse(AssertionError):
@@ -29,7 +38,8 @@ class CudaMisuse(AssertionError):
 class FakeCuda:
     """`watch`: operations of torch are seen too, for back ends that never wait for the device.
 
-    `log` holds "stream", "copy in", "copy out", "launch NAME", "capture", "replay", "record", "wait" and "empty_cache", in order.
+    `log` holds "stream", "copy in", "copy out", "launch NAME", "capture", "replay", "record",
+    "wait" and "empty_cache", in order.
     """
 
     OutOfMemoryError = torch.OutOfMemoryError
@@ -43,7 +53,8 @@ class FakeCuda:
         """Pinned buffers that are copied from, each with the number of its last copy."""
         self._copies = 0
         self._coming: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        """Results on their way to the host, each with the number of copies when it was asked for."""
+        """Results on their way to the host, each with the number of copies when it was asked
+        for."""
         self._recording: list[Callable[[], None]] | None = None
         self._watch = _Watch(self)
         self._busy = False
@@ -76,7 +87,9 @@ class FakeCuda:
 
     def wait(self, copies: int) -> None:
         self.log.append("wait")
-        self._in_flight = {buffer: number for buffer, number in self._in_flight.items() if number > copies}
+        self._in_flight = {
+            buffer: number for buffer, number in self._in_flight.items() if number > copies
+        }
         before, self._busy = self._busy, True
         with torch.inference_mode():  # a copy of the device knows nothing of torch's modes
             for number, host, value in self._coming:
@@ -92,7 +105,9 @@ class FakeCuda:
         return "pool"
 
     @contextmanager
-    def graph(self, graph: Any, pool: object, stream: object, capture_error_mode: str = "global") -> Iterator[None]:
+    def graph(
+        self, graph: Any, pool: object, stream: object, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
         if stream is not self._stream:
             raise CudaMisuse("captured on another stream than that of the steps")
         if capture_error_mode != "thread_local":
@@ -154,7 +169,8 @@ class FakeCuda:
         return result
 
     def _copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Checks and records a copy; whether it is one to the host that the caller must wait for."""
+        """Checks and records a copy; whether it is one to the host that the caller must wait
+        for."""
         to, source = (tensor.untyped_storage().data_ptr() for tensor in args[:2])
         asynchronous = (len(args) > 2 and args[2]) or kwargs.get("non_blocking", False)
         if to in self._hosts and not asynchronous and to in self._in_flight:
@@ -193,12 +209,15 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self._owner = owner
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         return self._owner.saw(function, args, kwargs or {})
 
 
 def _again(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-    """Runs an operation on the tensors of the capture, and puts what it gives where it went then."""
+    """Runs an operation on the tensors of the capture, and puts what it gives where it went
+    then."""
     made = function(*args, **kwargs)
     for old, new in zip(_tensors(result), _tensors(made), strict=True):
         if old.data_ptr() != new.data_ptr():
@@ -208,4 +227,8 @@ def _again(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result:
 def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
-    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, (tuple, list)) else []
+    return (
+        [tensor for part in value for tensor in _tensors(part)]
+        if isinstance(value, (tuple, list))
+        else []
+    )

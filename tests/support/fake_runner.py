@@ -1,11 +1,13 @@
 """A runner without tensors that knows what every slot must hold.
 
-The "keys and values" of a token are a hash of the sequence up to it, as real ones depend on all tokens before. A step first
-stores them for all rows, then checks that each row reads exactly its own prefix, and samples a token from the hash of the
-whole sequence: so the output of a request is a function of its prompt alone, however it was batched, cached, chunked, forked
-or retracted, or else a slot was mixed up.
+The "keys and values" of a token are a hash of the sequence up to it, as real ones depend on all
+tokens before. A step first stores them for all rows, then checks that each row reads exactly its
+own prefix, and samples a token from the hash of the whole sequence: so the output of a request is a
+function of its prompt alone, however it was batched, cached, chunked, forked or retracted, or else
+a slot was mixed up.
 
-Tokens that a step goes on with before they are known are looked up among the samples of the step before, as a device does.
+Tokens that a step goes on with before they are known are looked up among the samples of the step
+before, as a device does.
 """
 
 from __future__ import annotations
@@ -54,10 +56,14 @@ def expected_scores(prompt: Sequence[int], option: Sequence[int]) -> list[float]
 
 
 class FakeRunner:
-    """Runs plans; `before_step(plan)` is called first, and may raise to fail the step; `before_collect(plan)` likewise."""
+    """Runs plans; `before_step(plan)` is called first, and may raise to fail the step;
+    `before_collect(plan)` likewise."""
 
     def __init__(
-        self, capacity: int, before_step: Callable[[StepPlan], None] | None = None, steps_in_flight: int = 1,
+        self,
+        capacity: int,
+        before_step: Callable[[StepPlan], None] | None = None,
+        steps_in_flight: int = 1,
         before_collect: Callable[[StepPlan], None] | None = None,
     ) -> None:
         self.capacity = capacity
@@ -66,7 +72,8 @@ class FakeRunner:
         self.in_flight: deque[tuple[StepPlan, StepResult]] = deque()
         self._sampled: tuple[SampledToken, ...] = ()
         self.memory = [(0, 0)] * capacity
-        """For each slot the hash of the sequence up to its token, and that up to the token before."""
+        """For each slot the hash of the sequence up to its token, and that up to the token
+        before."""
         self.before_step = before_step
         self.steps: list[StepPlan] = []
         self.computed_tokens = 0
@@ -109,17 +116,21 @@ class FakeRunner:
         states = self._store(plan)
         self.computed_tokens += plan.tokens
         self._check_shared(plan)
-        self._sampled = tuple(SampledToken(next_token(states[sample.index])) for sample in plan.samples)
+        self._sampled = tuple(
+            SampledToken(next_token(states[sample.index])) for sample in plan.samples
+        )
         return StepResult(
             samples=self._sampled,
             scores=tuple(
-                tuple(log_probability(states[score.index], target) for target in score.targets) for score in plan.scores
+                tuple(log_probability(states[score.index], target) for target in score.targets)
+                for score in plan.scores
             ),
             seconds=0.001 * plan.tokens,
         )
 
     def _store(self, plan: StepPlan) -> list[int]:
-        """Stores the hashes of all new tokens. A row may read what another row of the step writes, so this takes rounds."""
+        """Stores the hashes of all new tokens. A row may read what another row of the step writes,
+        so this takes rounds."""
         states = [0] * plan.tokens
         written: set[int] = set()
         new_slots = set(plan.slots)
@@ -149,7 +160,8 @@ class FakeRunner:
         return states
 
     def _check_prefix(self, slots: Sequence[int], state: int) -> None:
-        """The slots must hold a chain of hashes: each token's hash was made from that of the token before."""
+        """The slots must hold a chain of hashes: each token's hash was made from that of the token
+        before."""
         previous = 7
         for slot in slots:
             here, before = self.memory[slot]
@@ -162,7 +174,9 @@ class FakeRunner:
         for start, end, rows in plan.shared:
             assert len(rows) > 1
             assert start < end
-            spans = [plan.kv_indices[plan.kv_indptr[r] + start : plan.kv_indptr[r] + end] for r in rows]
+            spans = [
+                plan.kv_indices[plan.kv_indptr[r] + start : plan.kv_indptr[r] + end] for r in rows
+            ]
             assert all(len(span) == end - start and span == spans[0] for span in spans)
             for row in rows:
                 assert covered.get(row, 0) <= start, "the spans of a row overlap"

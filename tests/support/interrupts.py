@@ -1,8 +1,10 @@
-"""KeyboardInterrupt at each line of asgl that runs after a first Ctrl-C and sees to the end of things.
+"""KeyboardInterrupt at each line of asgl that runs after a first Ctrl-C and sees to the end of
+things.
 
-asyncio answers the first Ctrl-C by cancelling the main task, and raises the second one wherever the program is. Here it is raised
-inside asgl, from a trace function. (Inside asyncio itself nothing can be promised: a callback of its loop may be lost.)
-Prints the lines; raises, or ends with the stacks of all threads, if a run does not end or leaves its thread.
+asyncio answers the first Ctrl-C by cancelling the main task, and raises the second one wherever the
+program is. Here it is raised inside asgl, from a trace function. (Inside asyncio itself nothing can
+be promised: a callback of its loop may be lost.) Prints the lines; raises, or ends with the stacks
+of all threads, if a run does not end or leaves its thread.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ async def program(s: asgl.PromptStream, topic: str) -> None:
 
 
 class Interrupter:
-    """Raises SIGINT after the third step, and KeyboardInterrupt when a line runs for the first time after that."""
+    """Raises SIGINT after the third step, and KeyboardInterrupt when a line runs for the first time
+    after that."""
 
     def __init__(self, line: str | None) -> None:
         self._line = line
@@ -57,8 +60,14 @@ class Interrupter:
 
 async def serve(model: str, interrupter: Interrupter) -> None:
     sampling = asgl.SamplingParams(seed=7, ignore_eos=True)
-    async with asgl.Runtime(model, kernels="reference", dtype="float32", kv_cache_tokens=2000, sampling=sampling,
-                            tracers=[interrupter]) as rt:
+    async with asgl.Runtime(
+        model,
+        kernels="reference",
+        dtype="float32",
+        kv_cache_tokens=2000,
+        sampling=sampling,
+        tracers=[interrupter],
+    ) as rt:
         await program.batch(rt, ["one", "two", "three"])
 
 

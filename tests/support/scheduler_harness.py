@@ -31,10 +31,13 @@ class CheckedScheduler(Scheduler):
 
 
 class Harness:
-    """A scheduler and its runner; collects what each request generated, and checks the books after every call."""
+    """A scheduler and its runner; collects what each request generated, and checks the books after
+    every call."""
 
     def __init__(self, capacity: int, *, steps_in_flight: int = 1, **options) -> None:
-        self.scheduler = CheckedScheduler(capacity=capacity, steps_in_flight=steps_in_flight, **options)
+        self.scheduler = CheckedScheduler(
+            capacity=capacity, steps_in_flight=steps_in_flight, **options
+        )
         self.runner = FakeRunner(capacity, steps_in_flight=steps_in_flight)
         self.outputs: dict[int, list[int]] = {}
         self.ended: dict[int, str | None] = {}

@@ -1,10 +1,12 @@
-"""Random programs on the real language, engine and scheduler, with the runner that knows what every slot must hold.
+"""Random programs on the real language, engine and scheduler, with the runner that knows what every
+slot must hold.
 
     python tests/support/soak.py --seconds 600        what `make soak` runs; prints the seed of each life
 
-A life is an engine with random options under a crowd of random programs: nested forks, selects, rewinds, pins, flushes, two
-namespaces and priorities, tasks cancelled at random steps, sometimes a step that raises. At its end every op has settled, the
-books balance, and what was generated is what the prompt alone determines.
+A life is an engine with random options under a crowd of random programs: nested forks, selects,
+rewinds, pins, flushes, two namespaces and priorities, tasks cancelled at random steps, sometimes a
+step that raises. At its end every op has settled, the books balance, and what was generated is what
+the prompt alone determines.
 """
 
 from __future__ import annotations
@@ -100,11 +102,22 @@ class Life:
         steps_in_flight = draw.choice([1, 2])
         runner, device = FakeRunner(capacity, before_step, steps_in_flight), DeviceThread()
         scheduler = CheckedScheduler(
-            capacity=capacity, max_running=draw.choice([1, 4, 32]), max_batch_tokens=draw.choice([16, 64, 256]),
-            policy=draw.choice(POLICIES), patience=draw.choice([100, 10_000]), share_in_batch=draw.choice([True, True, False]),
+            capacity=capacity,
+            max_running=draw.choice([1, 4, 32]),
+            max_batch_tokens=draw.choice([16, 64, 256]),
+            policy=draw.choice(POLICIES),
+            patience=draw.choice([100, 10_000]),
+            share_in_batch=draw.choice([True, True, False]),
             steps_in_flight=steps_in_flight,
         )
-        engine = Engine(runner, scheduler, device, tokenizer=LetterTokenizer(), context_length=10_000, tracers=Tracers([self]))
+        engine = Engine(
+            runner,
+            scheduler,
+            device,
+            tokenizer=LetterTokenizer(),
+            context_length=10_000,
+            tracers=Tracers([self]),
+        )
         engine.start()
         session = Session(engine)
         tasks = [asyncio.create_task(self._program(session)) for _ in range(draw.randint(5, 40))]
@@ -134,8 +147,11 @@ class Life:
 
     async def _program(self, session: Session) -> None:
         draw = self.generator
-        s = session.prompt(draw.choice(["Shared beginning of many. ", "Another one: ", ""]) + self._text(),
-                           cache_salt=draw.choice([None, None, "salt"]), priority=draw.randint(0, 1))
+        s = session.prompt(
+            draw.choice(["Shared beginning of many. ", "Another one: ", ""]) + self._text(),
+            cache_salt=draw.choice([None, None, "salt"]),
+            priority=draw.randint(0, 1),
+        )
         await self._work(s, depth=0)
 
     async def _work(self, s: asgl.PromptStream, depth: int) -> None:
@@ -192,7 +208,9 @@ class Life:
         options = [self._text() for _ in range(self.generator.randint(1, 5))]
         handle = s.select(None, options)
         await handle
-        assert handle.token_logprobs == [expected_scores(prompt, option.encode()) for option in options]
+        assert handle.token_logprobs == [
+            expected_scores(prompt, option.encode()) for option in options
+        ]
         self.checked += 1
 
     def _text(self) -> str:
@@ -219,7 +237,9 @@ def live(seed: int) -> Life:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, help="one life only")
     arguments = parser.parse_args()
@@ -230,9 +250,14 @@ def main() -> None:
     while time.monotonic() < end:
         print(f"seed {seed}", end="\r", flush=True)
         life = live(seed)
-        totals = [a + b for a, b in zip(totals, (life.steps, life.checked, life.cancelled), strict=True)]
+        totals = [
+            a + b for a, b in zip(totals, (life.steps, life.checked, life.cancelled), strict=True)
+        ]
         seed += 1
-    print(f"{seed} lives, {totals[0]} steps, {totals[1]} outputs checked, {totals[2]} tasks cancelled: the books balance")
+    print(
+        f"{seed} lives, {totals[0]} steps, {totals[1]} outputs checked, {totals[2]} tasks "
+        "cancelled: the books balance"
+    )
 
 
 if __name__ == "__main__":

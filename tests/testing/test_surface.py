@@ -1,4 +1,5 @@
-"""A ScriptedRuntime can do all that a Runtime can: each public name is called, and the engine behind takes the same arguments."""
+"""A ScriptedRuntime can do all that a Runtime can: each public name is called, and the engine
+behind takes the same arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def public(kind: type) -> set[str]:
 def parameters(function: Callable[..., Any]) -> tuple[int, set[str]]:
     """How many arguments are given by place, and the names of the others."""
     found = inspect.signature(function).parameters.values()
-    return sum(one.kind is not one.KEYWORD_ONLY for one in found), {one.name for one in found if one.kind is one.KEYWORD_ONLY}
+    return sum(one.kind is not one.KEYWORD_ONLY for one in found), {
+        one.name for one in found if one.kind is one.KEYWORD_ONLY
+    }
 
 
 @asgl.tool
@@ -96,8 +99,18 @@ async def saved(rt: ScriptedRuntime, path: Path) -> str:
 
 
 ON_RUNTIME: dict[str, Callable[[ScriptedRuntime, Path], Any]] = {
-    "prompt": lambda rt, _: rt.prompt("a", sampling=asgl.SamplingParams(seed=1), cache_salt="b", priority=1, deadline=9.0,
-                                      budget=asgl.budget(tokens=9), name="c").text == "a",
+    "prompt": lambda rt, _: (
+        rt.prompt(
+            "a",
+            sampling=asgl.SamplingParams(seed=1),
+            cache_salt="b",
+            priority=1,
+            deadline=9.0,
+            budget=asgl.budget(tokens=9),
+            name="c",
+        ).text
+        == "a"
+    ),
     "statistics": lambda rt, _: isinstance(rt.statistics(), asgl.EngineStatistics),
     "batch_progress": lambda rt, _: rt.batch_progress(2, "programs") is not None,
     "flush_cache": lambda rt, _: rt.flush_cache(),
@@ -106,22 +119,46 @@ ON_RUNTIME: dict[str, Callable[[ScriptedRuntime, Path], Any]] = {
     "load_cache": lambda rt, path: saved_cache(rt, path),
     "pin": lambda rt, _: rt.pin(rt.prompt("a"), seconds=2),
     "model": lambda rt, _: rt.model.context_length > 0,
-    "tokenizer": lambda rt, _: rt.tokenizer.decode(rt.tokenizer.encode(" a b")) == " a b" and bool(rt.tokenizer.special_tokens),
+    "tokenizer": lambda rt, _: (
+        rt.tokenizer.decode(rt.tokenizer.encode(" a b")) == " a b"
+        and bool(rt.tokenizer.special_tokens)
+    ),
     "asked": lambda rt, _: rt.asked == [],
 }
 ON_STREAM: dict[str, Callable[[asgl.PromptStream, Path], Any]] = {
-    "submit": lambda s, _: s.submit(asgl.gen("x")), "append": lambda s, _: s.append("b"), "extend": lambda s, _: s.extend("b"),
-    "gen": lambda s, _: s.gen("x", regex="one", logprobs=2, validate=len, retries=1, token_healing=True),
+    "submit": lambda s, _: s.submit(asgl.gen("x")),
+    "append": lambda s, _: s.append("b"),
+    "extend": lambda s, _: s.extend("b"),
+    "gen": lambda s, _: s.gen(
+        "x", regex="one", logprobs=2, validate=len, retries=1, token_healing=True
+    ),
     "select": lambda s, _: s.select("x", ["two", "one"], token_healing=True),
-    "sample": lambda s, _: s.sample("x", n=2), "call_tools": lambda s, _: s.call_tools([double], parallel=False),
-    "system": lambda s, _: role(s), "user": lambda s, _: role(s), "assistant": lambda s, _: role(s), "role": lambda s, _: role(s),
-    "messages": lambda s, _: role(s), "get": lambda s, _: later(s), "variables": lambda s, _: later(s),
-    "text": lambda s, _: s.text == "a", "token_ids": lambda s, _: len(s.token_ids) == 1, "name": lambda s, _: s.name is None,
-    "cache_salt": lambda s, _: s.cache_salt is None, "error": lambda s, _: s.error is None,
-    "pieces": lambda s, _: pieces(s), "sync": lambda s, _: s.sync(), "prefetch": lambda s, _: s.prefetch(),
-    "mark": lambda s, _: back(s), "rewind": lambda s, _: back(s), "fork": lambda s, _: fork(s), "join": lambda s, _: fork(s),
-    "start_soon": lambda s, _: fork(s), "copy": lambda s, _: s.copy().gen("x"), "map": lambda s, _: s.map(generate, ["b", "c"]),
-    "save": lambda s, path: s.save(path), "aclose": lambda s, _: closed(s),
+    "sample": lambda s, _: s.sample("x", n=2),
+    "call_tools": lambda s, _: s.call_tools([double], parallel=False),
+    "system": lambda s, _: role(s),
+    "user": lambda s, _: role(s),
+    "assistant": lambda s, _: role(s),
+    "role": lambda s, _: role(s),
+    "messages": lambda s, _: role(s),
+    "get": lambda s, _: later(s),
+    "variables": lambda s, _: later(s),
+    "text": lambda s, _: s.text == "a",
+    "token_ids": lambda s, _: len(s.token_ids) == 1,
+    "name": lambda s, _: s.name is None,
+    "cache_salt": lambda s, _: s.cache_salt is None,
+    "error": lambda s, _: s.error is None,
+    "pieces": lambda s, _: pieces(s),
+    "sync": lambda s, _: s.sync(),
+    "prefetch": lambda s, _: s.prefetch(),
+    "mark": lambda s, _: back(s),
+    "rewind": lambda s, _: back(s),
+    "fork": lambda s, _: fork(s),
+    "join": lambda s, _: fork(s),
+    "start_soon": lambda s, _: fork(s),
+    "copy": lambda s, _: s.copy().gen("x"),
+    "map": lambda s, _: s.map(generate, ["b", "c"]),
+    "save": lambda s, path: s.save(path),
+    "aclose": lambda s, _: closed(s),
 }
 
 
@@ -143,7 +180,12 @@ def test_the_tables_have_every_public_name() -> None:
 @pytest.mark.parametrize("name", ON_RUNTIME)
 async def test_what_a_runtime_can_do(name: str, tmp_path: Path) -> None:
     async with ScriptedRuntime({"x": ["one", "one"]} if name == "load" else {}) as rt:
-        assert await done(ON_RUNTIME[name](rt, tmp_path / "file")) in (True, None, 0, "aone True one")
+        assert await done(ON_RUNTIME[name](rt, tmp_path / "file")) in (
+            True,
+            None,
+            0,
+            "aone True one",
+        )
 
 
 @pytest.mark.parametrize("name", ON_STREAM)
@@ -163,15 +205,26 @@ def test_the_same_arguments(name: str) -> None:
     assert isinstance(theirs, property) or inspect.signature(theirs) == inspect.signature(ours)
 
 
-@pytest.mark.parametrize(("protocol", "real", "scripted"), [
-    (backend.Engine, Engine, ScriptedEngine), (backend.Saved, SavedState, SavedAsJson),
-    (backend.Tokenizer, Tokenizer, WordTokenizer),
-], ids=["engine", "saved", "tokenizer"])
-def test_what_stands_behind_takes_the_same_arguments(protocol: type, real: type, scripted: type) -> None:
-    names = public(protocol) | ({"statistics", "flush_cache", "pin", "close"} if real is Engine else set())
+@pytest.mark.parametrize(
+    ("protocol", "real", "scripted"),
+    [
+        (backend.Engine, Engine, ScriptedEngine),
+        (backend.Saved, SavedState, SavedAsJson),
+        (backend.Tokenizer, Tokenizer, WordTokenizer),
+    ],
+    ids=["engine", "saved", "tokenizer"],
+)
+def test_what_stands_behind_takes_the_same_arguments(
+    protocol: type, real: type, scripted: type
+) -> None:
+    names = public(protocol) | (
+        {"statistics", "flush_cache", "pin", "close"} if real is Engine else set()
+    )
     names |= {"save_cache", "load_cache"} if real is SavedState else set()
     methods = [name for name in names if inspect.isfunction(getattr(scripted, name, None))]
     assert methods
     for name in methods:
         assert parameters(getattr(real, name)) == parameters(getattr(scripted, name)), name
-        assert inspect.iscoroutinefunction(getattr(real, name)) == inspect.iscoroutinefunction(getattr(scripted, name)), name
+        assert inspect.iscoroutinefunction(getattr(real, name)) == inspect.iscoroutinefunction(
+            getattr(scripted, name)
+        ), name

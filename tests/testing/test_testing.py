@@ -31,12 +31,24 @@ async def agent(rt: asgl.Runtime, question: str) -> str:
 
 
 async def test_an_agent() -> None:
-    async with ScriptedRuntime({
-        "thought": ["Is it Paris?", "It is."], "decision": ["think", "answer"], "answer": lambda prompt: prompt.split()[1],
-    }) as rt:
+    async with ScriptedRuntime(
+        {
+            "thought": ["Is it Paris?", "It is."],
+            "decision": ["think", "answer"],
+            "answer": lambda prompt: prompt.split()[1],
+        }
+    ) as rt:
         assert await agent(rt, "Which city?") == "Which"
-        assert [asked.name for asked in rt.asked] == ["thought", "decision", "thought", "decision", "answer"]
-        assert rt.asked[0] == Asked("thought", "<|im_start|>user\nWhich city?<|im_end|>\n<|im_start|>assistant\n")
+        assert [asked.name for asked in rt.asked] == [
+            "thought",
+            "decision",
+            "thought",
+            "decision",
+            "answer",
+        ]
+        assert rt.asked[0] == Asked(
+            "thought", "<|im_start|>user\nWhich city?<|im_end|>\n<|im_start|>assistant\n"
+        )
         assert rt.asked[1].choices == ("think", "answer")
         assert rt.asked[1].prompt.endswith("assistant\nIs it Paris?")
 
@@ -59,8 +71,12 @@ async def test_as_a_fixture(rt: ScriptedRuntime) -> None:
 
 
 async def test_answers_that_were_not_used_are_told_at_the_end() -> None:
-    with pytest.raises(ScriptError, match=r"of the script: 'y', 'z' \(2 of 3\), without a name$") as caught:
-        async with ScriptedRuntime({"x": "1", "y": "2", "z": ["3", "4", "5"], None: "6", "all": ["7"]}) as rt:
+    with pytest.raises(
+        ScriptError, match=r"of the script: 'y', 'z' \(2 of 3\), without a name$"
+    ) as caught:
+        async with ScriptedRuntime(
+            {"x": "1", "y": "2", "z": ["3", "4", "5"], None: "6", "all": ["7"]}
+        ) as rt:
             s = rt.prompt("a")
             for name in ("x", "z", "all"):
                 await s.gen(name)
@@ -87,18 +103,28 @@ async def test_what_the_script_lacks_fails_the_op() -> None:
     async with ScriptedRuntime({"x": ["1"], "v": "no"}) as rt:
         s = rt.prompt("some text")
         await s.gen("x")
-        with pytest.raises(ScriptError, match=r"no more answers for a gen 'x', after 'some text1': all 1"):
+        with pytest.raises(
+            ScriptError, match=r"no more answers for a gen 'x', after 'some text1': all 1"
+        ):
             await s.gen("x")
-        with pytest.raises(ScriptError, match=r"no answer for a select 'w'.* there are answers for: 'x', 'v'"):
+        with pytest.raises(
+            ScriptError, match=r"no answer for a select 'w'.* there are answers for: 'x', 'v'"
+        ):
             await s.select("w", ["a", "b"])
         with pytest.raises(ScriptError, match=r"'no', is none of the options: \['a', 'b'\]"):
             await s.select("v", ["a", "b"])
         assert s.text == "some text1"
 
 
-@pytest.mark.parametrize("method", [
-    "token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized", "sum",
-])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "token_length_normalized",
+        "greedy_token_selection",
+        "unconditional_likelihood_normalized",
+        "sum",
+    ],
+)
 @pytest.mark.parametrize("chosen", [0, 1, 2, "yes", "yes indeed", "no way"])
 async def test_select_by_text_or_index_whatever_the_method(method, chosen) -> None:
     options = ["yes", "yes indeed", "no way"]
@@ -109,10 +135,17 @@ async def test_select_by_text_or_index_whatever_the_method(method, chosen) -> No
 
 
 async def test_values_and_models_are_said_as_json() -> None:
-    async with ScriptedRuntime({
-        "n": 42, "yes": True, "half": 0.5, "who": Person(name="Ada", age=36), "raw": {"name": "Bo", "age": 1}, "c": "b",
-        "r": "a7",
-    }) as rt:
+    async with ScriptedRuntime(
+        {
+            "n": 42,
+            "yes": True,
+            "half": 0.5,
+            "who": Person(name="Ada", age=36),
+            "raw": {"name": "Bo", "age": 1},
+            "c": "b",
+            "r": "a7",
+        }
+    ) as rt:
         s = rt.prompt("a")
         assert await s.gen("n", dtype=int) == 42
         assert await s.gen("yes", dtype=bool) is True
@@ -129,17 +162,23 @@ async def test_bytes_are_no_answer() -> None:
             await rt.prompt("a").gen("x")
 
 
-@pytest.mark.parametrize("options", [{"choices": ["a", "b"]}, {"regex": "[a-z][0-9]"}, {"dtype": int}])
+@pytest.mark.parametrize(
+    "options", [{"choices": ["a", "b"]}, {"regex": "[a-z][0-9]"}, {"dtype": int}]
+)
 async def test_an_answer_that_the_op_does_not_allow(options) -> None:
     async with ScriptedRuntime({"x": "c", "y": "c"}) as rt:
         s = rt.prompt("a")
         await s.gen("y")
-        with pytest.raises(ScriptError, match=r"answer for a gen 'x', after .*'c', is nothing that the"):
+        with pytest.raises(
+            ScriptError, match=r"answer for a gen 'x', after .*'c', is nothing that the"
+        ):
             await s.gen("x", **options)
 
 
 async def test_answers_end_as_a_models_would() -> None:
-    async with ScriptedRuntime({"x": "one two\nthree", None: lambda prompt: RuntimeError("broken")}) as rt:
+    async with ScriptedRuntime(
+        {"x": "one two\nthree", None: lambda prompt: RuntimeError("broken")}
+    ) as rt:
         s = rt.prompt("a")
         handle = s.gen("x", max_tokens=2)
         assert [piece async for piece in handle] == ["one", " two"]
@@ -159,7 +198,11 @@ async def test_answers_end_as_a_models_would() -> None:
 async def test_a_context_that_is_too_short() -> None:
     async with ScriptedRuntime({"x": "b c d"}, context_length=4) as rt:
         assert await rt.prompt("a a").gen("x") == "b c"
-        for wrong in (lambda s: s.gen("x"), lambda s: s.select("x", ["b"]), lambda s: s.extend(" !")):
+        for wrong in (
+            lambda s: s.gen("x"),
+            lambda s: s.select("x", ["b"]),
+            lambda s: s.extend(" !"),
+        ):
             with pytest.raises(asgl.ContextLengthError):
                 await wrong(rt.prompt("a a a a"))
 
@@ -171,7 +214,10 @@ async def test_forks_batches_budgets_and_retries() -> None:
         return await s.gen("tip", validate=str.isupper, retries=1)
 
     async with ScriptedRuntime({"tip": lambda prompt: prompt.upper(), "long": "a b c d e f"}) as rt:
-        assert [s.returned for s in await program.batch(rt, ["x", "y"], progress=False)] == ["X", "Y"]
+        assert [s.returned for s in await program.batch(rt, ["x", "y"], progress=False)] == [
+            "X",
+            "Y",
+        ]
         s = rt.prompt("z")
         async with s.fork(2) as branches:
             for branch in branches:

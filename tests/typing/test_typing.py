@@ -1,4 +1,5 @@
-"""What editors and type checkers know of users' programs: mypy --strict and basedpyright in strict mode agree with `programs`."""
+"""What editors and type checkers know of users' programs: mypy --strict and basedpyright in strict
+mode agree with `programs`."""
 
 from __future__ import annotations
 
@@ -19,15 +20,34 @@ def checked(*command: str, cwd: Path) -> str:
     """What the checker says of all programs; empty if it is content."""
     for program in PROGRAMS.glob("*.py"):
         shutil.copy(program, cwd)
-    ran = subprocess.run([sys.executable, "-m", *command, "good.py", "bad.py"], capture_output=True, text=True, cwd=cwd)
+    ran = subprocess.run(
+        [sys.executable, "-m", *command, "good.py", "bad.py"],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+    )
     return "" if ran.returncode == 0 else ran.stdout + ran.stderr
 
 
 def test_mypy(tmp_path: Path) -> None:
-    assert checked("mypy", "--strict", "--no-incremental", "--python-executable", sys.executable, cwd=tmp_path) == ""
+    assert (
+        checked(
+            "mypy",
+            "--strict",
+            "--no-incremental",
+            "--python-executable",
+            sys.executable,
+            cwd=tmp_path,
+        )
+        == ""
+    )
 
 
 def test_basedpyright(tmp_path: Path) -> None:
-    settings = {"typeCheckingMode": "strict", "reportUnnecessaryTypeIgnoreComment": "error", "enableTypeIgnoreComments": False}
+    settings = {
+        "typeCheckingMode": "strict",
+        "reportUnnecessaryTypeIgnoreComment": "error",
+        "enableTypeIgnoreComments": False,
+    }
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
     assert checked("basedpyright", "--pythonpath", sys.executable, cwd=tmp_path) == ""

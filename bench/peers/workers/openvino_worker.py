@@ -1,4 +1,5 @@
-"""OpenVINO GenAI's continuous batching, on a GGUF file. python openvino_worker.py MODEL KV_GIB MAX_RUNNING PROPERTIES
+"""OpenVINO GenAI's continuous batching, on a GGUF file. python openvino_worker.py MODEL KV_GIB
+MAX_RUNNING PROPERTIES
 
 PROPERTIES: of the device, as JSON.
 """
@@ -27,7 +28,8 @@ class Completion:
 
 @dataclass
 class Scoring:
-    """A request to score choices: each of them is a request to the pipeline, which echoes the log-probabilities of its prompt."""
+    """A request to score choices: each of them is a request to the pipeline, which echoes the
+    log-probabilities of its prompt."""
 
     request: dict[str, Any]
     counts: list[int]
@@ -37,7 +39,9 @@ class Scoring:
 
 
 class OpenVino:
-    def __init__(self, model: str, kv_gib: int, max_running: int, properties: dict[str, Any]) -> None:
+    def __init__(
+        self, model: str, kv_gib: int, max_running: int, properties: dict[str, Any]
+    ) -> None:
         config = genai.SchedulerConfig()
         config.cache_size = kv_gib
         config.max_num_seqs = max_running
@@ -70,7 +74,9 @@ class OpenVino:
         if request["regex"] is not None:
             config.structured_output_config = genai.StructuredOutputConfig(regex=request["regex"])
         if request["schema"] is not None:
-            config.structured_output_config = genai.StructuredOutputConfig(json_schema=request["schema"])
+            config.structured_output_config = genai.StructuredOutputConfig(
+                json_schema=request["schema"]
+            )
         tokens = self._tokenizer.encode(request["prompt"]).input_ids
         self._submit(tokens, config, Completion(request, tokens.shape[1]), 0)
         return None
@@ -78,14 +84,20 @@ class OpenVino:
     def _add_score(self, request: dict[str, Any], prompt: str) -> None:
         head = self._ids(prompt)
         choices = [self._ids(choice) for choice in request["choices"]]
-        scoring = Scoring(request, [choice.shape[1] for choice in choices], sum(head.shape[1] + c.shape[1] for c in choices))
+        scoring = Scoring(
+            request,
+            [choice.shape[1] for choice in choices],
+            sum(head.shape[1] + c.shape[1] for c in choices),
+        )
         for index, choice in enumerate(choices):
             config = genai.GenerationConfig()
             config.max_new_tokens = 1
             config.apply_chat_template = False
             config.echo = True
             config.logprobs = 1
-            self._submit(openvino.Tensor(np.concatenate([head, choice], axis=1)), config, scoring, index)
+            self._submit(
+                openvino.Tensor(np.concatenate([head, choice], axis=1)), config, scoring, index
+            )
 
     def _ids(self, text: str) -> Any:
         return self._tokenizer.encode(text, add_special_tokens=False).input_ids.data
@@ -109,33 +121,63 @@ class OpenVino:
     def _completed(self, owner: Completion, output: Any, handle: Any) -> dict[str, Any]:
         request = owner.request
         text = self._tokenizer.decode(output.generated_ids)
-        return {"id": request["id"], "text": cut(text, request["stop"]), "prompt_tokens": owner.prompt_tokens,
-                "cached_tokens": None, "generated_tokens": len(output.generated_ids),
-                "time_to_first_token": handle.get_perf_metrics().get_ttft().mean / 1000}
+        return {
+            "id": request["id"],
+            "text": cut(text, request["stop"]),
+            "prompt_tokens": owner.prompt_tokens,
+            "cached_tokens": None,
+            "generated_tokens": len(output.generated_ids),
+            "time_to_first_token": handle.get_perf_metrics().get_ttft().mean / 1000,
+        }
 
     def _scored(self, owner: Scoring, index: int, output: Any) -> dict[str, Any] | None:
-        """The reply once all choices are scored. What is cached has no log-probabilities: a choice whose beginning
-        is, or that begins with a block, is asked again after a line feed, which moves the blocks."""
+        """The reply once all choices are scored. What is cached has no log-probabilities: a choice
+        whose beginning is, or that begins with a block, is asked again after a line feed, which
+        moves the blocks."""
         count = owner.counts[index]
-        known = output.generated_log_probs[:-1]  # the last is that of the token that had to be generated
+        known = output.generated_log_probs[
+            :-1
+        ]  # the last is that of the token that had to be generated
         owner.logprobs[index] = known[len(known) - count :] if len(known) >= count else []
         if len(owner.logprobs) < len(owner.counts):
             return None
         if not all(owner.logprobs.values()):
-            prompt = owner.request["again"] = "\n" + owner.request.get("again", owner.request["prompt"])
+            prompt = owner.request["again"] = "\n" + owner.request.get(
+                "again", owner.request["prompt"]
+            )
             if len(prompt) - len(owner.request["prompt"]) > 4:
-                return {"id": owner.request["id"], "error": "no log-probabilities of what is cached"}
+                return {
+                    "id": owner.request["id"],
+                    "error": "no log-probabilities of what is cached",
+                }
             self._add_score(owner.request, prompt)
             return None
-        return {"id": owner.request["id"], "logprobs": [owner.logprobs[number] for number in range(len(owner.counts))],
-                "prompt_tokens": owner.prompt_tokens, "cached_tokens": None, "generated_tokens": 0, "time_to_first_token": None}
+        return {
+            "id": owner.request["id"],
+            "logprobs": [owner.logprobs[number] for number in range(len(owner.counts))],
+            "prompt_tokens": owner.prompt_tokens,
+            "cached_tokens": None,
+            "generated_tokens": 0,
+            "time_to_first_token": None,
+        }
 
 
 if __name__ == "__main__":
-    model, kv_gib, max_running, properties = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+    model, kv_gib, max_running, properties = (
+        sys.argv[1],
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        json.loads(sys.argv[4]),
+    )
     out = take_output()
-    serve(OpenVino(model, kv_gib, max_running, properties), out, {
-        "version": version("openvino-genai"),
-        "settings": f"ContinuousBatchingPipeline, GGUF Q4_1, prefix caching, split fuse with 512 tokens a step, "
-                    f"{kv_gib} GiB of KV, {max_running} sequences, " + ", ".join(f"{k} {v}" for k, v in properties.items()),
-    })
+    serve(
+        OpenVino(model, kv_gib, max_running, properties),
+        out,
+        {
+            "version": version("openvino-genai"),
+            "settings": "ContinuousBatchingPipeline, GGUF Q4_1, prefix caching, split fuse with "
+            "512 tokens a step, "
+            f"{kv_gib} GiB of KV, {max_running} sequences, "
+            + ", ".join(f"{k} {v}" for k, v in properties.items()),
+        },
+    )

@@ -1,6 +1,8 @@
-"""The worker's side of the line between the harness and a peer: runs in the peer's environment, standard library only.
+"""The worker's side of the line between the harness and a peer: runs in the peer's environment,
+standard library only.
 
-One JSON object a line on standard input, one a line on standard output. What libraries print goes to standard error.
+One JSON object a line on standard input, one a line on standard output. What libraries print goes
+to standard error.
 
     {"id": 1, "op": "complete", "prompt": ..., "max_tokens": ..., "stop": [...], "temperature": ..., "seed": ..., "exact": ...,
      "regex": ..., "schema": ...}
@@ -9,7 +11,8 @@ One JSON object a line on standard input, one a line on standard output. What li
     {"id": 2, "logprobs": [[...]], ...}
     {"id": 3, "unsupported": "why"}       {"id": 3, "error": "what"}
 
-The first line out says that the model is loaded: {"ready": {versions and settings}}. The end of input ends the worker.
+The first line out says that the model is loaded: {"ready": {versions and settings}}. The end of
+input ends the worker.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from typing import Any, Protocol, TextIO
 
 
 class Stepped(Protocol):
-    """A peer that is driven by calls. `add` takes a request or answers at once; `step` works on all and answers some."""
+    """A peer that is driven by calls. `add` takes a request or answers at once; `step` works on all
+    and answers some."""
 
     def add(self, request: dict[str, Any]) -> dict[str, Any] | None: ...
 

@@ -1,4 +1,5 @@
-"""The news of requests, on its way to those who asked: tickets by request, each settled exactly once."""
+"""The news of requests, on its way to those who asked: tickets by request, each settled exactly
+once."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Delivery:
         self.emit("submitted", ticket)
 
     def deliver(self, updates: Iterable[Update]) -> bool:
-        """Hands the scheduler's news to the tickets; whether any was settled. A listener may call it: that hands out the rest."""
+        """Hands the scheduler's news to the tickets; whether any was settled. A listener may call
+        it: that hands out the rest."""
         self._news.extend(updates)
         settled = False
         while self._news:
@@ -62,11 +64,19 @@ class Delivery:
         error = ticket.output.error if ticket.output is not None else None
         grammar = update.request.grammar
         if error is None and grammar is not None and grammar.error is not None:
-            error = GrammarError(f"the grammar cannot go on after {ticket.text[-100:]!r}: {grammar.error}",
-                                 request_id=ticket.request_id)
+            error = GrammarError(
+                f"the grammar cannot go on after {ticket.text[-100:]!r}: {grammar.error}",
+                request_id=ticket.request_id,
+            )
         self.settle(ticket, reason=update.reason if error is None else None, error=error)
 
-    def settle(self, ticket: Ticket, *, reason: FinishReason | None = None, error: BaseException | None = None) -> None:
+    def settle(
+        self,
+        ticket: Ticket,
+        *,
+        reason: FinishReason | None = None,
+        error: BaseException | None = None,
+    ) -> None:
         """Settles the ticket, with a result or an error, and tells its listener."""
         self._tickets.pop(ticket.request_id, None)
         if ticket.output is not None and reason in ("length", "stopped", "grammar"):
@@ -86,13 +96,21 @@ class Delivery:
 
     def emit(self, kind: Any, ticket: Ticket, reason: str = "") -> None:
         if self._tracers:
-            self._tracers.emit(RequestEvent(
-                kind, ticket.request_id, ticket.prompt_tokens, ticket.cached_tokens, ticket.request.generated, reason
-            ))
+            self._tracers.emit(
+                RequestEvent(
+                    kind,
+                    ticket.request_id,
+                    ticket.prompt_tokens,
+                    ticket.cached_tokens,
+                    ticket.request.generated,
+                    reason,
+                )
+            )
 
 
 def _tell(callback: Callable[[Ticket], None], ticket: Ticket) -> None:
-    """A listener that raises is a bug above; it must not end the engine and every other request with it."""
+    """A listener that raises is a bug above; it must not end the engine and every other request
+    with it."""
     try:
         callback(ticket)
     except Exception as error:

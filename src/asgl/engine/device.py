@@ -1,7 +1,7 @@
 """The one thread on which a Runtime touches tensors: loading, every step, freeing.
 
-On the CPU this is measured, not taste: once a second thread has run an OpenMP region in the process, every later region
-costs ten times as much. On CUDA the thread owns the stream.
+On the CPU this is measured, not taste: once a second thread has run an OpenMP region in the
+process, every later region costs ten times as much. On CUDA the thread owns the stream.
 """
 
 from __future__ import annotations
@@ -20,21 +20,26 @@ T = TypeVar("T")
 
 
 class DeviceThread:
-    """Runs functions one at a time, in order. A function that has started is not cancelled: its caller waits for it.
+    """Runs functions one at a time, in order. A function that has started is not cancelled: its
+    caller waits for it.
 
-    The thread ends with `close`, when nobody refers to this object any more (its owner was interrupted while it closed), or when
-    it has a result for an event loop that was closed meanwhile.
+    The thread ends with `close`, when nobody refers to this object any more (its owner was
+    interrupted while it closed), or when it has a result for an event loop that was closed
+    meanwhile.
     """
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], bool] | None] = queue.SimpleQueue()
         self._closed = False
-        self._thread = threading.Thread(target=_work, args=(self._jobs,), name="asgl-device", daemon=True)
+        self._thread = threading.Thread(
+            target=_work, args=(self._jobs,), name="asgl-device", daemon=True
+        )
         self._thread.start()
         weakref.finalize(self, self._jobs.put, None).atexit = False
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """The result of the function, or what it raised. If the caller is cancelled, it hears so once the function is done."""
+        """The result of the function, or what it raised. If the caller is cancelled, it hears so
+        once the function is done."""
         if self._closed:
             raise EngineClosedError("the Runtime's device thread has ended")
         loop = asyncio.get_running_loop()
@@ -56,7 +61,9 @@ class DeviceThread:
                 break
             except asyncio.CancelledError as error:
                 cancelled = error
-                if ended.done():  # a KeyboardInterrupt may have hit what was to wake us: to wait for that would be for ever
+                # a KeyboardInterrupt may have hit what was to wake us: to wait for that would be
+                # for ever
+                if ended.done():
                     break
         if cancelled is not None:
             raise cancelled

@@ -1,7 +1,9 @@
-"""The engine: three beats a step. Plan (scheduler), run (the device thread), commit (scheduler), and deliver the news.
+"""The engine: three beats a step. Plan (scheduler), run (the device thread), commit (scheduler),
+and deliver the news.
 
-Everything here runs on the event loop; only the runner runs elsewhere, and on devices that take two steps at once the next one is
-planned while it does: see `steps`. `submit`-like calls are synchronous: they queue the request and wake the loop.
+Everything here runs on the event loop; only the runner runs elsewhere, and on devices that take two
+steps at once the next one is planned while it does: see `steps`. `submit`-like calls are
+synchronous: they queue the request and wake the loop.
 """
 
 from __future__ import annotations
@@ -35,15 +37,16 @@ from asgl.types import EngineStatistics, NamespaceStatistics
 T = TypeVar("T")
 
 _SETTLING_TURNS = 3
-"""Turns of the event loop that programs get after requests have ended, so that what they submit next is in the next step."""
+"""Turns of the event loop that programs get after requests have ended, so that what they submit
+next is in the next step."""
 
 
 class Engine:
     """Serves requests until it is closed. Belongs to the event loop in which `start` was called.
 
-    tokenizer, chat_template, defaults: of the model and its Runtime; the engine itself only makes detokenizers, the rest is for
-    the language above. context_length: of the model, in tokens. fingerprint: of the model, for files. clock: seconds, for the
-    times in tickets and statistics.
+    tokenizer, chat_template, defaults: of the model and its Runtime; the engine itself only makes
+    detokenizers, the rest is for the language above. context_length: of the model, in tokens.
+    fingerprint: of the model, for files. clock: seconds, for the times in tickets and statistics.
     """
 
     def __init__(
@@ -72,8 +75,14 @@ class Engine:
         self._device = device
         self._steps = Steps(runner, device)
         self._wake = asyncio.Event()
-        self.saved = SavedState(scheduler.ledger, device, runner, fingerprint, spare=lambda: scheduler.spare,
-                                on_change=self._wake.set)
+        self.saved = SavedState(
+            scheduler.ledger,
+            device,
+            runner,
+            fingerprint,
+            spare=lambda: scheduler.spare,
+            on_change=self._wake.set,
+        )
         """Files of what is cached."""
         self._clock = clock
         self._intake = Intake(tokenizer, context_length)
@@ -87,14 +96,16 @@ class Engine:
         self._end: EngineError | None = None
         """Why the engine serves no more."""
 
-    # --- requests ---------------------------------------------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------------------------
 
     def check_sampling(self, params: SamplingParams) -> None:
-        """ConfigError if the parameters name a token that the model does not have, or have a stop_regex that is none."""
+        """ConfigError if the parameters name a token that the model does not have, or have a
+        stop_regex that is none."""
         self._intake.check_sampling(params)
 
     def heal(self, prompt: Sequence[int]) -> tuple[int, str]:
-        """How many tokens at the end of the prompt to generate once more, and their text: see `healing`."""
+        """How many tokens at the end of the prompt to generate once more, and their text: see
+        `healing`."""
         return self._intake.heal(prompt)
 
     def generate(
@@ -112,13 +123,21 @@ class Engine:
     ) -> Ticket:
         """Generates tokens after `prompt`. `params` must be complete: see `SamplingParams.over`.
 
-        `end_tokens` end the generation with reason "eos"; with a grammar, which `grammars` compiles, only where the text may
-        end, and the reason is "grammar" once nothing may follow. `max_tokens` is cut to what the model's context leaves. What is
-        wrong with the request settles the ticket before this returns.
+        `end_tokens` end the generation with reason "eos"; with a grammar, which `grammars`
+        compiles, only where the text may end, and the reason is "grammar" once nothing may follow.
+        `max_tokens` is cut to what the model's context leaves. What is wrong with the request
+        settles the ticket before this returns.
         """
         request, output = self._intake.generation(
-            self._new_id(), prompt, params, seed=seed, logprobs=logprobs, end_tokens=end_tokens, grammar=grammar,
-            namespace=namespace, priority=priority,
+            self._new_id(),
+            prompt,
+            params,
+            seed=seed,
+            logprobs=logprobs,
+            end_tokens=end_tokens,
+            grammar=grammar,
+            namespace=namespace,
+            priority=priority,
         )
         ticket = Ticket(request, listener, output, self._clock())
         error = self._intake.too_long(request, 1, "leave no room to generate")
@@ -137,14 +156,28 @@ class Engine:
         priority: int = 0,
         listener: Listener,
     ) -> Ticket:
-        """Scores each option as a continuation of `prompt`: `ticket.option_logprobs`, in the order of the options."""
-        request = Request(self._new_id(), prompt, branches=Branches(options), namespace=namespace, priority=priority)
+        """Scores each option as a continuation of `prompt`: `ticket.option_logprobs`, in the order
+        of the options."""
+        request = Request(
+            self._new_id(),
+            prompt,
+            branches=Branches(options),
+            namespace=namespace,
+            priority=priority,
+        )
         ticket = Ticket(request, listener, None, self._clock())
         longest = max(map(len, options), default=0)
-        return self._submit(ticket, self._intake.too_long(request, longest, "and the longest option are too long"))
+        return self._submit(
+            ticket, self._intake.too_long(request, longest, "and the longest option are too long")
+        )
 
     def extend(
-        self, prompt: Sequence[int], *, namespace: str | None = None, priority: int = 0, listener: Listener
+        self,
+        prompt: Sequence[int],
+        *,
+        namespace: str | None = None,
+        priority: int = 0,
+        listener: Listener,
     ) -> Ticket:
         """Computes the keys and values of `prompt`, so that they are in the cache."""
         request = Request(self._new_id(), prompt, namespace=namespace, priority=priority)
@@ -152,8 +185,8 @@ class Engine:
         return self._submit(ticket, self._intake.too_long(request, 0, "are too many"))
 
     def cancel(self, ticket: Ticket) -> None:
-        """Settles the ticket without telling its listener. The request is in no step that is planned from now
-        on; those in flight still compute it. Idempotent."""
+        """Settles the ticket without telling its listener. The request is in no step that is
+        planned from now on; those in flight still compute it. Idempotent."""
         if ticket.settled:
             return
         self._cancelled += 1
@@ -162,10 +195,12 @@ class Engine:
         self._wake.set()
 
     def stop(self, ticket: Ticket) -> None:
-        """Ends a generation now, with what it has: finish reason "stopped". Nothing happens if it has ended."""
+        """Ends a generation now, with what it has: finish reason "stopped". Nothing happens if it
+        has ended."""
         if ticket.settled:
             return
-        self._deliver()  # its output has seen tokens that the ticket has not, and they may have ended it
+        # its output has seen tokens that the ticket has not, and they may have ended it
+        self._deliver()
         if not ticket.settled:
             self.scheduler.cancel(ticket.request)
             self._delivery.settle(ticket, reason="stopped")
@@ -176,8 +211,8 @@ class Engine:
         return self.scheduler.ledger.flush()
 
     def pin(self, tokens: Sequence[int], *, namespace: str | None = None, seconds: float) -> int:
-        """Keeps what is cached of `tokens` from eviction for that long, unless a request could not run otherwise; how many that
-        is."""
+        """Keeps what is cached of `tokens` from eviction for that long, unless a request could not
+        run otherwise; how many that is."""
         self._check_loop()
         assert self._loop is not None
         number, length = self.scheduler.ledger.pin(array(INT, tokens), namespace)
@@ -186,7 +221,9 @@ class Engine:
 
     def _unpin(self, number: int) -> None:
         del self._pins[number]
-        self.scheduler.ledger.unpin(number)  # nobody is to be woken: while nothing runs pins yield to who waits
+        self.scheduler.ledger.unpin(
+            number
+        )  # nobody is to be woken: while nothing runs pins yield to who waits
 
     def _new_id(self) -> int:
         self._check_loop()
@@ -216,14 +253,15 @@ class Engine:
         self._wake.set()
         return ticket
 
-    # --- the loop ---------------------------------------------------------------------------------------------------
+    # --- the loop ---------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._serve(), name="asgl-engine")
 
     async def close(self) -> None:
-        """Ends every request with EngineClosedError, waits for the step in flight, and frees the runner. Idempotent."""
+        """Ends every request with EngineClosedError, waits for the step in flight, and frees the
+        runner. Idempotent."""
         self._finish(EngineClosedError("the Runtime was closed"))
         if self._task is not None:
             await asyncio.wait([self._task])
@@ -251,7 +289,9 @@ class Engine:
                     self._idle_seconds += self._clock() - planned
                 for _ in range(_SETTLING_TURNS if settled else 0):
                     await asyncio.sleep(0)
-        except GeneratorExit:  # the loop was closed: nobody waits any more, and nothing can be waited for
+        except (
+            GeneratorExit
+        ):  # the loop was closed: nobody waits any more, and nothing can be waited for
             raise
         except BaseException as error:
             crash = EngineCrashedError(f"the engine has stopped, because a step failed: {error!r}")
@@ -298,7 +338,7 @@ class Engine:
         """Runs slow work that touches no tensor beside the event loop."""
         return await anyio.to_thread.run_sync(function, *args)
 
-    # --- what it tells ----------------------------------------------------------------------------------------------
+    # --- what it tells ----------------------------------------------------------------------------
 
     def statistics(self) -> EngineStatistics:
         scheduler, counters = self.scheduler, self.scheduler.counters
@@ -320,13 +360,27 @@ class Engine:
             plan_seconds=self._plan_seconds,
             run_seconds=self._run_seconds,
             idle_seconds=self._idle_seconds,
-            namespaces={name: NamespaceStatistics(seen.prompt_tokens, seen.cached_tokens, seen.generated_tokens)
-                        for name, seen in counters.namespaces.items()},
+            namespaces={
+                name: NamespaceStatistics(
+                    seen.prompt_tokens, seen.cached_tokens, seen.generated_tokens
+                )
+                for name, seen in counters.namespaces.items()
+            },
         )
 
     def _emit_step(self, step: Launched, result: StepResult) -> None:
         scheduler, plan = self.scheduler, step.plan
-        self.tracers.emit(StepEvent(
-            plan.number, plan.decode_rows, plan.rows - plan.decode_rows, plan.tokens, len(scheduler.running),
-            scheduler.waiting, scheduler.ledger.pool.free, scheduler.ledger.cache.evictable, step.plan_seconds, result.seconds,
-        ))
+        self.tracers.emit(
+            StepEvent(
+                plan.number,
+                plan.decode_rows,
+                plan.rows - plan.decode_rows,
+                plan.tokens,
+                len(scheduler.running),
+                scheduler.waiting,
+                scheduler.ledger.pool.free,
+                scheduler.ledger.cache.evictable,
+                step.plan_seconds,
+                result.seconds,
+            )
+        )

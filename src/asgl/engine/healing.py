@@ -1,13 +1,16 @@
-"""Token healing: the end of a prompt is generated once more, so that a word that goes on is tokenized as the model knows it.
+"""Token healing: the end of a prompt is generated once more, so that a word that goes on is
+tokenized as the model knows it.
 
     prompt   "http:"        tokens  "http" ":"       and the model, which knows "://" as one token, never saw ":" before "//"
     healed                          "http"           generation begins here; its text must begin with ":"
 
-Which tokens are taken off: the most at the end of the prompt, `MOST` at most and never all, none of them a control token, whose
-bytes together are whole characters and the beginning of a longer token of the vocabulary. None, if there are none such.
+Which tokens are taken off: the most at the end of the prompt, `MOST` at most and never all, none of
+them a control token, whose bytes together are whole characters and the beginning of a longer token
+of the vocabulary. None, if there are none such.
 
-What is generated then must begin with the bytes that were taken off: until they are all there, only tokens are allowed that go
-on with what is missing of them, by a part of it, by all of it, or by all of it and more. The output's text begins after them.
+What is generated then must begin with the bytes that were taken off: until they are all there, only
+tokens are allowed that go on with what is missing of them, by a part of it, by all of it, or by all
+of it and more. The output's text begins after them.
 """
 
 from __future__ import annotations
@@ -31,7 +34,11 @@ class Healer:
     def __init__(self, tokenizer: Vocabulary) -> None:
         self._bytes = tokenizer.token_bytes
         self.mask_bytes = (tokenizer.vocabulary + 7) // 8
-        tokens = [(text, token) for token in range(tokenizer.vocabulary) if (text := tokenizer.token_bytes(token))]
+        tokens = [
+            (text, token)
+            for token in range(tokenizer.vocabulary)
+            if (text := tokenizer.token_bytes(token))
+        ]
         tokens.sort()
         self._texts = [text for text, _ in tokens]
         self._ids = [token for _, token in tokens]
@@ -72,12 +79,17 @@ class Healer:
         """Where in the sorted vocabulary the tokens with that beginning stand."""
         start = bisect_left(self._texts, beginning)
         above = beginning.rstrip(b"\xff")
-        end = bisect_left(self._texts, above[:-1] + bytes((above[-1] + 1,)), lo=start) if above else len(self._texts)
+        end = (
+            bisect_left(self._texts, above[:-1] + bytes((above[-1] + 1,)), lo=start)
+            if above
+            else len(self._texts)
+        )
         return start, end
 
 
 class HealedBeginning:
-    """What the tokens of a generation must be until the text that was taken off is there again; then nothing.
+    """What the tokens of a generation must be until the text that was taken off is there again;
+    then nothing.
 
     Speaks as `asgl.scheduling.request.Grammar`.
     """
@@ -101,7 +113,8 @@ class HealedBeginning:
         return ()
 
     def mask(self, banned: Iterable[int], /) -> bytes | None:
-        """None once all of the text is there. What is banned only says how a generation may not end, and here it cannot."""
+        """None once all of the text is there. What is banned only says how a generation may not
+        end, and here it cannot."""
         if not self._missing:
             return None
         mask = bytearray(self._healer.mask_bytes)
@@ -110,4 +123,4 @@ class HealedBeginning:
         return bytes(mask)
 
     def push(self, token_id: int, /) -> None:
-        self._missing = self._missing[len(self._healer.token_bytes(token_id)):]
+        self._missing = self._missing[len(self._healer.token_bytes(token_id)) :]

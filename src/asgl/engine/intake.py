@@ -1,4 +1,5 @@
-"""What is asked for, made into requests: complete parameters, a prompt healed at its end, an output that knows its stops."""
+"""What is asked for, made into requests: complete parameters, a prompt healed at its end, an output
+that knows its stops."""
 
 from __future__ import annotations
 
@@ -26,15 +27,20 @@ class Intake:
         self._context_length = context_length
 
     def check_sampling(self, params: SamplingParams) -> None:
-        """ConfigError if the parameters name a token that the model does not have, or have a stop_regex that is none."""
+        """ConfigError if the parameters name a token that the model does not have, or have a
+        stop_regex that is none."""
         for pattern in params.stop_regex or ():
             compiled(pattern)
         for token in (*(params.stop_token_ids or ()), *(params.logit_bias or ())):
             if token >= self._tokenizer.vocabulary:
-                raise ConfigError(f"there is no token {token}: the model's vocabulary has {self._tokenizer.vocabulary} tokens")
+                raise ConfigError(
+                    f"there is no token {token}: the model's vocabulary has "
+                    f"{self._tokenizer.vocabulary} tokens"
+                )
 
     def heal(self, prompt: Sequence[int]) -> tuple[int, str]:
-        """How many tokens at the end of the prompt to generate once more, and their text: see `healing`."""
+        """How many tokens at the end of the prompt to generate once more, and their text: see
+        `healing`."""
         return self._healer.tail(prompt)
 
     @cached_property
@@ -54,7 +60,8 @@ class Intake:
         namespace: str | None,
         priority: int,
     ) -> tuple[Request, OutputText]:
-        """The request of a generation, and its output. `max_tokens` is cut to what the context leaves."""
+        """The request of a generation, and its output. `max_tokens` is cut to what the context
+        leaves."""
         stop_tokens = params.stop_token_ids or ()
         healed, given = self.heal(prompt) if params.token_healing and grammar is None else (0, "")
         prompt = prompt[: len(prompt) - healed]
@@ -72,13 +79,18 @@ class Intake:
         request = Request(
             number,
             prompt,
-            max_tokens=min(_complete(params.max_tokens), max(self._context_length - len(prompt), 0)),
+            max_tokens=min(
+                _complete(params.max_tokens), max(self._context_length - len(prompt), 0)
+            ),
             spec=_spec(params, seed, logprobs),
             output=output,
             min_tokens=params.min_tokens or 0,
             banned=(*end_tokens, *stop_tokens),
-            grammar=grammar.matcher(end_tokens) if grammar is not None
-            else HealedBeginning(self._healer, given) if healed else None,
+            grammar=grammar.matcher(end_tokens)
+            if grammar is not None
+            else HealedBeginning(self._healer, given)
+            if healed
+            else None,
             namespace=namespace,
             priority=priority,
         )
@@ -89,15 +101,20 @@ class Intake:
         if len(request.prompt) + beyond <= self._context_length:
             return None
         return ContextLengthError(
-            f"the prompt's {len(request.prompt)} tokens {what}: the model's context has {self._context_length}. "
+            f"the prompt's {len(request.prompt)} tokens {what}: the model's context has "
+            f"{self._context_length}. "
             "Shorten the prompt",
-            tokens=len(request.prompt), limit=self._context_length, request_id=request.id,
+            tokens=len(request.prompt),
+            limit=self._context_length,
+            request_id=request.id,
         )
 
 
 def _complete(value: T | None) -> T:
     if value is None:
-        raise ConfigError("the engine takes complete sampling parameters: merge them over the library's defaults")
+        raise ConfigError(
+            "the engine takes complete sampling parameters: merge them over the library's defaults"
+        )
     return value
 
 

@@ -1,10 +1,11 @@
-"""From tokens to text: decodes as tokens come, finds where generation ends, and never shows what a stop may cut.
+"""From tokens to text: decodes as tokens come, finds where generation ends, and never shows what a
+stop may cut.
 
-    generated      t0    t1    t2     t3
-    text           "The" " cat" " sat" ".\\nQ:"          stop = "\\n"
-                                        ^ the stop starts inside t3
-    kept_tokens    3     t0 t1 t2 lie wholly before it
-    remainder      "."   what is left of t3: the stream tokenizes it anew, so that its tokens say what its text says
+generated      t0    t1    t2     t3
+text           "The" " cat" " sat" ".\\nQ:"          stop = "\\n"
+                                    ^ the stop starts inside t3
+kept_tokens    3     t0 t1 t2 lie wholly before it
+remainder      "."   what is left of t3: the stream tokenizes it anew, so that its tokens say what its text says
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from asgl.types import FinishReason
 
 
 class Detokenizer(Protocol):
-    """Text of a growing sequence of tokens. A character is given when its last byte came, never half of one."""
+    """Text of a growing sequence of tokens. A character is given when its last byte came, never
+    half of one."""
 
     def push(self, token_id: int, /) -> str: ...
 
@@ -33,18 +35,37 @@ class Detokenizer(Protocol):
 
 
 class OutputText:
-    """The output of one generation. Made by the engine; `push` is called once for each sampled token, in order.
+    """The output of one generation. Made by the engine; `push` is called once for each sampled
+    token, in order.
 
-    `given` is how the text of the tokens begins that is not the output's: it was the prompt's, of which `healed` tokens were
-    taken off.
+    `given` is how the text of the tokens begins that is not the output's: it was the prompt's, of
+    which `healed` tokens were taken off.
 
-    Of stop strings and stop expressions the match that is complete first counts, of those complete at the same character the
-    one that begins first, of those the one that was given first: it does not matter which tokens the text came in.
+    Of stop strings and stop expressions the match that is complete first counts, of those complete
+    at the same character the one that begins first, of those the one that was given first: it does
+    not matter which tokens the text came in.
     """
 
-    __slots__ = ("_boundaries", "_detokenizer", "_end_tokens", "_given", "_keep_stop", "_longest", "_min_tokens", "_regexes",
-                 "_stop_tokens", "_stops", "_text", "count", "error", "healed", "kept_tokens", "matched_stop",
-                 "remainder", "text")
+    __slots__ = (
+        "_boundaries",
+        "_detokenizer",
+        "_end_tokens",
+        "_given",
+        "_keep_stop",
+        "_longest",
+        "_min_tokens",
+        "_regexes",
+        "_stop_tokens",
+        "_stops",
+        "_text",
+        "count",
+        "error",
+        "healed",
+        "kept_tokens",
+        "matched_stop",
+        "remainder",
+        "text",
+    )
 
     def __init__(
         self,
@@ -72,18 +93,20 @@ class OutputText:
             search.skip(given)
         self._text = ""
         self._boundaries: list[int | None] = []
-        """For each token so far, how much text there was after it; None if it ended in the middle of a character."""
+        """For each token so far, how much text there was after it; None if it ended in the middle
+        of a character."""
         self.text = ""
         """What is certain: it only ever grows."""
         self.count = 0
         self.kept_tokens = 0
-        """How many tokens, from the first, are the stream's from now on. Final once `push` gave a reason or `finish` ran."""
+        """How many tokens, from the first, are the stream's from now on. Final once `push` gave a
+        reason or `finish` ran."""
         self.remainder = ""
         """Text after the kept tokens that is no whole token."""
         self.matched_stop: str | int | None = None
         self.healed = healed
-        """How many tokens at the end of the prompt the kept tokens and the remainder stand for as well: they begin with
-        `given`, their text, which is no part of this one."""
+        """How many tokens at the end of the prompt the kept tokens and the remainder stand for as
+        well: they begin with `given`, their text, which is no part of this one."""
         self.error: GrammarError | None = None
         """Why the end could not be found. The generation ends with it."""
 
@@ -100,8 +123,11 @@ class OutputText:
         try:
             found = self._first_stop(before) if may_end else self._skip()
         except TimeoutError:
-            self.error = GrammarError(f"a stop_regex takes too long on the text so far ({len(self._text)} characters): simplify "
-                                      "it, mostly by giving nested repetitions a bound")
+            self.error = GrammarError(
+                f"a stop_regex takes too long on the text so far ({len(self._text)} characters): "
+                "simplify "
+                "it, mostly by giving nested repetitions a bound"
+            )
             return "stopped"
         if found is not None:
             self._cut(*found)
@@ -111,7 +137,9 @@ class OutputText:
 
     def finish(self) -> None:
         """Generation ended for another reason than a stop: what was held back is text after all."""
-        if len(self._text) < len(self._given):  # it ended before all that was taken off the prompt was there again
+        if len(self._text) < len(
+            self._given
+        ):  # it ended before all that was taken off the prompt was there again
             self._keep(len(self._given))
             return
         self._text += self._detokenizer.flush()
@@ -127,7 +155,8 @@ class OutputText:
         return reason
 
     def _first_stop(self, before: int) -> tuple[int, int] | None:
-        """Where the first match that is complete after character `before` or later begins and ends."""
+        """Where the first match that is complete after character `before` or later begins and
+        ends."""
         found: list[tuple[int, int]] = []
         given = len(self._given)
         before = max(before, given)

@@ -1,14 +1,16 @@
-"""Files of keys and values: the prefix cache, and single prompts, saved by one process and loaded by another.
+"""Files of keys and values: the prefix cache, and single prompts, saved by one process and loaded
+by another.
 
-A file is in the safetensors format. Its metadata, under "asgl", is a JSON object: what kind of file it is, for which model,
-and what goes with the tensors.
+A file is in the safetensors format. Its metadata, under "asgl", is a JSON object: what kind of file
+it is, for which model, and what goes with the tensors.
 
     cache     tokens [n] int32, nodes [m, 4] int64, kv [layers, 2, n, kv_heads, head_dim]
               nodes: the radix tree, parents first: index of the parent (-1: a root), index of the namespace, how many of the
               tokens (those of node 0 come first), and when it was last used
     prompt    kv as above, of the first n tokens; or nothing
 
-Keys and values are read and written by the device thread, between two steps. A file appears whole or not at all.
+Keys and values are read and written by the device thread, between two steps. A file appears whole
+or not at all.
 """
 
 from __future__ import annotations
@@ -60,19 +62,28 @@ class _Part(NamedTuple):
 
 
 class SavedState:
-    """Saves and loads for one engine. Belongs to its event loop. `spare` says how many free slots may be filled; `on_change` is
-    called when slots came free or were filled.
+    """Saves and loads for one engine. Belongs to its event loop. `spare` says how many free slots
+    may be filled; `on_change` is called when slots came free or were filled.
 
-    Errors: ConfigError for a file that cannot be written, ModelError for one that cannot be read, or is not for this model.
+    Errors: ConfigError for a file that cannot be written, ModelError for one that cannot be read,
+    or is not for this model.
     """
 
-    def __init__(self, ledger: Ledger, device: DeviceThread, runner: KVRunner, fingerprint: str, *,
-                 spare: Callable[[], int], on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        device: DeviceThread,
+        runner: KVRunner,
+        fingerprint: str,
+        *,
+        spare: Callable[[], int],
+        on_change: Callable[[], None],
+    ) -> None:
         self._ledger, self._device, self._runner = ledger, device, runner
         self._fingerprint = fingerprint
         self._spare, self._on_change = spare, on_change
 
-    # --- the whole cache --------------------------------------------------------------------------------------------
+    # --- the whole cache --------------------------------------------------------------------------
 
     async def save_cache(self, path: Path) -> int:
         """Writes all that is cached; how many tokens that was."""
@@ -80,20 +91,30 @@ class SavedState:
         places = {node: index for index, node in enumerate(nodes)}
         namespaces = list(dict.fromkeys(node.namespace for node in nodes))
         order = {namespace: index for index, namespace in enumerate(namespaces)}
-        table = [[_place_of(node.parent, places), order[node.namespace], len(node.key), node.last_used] for node in nodes]
+        table = [
+            [_place_of(node.parent, places), order[node.namespace], len(node.key), node.last_used]
+            for node in nodes
+        ]
         tokens, slots = array(INT), array(INT)
         for node in nodes:
             tokens.extend(node.key)
             slots.extend(node.slots)
-        # from the look at the tree to the job in the device's queue nothing else runs: no later step can come between
+        # from the look at the tree to the job in the device's queue nothing else runs: no later
+        # step can come between
         kv = await self._device.run(self._runner.read_kv, slots)
-        tensors = {"tokens": torch.tensor(tokens.tolist(), dtype=torch.int32),
-                   "nodes": torch.tensor(table, dtype=torch.int64).view(-1, 4), "kv": kv}
-        await anyio.to_thread.run_sync(write_file, path, self._header("cache", {"namespaces": namespaces}), tensors)
+        tensors = {
+            "tokens": torch.tensor(tokens.tolist(), dtype=torch.int32),
+            "nodes": torch.tensor(table, dtype=torch.int64).view(-1, 4),
+            "kv": kv,
+        }
+        await anyio.to_thread.run_sync(
+            write_file, path, self._header("cache", {"namespaces": namespaces}), tensors
+        )
         return len(tokens)
 
     async def load_cache(self, path: Path) -> int:
-        """Adds what a file has to the cache, as far as slots are free, what was used last first; how many tokens that was."""
+        """Adds what a file has to the cache, as far as slots are free, what was used last first;
+        how many tokens that was."""
         header = await anyio.to_thread.run_sync(read_header, path)
         self._check(path, header, "cache")
         tensors = await anyio.to_thread.run_sync(_read_tensors, path, ("tokens", "nodes", "kv"))
@@ -110,7 +131,8 @@ class SavedState:
         return loaded
 
     def _wanted(self, parts: list[_Part], room: int) -> list[_Part]:
-        """The parts that are not cached, as many as there is room for; the last of them maybe cut short."""
+        """The parts that are not cached, as many as there is room for; the last of them maybe cut
+        short."""
         wanted: list[_Part] = []
         for part in parts:
             cached = self._ledger.cache.peek(part.path, part.namespace)
@@ -124,11 +146,13 @@ class SavedState:
                 break
         return wanted
 
-    # --- one prompt -------------------------------------------------------------------------------------------------
+    # --- one prompt -------------------------------------------------------------------------------
 
-    async def save_prompt(self, path: Path, state: Mapping[str, Any], tokens: array[int] | None,
-                          namespace: str | None) -> None:
-        """Writes the state of a prompt; with `tokens`, their keys and values too, as far as they are cached."""
+    async def save_prompt(
+        self, path: Path, state: Mapping[str, Any], tokens: array[int] | None, namespace: str | None
+    ) -> None:
+        """Writes the state of a prompt; with `tokens`, their keys and values too, as far as they
+        are cached."""
         tensors: dict[str, Tensor] = {}
         if tokens is not None:
             slots = self._ledger.cache.match(tokens, namespace, len(tokens)).slots
@@ -137,7 +161,8 @@ class SavedState:
         await anyio.to_thread.run_sync(write_file, path, header, tensors)
 
     def read_prompt(self, path: Path, kv: bool) -> tuple[dict[str, Any], bool]:
-        """The state of a saved prompt, and whether there are keys and values, if they are wanted. Reads no tensors: quick."""
+        """The state of a saved prompt, and whether there are keys and values, if they are wanted.
+        Reads no tensors: quick."""
         header = read_header(path)
         has_kv = kv and bool(header.get("kv"))
         self._check(path, header, "prompt", kv=has_kv)
@@ -145,18 +170,25 @@ class SavedState:
         if not isinstance(state, dict):
             raise ModelError(f"{path}: the file of a prompt has no state")
         vocabulary, tokens = self._runner.info.vocabulary, state.get("tokens")
-        if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < vocabulary for token in tokens):
+        if not isinstance(tokens, list) or not all(
+            isinstance(token, int) and 0 <= token < vocabulary for token in tokens
+        ):
             raise ModelError(f"{path}: its tokens are not of a vocabulary of {vocabulary}")
         return state, has_kv
 
     async def load_prompt(self, path: Path, tokens: array[int], namespace: str | None) -> int:
-        """Caches the keys and values of a saved prompt, as far as slots are free; how many tokens that was."""
+        """Caches the keys and values of a saved prompt, as far as slots are free; how many tokens
+        that was."""
         tensors = await anyio.to_thread.run_sync(_read_tensors, path, ("kv",))
         count = tensors["kv"].shape[2] if tensors["kv"].dim() == 5 else 0
         if count > len(tokens):
-            raise ModelError(f"{path}: keys and values of {count} tokens, and the prompt has {len(tokens)}")
+            raise ModelError(
+                f"{path}: keys and values of {count} tokens, and the prompt has {len(tokens)}"
+            )
         kv = await self._checked_kv(path, tensors["kv"], count)
-        parts = self._wanted([_Part(tokens[:count], namespace, 0, count)] if count else [], self._spare())
+        parts = self._wanted(
+            [_Part(tokens[:count], namespace, 0, count)] if count else [], self._spare()
+        )
         if not parts:
             return 0
         part = parts[0]
@@ -166,10 +198,11 @@ class SavedState:
         self._on_change()
         return loaded
 
-    # --- inside -----------------------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------
 
     async def _fill(self, slots: array[int], kv: Tensor, columns: Sequence[int]) -> None:
         """Writes columns of `kv` to reserved slots, which are freed if that fails."""
+
         def write() -> None:
             self._runner.write_kv(slots, kv[:, :, list(columns)])
 
@@ -182,30 +215,53 @@ class SavedState:
 
     def _header(self, kind: str, more: Mapping[str, Any]) -> dict[str, Any]:
         info = self._runner.info
-        return {"format": FORMAT, "kind": kind, "model": {"name": info.name, "fingerprint": self._fingerprint,
-                                                          "dtype": info.dtype, "weights": info.weights,
-                                                          "activations": info.activations}, **more}
+        return {
+            "format": FORMAT,
+            "kind": kind,
+            "model": {
+                "name": info.name,
+                "fingerprint": self._fingerprint,
+                "dtype": info.dtype,
+                "weights": info.weights,
+                "activations": info.activations,
+            },
+            **more,
+        }
 
     def _check(self, path: Path, header: Mapping[str, Any], kind: str, *, kv: bool = True) -> None:
-        """ModelError if the file is of another kind, or for another model; with `kv`, for other formats."""
+        """ModelError if the file is of another kind, or for another model; with `kv`, for other
+        formats."""
         if header.get("format") != FORMAT or header.get("kind") != kind:
-            raise ModelError(f"{path}: not a saved {kind} of format {FORMAT}, but {header.get('kind')!r} of format "
-                             f"{header.get('format')!r}")
+            raise ModelError(
+                f"{path}: not a saved {kind} of format {FORMAT}, but {header.get('kind')!r} of "
+                "format "
+                f"{header.get('format')!r}"
+            )
         here, there = self._header(kind, {})["model"], header.get("model") or {}
         if there.get("fingerprint") != here["fingerprint"]:
-            raise ModelError(f"{path}: saved by the model {there.get('name')!r} ({there.get('fingerprint')}), and this is "
-                             f"{here['name']!r} ({here['fingerprint']}): open the Runtime with the model it was saved by")
+            raise ModelError(
+                f"{path}: saved by the model {there.get('name')!r} ({there.get('fingerprint')}), "
+                "and this is "
+                f"{here['name']!r} ({here['fingerprint']}): open the Runtime with the model it was "
+                "saved by"
+            )
         there = {"activations": "auto", **there}  # older files do not tell
         for name in ("dtype", "weights", "activations") if kv else ():
             if there.get(name) != here[name]:
-                raise ModelError(f"{path}: its keys and values were computed with {name}={there.get(name)!r}, and this Runtime "
-                                 f"has {name}={here[name]!r}: open it with the same")
+                raise ModelError(
+                    f"{path}: its keys and values were computed with {name}={there.get(name)!r}, "
+                    "and this Runtime "
+                    f"has {name}={here[name]!r}: open it with the same"
+                )
 
     async def _checked_kv(self, path: Path, kv: Tensor, count: int) -> Tensor:
         like = await self._device.run(self._runner.read_kv, [])
         if kv.dtype != like.dtype or kv.shape != (*like.shape[:2], count, *like.shape[3:]):
-            raise ModelError(f"{path}: keys and values are {kv.dtype} {list(kv.shape)}, and not {like.dtype} of {count} tokens "
-                             f"in the shape {list(like.shape)}")
+            raise ModelError(
+                f"{path}: keys and values are {kv.dtype} {list(kv.shape)}, and not {like.dtype} of "
+                f"{count} tokens "
+                f"in the shape {list(like.shape)}"
+            )
         return kv
 
 
@@ -223,21 +279,31 @@ def _parts_of(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tenso
     try:
         assert isinstance(namespaces, list)
         for index, (parent, namespace, count, last_used) in enumerate(table):
-            if not -1 <= parent < index or namespace < 0 or count < 1 or first + count > len(tokens):
+            if (
+                not -1 <= parent < index
+                or namespace < 0
+                or count < 1
+                or first + count > len(tokens)
+            ):
                 raise ValueError(f"node {index} is no node of a tree")
             above = parts[parent].path if parent >= 0 else array(INT)
-            parts.append(_Part(above + tokens[first : first + count], namespaces[namespace], first, count))
+            parts.append(
+                _Part(above + tokens[first : first + count], namespaces[namespace], first, count)
+            )
             used.append(min(last_used, used[parent]) if parent >= 0 else last_used)
             first += count
         if first != len(tokens):
             raise ValueError(f"{len(tokens)} tokens, of which its nodes have {first}")
     except (ValueError, TypeError, IndexError, AssertionError) as error:
         raise ModelError(f"{path}: the saved cache is damaged: {error}") from error
-    return [parts[index] for index in sorted(range(len(parts)), key=lambda index: (-used[index], index))]
+    return [
+        parts[index] for index in sorted(range(len(parts)), key=lambda index: (-used[index], index))
+    ]
 
 
 def write_file(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Writes a file under another name, and renames it once it is on the disk. ConfigError if that cannot be done."""
+    """Writes a file under another name, and renames it once it is on the disk. ConfigError if that
+    cannot be done."""
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
@@ -255,7 +321,8 @@ def write_file(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tens
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON object that a file says of itself. ModelError if it cannot be read, or is no such file."""
+    """The JSON object that a file says of itself. ModelError if it cannot be read, or is no such
+    file."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -1,12 +1,13 @@
-"""Steps on the device: plans go in, results come out, in order. A runner says how many it takes at once.
+"""Steps on the device: plans go in, results come out, in order. A runner says how many it takes at
+once.
 
     one (CPUs)    plan 1 | run 1 ............... commit 1 | plan 2 | run 2 ............... commit 2 | plan 3 ...
 
     two (GPUs)    plan 1 | launch 1 | plan 2 | launch 2 | collect 1 . commit 1 | plan 3 | launch 3 | collect 2 ...
     on the device             [--------- step 1 --------][--------- step 2 --------][--------- step 3 ---
 
-With two, the device has its next step when one ends, and planning, committing and delivering cost it nothing as long as together
-they take less than a step.
+With two, the device has its next step when one ends, and planning, committing and delivering cost
+it nothing as long as together they take less than a step.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class Steps:
         return len(self._flight) == self._runner.steps_in_flight
 
     async def launch(self, step: Launched) -> None:
-        """Puts a step on the device. One that takes no second step runs it in `collect`, which saves a hand-off."""
+        """Puts a step on the device. One that takes no second step runs it in `collect`, which
+        saves a hand-off."""
         self._flight.append(step)  # first: who is cancelled here has launched it all the same
         if self._ahead is not None:
             await self._device.run(self._ahead.launch, step.plan)
@@ -91,8 +93,9 @@ class Steps:
         return step, await self._device.run(self._runner.run, step.plan)
 
     async def drain(self) -> None:
-        """After a failure or a cancellation: waits until the device has done with what it was given, whatever comes of it. That
-        there is nothing to collect of a step whose launch failed is one failure more."""
+        """After a failure or a cancellation: waits until the device has done with what it was
+        given, whatever comes of it. That there is nothing to collect of a step whose launch failed
+        is one failure more."""
         while self._flight:
             self._flight.popleft()
             if self._ahead is not None:

@@ -1,7 +1,8 @@
 """A ticket: what the engine hands out for a request, and how news of it comes back.
 
-Tickets live on the event loop. A ticket settles exactly once: with a result (`error` is None) or with an error. The listener
-is called synchronously from the engine's loop; it must be quick, and may submit further requests.
+Tickets live on the event loop. A ticket settles exactly once: with a result (`error` is None) or
+with an error. The listener is called synchronously from the engine's loop; it must be quick, and
+may submit further requests.
 """
 
 from __future__ import annotations
@@ -26,14 +27,27 @@ class Listener(Protocol):
 class Ticket:
     """The state of one request, as its submitter sees it. Times are seconds of the engine's clock.
 
-    Generation: `tokens`, `text`, `finish_reason`, `matched_stop`, and `output`, which says where a stop cut.
-    Scoring: `option_logprobs`, one list of floats per option.
+    Generation: `tokens`, `text`, `finish_reason`, `matched_stop`, and `output`, which says where a
+    stop cut. Scoring: `option_logprobs`, one list of floats per option.
     """
 
-    __slots__ = ("error", "finish_reason", "finished_at", "first_token_at", "listener", "option_logprobs", "output",
-                 "request", "settled", "submitted_at", "tokens")
+    __slots__ = (
+        "error",
+        "finish_reason",
+        "finished_at",
+        "first_token_at",
+        "listener",
+        "option_logprobs",
+        "output",
+        "request",
+        "settled",
+        "submitted_at",
+        "tokens",
+    )
 
-    def __init__(self, request: Request, listener: Listener, output: OutputText | None, submitted_at: float) -> None:
+    def __init__(
+        self, request: Request, listener: Listener, output: OutputText | None, submitted_at: float
+    ) -> None:
         self.request = request
         self.listener = listener
         self.output = output
@@ -56,12 +70,14 @@ class Ticket:
 
     @property
     def whole(self) -> bool:
-        """Whether the tokens are all that the grammar of the request asks for; True without a grammar."""
+        """Whether the tokens are all that the grammar of the request asks for; True without a
+        grammar."""
         return self.request.grammar is None or self.request.grammar.accepting
 
     @property
     def cached_tokens(self) -> int:
-        """How many of the prompt's tokens were found in the cache when the request was first admitted."""
+        """How many of the prompt's tokens were found in the cache when the request was first
+        admitted."""
         return self.request.cached_tokens
 
     @property
@@ -73,7 +89,9 @@ class Ticket:
     def matched_stop(self) -> str | int | None:
         return self.output.matched_stop if self.output is not None else None
 
-    def settle(self, now: float, *, reason: FinishReason | None = None, error: BaseException | None = None) -> None:
+    def settle(
+        self, now: float, *, reason: FinishReason | None = None, error: BaseException | None = None
+    ) -> None:
         if self.settled:
             raise InternalError(f"request {self.request_id} was settled twice")
         self.settled = True

@@ -3,10 +3,11 @@
     host    pack ─┐                                                     ┌─ read
     stream        └─ copy in ── launches or a replay ── copy out ── event┘
 
-All of it is on one stream of its own, so that order needs no other events, and nothing waits for the whole device: the device
-thread waits once a step, for the event after the last copy. Two steps may be in flight, so there are two of what the host packs
-and reads, its *lanes*, used in turn; what is on the device there is once, for there steps never overlap. `cuda` is torch.cuda, or
-what a test puts in its place.
+All of it is on one stream of its own, so that order needs no other events, and nothing waits for
+the whole device: the device thread waits once a step, for the event after the last copy. Two steps
+may be in flight, so there are two of what the host packs and reads, its *lanes*, used in turn; what
+is on the device there is once, for there steps never overlap. `cuda` is torch.cuda, or what a test
+puts in its place.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor
 
 _ALIGNED = 16
-"""Bytes: every tensor in a buffer starts at a multiple, which is what the widest load of a kernel wants."""
+"""Bytes: every tensor in a buffer starts at a multiple, which is what the widest load of a kernel
+wants."""
 
 
 class Buffer:
-    """Bytes on the host, pinned, for each lane, and as many on the device; tensors are packed into both at the same places."""
+    """Bytes on the host, pinned, for each lane, and as many on the device; tensors are packed into
+    both at the same places."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.size = size
@@ -44,7 +47,8 @@ class Landing:
 
 
 class CudaDevice:
-    """The stream and the staging memory of a Runtime on a GPU. Made and used on its device thread only."""
+    """The stream and the staging memory of a Runtime on a GPU. Made and used on its device thread
+    only."""
 
     def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
         self.device = device
@@ -56,13 +60,15 @@ class CudaDevice:
         self._pool: Any = None
 
     def on_stream(self) -> Any:
-        """`with device.on_stream():` makes the stream the current one: of torch's operations and of Triton's launches."""
+        """`with device.on_stream():` makes the stream the current one: of torch's operations and of
+        Triton's launches."""
         return self.cuda.stream(self.stream)
 
     def upload(self, tensors: Sequence[Tensor], into: Buffer | None = None) -> list[Tensor]:
-        """Copies host tensors to the device in one asynchronous copy; the results are valid on the stream, until the next upload
-        into the same buffer, which must not be packed again in the same lane before `wait` or `finish`. Without a buffer of the
-        caller's, there is one that grows."""
+        """Copies host tensors to the device in one asynchronous copy; the results are valid on the
+        stream, until the next upload into the same buffer, which must not be packed again in the
+        same lane before `wait` or `finish`. Without a buffer of the caller's, there is one that
+        grows."""
         places, size = [], 0
         for tensor in tensors:
             places.append(size)
@@ -74,10 +80,13 @@ class CudaDevice:
         for place, tensor in zip(places, tensors, strict=True):
             _view(into.hosts[self._lane], place, tensor).copy_(tensor)
         into.device[:size].copy_(into.hosts[self._lane][:size], non_blocking=True)
-        return [_view(into.device, place, tensor) for place, tensor in zip(places, tensors, strict=True)]
+        return [
+            _view(into.device, place, tensor) for place, tensor in zip(places, tensors, strict=True)
+        ]
 
     def download(self, tensor: Tensor) -> Tensor:
-        """Starts to copy a device tensor to the host; the result is valid after `wait`, until the lane's next step."""
+        """Starts to copy a device tensor to the host; the result is valid after `wait`, until the
+        lane's next step."""
         landing = self._landings[self._lane]
         tensor = tensor.contiguous()
         size = -(-tensor.numel() * tensor.element_size() // _ALIGNED) * _ALIGNED
@@ -94,7 +103,8 @@ class CudaDevice:
         self._lane = 1 - self._lane
 
     def drop_step(self) -> None:
-        """The step failed: its lane is the next one's again, once the stream has done what was asked of it."""
+        """The step failed: its lane is the next one's again, once the stream has done what was
+        asked of it."""
         try:
             self.finish()
         finally:
@@ -116,13 +126,16 @@ class CudaDevice:
         self.wait(self.end_step())
 
     def capture(self, launch: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        """A graph of what `launch` puts on the stream, and the tensor that each replay writes. Everything `launch` uses must have
-        run before: compiling while capturing fails."""
+        """A graph of what `launch` puts on the stream, and the tensor that each replay writes.
+        Everything `launch` uses must have run before: compiling while capturing fails."""
         graph = self.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = self.cuda.graph_pool_handle()
-        # the program that asgl is a part of may use the GPU in other threads meanwhile: that is no error of this one
-        with self.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+        # the program that asgl is a part of may use the GPU in other threads meanwhile: that is no
+        # error of this one
+        with self.cuda.graph(
+            graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"
+        ):
             result = launch()
         return graph, result
 

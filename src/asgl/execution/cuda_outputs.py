@@ -1,7 +1,7 @@
 """From hidden states to what a step reports, without waiting for the device in between.
 
-As sampler.py, but that all tensors go up before the step and come down after it: host lists are made only once everything is
-done.
+As sampler.py, but that all tensors go up before the step and come down after it: host lists are
+made only once everything is done.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ class _Samples:
 
 
 class Outputs:
-    """What one step reports. `inputs` go up with the batch, and come back as `sent`; `compute` launches; `read` after the
-    wait."""
+    """What one step reports. `inputs` go up with the batch, and come back as `sent`; `compute`
+    launches; `read` after the wait."""
 
-    def __init__(self, plan: StepPlan, device: CudaDevice, kernels: Kernels, vocabulary: int) -> None:
+    def __init__(
+        self, plan: StepPlan, device: CudaDevice, kernels: Kernels, vocabulary: int
+    ) -> None:
         self.inputs: list[Tensor] = []
         self.sent: list[Tensor] = []
         self._device, self._kernels, self._vocabulary = device, kernels, vocabulary
@@ -50,10 +52,19 @@ class Outputs:
         indices = [row.index for row in plan.samples] + [row.index for row in plan.scores]
         self.wanted = bool(indices)
         self.inputs.append(torch.tensor(indices, dtype=torch.int64))
-        self._samples = [self._prepare(plan.samples[at : at + _HEAD_ROWS]) for at in range(0, len(plan.samples), _HEAD_ROWS)]
-        self._continued = self._add(torch.tensor(plan.continued, dtype=torch.int64).T.contiguous()) if plan.continued else None
-        self._scores = [(asked := plan.scores[at : at + _HEAD_ROWS], self._targets(asked))
-                        for at in range(0, len(plan.scores), _HEAD_ROWS)]
+        self._samples = [
+            self._prepare(plan.samples[at : at + _HEAD_ROWS])
+            for at in range(0, len(plan.samples), _HEAD_ROWS)
+        ]
+        self._continued = (
+            self._add(torch.tensor(plan.continued, dtype=torch.int64).T.contiguous())
+            if plan.continued
+            else None
+        )
+        self._scores = [
+            (asked := plan.scores[at : at + _HEAD_ROWS], self._targets(asked))
+            for at in range(0, len(plan.scores), _HEAD_ROWS)
+        ]
 
     @property
     def at(self) -> Tensor:
@@ -65,7 +76,9 @@ class Outputs:
         return len(self.inputs) - 1
 
     def _prepare(self, rows: tuple[SampleRow, ...]) -> _Samples:
-        how = sampling_batch([replace(row, mask=None) for row in rows], self._vocabulary, torch.device("cpu"))
+        how = sampling_batch(
+            [replace(row, mask=None) for row in rows], self._vocabulary, torch.device("cpu")
+        )
         fields: dict[str, list[int]] = {}
         for name in ("temperature", "top_p", "top_k", "min_p", "uniform"):
             fields[name] = [self._add(getattr(how, name))]
@@ -74,8 +87,14 @@ class Outputs:
                 fields[name] = [self._add(part) for part in triple]
         asking = [place for place, row in enumerate(rows) if row.spec.logprobs is not None]
         masked = any(row.mask is not None for row in rows)
-        return _Samples(rows, how, fields, asking, self._add(torch.tensor(asking)) if asking else None,
-                        self._add(_masks(rows, self._vocabulary)) if masked else None)
+        return _Samples(
+            rows,
+            how,
+            fields,
+            asking,
+            self._add(torch.tensor(asking)) if asking else None,
+            self._add(_masks(rows, self._vocabulary)) if masked else None,
+        )
 
     def _targets(self, asked: tuple[ScoreRow, ...]) -> int:
         """The place of int64 [2, targets]: row and token."""
@@ -90,15 +109,19 @@ class Outputs:
         return self._sampled[0] if len(self._sampled) == 1 else torch.cat(self._sampled)
 
     def continue_from(self, before: Tensor | None, input_ids: Tensor) -> None:
-        """Puts what the step before sampled where the plan goes on with it, before anything reads `input_ids` (int32)."""
+        """Puts what the step before sampled where the plan goes on with it, before anything reads
+        `input_ids` (int32)."""
         if self._continued is not None:
             if before is None:
-                raise InternalError("a step goes on with samples of a step before, and there was none")
+                raise InternalError(
+                    "a step goes on with samples of a step before, and there was none"
+                )
             token, sample = self.sent[self._continued]
             input_ids.index_copy_(0, token, before.index_select(0, sample).to(input_ids.dtype))
 
     def compute(self, model: Llama, hidden: Tensor) -> None:
-        """Launches everything, and the copies to the host. hidden [asked, d], in the order of the plan."""
+        """Launches everything, and the copies to the host. hidden [asked, d], in the order of the
+        plan."""
         first = 0
         for part in self._samples:
             self._sample(part, model.head(hidden[first : first + len(part.rows)]))
@@ -110,8 +133,15 @@ class Outputs:
             first += len(asked)
 
     def _sample(self, part: _Samples, logits: Tensor) -> None:
-        how = replace(part.how, **{name: self.sent[places[0]] if len(places) == 1 else tuple(self.sent[at] for at in places)
-                                   for name, places in part.fields.items()})
+        how = replace(
+            part.how,
+            **{
+                name: self.sent[places[0]]
+                if len(places) == 1
+                else tuple(self.sent[at] for at in places)
+                for name, places in part.fields.items()
+            },
+        )
         logprobs = None
         if part.asking_at is not None:
             asking = self.sent[part.asking_at]
@@ -126,15 +156,19 @@ class Outputs:
             down.append(self._device.download(logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1)))
             most = max(part.rows[row].spec.logprobs or 0 for row in part.asking)
             if most:
-                down.extend(map(self._device.download, logprobs.topk(min(most, self._vocabulary), dim=1)))
+                down.extend(
+                    map(self._device.download, logprobs.topk(min(most, self._vocabulary), dim=1))
+                )
         self._results.append(_sample_reader(part, down))
 
     # --- after the wait ---
 
     def read(self) -> tuple[tuple[SampledToken, ...], tuple[tuple[float, ...], ...]]:
         """What the plan asked for, in its order."""
-        return (tuple(token for result in self._results for token in result()),
-                tuple(score for result in self._scored for score in result()))
+        return (
+            tuple(token for result in self._results for token in result()),
+            tuple(score for result in self._scored for score in result()),
+        )
 
 
 def _masks(rows: tuple[SampleRow, ...], vocabulary: int) -> Tensor:
@@ -155,7 +189,11 @@ def _sample_reader(part: _Samples, down: list[Tensor]) -> Callable[[], list[Samp
         results = [SampledToken(token) for token in tokens]
         if part.asking:
             own = down[1].tolist()
-            values, ids = (down[2].tolist(), down[3].tolist()) if len(down) > 2 else ([[]] * len(own), [[]] * len(own))
+            values, ids = (
+                (down[2].tolist(), down[3].tolist())
+                if len(down) > 2
+                else ([[]] * len(own), [[]] * len(own))
+            )
             for place, row in enumerate(part.asking):
                 count = part.rows[row].spec.logprobs or 0
                 top = tuple(zip(ids[place][:count], values[place][:count], strict=True))
@@ -165,7 +203,9 @@ def _sample_reader(part: _Samples, down: list[Tensor]) -> Callable[[], list[Samp
     return read
 
 
-def _score_reader(asked: tuple[ScoreRow, ...], down: Tensor) -> Callable[[], list[tuple[float, ...]]]:
+def _score_reader(
+    asked: tuple[ScoreRow, ...], down: Tensor
+) -> Callable[[], list[tuple[float, ...]]]:
     def read() -> list[tuple[float, ...]]:
         found = iter(down.tolist())
         return [tuple(next(found) for _ in score.targets) for score in asked]

@@ -1,9 +1,11 @@
-"""The runner on GPUs: a step's batch goes up in one copy, decode steps are replays of captured graphs, and results come down in
-copies that are waited for once. The step after may be launched before that: what it goes on with is on the device already.
+"""The runner on GPUs: a step's batch goes up in one copy, decode steps are replays of captured
+graphs, and results come down in copies that are waited for once. The step after may be launched
+before that: what it goes on with is on the device already.
 
-A graph is captured for each *bucket* of decode rows, with and without shared spans. A step of fewer rows is padded: padding
-rows have one token without a slot, so that its keys and values are written nowhere, and read one scratch slot. All addresses
-of a graph are those of one buffer, which is packed anew for every step.
+A graph is captured for each *bucket* of decode rows, with and without shared spans. A step of fewer
+rows is padded: padding rows have one token without a slot, so that its keys and values are written
+nowhere, and read one scratch slot. All addresses of a graph are those of one buffer, which is
+packed anew for every step.
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ class CudaRunner(Runner):
 
     Two steps may be in flight: `run` is `launch` and `collect`.
 
-    capacity None takes nine tenths of the memory that the weights leave, and less if that cannot be had. ConfigError if a
-    capacity does not fit; EngineError if a step runs out of memory, twice.
+    capacity None takes nine tenths of the memory that the weights leave, and less if that cannot be
+    had. ConfigError if a capacity does not fit; EngineError if a step runs out of memory, twice.
     """
 
     steps_in_flight = 2
@@ -107,15 +109,19 @@ class CudaRunner(Runner):
                 self._model: Llama | None = Llama(checkpoint, kernels)
                 self._static = Buffer(self._static_bytes(), kernels.device)
             except cuda.OutOfMemoryError as error:
-                raise ConfigError(f"the weights of {checkpoint.name} do not fit {kernels.device}: {error}; use a smaller model, "
-                                  "or another device") from error
+                raise ConfigError(
+                    f"the weights of {checkpoint.name} do not fit {kernels.device}: {error}; use a "
+                    "smaller model, "
+                    "or another device"
+                ) from error
             self._pool: KVPool | None = self._make_pool(capacity)
         self.capacity = self._pool.capacity
         self.info = self._describe(checkpoint, kernels, self._model)
         self._span_rows = kernels.rows_of_span_tile(config.heads, config.kv_heads, config.head_dim)
 
     def _make_pool(self, capacity: int | None) -> KVPool:
-        """The pool after the weights, from the memory that is left: the next smaller one if the device refuses."""
+        """The pool after the weights, from the memory that is left: the next smaller one if the
+        device refuses."""
         kernels, cuda = self._kernels, self._device.cuda
         room = self._device.free_memory()
         each = slot_bytes(self._config, kernels.kv_dtype)
@@ -124,8 +130,10 @@ class CudaRunner(Runner):
                 return KVPool(self._config, capacity, kernels.device, kernels.kv_dtype)
             except cuda.OutOfMemoryError as error:
                 raise ConfigError(
-                    f"a KV cache for {capacity} tokens takes {capacity * each / 2**30:.1f} GiB, and {kernels.device} refused it "
-                    f"with {room / 2**30:.1f} GiB free; choose a smaller kv_cache_tokens, or leave it out"
+                    f"a KV cache for {capacity} tokens takes {capacity * each / 2**30:.1f} GiB, "
+                    f"and {kernels.device} refused it "
+                    f"with {room / 2**30:.1f} GiB free; choose a smaller kv_cache_tokens, or leave "
+                    "it out"
                 ) from error
         wanted = (room - max(room // _RESERVE, _RESERVE_LEAST)) // each - 1
         while wanted >= _LEAST_CAPACITY:
@@ -135,27 +143,36 @@ class CudaRunner(Runner):
                 cuda.empty_cache()
                 wanted = wanted * 3 // 4
         raise ConfigError(
-            f"{kernels.device} has {room / 2**20:.0f} MiB free beside the weights: not enough for a KV cache of "
-            f"{_LEAST_CAPACITY} tokens ({each} bytes each) and for the work of a step; end other processes on it, or use a "
+            f"{kernels.device} has {room / 2**20:.0f} MiB free beside the weights: not enough for "
+            "a KV cache of "
+            f"{_LEAST_CAPACITY} tokens ({each} bytes each) and for the work of a step; end other "
+            "processes on it, or use a "
             "smaller model"
         )
 
     # --- a step ---
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Runs a step and waits for it. InternalError if the plan is not sound; EngineClosedError after `close`."""
+        """Runs a step and waits for it. InternalError if the plan is not sound; EngineClosedError
+        after `close`."""
         self.launch(plan)
         return self.collect()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> None:
-        """Puts a step on the stream; at most two that are not collected. Errors as of `run`: then it is not in flight."""
+        """Puts a step on the stream; at most two that are not collected. Errors as of `run`: then
+        it is not in flight."""
         began = self._clock()
         if self._model is None or self._pool is None:
             raise EngineClosedError("the runner was closed")
         info = self.info
-        batch = lower(plan, capacity=self.capacity, vocabulary=info.vocabulary, context=info.context_length,
-                      device=torch.device("cpu"))
+        batch = lower(
+            plan,
+            capacity=self.capacity,
+            vocabulary=info.vocabulary,
+            context=info.context_length,
+            device=torch.device("cpu"),
+        )
         self._device.begin_step()
         with self._device.on_stream():
             try:
@@ -167,7 +184,8 @@ class CudaRunner(Runner):
             self._flights.append(_Flight(outputs, self._device.end_step(), began))
 
     def collect(self) -> StepResult:
-        """Waits for the oldest step in flight, and reads what it gave. Its seconds are those that no other step ran."""
+        """Waits for the oldest step in flight, and reads what it gave. Its seconds are those that
+        no other step ran."""
         flight = self._flights.popleft()
         self._device.wait(flight.landing)
         samples, scores = flight.outputs.read()
@@ -178,11 +196,13 @@ class CudaRunner(Runner):
         try:
             return self._step(plan, batch)
         except self._device.cuda.OutOfMemoryError:
-            pass  # tried again below, where the exception no longer holds what the step had allocated
+            # tried again below, where the exception no longer holds what the step had allocated
+            pass
         return self._step_again(plan, batch)
 
     def _step_again(self, plan: StepPlan, batch: Batch) -> Outputs:
-        """A step that ran out of memory, with empty caches. What it writes it writes again: before a commit nothing is lost."""
+        """A step that ran out of memory, with empty caches. What it writes it writes again: before
+        a commit nothing is lost."""
         cuda = self._device.cuda
         self._device.finish()
         cuda.empty_cache()
@@ -190,14 +210,21 @@ class CudaRunner(Runner):
             return self._step(plan, batch)
         except cuda.OutOfMemoryError as error:
             raise EngineError(
-                f"the GPU ran out of memory in a step of {plan.tokens} tokens, also after its caches were freed; open the "
-                f"Runtime with fewer kv_cache_tokens (now {self.capacity}) or a smaller max_batch_tokens"
+                f"the GPU ran out of memory in a step of {plan.tokens} tokens, also after its "
+                "caches were freed; open the "
+                f"Runtime with fewer kv_cache_tokens (now {self.capacity}) or a smaller "
+                "max_batch_tokens"
             ) from error
 
     def _step(self, plan: StepPlan, batch: Batch) -> Outputs:
         outputs = Outputs(plan, self._device, self._kernels, self.info.vocabulary)
-        spans = plan_spans(batch.shared, batch.decode_rows, self._config.kv_heads, self._span_rows,
-                           self._kernels.target.multiprocessors)
+        spans = plan_spans(
+            batch.shared,
+            batch.decode_rows,
+            self._config.kv_heads,
+            self._span_rows,
+            self._kernels.target.multiprocessors,
+        )
         bucket = self._bucket(batch, spans)
         if bucket is not None and outputs.wanted:
             hidden = self._replay(bucket, batch, spans, outputs)
@@ -212,15 +239,36 @@ class CudaRunner(Runner):
         """One kernel at a time. The rows of hidden states that are asked for."""
         assert self._model is not None
         assert self._pool is not None
-        tables = [] if spans is None else [torch.from_numpy(table) for table in (spans.units, spans.entries, spans.rows)]
-        sent = self._device.upload([batch.input_ids, batch.positions, batch.slots, batch.qo_indptr, batch.kv_indptr, *tables,
-                                    batch.kv_indices, *outputs.inputs])
+        tables = (
+            []
+            if spans is None
+            else [torch.from_numpy(table) for table in (spans.units, spans.entries, spans.rows)]
+        )
+        sent = self._device.upload(
+            [
+                batch.input_ids,
+                batch.positions,
+                batch.slots,
+                batch.qo_indptr,
+                batch.kv_indptr,
+                *tables,
+                batch.kv_indices,
+                *outputs.inputs,
+            ]
+        )
         count = 6 + len(tables)
         outputs.sent = sent[count:]
         outputs.continue_from(self._last_sampled, sent[0])
         return self._model.forward(
-            _batch(sent[:count], batch.decode_rows, batch.max_qo, batch.max_kv, None if spans is None else spans.partials),
-            self._pool.layers, outputs.at if outputs.wanted else None,
+            _batch(
+                sent[:count],
+                batch.decode_rows,
+                batch.max_qo,
+                batch.max_kv,
+                None if spans is None else spans.partials,
+            ),
+            self._pool.layers,
+            outputs.at if outputs.wanted else None,
         )
 
     # --- graphs ---
@@ -232,7 +280,9 @@ class CudaRunner(Runner):
             return None
         if len(batch.kv_indices) + self._buckets[place] > self._indices:
             return None
-        if spans is not None and (len(spans.units) > _UNITS or len(spans.entries) > _ENTRIES or spans.partials > _PARTIALS):
+        if spans is not None and (
+            len(spans.units) > _UNITS or len(spans.entries) > _ENTRIES or spans.partials > _PARTIALS
+        ):
             return None
         return self._buckets[place]
 
@@ -243,10 +293,15 @@ class CudaRunner(Runner):
     def _static_bytes(self) -> int:
         """Of all that a graph reads, at the largest bucket."""
         most = max(self._buckets, default=0)
-        return 4 * (5 * (most + 8) + ROW * (most + 4) + UNIT * _UNITS + ENTRY * _ENTRIES + self._indices) + 4096
+        return (
+            4
+            * (5 * (most + 8) + ROW * (most + 4) + UNIT * _UNITS + ENTRY * _ENTRIES + self._indices)
+            + 4096
+        )
 
     def _packed(self, bucket: int, batch: Batch, spans: SpanPlan | None) -> list[Tensor]:
-        """The batch, padded to the bucket: tensors whose places in the buffer depend on the bucket only."""
+        """The batch, padded to the bucket: tensors whose places in the buffer depend on the bucket
+        only."""
         missing = bucket - batch.rows
 
         def padded(tensor: Tensor, value: int) -> Tensor:
@@ -257,17 +312,32 @@ class CudaRunner(Runner):
 
         tables: list[Tensor] = []
         if spans is not None:
-            for table, rows in ((spans.units, _UNITS), (spans.entries, _ENTRIES), (spans.rows, bucket)):
+            for table, rows in (
+                (spans.units, _UNITS),
+                (spans.entries, _ENTRIES),
+                (spans.rows, bucket),
+            ):
                 whole = np.zeros((rows, table.shape[1]), np.int32)
                 whole[: len(table)] = table
                 tables.append(torch.from_numpy(whole))
-        return [padded(batch.input_ids, 0), padded(batch.positions, 0), padded(batch.slots, -1), rising(batch.qo_indptr),
-                rising(batch.kv_indptr), *tables, padded(batch.kv_indices, self.capacity)]
+        return [
+            padded(batch.input_ids, 0),
+            padded(batch.positions, 0),
+            padded(batch.slots, -1),
+            rising(batch.qo_indptr),
+            rising(batch.kv_indptr),
+            *tables,
+            padded(batch.kv_indices, self.capacity),
+        ]
 
-    def _replay(self, bucket: int, batch: Batch, spans: SpanPlan | None, outputs: Outputs) -> Tensor:
+    def _replay(
+        self, bucket: int, batch: Batch, spans: SpanPlan | None, outputs: Outputs
+    ) -> Tensor:
         """Runs the bucket's graph. The rows of hidden states that are asked for."""
         packed = self._packed(bucket, batch, spans)
-        graph = self._graphs.get((bucket, spans is not None)) or self._capture(bucket, packed, spans is not None)
+        graph = self._graphs.get((bucket, spans is not None)) or self._capture(
+            bucket, packed, spans is not None
+        )
         sent = self._device.upload(packed, self._static)
         outputs.sent = self._device.upload(outputs.inputs)
         outputs.continue_from(self._last_sampled, sent[0])
@@ -295,13 +365,15 @@ class CudaRunner(Runner):
         return made
 
     def warm_up(self) -> None:
-        """Compiles the kernels, and captures the graph of each bucket. Overwrites the pool: call it first. ConfigError if the
-        cache leaves no memory for that."""
+        """Compiles the kernels, and captures the graph of each bucket. Overwrites the pool: call it
+        first. ConfigError if the cache leaves no memory for that."""
         super().warm_up()
         for plan in warm_up_plans(self.capacity, self.info.vocabulary):
             self.run(plan)
         with torch.inference_mode(), self._device.on_stream():
-            for bucket in reversed(self._buckets):  # the largest first: the others fit into its memory
+            for bucket in reversed(
+                self._buckets
+            ):  # the largest first: the others fit into its memory
                 one = torch.zeros(1, dtype=torch.int32)
                 ends = torch.tensor([0, 1], dtype=torch.int32)
                 alone = Batch(one, one, one, ends, ends, one, decode_rows=1, max_qo=1, max_kv=1)
@@ -311,7 +383,8 @@ class CudaRunner(Runner):
                     self._capture(bucket, self._packed(bucket, alone, None), spanned=False)
                 except self._device.cuda.OutOfMemoryError as error:
                     raise ConfigError(
-                        f"the GPU ran out of memory for the graph of {bucket} decode rows; open the Runtime with fewer "
+                        f"the GPU ran out of memory for the graph of {bucket} decode rows; open "
+                        "the Runtime with fewer "
                         f"kv_cache_tokens (now {self.capacity}), or end other processes on it"
                     ) from error
             self._device.finish()
@@ -334,9 +407,22 @@ class CudaRunner(Runner):
             self._device.cuda.empty_cache()
 
 
-def _batch(sent: list[Tensor], decode_rows: int, max_qo: int, max_kv: int, partials: int | None) -> SpannedBatch:
-    """The batch of uploaded tensors: five, then the tables of spans unless `partials` is None, then the slots."""
+def _batch(
+    sent: list[Tensor], decode_rows: int, max_qo: int, max_kv: int, partials: int | None
+) -> SpannedBatch:
+    """The batch of uploaded tensors: five, then the tables of spans unless `partials` is None, then
+    the slots."""
     spans = None if partials is None else Spans(sent[5], sent[6], sent[7], partials)
     input_ids, positions, slots, qo_indptr, kv_indptr = sent[:5]
-    return SpannedBatch(input_ids, positions, slots, qo_indptr, kv_indptr, sent[-1], decode_rows=decode_rows, max_qo=max_qo,
-                        max_kv=max_kv, spans=spans)
+    return SpannedBatch(
+        input_ids,
+        positions,
+        slots,
+        qo_indptr,
+        kv_indptr,
+        sent[-1],
+        decode_rows=decode_rows,
+        max_qo=max_qo,
+        max_kv=max_kv,
+        spans=spans,
+    )

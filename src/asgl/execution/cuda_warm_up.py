@@ -1,5 +1,5 @@
-"""Steps that together launch every kernel in every form that a later step can need: on a GPU a kernel is compiled, or loaded, at
-its first launch, which no request should wait for.
+"""Steps that together launch every kernel in every form that a later step can need: on a GPU a
+kernel is compiled, or loaded, at its first launch, which no request should wait for.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ _EDITED = SamplingSpec(top_p=0.5, repetition_penalty=2.0, logit_bias=((0, 1.0),)
 
 
 def warm_up_plans(capacity: int, vocabulary: int) -> list[StepPlan]:
-    """Plans beside those of `Runner.warm_up`, over the first slots; fewer if the capacity is smaller than they need."""
+    """Plans beside those of `Runner.warm_up`, over the first slots; fewer if the capacity is
+    smaller than they need."""
     everything = b"\xff" * ((vocabulary + 7) // 8)
     plans = [
         _plan([([0], 1), ([1, 2], 2)], _GREEDY),  # decode beside extend: launched, not replayed
         _plan([([0], 1)], _EDITED, mask=everything),
         _plan([([0, 1], 1), ([0, 2], 1)], _GREEDY, shared=(SharedSpan(0, 1, (0, 1)),)),
-        *(_plan([([slot], 1) for slot in range(rows)], _GREEDY) for rows in (17, 33)),  # larger tiles of the logits
-        replace(_plan([([0], 1)], _GREEDY), continued=(Continued(0, 0),)),  # with what the step before sampled
+        *(
+            _plan([([slot], 1) for slot in range(rows)], _GREEDY) for rows in (17, 33)
+        ),  # larger tiles of the logits
+        replace(
+            _plan([([0], 1)], _GREEDY), continued=(Continued(0, 0),)
+        ),  # with what the step before sampled
     ]
     return [plan for plan in plans if max(plan.kv_indices) < capacity]
 
@@ -35,7 +40,8 @@ def _plan(
     shared: tuple[SharedSpan, ...] = (),
     mask: bytes | None = None,
 ) -> StepPlan:
-    """Rows as (slots of the context, how many of them are new), those with one new token first; each samples its last."""
+    """Rows as (slots of the context, how many of them are new), those with one new token first;
+    each samples its last."""
     positions, slots, indices = (array(INT) for _ in range(3))
     qo, kv = array(INT, [0]), array(INT, [0])
     for context, new in rows:
@@ -45,6 +51,20 @@ def _plan(
         qo.append(len(positions))
         kv.append(len(indices))
     history = array(INT, [0]) if spec.needs_history else None
-    samples = tuple(SampleRow(end - 1, row, spec, 0, history=history, mask=mask) for row, end in enumerate(qo[1:]))
+    samples = tuple(
+        SampleRow(end - 1, row, spec, 0, history=history, mask=mask)
+        for row, end in enumerate(qo[1:])
+    )
     decode_rows = sum(new == 1 for _, new in rows)
-    return StepPlan(0, decode_rows, array(INT, [0] * len(positions)), positions, slots, qo, kv, indices, shared, samples)
+    return StepPlan(
+        0,
+        decode_rows,
+        array(INT, [0] * len(positions)),
+        positions,
+        slots,
+        qo,
+        kv,
+        indices,
+        shared,
+        samples,
+    )

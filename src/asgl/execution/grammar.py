@@ -1,11 +1,13 @@
-"""Constrained decoding: grammars compiled by llguidance, and the state of one generation in one of them.
+"""Constrained decoding: grammars compiled by llguidance, and the state of one generation in one of
+them.
 
     Compiler   of an engine: knows the model's vocabulary, keeps what it compiled
     Grammar    compiled; immutable, shared by all generations that ask for the same source
     Matcher    one generation's place in a grammar: which tokens may come next, and which must
 
-To llguidance, the end of a text is a token of its own behind the vocabulary: which of the model's tokens end a generation
-differs from one generation to the next, and none of them is part of a grammar.
+To llguidance, the end of a text is a token of its own behind the vocabulary: which of the model's
+tokens end a generation differs from one generation to the next, and none of them is part of a
+grammar.
 """
 
 from __future__ import annotations
@@ -29,7 +31,16 @@ _LACKING = "the model's vocabulary has no token for what must come next"
 _IMPOSSIBLE = "no text is allowed here, or none that the model's vocabulary has tokens for"
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+_SINGLE = (
+    "items",
+    "additionalProperties",
+    "contains",
+    "not",
+    "if",
+    "then",
+    "else",
+    "propertyNames",
+)
 """Where a schema holds others: by name, in a list, or one."""
 _OPEN = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties"})
 """With one of these, an object's schema speaks of properties that it does not name."""
@@ -70,7 +81,8 @@ class Limits:
 
 
 class Matcher:
-    """The place of one generation in its grammar. `asgl.scheduling.request.Grammar` says how it is used.
+    """The place of one generation in its grammar. `asgl.scheduling.request.Grammar` says how it is
+    used.
 
     Belongs to one thread at a time. A generation never goes back, and so neither does this.
     """
@@ -78,9 +90,21 @@ class Matcher:
     free = False
     """A grammar says what comes until the end."""
 
-    __slots__ = ("_all", "_allowed", "_bytes", "_ends", "_forced", "_matcher", "_open_end", "_texts", "error")
+    __slots__ = (
+        "_all",
+        "_allowed",
+        "_bytes",
+        "_ends",
+        "_forced",
+        "_matcher",
+        "_open_end",
+        "_texts",
+        "error",
+    )
 
-    def __init__(self, matcher: LLMatcher, texts: Sequence[bytes], ends: Iterable[int], open_end: bool) -> None:
+    def __init__(
+        self, matcher: LLMatcher, texts: Sequence[bytes], ends: Iterable[int], open_end: bool
+    ) -> None:
         self._matcher = matcher
         self._texts = texts
         self._bytes = (len(texts) + 7) // 8
@@ -89,7 +113,8 @@ class Matcher:
         self._ends = self._all if open_end else _bits(ends)
         """The tokens that may come where the text may end, as bits."""
         self._allowed: int | None = None
-        """The tokens that may follow, token t as bit t, ends not among them; None: not known yet."""
+        """The tokens that may follow, token t as bit t, ends not among them; None: not known
+        yet."""
         self._forced: list[int] | None = None
         self.error: str | None = None
         """Why the generation cannot go on, if that is not because it is complete."""
@@ -101,7 +126,8 @@ class Matcher:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing may follow: the sentence is whole, or the grammar gave up (then `error` says why)."""
+        """Whether nothing may follow: the sentence is whole, or the grammar gave up (then `error`
+        says why)."""
         return self.error is not None or (not self.forced() and self._following() == 0)
 
     def ends(self, token_id: int) -> bool:
@@ -117,14 +143,18 @@ class Matcher:
     def forced(self) -> Sequence[int]:
         """The tokens that must come next, in the tokenization that the text would have by itself.
 
-        The last of the text that must come may be missing: where what follows it could change how it is tokenized.
+        The last of the text that must come may be missing: where what follows it could change how
+        it is tokenized.
         """
         if self._forced is None:
-            self._forced = [] if self.error is not None else self._checked(self._matcher.compute_ff_tokens())
+            self._forced = (
+                [] if self.error is not None else self._checked(self._matcher.compute_ff_tokens())
+            )
         return self._forced
 
     def _checked(self, forced: list[int]) -> list[int]:
-        """The forced tokens before the first byte that the vocabulary lacks, which tokenizers leave out."""
+        """The forced tokens before the first byte that the vocabulary lacks, which tokenizers leave
+        out."""
         text = b"".join([self._texts[token] for token in forced])
         left = self._matcher.compute_ff_bytes() if forced else b""
         if left.startswith(text):
@@ -134,7 +164,7 @@ class Matcher:
                 if not count:
                     self._fail(_LACKING)
                 return forced[:count]
-            left = left[len(self._texts[token]):]
+            left = left[len(self._texts[token]) :]
         return forced
 
     def mask(self, banned: Iterable[int] = ()) -> bytes:
@@ -185,14 +215,18 @@ class Grammar:
         self._open_end = open_end
 
     def matcher(self, ends: Iterable[int]) -> Matcher:
-        """A generation at its beginning, which may end with one of the tokens `ends` wherever the grammar lets it end."""
+        """A generation at its beginning, which may end with one of the tokens `ends` wherever the
+        grammar lets it end."""
         return Matcher(self._start.deep_copy(), self._texts, ends, self._open_end)
 
 
 class Compiler:
-    """Compiles grammars for the vocabulary of one tokenizer, and keeps those used last. May be called from several threads."""
+    """Compiles grammars for the vocabulary of one tokenizer, and keeps those used last. May be
+    called from several threads."""
 
-    def __init__(self, vocabulary: Vocabulary, limits: Limits | None = None, kept: int = 256) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, limits: Limits | None = None, kept: int = 256
+    ) -> None:
         self._vocabulary = vocabulary
         self._limits = limits or Limits()
         self._kept = kept
@@ -210,14 +244,15 @@ class Compiler:
         return future.result()
 
     def compile(self, source: GrammarSource) -> Grammar:
-        """The grammar of the source. Blocks for about a millisecond, and at most the time limit: not for the event loop.
+        """The grammar of the source. Blocks for about a millisecond, and at most the time limit:
+        not for the event loop.
 
-        GrammarError for a source that is wrong, or past the limits. Threads that ask for the same source at the same time
-        wait for one of them.
+        GrammarError for a source that is wrong, or past the limits. Threads that ask for the same
+        source at the same time wait for one of them.
         """
         with self._lock:
             future = self._grammars.get(source)
-            if (mine := future is None):
+            if mine := future is None:
                 future = self._grammars[source] = Future()
             self._grammars.move_to_end(source)
         if mine:
@@ -231,13 +266,18 @@ class Compiler:
                 while len(self._grammars) > self._kept:
                     self._grammars.popitem(last=False)
         elif isinstance(error := future.exception(), GrammarError):
-            raise GrammarError(str(error))  # each failure has an exception of its own, which notes can be added to
+            raise GrammarError(
+                str(error)
+            )  # each failure has an exception of its own, which notes can be added to
         return future.result()
 
     def _compile(self, source: GrammarSource) -> Grammar:
         limits = self._limits
         if len(source.text) > limits.characters:
-            raise GrammarError(f"the {_named(source)} has {len(source.text)} characters, and the limit is {limits.characters}")
+            raise GrammarError(
+                f"the {_named(source)} has {len(source.text)} characters, and the limit is "
+                f"{limits.characters}"
+            )
         tokenizer, texts = self._llguidance_tokenizer()
         try:
             definition = _definition(source)
@@ -245,24 +285,37 @@ class Compiler:
             raise GrammarError(f"the {_named(source)} is nested too deeply") from None
         start = _within(limits.seconds, _named(source), lambda: self._start(tokenizer, definition))
         if start.is_error():
-            raise GrammarError(f"the {_named(source)} does not compile{_where(source, start.get_error())}")
+            raise GrammarError(
+                f"the {_named(source)} does not compile{_where(source, start.get_error())}"
+            )
         return Grammar(start, texts, source.open_end)
 
     def _start(self, tokenizer: LLTokenizer, definition: str) -> LLMatcher:
         limits = self._limits
-        start = LLMatcher(tokenizer, definition, log_level=0, limits=LLParserLimits(
-            max_items_in_row=limits.row_items, max_grammar_size=limits.symbols, max_lexer_states=limits.lexer_states,
-            step_max_items=limits.step_items, step_lexer_fuel=limits.step_fuel, verbose_errors=False,
-        ))
+        start = LLMatcher(
+            tokenizer,
+            definition,
+            log_level=0,
+            limits=LLParserLimits(
+                max_items_in_row=limits.row_items,
+                max_grammar_size=limits.symbols,
+                max_lexer_states=limits.lexer_states,
+                step_max_items=limits.step_items,
+                step_lexer_fuel=limits.step_fuel,
+                verbose_errors=False,
+            ),
+        )
         if not start.is_error() and not start.is_stopped():
-            start.deep_copy().compute_bitmask()  # builds what all generations share, and shows whether that is slow
+            # builds what all generations share, and shows whether that is slow
+            start.deep_copy().compute_bitmask()
         return start
 
     def _llguidance_tokenizer(self) -> tuple[LLTokenizer, Sequence[bytes]]:
-        """The vocabulary for llguidance, and the bytes of its tokens. It takes a tenth of a second, with the first grammar."""
+        """The vocabulary for llguidance, and the bytes of its tokens. It takes a tenth of a second,
+        with the first grammar."""
         with self._lock:
             future = self._tokenizer
-            if (mine := future is None):
+            if mine := future is None:
                 future = self._tokenizer = Future()
         if mine:
             try:
@@ -276,13 +329,18 @@ class Compiler:
 
 
 class _Adapter:
-    """The vocabulary as llguidance reads it: control tokens and the like have no text, and the end is one more token."""
+    """The vocabulary as llguidance reads it: control tokens and the like have no text, and the end
+    is one more token."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.tokens = [vocabulary.token_bytes(token) for token in range(vocabulary.vocabulary)] + [b"<|end of the text|>"]
+        self.tokens = [vocabulary.token_bytes(token) for token in range(vocabulary.vocabulary)] + [
+            b"<|end of the text|>"
+        ]
         self.eos_token_id = vocabulary.vocabulary
         self.bos_token_id = None
-        self.special_token_ids = [token for token, text in enumerate(self.tokens) if not text] + [self.eos_token_id]
+        self.special_token_ids = [token for token, text in enumerate(self.tokens) if not text] + [
+            self.eos_token_id
+        ]
         self._encode = vocabulary.encode
 
     def __call__(self, text: str) -> list[int]:
@@ -292,7 +350,8 @@ class _Adapter:
 
 
 def _within(seconds: float, what: str, work: Callable[[], LLMatcher]) -> LLMatcher:
-    """The result of work that cannot be interrupted; past the time it is left to end by itself, on its own thread."""
+    """The result of work that cannot be interrupted; past the time it is left to end by itself, on
+    its own thread."""
     done: Future[LLMatcher] = Future()
 
     def run() -> None:
@@ -305,12 +364,20 @@ def _within(seconds: float, what: str, work: Callable[[], LLMatcher]) -> LLMatch
     try:
         return done.result(seconds)
     except TimeoutError:
-        raise GrammarError(f"the {what} took more than {seconds:g} seconds to compile: make it simpler, with fewer optional "
-                           "parts and bounded repetitions") from None
+        raise GrammarError(
+            f"the {what} took more than {seconds:g} seconds to compile: make it simpler, with "
+            "fewer optional "
+            "parts and bounded repetitions"
+        ) from None
 
 
 def _named(source: GrammarSource) -> str:
-    return {"regex": "regex", "json_schema": "JSON schema", "grammar": "grammar", "choices": "list of choices"}[source.kind]
+    return {
+        "regex": "regex",
+        "json_schema": "JSON schema",
+        "grammar": "grammar",
+        "choices": "list of choices",
+    }[source.kind]
 
 
 def _definition(source: GrammarSource) -> str:
@@ -327,12 +394,15 @@ def _definition(source: GrammarSource) -> str:
 
 def _literal(text: str) -> str:
     """A regex of this very text."""
-    return "".join(sign if sign.isascii() and sign.isalnum() else f"\\x{{{ord(sign):X}}}" for sign in text)
+    return "".join(
+        sign if sign.isascii() and sign.isalnum() else f"\\x{{{ord(sign):X}}}" for sign in text
+    )
 
 
 def _schema_definition(schema: Any) -> str:
-    """The schema as a grammar. It asks for less than it could in two ways, and what it allows is valid all the same: white space
-    is as json.dumps writes it, and an object has no properties but those that are named, unless it says that it may."""
+    """The schema as a grammar. It asks for less than it could in two ways, and what it allows is
+    valid all the same: white space is as json.dumps writes it, and an object has no properties but
+    those that are named, unless it says that it may."""
     if not isinstance(schema, dict):
         schema = {} if schema is True else {"not": {}}
     return LLMatcher.grammar_from_json_schema(
@@ -342,7 +412,8 @@ def _schema_definition(schema: Any) -> str:
 
 
 def _prepared(schema: Any, close: bool) -> Any:
-    """The schema with unions whose members exclude each other by a discriminator as `anyOf`, and its objects closed."""
+    """The schema with unions whose members exclude each other by a discriminator as `anyOf`, and
+    its objects closed."""
     if not isinstance(schema, dict):
         return schema
     ready: dict[str, Any] = {}
@@ -362,7 +433,8 @@ def _prepared(schema: Any, close: bool) -> Any:
 
 
 def _intersects(schema: dict[str, Any]) -> bool:
-    """Whether anything has to fit two object schemas at once, of which neither may then be closed."""
+    """Whether anything has to fit two object schemas at once, of which neither may then be
+    closed."""
     if "allOf" in schema or ("properties" in schema and _FURTHER.intersection(schema)):
         return True
     return any(isinstance(part, dict) and _intersects(part) for _, part in _parts(schema))
@@ -385,20 +457,27 @@ def _where(source: GrammarSource, error: str) -> str:
         schema = json.loads(source.text)
         path = _path_to_error(schema, error) if isinstance(schema, dict) else ""
         return (f" at {path}" if path else "") + f": {error[:_SHOWN]}"
-    if source.kind in ("regex", "choices"):  # leaves out the grammar that llguidance put around the expression
+    if source.kind in (
+        "regex",
+        "choices",
+    ):  # leaves out the grammar that llguidance put around the expression
         error = error.partition("regex parse error:\n")[2].partition("\n   1 |")[0] or error
     return f":\n{error[:_SHOWN].rstrip()}"
 
 
 def _path_to_error(schema: dict[str, Any], error: str) -> str:
-    """The path, as a JSON pointer, of the deepest part of the schema that is wrong in the same way all by itself."""
+    """The path, as a JSON pointer, of the deepest part of the schema that is wrong in the same way
+    all by itself."""
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     path, part, left = "", schema, _SUBSCHEMAS
     inner = _parts(part)
     while left > 0 and (found := next(inner, None)) is not None:
         left -= 1
         key, candidate = found
-        if isinstance(candidate, dict) and LLMatcher.validate_grammar(_schema_definition({**shared, **candidate})) == error:
+        if (
+            isinstance(candidate, dict)
+            and LLMatcher.validate_grammar(_schema_definition({**shared, **candidate})) == error
+        ):
             path, part = f"{path}/{key}", candidate
             inner = _parts(part)
     return path

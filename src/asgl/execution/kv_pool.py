@@ -24,15 +24,18 @@ _TOUCHED = 512
 class KVPool:
     """Keys and values of `capacity` tokens.
 
-    On a GPU all memory is taken here. On a CPU the addresses are, and the first slots, which are given out first: the rest is
-    taken from the system page by page as it is first used, which costs a token some
-    microseconds once, while touching gigabytes here would cost every start seconds.
+    On a GPU all memory is taken here. On a CPU the addresses are, and the first slots, which are
+    given out first: the rest is taken from the system page by page as it is first used, which costs
+    a token some microseconds once, while touching gigabytes here would cost every start seconds.
 
-    `layers` holds a pair (keys, values) for each layer, [capacity + 1, kv_heads, head_dim]: the last slot is scratch
-    space, for rows that only pad a batch. ConfigError if the capacity is below 1 or does not fit the device.
+    `layers` holds a pair (keys, values) for each layer, [capacity + 1, kv_heads, head_dim]: the
+    last slot is scratch space, for rows that only pad a batch. ConfigError if the capacity is below
+    1 or does not fit the device.
     """
 
-    def __init__(self, config: ModelConfig, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         if capacity < 1:
             raise ConfigError(f"a KV cache needs room for 1 token at least, not {capacity}")
         self.capacity = capacity
@@ -40,8 +43,10 @@ class KVPool:
         room = available_memory(device)
         if self.bytes > room:
             raise ConfigError(
-                f"a KV cache for {capacity} tokens takes {self.bytes / 2**30:.1f} GiB, and {device} has "
-                f"{room / 2**30:.1f} GiB; choose a capacity of at most {room // slot_bytes(config, dtype) - 1} tokens"
+                f"a KV cache for {capacity} tokens takes {self.bytes / 2**30:.1f} GiB, and "
+                f"{device} has "
+                f"{room / 2**30:.1f} GiB; choose a capacity of at most "
+                f"{room // slot_bytes(config, dtype) - 1} tokens"
             )
         shape = (config.layers, 2, capacity + 1, config.kv_heads, config.head_dim)
         if device.type == "cpu":
@@ -53,7 +58,8 @@ class KVPool:
         self._memory = memory
 
     def read(self, slots: Sequence[int]) -> Tensor:
-        """A copy of the keys and values of these slots, on the CPU: [layers, 2, len(slots), kv_heads, head_dim]."""
+        """A copy of the keys and values of these slots, on the CPU: [layers, 2, len(slots),
+        kv_heads, head_dim]."""
         return self._memory.index_select(2, self._indices(slots)).cpu()
 
     def write(self, slots: Sequence[int], values: Tensor) -> None:
@@ -78,12 +84,15 @@ def default_capacity(config: ModelConfig, device: torch.device, dtype: torch.dty
     room = room * 3 // _SHARE if device.type == "cuda" else min(room // _SHARE, _MOST)
     capacity = room // slot_bytes(config, dtype) - 1
     if capacity < 1:
-        raise ConfigError(f"{device} has no memory for a KV cache of {config.layers} layers: {room} bytes")
+        raise ConfigError(
+            f"{device} has no memory for a KV cache of {config.layers} layers: {room} bytes"
+        )
     return capacity
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that this process may use: free memory of a GPU; of the host what the system and control groups allow."""
+    """Bytes that this process may use: free memory of a GPU; of the host what the system and
+    control groups allow."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -91,7 +100,8 @@ def available_memory(device: torch.device) -> int:
 
 
 def _group_limits(membership: Path, mount: Path) -> list[int]:
-    """The memory limits of the control groups of this process and of those above them (versions 1 and 2)."""
+    """The memory limits of the control groups of this process and of those above them (versions 1
+    and 2)."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -116,5 +126,6 @@ def _limit(file: Path) -> list[int]:
     try:
         text = file.read_text().strip()
     except OSError:
-        return []  # the root group has no such file, and a container may not see the groups above its own
+        # the root group has no such file, and a container may not see the groups above its own
+        return []
     return [int(text)] if text.isdecimal() else []  # "max" is no limit

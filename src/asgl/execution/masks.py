@@ -1,4 +1,5 @@
-"""What grammars allow of the tokens of a step: a mask of bits for each row, as arrays for the whole batch."""
+"""What grammars allow of the tokens of a step: a mask of bits for each row, as arrays for the whole
+batch."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ FEW = 256
 
 
 class Split(NamedTuple):
-    """The rows of a step, by how much of the output layer they need. Indices into the step's samples."""
+    """The rows of a step, by how much of the output layer they need. Indices into the step's
+    samples."""
 
     decided: list[tuple[int, int]]
     """Rows with their token: there is one that is allowed, and nothing is to be computed."""
@@ -47,15 +49,20 @@ def forbidden(samples: Sequence[SampleRow], vocabulary: int) -> NDArray[np.bool_
     if all(sample.mask is None for sample in samples):
         return None
     everything = b"\xff" * ((vocabulary + 7) // 8)
-    packed = np.frombuffer(b"".join(sample.mask or everything for sample in samples), dtype=np.uint8)
-    bits = np.unpackbits(~packed.reshape(len(samples), -1), axis=1, count=vocabulary, bitorder="little")
+    packed = np.frombuffer(
+        b"".join(sample.mask or everything for sample in samples), dtype=np.uint8
+    )
+    bits = np.unpackbits(
+        ~packed.reshape(len(samples), -1), axis=1, count=vocabulary, bitorder="little"
+    )
     return bits.view(np.bool_)
 
 
 def bar(logits: Tensor, barred: NDArray[np.bool_]) -> None:
     """Sets the logits [m, k] of barred tokens to -inf, in place.
 
-    Not by torch on CPUs: for so many elements it wakes its own threads, which then spin on the cores that the kernels need.
+    Not by torch on CPUs: for so many elements it wakes its own threads, which then spin on the
+    cores that the kernels need.
     """
     if logits.device.type == "cpu":
         np.copyto(logits.numpy(), np.float32(-np.inf), where=barred)

@@ -1,4 +1,5 @@
-"""The runner: one step of the model, from a plan to tokens. All of it is called on the device thread only."""
+"""The runner: one step of the model, from a plan to tokens. All of it is called on the device
+thread only."""
 
 from __future__ import annotations
 
@@ -27,10 +28,12 @@ _HEAD_ROWS = 64
 
 
 class Runner:
-    """Owns the weights and the KV pool of a model. `capacity` counts tokens; None takes what the memory allows.
+    """Owns the weights and the KV pool of a model. `capacity` counts tokens; None takes what the
+    memory allows.
 
-    Everything is copied from the checkpoint, which may be closed afterwards. `clock` gives seconds. Raises
-    ConfigError if the pool does not fit, ModelError if the checkpoint is not what its config says.
+    Everything is copied from the checkpoint, which may be closed afterwards. `clock` gives seconds.
+    Raises ConfigError if the pool does not fit, ModelError if the checkpoint is not what its config
+    says.
     """
 
     steps_in_flight = 1
@@ -72,13 +75,19 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
-        """Runs a step and waits for it. InternalError if the plan is not sound; EngineClosedError after `close`."""
+        """Runs a step and waits for it. InternalError if the plan is not sound; EngineClosedError
+        after `close`."""
         start = self._clock()
         if self._model is None or self._pool is None:
             raise EngineClosedError("the runner was closed")
         info = self.info
-        batch = lower(plan, capacity=self.capacity, vocabulary=info.vocabulary, context=info.context_length,
-                      device=self._kernels.device)
+        batch = lower(
+            plan,
+            capacity=self.capacity,
+            vocabulary=info.vocabulary,
+            context=info.context_length,
+            device=self._kernels.device,
+        )
         indices = [row.index for row in plan.samples] + [row.index for row in plan.scores]
         at = torch.tensor(indices, device=self._kernels.device) if indices else None
         hidden = self._model.forward(batch, self._pool.layers, at)
@@ -100,10 +109,14 @@ class Runner:
         for begin in range(0, len(plan.scores), _HEAD_ROWS):
             asked = plan.scores[begin : begin + _HEAD_ROWS]
             first = len(plan.samples) + begin
-            scores.extend(score(self._kernels, model.head(hidden[first : first + len(asked)]), asked))
+            scores.extend(
+                score(self._kernels, model.head(hidden[first : first + len(asked)]), asked)
+            )
         return samples, scores
 
-    def _sampled(self, model: Llama, hidden: Tensor, rows: Sequence[SampleRow]) -> Sequence[SampledToken]:
+    def _sampled(
+        self, model: Llama, hidden: Tensor, rows: Sequence[SampleRow]
+    ) -> Sequence[SampledToken]:
         """A token for each row, of as few logits as will do."""
         decided, few, rest = split(rows)
         if len(rest) == len(rows):
@@ -118,31 +131,66 @@ class Runner:
             if logits is None:
                 rest = sorted([*few, *rest])
             else:
-                found.update(zip(few, sample_among(self._kernels, logits, asked, tokens, barred), strict=True))
+                found.update(
+                    zip(
+                        few, sample_among(self._kernels, logits, asked, tokens, barred), strict=True
+                    )
+                )
         if rest:
-            found.update(zip(rest, sample(self._kernels, model.head(hidden[rest]), [rows[row] for row in rest]), strict=True))
+            found.update(
+                zip(
+                    rest,
+                    sample(self._kernels, model.head(hidden[rest]), [rows[row] for row in rest]),
+                    strict=True,
+                )
+            )
         return [found[row] for row in range(len(rows))]
 
     def warm_up(self) -> None:
-        """Runs each kind of work once, so that the first request does not pay for it. Overwrites the pool: call it
-        first."""
+        """Runs each kind of work once, so that the first request does not pay for it. Overwrites
+        the pool: call it first."""
         new = min(2, self.capacity)
         tokens, rising = array(INT, [0] * new), array(INT, range(new))
         for spec in (SamplingSpec(temperature=0.0), SamplingSpec(logprobs=1)):
-            self.run(StepPlan(0, 0, tokens, rising, rising, array(INT, [0, new]), array(INT, [0, new]), rising,
-                              samples=(SampleRow(new - 1, 0, spec, 0),), scores=(ScoreRow(0, (0,)),)))
+            self.run(
+                StepPlan(
+                    0,
+                    0,
+                    tokens,
+                    rising,
+                    rising,
+                    array(INT, [0, new]),
+                    array(INT, [0, new]),
+                    rising,
+                    samples=(SampleRow(new - 1, 0, spec, 0),),
+                    scores=(ScoreRow(0, (0,)),),
+                )
+            )
             one = array(INT, [0])
-            self.run(StepPlan(0, 1, one, one, one, array(INT, [0, 1]), array(INT, [0, 1]), one,
-                              samples=(SampleRow(0, 0, spec, 0),)))
+            self.run(
+                StepPlan(
+                    0,
+                    1,
+                    one,
+                    one,
+                    one,
+                    array(INT, [0, 1]),
+                    array(INT, [0, 1]),
+                    one,
+                    samples=(SampleRow(0, 0, spec, 0),),
+                )
+            )
 
     @torch.inference_mode()
     def read_kv(self, slots: Sequence[int]) -> Tensor:
-        """A copy of the keys and values of the slots: see `KVPool.read`. EngineClosedError after `close`."""
+        """A copy of the keys and values of the slots: see `KVPool.read`. EngineClosedError after
+        `close`."""
         return self._open_pool.read(slots)
 
     @torch.inference_mode()
     def write_kv(self, slots: Sequence[int], values: Tensor) -> None:
-        """Sets the keys and values of the slots, and waits for that. EngineClosedError after `close`."""
+        """Sets the keys and values of the slots, and waits for that. EngineClosedError after
+        `close`."""
         self._open_pool.write(slots, values)
         self._kernels.synchronize()
 
@@ -158,9 +206,12 @@ class Runner:
 
 
 def make_runner(checkpoint: Checkpoint, kernels: Kernels, capacity: int | None = None) -> Runner:
-    """The runner for a back end's device: arguments and errors as of `Runner`, or of `CudaRunner` on a GPU."""
+    """The runner for a back end's device: arguments and errors as of `Runner`, or of `CudaRunner`
+    on a GPU."""
     if kernels.device.type == "cuda" and kernels.name == "triton":
-        from asgl.execution.cuda_runner import CudaRunner  # only here: on CPUs nobody should wait for its imports
+        from asgl.execution.cuda_runner import (
+            CudaRunner,
+        )  # only here: on CPUs nobody should wait for its imports
 
         return CudaRunner(checkpoint, kernels, capacity)  # pyright: ignore[reportArgumentType]
     return Runner(checkpoint, kernels, capacity)

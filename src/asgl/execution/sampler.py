@@ -1,7 +1,9 @@
-"""From logits to tokens: what requests ask for, as tensors for the sampling kernel, and log-probabilities.
+"""From logits to tokens: what requests ask for, as tensors for the sampling kernel, and
+log-probabilities.
 
-Randomness is counter-based: the number that draws a token is a hash of the request's seed and of how many tokens it
-drew before. No generator has a state, so that a request's draws do not depend on the batch it rides in.
+Randomness is counter-based: the number that draws a token is a hash of the request's seed and of
+how many tokens it drew before. No generator has a state, so that a request's draws do not depend on
+the batch it rides in.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ _Edits = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]
 
 
 def uniforms(seeds: Sequence[int], draws: Sequence[int]) -> NDArray[np.float64]:
-    """For each pair of a seed and a count of draws below 2**64 a number in [0, 1), of 53 random bits.
+    """For each pair of a seed and a count of draws below 2**64 a number in [0, 1), of 53 random
+    bits.
 
-    The SplitMix64 sequence (Steele, Lea and Flood, OOPSLA 2014) that starts at the seed's own hash, at place draw +
-    1. The seed is hashed first, lest seeds that are a multiple of the sequence's increment apart give shifted
-    sequences.
+    The SplitMix64 sequence (Steele, Lea and Flood, OOPSLA 2014) that starts at the seed's own hash,
+    at place draw + 1. The seed is hashed first, lest seeds that are a multiple of the sequence's
+    increment apart give shifted sequences.
     """
     place = (np.array(draws, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GAMMA)
     mixed = _mix(_mix(np.array(seeds, dtype=np.uint64)) + place)
@@ -38,16 +41,21 @@ def uniforms(seeds: Sequence[int], draws: Sequence[int]) -> NDArray[np.float64]:
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser: a bijection of 64-bit numbers, each bit of which depends on all bits of the argument."""
+    """SplitMix64's finaliser: a bijection of 64-bit numbers, each bit of which depends on all bits
+    of the argument."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
 def sampling_batch(
-    samples: Sequence[SampleRow], vocabulary: int, device: torch.device, columns: NDArray[np.int64] | None = None
+    samples: Sequence[SampleRow],
+    vocabulary: int,
+    device: torch.device,
+    columns: NDArray[np.int64] | None = None,
 ) -> SamplingBatch:
-    """The tensors of the sampling kernel. Banned and biased tokens outside the vocabulary are left out.
+    """The tensors of the sampling kernel. Banned and biased tokens outside the vocabulary are left
+    out.
 
     `columns`: the tokens that there are logits of, in rising order; None for all.
     """
@@ -67,11 +75,16 @@ def sampling_batch(
         top_p=column([max(spec.top_p, _LEAST) for spec in specs], torch.float32),
         top_k=column([min(spec.top_k, logits) for spec in specs], torch.int32),
         min_p=column([spec.min_p for spec in specs], torch.float32),
-        uniform=column(uniforms([spec.seed for spec in specs], [sample.draw for sample in samples]), torch.float64),
+        uniform=column(
+            uniforms([spec.seed for spec in specs], [sample.draw for sample in samples]),
+            torch.float64,
+        ),
         edits=_triples(edits, device),
         repetition=_triples(repetitions, device),
         all_greedy=all(spec.temperature == 0.0 for spec in specs),
-        unfiltered=all(spec.top_p == 1.0 and spec.top_k == 0 and spec.min_p == 0.0 for spec in specs),
+        unfiltered=all(
+            spec.top_p == 1.0 and spec.top_k == 0 and spec.min_p == 0.0 for spec in specs
+        ),
     )
 
 
@@ -79,17 +92,23 @@ _NOTHING: _Edits = (np.empty(0, dtype=np.int64), np.empty(0))
 
 
 def _additions(sample: SampleRow, vocabulary: int) -> _Edits:
-    """What is added to the logits of which tokens, each token once: penalties, logit_bias, and -inf for banned
-    tokens."""
+    """What is added to the logits of which tokens, each token once: penalties, logit_bias, and -inf
+    for banned tokens."""
     spec = sample.spec
-    penalised = sample.history is not None and (spec.frequency_penalty != 0.0 or spec.presence_penalty != 0.0)
+    penalised = sample.history is not None and (
+        spec.frequency_penalty != 0.0 or spec.presence_penalty != 0.0
+    )
     if not (penalised or spec.logit_bias or sample.banned):
         return _NOTHING
-    tokens = [np.fromiter(chain((token for token, _ in spec.logit_bias), sample.banned), dtype=np.int64)]
+    tokens = [
+        np.fromiter(chain((token for token, _ in spec.logit_bias), sample.banned), dtype=np.int64)
+    ]
     biases = [bias for _, bias in spec.logit_bias] + [-np.inf] * len(sample.banned)
     added: list[NDArray[np.floating[Any]]] = [np.array(biases, dtype=np.float64)]
     if penalised and sample.history is not None:
-        output, counts = np.unique(np.array(sample.history[sample.prompt_length :], dtype=np.int64), return_counts=True)
+        output, counts = np.unique(
+            np.array(sample.history[sample.prompt_length :], dtype=np.int64), return_counts=True
+        )
         tokens.append(output)
         added.append(-(counts * spec.frequency_penalty + spec.presence_penalty))
     all_tokens, all_added = np.concatenate(tokens), np.concatenate(added)
@@ -124,23 +143,37 @@ def _triples(edits: list[_Edits], device: torch.device) -> tuple[Tensor, Tensor,
         return None
     rows = np.repeat(np.arange(len(edits)), [len(tokens) for tokens, _ in edits])
     tokens, values = (np.concatenate(parts) for parts in zip(*edits, strict=True))
-    return (torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device),
-            torch.from_numpy(values).to(device, torch.float32))
+    return (
+        torch.from_numpy(rows).to(device),
+        torch.from_numpy(tokens).to(device),
+        torch.from_numpy(values).to(device, torch.float32),
+    )
 
 
-def sample(kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow]) -> tuple[SampledToken, ...]:
+def sample(
+    kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow]
+) -> tuple[SampledToken, ...]:
     """A token for each row of float32 logits [m, vocabulary], which may be overwritten.
 
-    Log-probabilities are those of the logits as given, before masks, and are computed only for the rows that ask for them.
+    Log-probabilities are those of the logits as given, before masks, and are computed only for the
+    rows that ask for them.
     """
     asking = [row for row, wanted in enumerate(samples) if wanted.spec.logprobs is not None]
-    logprobs = kernels.log_softmax(logits if len(asking) == len(samples) else logits[asking]) if asking else None
+    logprobs = (
+        kernels.log_softmax(logits if len(asking) == len(samples) else logits[asking])
+        if asking
+        else None
+    )
     if (barred := forbidden(samples, logits.shape[1])) is not None:
         bar(logits, barred)
-    tokens = kernels.sample(logits, sampling_batch(samples, logits.shape[1], logits.device)).tolist()
+    tokens = kernels.sample(
+        logits, sampling_batch(samples, logits.shape[1], logits.device)
+    ).tolist()
     results = [SampledToken(token) for token in tokens]
     if logprobs is not None:
-        own = logprobs.gather(1, torch.tensor([[tokens[row]] for row in asking], device=logprobs.device)).tolist()
+        own = logprobs.gather(
+            1, torch.tensor([[tokens[row]] for row in asking], device=logprobs.device)
+        ).tolist()
         most = min(max(samples[row].spec.logprobs or 0 for row in asking), logprobs.shape[1])
         values, ids = (part.tolist() for part in logprobs.topk(most, dim=1))
         for i, row in enumerate(asking):
@@ -151,21 +184,31 @@ def sample(kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow]) -> tu
 
 
 def sample_among(
-    kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow], columns: NDArray[np.int64], barred: NDArray[np.bool_]
+    kernels: Kernels,
+    logits: Tensor,
+    samples: Sequence[SampleRow],
+    columns: NDArray[np.int64],
+    barred: NDArray[np.bool_],
 ) -> list[SampledToken]:
-    """As `sample`, from the logits [m, k] of the tokens `columns` alone. `barred` [m, vocabulary]: those that a row may not have.
+    """As `sample`, from the logits [m, k] of the tokens `columns` alone. `barred` [m, vocabulary]:
+    those that a row may not have.
 
     No row may ask for log-probabilities.
     """
     bar(logits, barred[:, columns])
-    places = kernels.sample(logits, sampling_batch(samples, barred.shape[1], logits.device, columns)).tolist()
+    places = kernels.sample(
+        logits, sampling_batch(samples, barred.shape[1], logits.device, columns)
+    ).tolist()
     return [SampledToken(int(columns[place])) for place in places]
 
 
 def score(kernels: Kernels, logits: Tensor, scores: Sequence[ScoreRow]) -> list[tuple[float, ...]]:
-    """The log-probabilities of each row's targets; `logits` float32 [m, vocabulary], a row for each of `scores`."""
+    """The log-probabilities of each row's targets; `logits` float32 [m, vocabulary], a row for each
+    of `scores`."""
     counts = [len(row.targets) for row in scores]
     rows = torch.repeat_interleave(torch.tensor(counts)).to(logits.device)
-    targets = torch.tensor([target for row in scores for target in row.targets], dtype=torch.int64).to(logits.device)
+    targets = torch.tensor(
+        [target for row in scores for target in row.targets], dtype=torch.int64
+    ).to(logits.device)
     found = iter(kernels.log_softmax(logits)[rows, targets].tolist())
     return [tuple(next(found) for _ in range(count)) for count in counts]

@@ -1,9 +1,10 @@
-"""The interface of a kernel back end: a few pure functions over tensors, and one description of a ragged batch.
+"""The interface of a kernel back end: a few pure functions over tensors, and one description of a
+ragged batch.
 
-Conventions, for all back ends: n is the number of new tokens of the step, d the width of the model. The residual
-stream, norms, scores, softmax and logits are float32; weights, keys and values are in the back end's
-`kv_dtype`/weight format. What a function returns may be a buffer of the back end that its next call of the same
-function overwrites: consume it before.
+Conventions, for all back ends: n is the number of new tokens of the step, d the width of the model.
+The residual stream, norms, scores, softmax and logits are float32; weights, keys and values are in
+the back end's `kv_dtype`/weight format. What a function returns may be a buffer of the back end
+that its next call of the same function overwrites: consume it before.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ _CACHED = 2**19
 
 @dataclass(frozen=True, slots=True)
 class QuantizedTensor:
-    """A matrix of n x k in groups along k, as block formats hold it: value = scale * quant + offset.
+    """A matrix of n x k in groups along k, as block formats hold it: value = scale * quant +
+    offset.
 
-    `quants` uint8 [n, k], one value a byte: 0..15 if `bits` is 4, 0..255 if it is 8. `scale` and `offset` float32
-    [n, k / group]. Symmetric formats are shifted: Q8_0's int8 q is stored as q + 128, with offset -128 * scale.
+    `quants` uint8 [n, k], one value a byte: 0..15 if `bits` is 4, 0..255 if it is 8. `scale` and
+    `offset` float32 [n, k / group]. Symmetric formats are shifted: Q8_0's int8 q is stored as q +
+    128, with offset -128 * scale.
     """
 
     quants: Tensor
@@ -50,14 +53,18 @@ class QuantizedTensor:
         for begin in range(0, n, step):
             rows = slice(begin, begin + step)
             grouped = self.quants[rows].unflatten(1, (-1, self.group)).to(self.scale.dtype)
-            dense[rows] = grouped.mul_(self.scale[rows].unsqueeze(2)).add_(self.offset[rows].unsqueeze(2)).flatten(1)
+            dense[rows] = (
+                grouped.mul_(self.scale[rows].unsqueeze(2))
+                .add_(self.offset[rows].unsqueeze(2))
+                .flatten(1)
+            )
         return dense
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The rows of a step, in CSR form; see `asgl.plan` for what the fields mean. int32 tensors on the back end's
-    device."""
+    """The rows of a step, in CSR form; see `asgl.plan` for what the fields mean. int32 tensors on
+    the back end's device."""
 
     input_ids: Tensor
     """[n]"""
@@ -99,12 +106,15 @@ class SamplingBatch:
     min_p: Tensor
     """float32; 0 is off."""
     uniform: Tensor
-    """float64 in [0, 1): the row's random number. Sampling inverts the distribution, tokens taken likeliest first."""
+    """float64 in [0, 1): the row's random number. Sampling inverts the distribution, tokens taken
+    likeliest first."""
     edits: tuple[Tensor, Tensor, Tensor] | None = None
-    """(row int64, token int64, added float32), triples without repetition: logit_bias and penalties as additions,
+    """(row int64, token int64, added float32), triples without repetition: logit_bias and penalties
+    as additions,
     -inf for banned tokens. None: nothing to add."""
     repetition: tuple[Tensor, Tensor, Tensor] | None = None
-    """(row int64, token int64, penalty float32): before `edits`, positive logits are divided, negative multiplied."""
+    """(row int64, token int64, penalty float32): before `edits`, positive logits are divided,
+    negative multiplied."""
     all_greedy: bool = False
     """All temperatures are 0."""
     unfiltered: bool = False
@@ -135,12 +145,14 @@ class Kernels(Protocol):
     """"int8" if the inputs of linear layers with 4-bit weights are rounded to 8 bits."""
 
     def pack_linear(self, weight: Tensor | QuantizedTensor) -> Any:
-        """Prepares the weight [out, in] of a linear layer; what comes back is only ever given to `linear`."""
+        """Prepares the weight [out, in] of a linear layer; what comes back is only ever given to
+        `linear`."""
         ...
 
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Any:
-        """Prepares the weight [vocabulary, d] of the output layer; what comes back is only ever given to `head`
-        (and `head_some`). It is not put in fewer bits than it has in the file, whatever `weights` says."""
+        """Prepares the weight [vocabulary, d] of the output layer; what comes back is only ever
+        given to `head` (and `head_some`). It is not put in fewer bits than it has in the file,
+        whatever `weights` says."""
         ...
 
     def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Any:
@@ -151,31 +163,38 @@ class Kernels(Protocol):
         """float32 [n, d]: the start of the residual stream. A fresh tensor."""
         ...
 
-    def add_rms_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-        """Adds `delta` [n, d] (if any) to the float32 residual stream `hidden` [n, d] in place; returns the RMS norm
-        of the sum times `weight` (float32 [d]), in the dtype that `linear` takes (Zhang and Sennrich, arXiv
-        1910.07467)."""
+    def add_rms_norm(
+        self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float
+    ) -> Tensor:
+        """Adds `delta` [n, d] (if any) to the float32 residual stream `hidden` [n, d] in place;
+        returns the RMS norm of the sum times `weight` (float32 [d]), in the dtype that `linear`
+        takes (Zhang and Sennrich, arXiv 1910.07467)."""
         ...
 
     def linear(self, x: Tensor, weight: Any) -> Tensor:
         """x [n, in] -> [n, out]."""
         ...
 
-    def rope_and_store(self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def rope_and_store(
+        self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
         """Rotates queries and keys, stores keys and values, returns the rotated queries.
 
-        qkv [n, (heads + 2 * kv_heads) * head_dim]: queries, keys, values. rope float32 [context, head_dim]: cosines
-        of the head_dim / 2 angles of a position, then their sines; halves are rotated (x1, x2 are the two halves of a
-        head). k_cache, v_cache [slots, kv_heads, head_dim] of one layer, written at `batch.slots`. Returns [n, heads,
-        head_dim].
+        qkv [n, (heads + 2 * kv_heads) * head_dim]: queries, keys, values. rope float32 [context,
+        head_dim]: cosines of the head_dim / 2 angles of a position, then their sines; halves are
+        rotated (x1, x2 are the two halves of a head). k_cache, v_cache [slots, kv_heads, head_dim]
+        of one layer, written at `batch.slots`. Returns [n, heads, head_dim].
         """
         ...
 
-    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float) -> Tensor:
-        """Softmax(q k^T * scale) v for every new token over its row's context, causal among the row's new tokens.
+    def attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float
+    ) -> Tensor:
+        """Softmax(q k^T * scale) v for every new token over its row's context, causal among the
+        row's new tokens.
 
-        q as `rope_and_store` returns it; query head h reads KV head h // (heads // kv_heads). Returns [n, heads *
-        head_dim] in the dtype that `linear` takes.
+        q as `rope_and_store` returns it; query head h reads KV head h // (heads // kv_heads).
+        Returns [n, heads * head_dim] in the dtype that `linear` takes.
         """
         ...
 
@@ -192,12 +211,14 @@ class Kernels(Protocol):
         ...
 
     def sample(self, logits: Tensor, how: SamplingBatch) -> Tensor:
-        """int64 [m]: a token for each row of float32 logits [m, vocabulary]. May overwrite `logits`.
+        """int64 [m]: a token for each row of float32 logits [m, vocabulary]. May overwrite
+        `logits`.
 
-        In this order: `repetition`, `edits`, temperature; tokens are ranked likeliest first, of equals the lower id;
-        `top_k` keeps the first k, `top_p` the fewest of those that hold the share top_p of *their* probability (at
-        least one), `min_p` those with at least min_p times the probability of the likeliest; of what is left the first
-        token whose cumulative share passes `uniform` is taken. Greedy rows take the first of the ranking.
+        In this order: `repetition`, `edits`, temperature; tokens are ranked likeliest first, of
+        equals the lower id; `top_k` keeps the first k, `top_p` the fewest of those that hold the
+        share top_p of *their* probability (at least one), `min_p` those with at least min_p times
+        the probability of the likeliest; of what is left the first token whose cumulative share
+        passes `uniform` is taken. Greedy rows take the first of the ranking.
         """
         ...
 
@@ -211,28 +232,42 @@ class PartialHead(Protocol):
     """A back end that can compute the logits of some tokens alone."""
 
     def head_some(self, x: Tensor, weight: Any, token_ids: Tensor) -> Tensor | None:
-        """float32 logits [m, k] of the tokens `token_ids` (int64 [k]) for the m rows x: of what `head` gives, those columns,
-        up to rounding. None if all have to be computed."""
+        """float32 logits [m, k] of the tokens `token_ids` (int64 [k]) for the m rows x: of what
+        `head` gives, those columns, up to rounding. None if all have to be computed."""
         ...
 
 
 @runtime_checkable
 class FusedKernels(Protocol):
-    """A back end that can run all layers in one call, with the same results as its single functions."""
+    """A back end that can run all layers in one call, with the same results as its single
+    functions."""
 
     def fuse(
-        self, layers: Sequence[LayerWeights], norm: Tensor, rope: Tensor, heads: int, kv_heads: int, head_dim: int, eps: float
+        self,
+        layers: Sequence[LayerWeights],
+        norm: Tensor,
+        rope: Tensor,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
     ) -> Any:
-        """Prepares layers for `run_layers`; None if these cannot be fused. Takes what `Kernels`' functions take; `norm` is
-        that after the last layer."""
+        """Prepares layers for `run_layers`; None if these cannot be fused. Takes what `Kernels`'
+        functions take; `norm` is that after the last layer."""
         ...
 
     def run_layers(
-        self, fused: Any, hidden: Tensor, batch: Batch, caches: Sequence[tuple[Tensor, Tensor]], at: Tensor | None
+        self,
+        fused: Any,
+        hidden: Tensor,
+        batch: Batch,
+        caches: Sequence[tuple[Tensor, Tensor]],
+        at: Tensor | None,
     ) -> Tensor | None:
-        """Runs all layers over the new tokens of `batch`, and the last norm for the tokens `at` (int64 [m]).
+        """Runs all layers over the new tokens of `batch`, and the last norm for the tokens `at`
+        (int64 [m]).
 
-        `hidden` [n, d] is overwritten; `caches` hold the keys and values of each layer. Returns what `head` takes, [m, d], or
-        None if `at` is None.
+        `hidden` [n, d] is overwritten; `caches` hold the keys and values of each layer. Returns
+        what `head` takes, [m, d], or None if `at` is None.
         """
         ...

@@ -1,8 +1,9 @@
 """Memory of the CPU in large pages.
 
-Where keys and values of scattered tokens, or the weights of a model, are read from memory, each page of 4 KiB costs a walk of the
-page table, as long as the read itself. Linux gives pages of 2 MiB to memory that asks before it is first written, and that is at
-least so large: so the matrices of a model share blocks. Elsewhere they do too, in pages as they are.
+Where keys and values of scattered tokens, or the weights of a model, are read from memory, each
+page of 4 KiB costs a walk of the page table, as long as the read itself. Linux gives pages of 2 MiB
+to memory that asks before it is first written, and that is at least so large: so the matrices of a
+model share blocks. Elsewhere they do too, in pages as they are.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ _LINE = 64
 
 
 def large_pages(size: int) -> Tensor:
-    """uint8 [size], zeros, which the system is asked to back by large pages. Nothing is taken from it before it is written."""
+    """uint8 [size], zeros, which the system is asked to back by large pages. Nothing is taken from
+    it before it is written."""
     memory = mmap.mmap(-1, max(size, 1))
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a system without them: pages are then as they would have been
+        with contextlib.suppress(
+            OSError
+        ):  # a system without them: pages are then as they would have been
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)[:size]  # which keeps the mapping
 

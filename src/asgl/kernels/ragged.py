@@ -1,4 +1,5 @@
-"""Cuts the rows of a ragged batch into rectangles, for back ends that attend by dense matrix products."""
+"""Cuts the rows of a ragged batch into rectangles, for back ends that attend by dense matrix
+products."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from torch import Tensor
 from asgl.kernels.api import Batch
 
 _QUERIES = 128
-"""The most new tokens of a row in one tile: what a tile computes above the causal diagonal is wasted."""
+"""The most new tokens of a row in one tile: what a tile computes above the causal diagonal is
+wasted."""
 _SCORES = 4 * 2**20
-"""The most scores of a tile, over all heads (a single query may need more): 16 MiB in float32, and so at any prompt
-length."""
+"""The most scores of a tile, over all heads (a single query may need more): 16 MiB in float32, and
+so at any prompt length."""
 FIXED_QUERIES, BLOCK = 16, 64
 """The shape of fixed tiles: so many queries, and contexts of whole blocks of absolute positions."""
 _SLACK = 2**12
@@ -22,7 +24,8 @@ _SLACK = 2**12
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Pieces of rows, padded to the same number of queries and the same context. Padding repeats what is real."""
+    """Pieces of rows, padded to the same number of queries and the same context. Padding repeats
+    what is real."""
 
     queries: Tensor
     """int64 [pieces, queries]: flattened tokens."""
@@ -45,7 +48,8 @@ class _Piece:
 
 
 def tiles(batch: Batch, heads: int, *, fixed: bool = False) -> list[Tile]:
-    """Tiles that cover each new token of the batch once, of similar pieces each: at most half of a tile is padding.
+    """Tiles that cover each new token of the batch once, of similar pieces each: at most half of a
+    tile is padding.
 
     `fixed`: all tiles have 16 queries and contexts of a multiple of 64 (and so more padding).
     """
@@ -53,10 +57,14 @@ def tiles(batch: Batch, heads: int, *, fixed: bool = False) -> list[Tile]:
     pieces: list[_Piece] = []
     for row in range(batch.rows):
         new, context = qo[row + 1] - qo[row], kv[row + 1] - kv[row]
-        block = FIXED_QUERIES if fixed else max(1, min(_QUERIES, _SCORES // (heads * max(context, 1))))
+        block = (
+            FIXED_QUERIES if fixed else max(1, min(_QUERIES, _SCORES // (heads * max(context, 1))))
+        )
         for start in range(0, new, block):
             queries = min(block, new - start)
-            pieces.append(_Piece(queries, context - new + start + queries, qo[row] + start, kv[row]))
+            pieces.append(
+                _Piece(queries, context - new + start + queries, qo[row] + start, kv[row])
+            )
     pieces.sort(reverse=True)
     made: list[Tile] = []
     begin = 0
@@ -82,7 +90,9 @@ def _fill(pieces: list[_Piece], begin: int, heads: int) -> int:
 
 def _tile(pieces: list[_Piece], batch: Batch, fixed: bool) -> Tile:
     device = batch.kv_indices.device
-    table = torch.tensor([(p.queries, p.context, p.token, p.kv_start) for p in pieces], device=device)
+    table = torch.tensor(
+        [(p.queries, p.context, p.token, p.kv_start) for p in pieces], device=device
+    )
     queries, context, token, kv_start = table.unsqueeze(2).unbind(dim=1)
     longest = max(p.context for p in pieces)
     query = torch.arange(FIXED_QUERIES if fixed else pieces[0].queries, device=device)

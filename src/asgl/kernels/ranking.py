@@ -1,4 +1,5 @@
-"""Sampling by rank: tokens from logits, in plain torch. Each row's draw depends on that row alone."""
+"""Sampling by rank: tokens from logits, in plain torch. Each row's draw depends on that row
+alone."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from torch import Tensor
 from asgl.kernels.api import SamplingBatch
 
 _CANDIDATES = 1024
-"""So many of the likeliest tokens are ranked first; the whole vocabulary is, only for rows that need more."""
+"""So many of the likeliest tokens are ranked first; the whole vocabulary is, only for rows that
+need more."""
 
 
 def sample(logits: Tensor, how: SamplingBatch) -> Tensor:
@@ -26,13 +28,20 @@ def sample(logits: Tensor, how: SamplingBatch) -> Tensor:
     random = how.temperature > 0
     temperature = torch.where(random, how.temperature, 1.0).unsqueeze(1)
     # the greatest is taken off first, so that no temperature overflows
-    probabilities = torch.softmax((logits - logits.gather(1, best.unsqueeze(1))) / temperature, dim=1)
+    probabilities = torch.softmax(
+        (logits - logits.gather(1, best.unsqueeze(1))) / temperature, dim=1
+    )
     rows = random.nonzero().squeeze(1)
-    best[rows] = _draw(probabilities[rows], *(part[rows] for part in (how.uniform, how.top_k, how.top_p, how.min_p)))
+    best[rows] = _draw(
+        probabilities[rows],
+        *(part[rows] for part in (how.uniform, how.top_k, how.top_p, how.min_p)),
+    )
     return best
 
 
-def _draw(probabilities: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+def _draw(
+    probabilities: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> Tensor:
     """Ranks the likeliest tokens, and all of them for rows where those did not decide."""
     filters = (uniform, top_k, top_p, min_p)
     if probabilities.shape[1] <= _CANDIDATES:
@@ -53,25 +62,39 @@ def _draw(probabilities: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, 
     return drawn
 
 
-def _invert(values: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws ranks [m, 1] from probabilities [m, c] in descending order: all there are, or the first of them.
+def _invert(
+    values: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draws ranks [m, 1] from probabilities [m, c] in descending order: all there are, or the first
+    of them.
 
-    Also returns bool [m, 1]: whether the draw is what the complete ranking would give, if it was not complete.
+    Also returns bool [m, 1]: whether the draw is what the complete ranking would give, if it was
+    not complete.
     """
     candidates = values.shape[1]
     uniform, top_k, top_p, min_p = (part.unsqueeze(1) for part in (uniform, top_k, top_p, min_p))
     exact = values.double()
     mass = exact.cumsum(dim=1)
     limited = (top_k > 0) & (top_k <= candidates)
-    total = torch.where(limited, mass.gather(1, torch.where(limited, top_k, candidates).long() - 1), 1.0)
-    keep = (values > 0) & (values >= min_p * values[:, :1]) & ((top_p >= 1) | (mass - exact < top_p * total))
+    total = torch.where(
+        limited, mass.gather(1, torch.where(limited, top_k, candidates).long() - 1), 1.0
+    )
+    keep = (
+        (values > 0)
+        & (values >= min_p * values[:, :1])
+        & ((top_p >= 1) | (mass - exact < top_p * total))
+    )
     keep &= ~limited | (torch.arange(candidates, device=values.device) < top_k)
     mass = torch.where(keep, exact, 0.0).cumsum(dim=1)
     ends = limited | ~keep[:, -1:]
-    open_end = ~ends & (top_k == 0) & (top_p >= 1) & (min_p <= 0)  # nothing is filtered: the total is known to be 1
+    open_end = (
+        ~ends & (top_k == 0) & (top_p >= 1) & (min_p <= 0)
+    )  # nothing is filtered: the total is known to be 1
     held = torch.where(open_end, 1.0, mass[:, -1:])
     rank = (mass <= uniform * held).sum(dim=1, keepdim=True)
     inside = rank < candidates
     rank = torch.minimum(rank, keep.sum(dim=1, keepdim=True) - 1)
-    known = (top_k <= candidates) | (top_p >= 1)  # else the share top_p is of a mass that is not in sight
+    known = (top_k <= candidates) | (
+        top_p >= 1
+    )  # else the share top_p is of a mass that is not in sight
     return rank, known & (ends | (open_end & inside))

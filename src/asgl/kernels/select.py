@@ -1,4 +1,5 @@
-"""Chooses and makes the kernel back end of a Runtime. What is asked for by name and cannot be had raises."""
+"""Chooses and makes the kernel back end of a Runtime. What is asked for by name and cannot be had
+raises."""
 
 from __future__ import annotations
 
@@ -36,10 +37,11 @@ def make_kernels(
 ) -> Kernels:
     """Makes a back end, on the calling thread, which must be the device thread.
 
-    auto: the first GPU if torch sees one, else the CPU; on it the device's own back end if it is installed and has the
-    dtype, else the reference; the dtype and weights that suit the back end. activations="int8" is a permission, of which only
-    the CPU's makes use. `progress(what, ready, all)` hears of the compiling that some back ends do once. ConfigError for an
-    unknown or unavailable choice: what is wrong and what to do.
+    auto: the first GPU if torch sees one, else the CPU; on it the device's own back end if it is
+    installed and has the dtype, else the reference; the dtype and weights that suit the back end.
+    activations="int8" is a permission, of which only the CPU's makes use. `progress(what, ready,
+    all)` hears of the compiling that some back ends do once. ConfigError for an unknown or
+    unavailable choice: what is wrong and what to do.
     """
     _known("kernels", name, get_args(KernelName))
     _known("dtype", dtype, get_args(DTypeName))
@@ -52,18 +54,34 @@ def make_kernels(
         name = own if able and _missing(own) is None else "reference"
     chosen = _default_dtype(name, where) if dtype == "auto" else getattr(torch, dtype)
     if name == "reference":
-        return ReferenceKernels(where, chosen, "dense" if weights == "auto" else weights, deterministic)
-    interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"  # on the CPU, slowly, for tests
+        return ReferenceKernels(
+            where, chosen, "dense" if weights == "auto" else weights, deterministic
+        )
+    interpreted = (
+        name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    )  # on the CPU, slowly, for tests
     if name == "triton" and where.type == "cpu" and device == "auto" and not interpreted:
-        raise ConfigError(f"kernels='triton' needs a GPU, and torch {torch.__version__} sees none; use kernels='auto'")
+        raise ConfigError(
+            f"kernels='triton' needs a GPU, and torch {torch.__version__} sees none; use "
+            "kernels='auto'"
+        )
     if (name == "cpu") != (where.type == "cpu") and not interpreted:
-        raise ConfigError(f"kernels={name!r} cannot run on device {str(where)!r}; leave one of them at 'auto'")
+        raise ConfigError(
+            f"kernels={name!r} cannot run on device {str(where)!r}; leave one of them at 'auto'"
+        )
     if (problem := _missing(name)) is not None:
         raise ConfigError(f"kernels={name!r} cannot be used: {problem}; or use kernels='reference'")
     module, kind, _ = _LAZY[name]
     make = getattr(importlib.import_module(module), kind)
     options = {"activations": activations} if name == "cpu" else {}
-    return make(device=where, dtype=chosen, weights=weights, deterministic=deterministic, progress=progress, **options)
+    return make(
+        device=where,
+        dtype=chosen,
+        weights=weights,
+        deterministic=deterministic,
+        progress=progress,
+        **options,
+    )
 
 
 def _known(what: str, value: str, choices: tuple[str, ...]) -> None:
@@ -73,17 +91,28 @@ def _known(what: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _device(device: str) -> torch.device:
     if device == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"device must be 'auto', 'cpu' or 'cuda' (or 'cuda:0', ...), not {device!r}") from error
+        raise ConfigError(
+            f"device must be 'auto', 'cpu' or 'cuda' (or 'cuda:0', ...), not {device!r}"
+        ) from error
     if chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device must be 'auto', 'cpu' or 'cuda' (or 'cuda:0', ...), not {device!r}")
+        raise ConfigError(
+            f"device must be 'auto', 'cpu' or 'cuda' (or 'cuda:0', ...), not {device!r}"
+        )
     if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (chosen.index or 0) >= count:
-            raise ConfigError(f"there is no device {device!r}: torch {torch.__version__} sees {count} GPUs; use 'cpu'")
+            raise ConfigError(
+                f"there is no device {device!r}: torch {torch.__version__} sees {count} GPUs; use "
+                "'cpu'"
+            )
         return chosen if ":" in device else torch.device("cuda", torch.cuda.current_device())
     return chosen
 
@@ -103,7 +132,11 @@ def _missing(name: str) -> str | None:
 def _default_dtype(name: str, device: torch.device) -> torch.dtype:
     """bfloat16, but where torch would only emulate it."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float16
+        )
     if name == "reference" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.float32
     return torch.bfloat16

@@ -8,5 +8,24 @@ from asgl.language.session import Session
 from asgl.language.stream import Mark, PromptStream
 from asgl.language.tools import Tool, ToolCall, tool
 
-__all__ = ["Branches", "Budget", "Handle", "Mark", "PromptStream", "SelectHandle", "Session", "TaskHandle", "Tool",
-           "ToolCall", "assistant", "budget", "extend", "gen", "role", "select", "system", "tool", "user"]
+__all__ = [
+    "Branches",
+    "Budget",
+    "Handle",
+    "Mark",
+    "PromptStream",
+    "SelectHandle",
+    "Session",
+    "TaskHandle",
+    "Tool",
+    "ToolCall",
+    "assistant",
+    "budget",
+    "extend",
+    "gen",
+    "role",
+    "select",
+    "system",
+    "tool",
+    "user",
+]

@@ -26,6 +26,7 @@ class Tokenizer(Protocol):
     def space_prefix(self) -> str:
         """What goes before the first text of a prompt; `encode` does not add it."""
         ...
+
     def encode(self, text: str) -> list[int]: ...
     def token_bytes(self, token_id: int, /) -> bytes: ...
     def decode(self, ids: Iterable[int], *, control: bool = True) -> str: ...
@@ -94,13 +95,16 @@ class Grammars(Protocol):
 class Saved(Protocol):
     """The part of `asgl.engine.saved.SavedState` that prompts need."""
 
-    async def save_prompt(self, path: Path, state: Mapping[str, Any], tokens: Any, namespace: str | None, /) -> None: ...
+    async def save_prompt(
+        self, path: Path, state: Mapping[str, Any], tokens: Any, namespace: str | None, /
+    ) -> None: ...
     def read_prompt(self, path: Path, kv: bool, /) -> tuple[dict[str, Any], bool]: ...
     async def load_prompt(self, path: Path, tokens: Any, namespace: str | None, /) -> int: ...
 
 
 class Engine(Protocol):
-    """`generate`, `score` and `extend` enqueue at once. An error known at once settles the ticket before they return."""
+    """`generate`, `score` and `extend` enqueue at once. An error known at once settles the ticket
+    before they return."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -119,21 +123,41 @@ class Engine(Protocol):
         """ConfigError if the parameters do not fit the model."""
 
     def heal(self, prompt: Sequence[int], /) -> tuple[int, str]:
-        """How many tokens at the end of the prompt to take off for token healing, and their text."""
+        """How many tokens at the end of the prompt to take off for token healing, and their
+        text."""
         ...
 
     def generate(
-        self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],
-        grammar: Any = None, namespace: str | None = None, priority: int = 0, listener: Listener,
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        logprobs: int | None,
+        end_tokens: Sequence[int],
+        grammar: Any = None,
+        namespace: str | None = None,
+        priority: int = 0,
+        listener: Listener,
     ) -> Ticket: ...
 
     def score(
-        self, prompt: Sequence[int], options: Sequence[Sequence[int]], *, namespace: str | None = None, priority: int = 0,
+        self,
+        prompt: Sequence[int],
+        options: Sequence[Sequence[int]],
+        *,
+        namespace: str | None = None,
+        priority: int = 0,
         listener: Listener,
     ) -> Ticket: ...
 
     def extend(
-        self, prompt: Sequence[int], *, namespace: str | None = None, priority: int = 0, listener: Listener,
+        self,
+        prompt: Sequence[int],
+        *,
+        namespace: str | None = None,
+        priority: int = 0,
+        listener: Listener,
     ) -> Ticket: ...
 
     def cancel(self, ticket: Any, /) -> None:

@@ -1,4 +1,5 @@
-"""How a model's call of tools is generated, run and answered: see `asgl.language.tools` and `PromptStream.call_tools`."""
+"""How a model's call of tools is generated, run and answered: see `asgl.language.tools` and
+`PromptStream.call_tools`."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from asgl.errors import ConfigError, ModelError, OutputError, StreamError, ToolE
 from asgl.language import roles
 from asgl.language.item import Piece, Write
 from asgl.language.outcome import cancelled
-from asgl.language.tools import Tool, ToolCall, by_name, call_schema, json_value, list_schema, result_text
+from asgl.language.tools import (
+    Tool,
+    ToolCall,
+    by_name,
+    call_schema,
+    json_value,
+    list_schema,
+    result_text,
+)
 from asgl.models.tool_template import ToolParts, tool_parts
 from asgl.types import Message
 
@@ -77,7 +86,11 @@ class _ChatStyle(_Style):
         pieces: list[Piece] = [(self._call.suffix, True)]
         messages = [Message(role="assistant", content=text)]
         for call in calls:
-            pieces += [(self._result.prefix, True), (_plain(call), False), (self._result.suffix, True)]
+            pieces += [
+                (self._result.prefix, True),
+                (_plain(call), False),
+                (self._result.suffix, True),
+            ]
             messages.append(Message(role=self._role, content=_plain(call)))
         return Write(tuple(pieces), tuple(messages))
 
@@ -85,13 +98,19 @@ class _ChatStyle(_Style):
 class _OwnStyle(_Style):
     """As the model's own template writes them."""
 
-    def __init__(self, tools: Mapping[str, Tool[..., Any]], parallel: bool, core: Core, parts: ToolParts) -> None:
+    def __init__(
+        self, tools: Mapping[str, Tool[..., Any]], parallel: bool, core: Core, parts: ToolParts
+    ) -> None:
         super().__init__(tools, parallel)
         self._parts = parts
         self.name_key, self.arguments_key = parts.name_key, parts.arguments_key
         special = core.place.engine.tokenizer.special_tokens
-        if parallel and (parts.between_calls is None or any(token in parts.between_calls for token in special)):
-            raise ModelError("the model's chat template writes one call in a message: leave out parallel=True")
+        if parallel and (
+            parts.between_calls is None or any(token in parts.between_calls for token in special)
+        ):
+            raise ModelError(
+                "the model's chat template writes one call in a message: leave out parallel=True"
+            )
 
     @property
     def constraint(self) -> dict[str, Any]:
@@ -119,26 +138,40 @@ class _OwnStyle(_Style):
         pieces: list[Piece] = [(self._parts.middle, True)]
         messages = [Message(role="assistant", content=text)]
         for index, call in enumerate(calls):
-            content = result_text(call.result if call.error is None else {"error": _told(call.error)})
+            content = result_text(
+                call.result if call.error is None else {"error": _told(call.error)}
+            )
             pieces += [(self._parts.between_results, True)] if index else []
-            pieces.append((json.dumps(content, ensure_ascii=False) if self._parts.quoted else content, False))
+            pieces.append(
+                (json.dumps(content, ensure_ascii=False) if self._parts.quoted else content, False)
+            )
             messages.append(Message(role="tool", content=content))
         return Write((*pieces, (self._parts.after, True)), tuple(messages))
 
 
 async def call_tools(
-    stream: PromptStream, tools: Sequence[Tool[..., Any]], *, on_error: OnToolError, timeout: float | None, parallel: bool,
+    stream: PromptStream,
+    tools: Sequence[Tool[..., Any]],
+    *,
+    on_error: OnToolError,
+    timeout: float | None,
+    parallel: bool,
     options: Mapping[str, Any],
 ) -> list[ToolCall]:
     """See `PromptStream.call_tools`."""
     named = by_name(tools)
     if on_error not in get_args(OnToolError):
         raise ConfigError(f"on_error must be 'model' or 'program', not {on_error!r}")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0
+    ):
         raise ConfigError(f"timeout must be a number of seconds above 0, not {timeout!r}")
     core = stream._core
     if core.block is not None:
-        raise ConfigError(f"call_tools writes messages of its own, and a {core.block.role!r} message is open: leave it first")
+        raise ConfigError(
+            f"call_tools writes messages of its own, and a {core.block.role!r} message is open: "
+            "leave it first"
+        )
     await stream.sync()
     mark = stream.mark()
     await core.settled(mark.item)
@@ -156,24 +189,40 @@ async def call_tools(
     return calls
 
 
-def _style_of(core: Core, has_roles: bool, tools: Mapping[str, Tool[..., Any]], parallel: bool) -> _Style:
+def _style_of(
+    core: Core, has_roles: bool, tools: Mapping[str, Tool[..., Any]], parallel: bool
+) -> _Style:
     if not has_roles:
         return _Style(tools, parallel)
     parts = tool_parts(core.place.engine.chat_template)
-    return _ChatStyle(tools, parallel, core) if parts is None else _OwnStyle(tools, parallel, core, parts)
+    return (
+        _ChatStyle(tools, parallel, core)
+        if parts is None
+        else _OwnStyle(tools, parallel, core, parts)
+    )
 
 
 def _asked(text: str, finish_reason: str, style: _Style) -> list[_Asked]:
-    """OutputError for what is no call: only where the constraint was not kept (a scripted Runtime, say)."""
+    """OutputError for what is no call: only where the constraint was not kept (a scripted Runtime,
+    say)."""
     try:
-        return [_Asked(style.tools[call[style.name_key]], dict(call[style.arguments_key])) for call in style.calls_of(text)]
+        return [
+            _Asked(style.tools[call[style.name_key]], dict(call[style.arguments_key]))
+            for call in style.calls_of(text)
+        ]
     except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"the text {text!r} is no call of one of the tools {', '.join(style.tools)}: {error!r}", text=text,
-                          finish_reason=finish_reason) from error
+        raise OutputError(
+            f"the text {text!r} is no call of one of the tools {', '.join(style.tools)}: {error!r}",
+            text=text,
+            finish_reason=finish_reason,
+        ) from error
 
 
-async def _run(asked: Sequence[_Asked], on_error: OnToolError, timeout: float | None) -> list[ToolCall]:
-    """Runs all calls at once. ToolError at the first failure if the program is to hear of it: the others are cancelled."""
+async def _run(
+    asked: Sequence[_Asked], on_error: OnToolError, timeout: float | None
+) -> list[ToolCall]:
+    """Runs all calls at once. ToolError at the first failure if the program is to hear of it: the
+    others are cancelled."""
     calls: dict[int, ToolCall] = {}
     failures: list[ToolError] = []
 
@@ -185,19 +234,36 @@ async def _run(asked: Sequence[_Asked], on_error: OnToolError, timeout: float | 
                 result_text(result)  # what is no JSON fails here
                 calls[index] = ToolCall(tool, arguments, result)
                 return
-            failed(index, tool, arguments, TimeoutError(), f"did not end within {timeout:g} seconds")
+            failed(
+                index, tool, arguments, TimeoutError(), f"did not end within {timeout:g} seconds"
+            )
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            failed(index, tool, arguments, cancelled(f"the tool {tool.name!r} raised a CancelledError of its own", None))
+            failed(
+                index,
+                tool,
+                arguments,
+                cancelled(f"the tool {tool.name!r} raised a CancelledError of its own", None),
+            )
         except Exception as error:
             failed(index, tool, arguments, error)
 
-    def failed(index: int, tool: Tool[..., Any], arguments: dict[str, Any], error: Exception, what: str = "") -> None:
+    def failed(
+        index: int,
+        tool: Tool[..., Any],
+        arguments: dict[str, Any],
+        error: Exception,
+        what: str = "",
+    ) -> None:
         calls[index] = ToolCall(tool, arguments, error=error)
         if on_error == "program":
-            failure = ToolError(f"the tool {tool.name!r} {what or f'raised {error!r}'}", tool=tool.name, arguments=arguments)
+            failure = ToolError(
+                f"the tool {tool.name!r} {what or f'raised {error!r}'}",
+                tool=tool.name,
+                arguments=arguments,
+            )
             failure.__cause__ = error
             failures.append(failure)
             group.cancel_scope.cancel()
@@ -221,10 +287,18 @@ def _take_back(stream: PromptStream, mark: Mark) -> None:
 
 
 def _plain(call: ToolCall) -> str:
-    said = {"error": _told(call.error)} if call.error is not None else {"result": json_value(call.result)}
+    said = (
+        {"error": _told(call.error)}
+        if call.error is not None
+        else {"result": json_value(call.result)}
+    )
     return json.dumps({"name": call.tool.name, **said}, ensure_ascii=False)
 
 
 def _told(error: Exception) -> str:
     """What a model is told of an error: no traceback."""
-    return "timed out" if isinstance(error, TimeoutError) and not str(error) else f"{type(error).__name__}: {error}"
+    return (
+        "timed out"
+        if isinstance(error, TimeoutError) and not str(error)
+        else f"{type(error).__name__}: {error}"
+    )

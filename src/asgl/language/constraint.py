@@ -28,7 +28,9 @@ _INTEGER = " ?-?(0|[1-9][0-9]{0,17})"
 _SOURCES: Mapping[type, GrammarSource] = {
     # a space may come first: to models, " 42" after a word is one word more
     int: GrammarSource("regex", _INTEGER, open_end=True),
-    float: GrammarSource("regex", _INTEGER + r"(\.[0-9]{0,17})?([eE][+-]?[0-9]{1,2})?", open_end=True),
+    float: GrammarSource(
+        "regex", _INTEGER + r"(\.[0-9]{0,17})?([eE][+-]?[0-9]{1,2})?", open_end=True
+    ),
     bool: GrammarSource("regex", " ?([Tt]rue|[Ff]alse)"),
 }
 
@@ -42,30 +44,54 @@ class Constraint:
     """The value of a text; ValueError if it has none. None: the value is the text."""
 
     def value(self, ticket: Ticket) -> Any:
-        """The value of what was generated. OutputError if it was cut short, or is none of the type after all."""
+        """The value of what was generated. OutputError if it was cut short, or is none of the type
+        after all."""
         text, reason = ticket.text, ticket.finish_reason or ""
         # of a number that max_tokens ended nobody knows whether it was the whole one
         if reason == "length" and (self.source.open_end or not ticket.whole):
-            raise OutputError(f"max_tokens, or the end of the model's context, cut the value short: {text!r}", text=text,
-                              finish_reason=reason, request_id=ticket.request_id)
+            raise OutputError(
+                f"max_tokens, or the end of the model's context, cut the value short: {text!r}",
+                text=text,
+                finish_reason=reason,
+                request_id=ticket.request_id,
+            )
         if self.parse is None:
             return text
         try:
             return self.parse(text)
         except ValueError as error:
-            raise OutputError(f"the text {text!r} is no valid value: {error}", text=text, finish_reason=reason,
-                              request_id=ticket.request_id) from error
+            raise OutputError(
+                f"the text {text!r} is no valid value: {error}",
+                text=text,
+                finish_reason=reason,
+                request_id=ticket.request_id,
+            ) from error
 
 
 def constraint(
-    regex: str | None, json_schema: JsonSchema | type[JsonModel] | None, grammar: str | None, choices: Sequence[str] | None,
+    regex: str | None,
+    json_schema: JsonSchema | type[JsonModel] | None,
+    grammar: str | None,
+    choices: Sequence[str] | None,
     dtype: type | None,
 ) -> Constraint | None:
-    """The one that was asked for, None if none was. ConfigError for several, or for one that is none."""
-    given = [name for name, value in (("regex", regex), ("json_schema", json_schema), ("grammar", grammar),
-                                      ("choices", choices), ("dtype", dtype)) if value is not None]
+    """The one that was asked for, None if none was. ConfigError for several, or for one that is
+    none."""
+    given = [
+        name
+        for name, value in (
+            ("regex", regex),
+            ("json_schema", json_schema),
+            ("grammar", grammar),
+            ("choices", choices),
+            ("dtype", dtype),
+        )
+        if value is not None
+    ]
     if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} were given, of which only one can be: put both into one grammar")
+        raise ConfigError(
+            f"{' and '.join(given)} were given, of which only one can be: put both into one grammar"
+        )
     if regex is not None:
         return Constraint(GrammarSource("regex", _checked_text("regex", regex)))
     if grammar is not None:
@@ -98,7 +124,9 @@ def _of_schema(given: JsonSchema | type[JsonModel]) -> Constraint:
     schema: Any = given
     if isinstance(given, type):
         if not hasattr(given, "model_json_schema") or not hasattr(given, "model_validate_json"):
-            raise ConfigError(f"json_schema must be a dict or a pydantic model class, not {given!r}")
+            raise ConfigError(
+                f"json_schema must be a dict or a pydantic model class, not {given!r}"
+            )
         parse = given.model_validate_json
         try:
             schema = given.model_json_schema()
@@ -107,7 +135,9 @@ def _of_schema(given: JsonSchema | type[JsonModel]) -> Constraint:
     elif not isinstance(given, Mapping):
         raise ConfigError(f"json_schema must be a dict or a pydantic model class, not {given!r}")
     try:
-        text = json.dumps(schema if parse is not None else dict(schema), allow_nan=False, ensure_ascii=False)
+        text = json.dumps(
+            schema if parse is not None else dict(schema), allow_nan=False, ensure_ascii=False
+        )
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the JSON schema is no JSON: {error}") from error
     _checked_text("json_schema", text)

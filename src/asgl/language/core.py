@@ -1,11 +1,12 @@
-"""The queue of a stream: ops are carried out one after the other, driven by what they wait for, without a task of its own.
+"""The queue of a stream: ops are carried out one after the other, driven by what they wait for,
+without a task of its own.
 
     submit(work) -> item        appends to the queue, and starts it if nothing runs
     resume()                    what the running op waited for is there: goes on, and with the op after it
     cancel(item)                the item and those behind it end with OpCancelledError
 
-The head of the queue is the op that runs. It ends wholly (`_finish`) or not at all (`_fail`, `cancel`: the state is rolled
-back to where it began).
+The head of the queue is the op that runs. It ends wholly (`_finish`) or not at all (`_fail`,
+`cancel`: the state is rolled back to where it began).
 """
 
 from __future__ import annotations
@@ -22,11 +23,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import ref
 
-from asgl.errors import BudgetError, ConfigError, EngineError, StreamClosedError, StreamError, VariableError
+from asgl.errors import (
+    BudgetError,
+    ConfigError,
+    EngineError,
+    StreamClosedError,
+    StreamError,
+    VariableError,
+)
 from asgl.language import seeds
 from asgl.language.budgets import Allowance, Budget, allowance
 from asgl.language.handle import Handle
-from asgl.language.item import Begin, Block, CloseTurn, Item, Place, Point, Restore, SetVariable, Work
+from asgl.language.item import (
+    Begin,
+    Block,
+    CloseTurn,
+    Item,
+    Place,
+    Point,
+    Restore,
+    SetVariable,
+    Work,
+)
 from asgl.language.ops import Computed, FromHandle, Gen, Op, Role, Text, handles_of, map_gens
 from asgl.language.outcome import Failure, Signal, cancelled
 from asgl.language.state import Savepoint, Snapshot, State
@@ -49,12 +67,22 @@ class Group(Protocol):
 
 
 class Core:
-    """What a PromptStream and its handles share. Nothing that it refers to refers back, so it goes with the last of them."""
+    """What a PromptStream and its handles share. Nothing that it refers to refers back, so it goes
+    with the last of them."""
 
     def __init__(
-        self, session: Session, *, name: str | None, origin: tuple[str | None, str], path: tuple[int, ...],
-        sampling: SamplingParams, namespace: str | None, priority: int, block: Block | None = None,
-        budgets: tuple[Budget, ...] = (), deadline: float | None = None,
+        self,
+        session: Session,
+        *,
+        name: str | None,
+        origin: tuple[str | None, str],
+        path: tuple[int, ...],
+        sampling: SamplingParams,
+        namespace: str | None,
+        priority: int,
+        block: Block | None = None,
+        budgets: tuple[Budget, ...] = (),
+        deadline: float | None = None,
     ) -> None:
         self.session = session
         self.id = self.root = session.next_id()
@@ -64,7 +92,8 @@ class Core:
         self.path = path
         self.sampling = sampling
         self.budgets = budgets
-        """Bound all ops of the stream and its forks, besides the budgets that are open where they are submitted."""
+        """Bound all ops of the stream and its forks, besides the budgets that are open where they
+        are submitted."""
         self.block = block
         """The role block that is open where ops are submitted now."""
         self.place = Place(session.engine, namespace, priority, deadline)
@@ -105,24 +134,41 @@ class Core:
     # --- submitting
 
     def submit(self, work: Work, *, grows: bool = True, numbered: bool = False) -> Item:
-        """Queues the work. ConfigError and StreamClosedError are raised here; all other errors settle the item."""
+        """Queues the work. ConfigError and StreamClosedError are raised here; all other errors
+        settle the item."""
         self.session.check_loop()
         if isinstance(work, Role) and self.block is not None:
-            raise ConfigError(f"a message of the role {work.role!r} was submitted inside a {self.block.role!r} message: leave "
-                              "that block first (a branch that was forked inside it stays inside: fork before it)")
+            raise ConfigError(
+                f"a message of the role {work.role!r} was submitted inside a {self.block.role!r} "
+                "message: leave "
+                "that block first (a branch that was forked inside it stays inside: fork before it)"
+            )
         for handle in handles_of(work):
             if handle.core is self:
-                raise ConfigError("a handle was appended to its own stream, which has its text already; append it to another")
+                raise ConfigError(
+                    "a handle was appended to its own stream, which has its text already; append "
+                    "it to another"
+                )
             handle.core.session.check_loop()
         self.check_accepts(grows)
         if isinstance(work, Op) and not isinstance(work, Text | FromHandle | Computed):
             work, numbered = self._resolve(work), True
-        bound = allowance(self.budgets) if isinstance(work, Op) and not isinstance(work, Text | Computed) else None
+        bound = (
+            allowance(self.budgets)
+            if isinstance(work, Op) and not isinstance(work, Text | Computed)
+            else None
+        )
         return self.enqueue(work, numbered=numbered, bound=bound)
 
-    def enqueue(self, work: Work, *, numbered: bool = False, bound: Allowance | None = None) -> Item:
+    def enqueue(
+        self, work: Work, *, numbered: bool = False, bound: Allowance | None = None
+    ) -> Item:
         """Queues the work, whatever state the stream is in."""
-        block = None if isinstance(work, Begin | Restore | SetVariable | CloseTurn | Role) else self.block
+        block = (
+            None
+            if isinstance(work, Begin | Restore | SetVariable | CloseTurn | Role)
+            else self.block
+        )
         item = Item(work, number=self._ops if numbered else None, block=block, allowance=bound)
         self._ops += numbered
         self.queue.append(item)
@@ -139,9 +185,18 @@ class Core:
         return [self._child(point, (*self.path, number, index)) for index in range(n)]
 
     def _child(self, point: Item, path: tuple[int, ...]) -> Core:
-        child = Core(self.session, name=self.name, origin=self.origin, path=path, sampling=self.sampling,
-                     namespace=self.place.namespace, priority=self.place.priority, block=self.block, budgets=self.budgets,
-                     deadline=self.place.deadline)
+        child = Core(
+            self.session,
+            name=self.name,
+            origin=self.origin,
+            path=path,
+            sampling=self.sampling,
+            namespace=self.place.namespace,
+            priority=self.place.priority,
+            block=self.block,
+            budgets=self.budgets,
+            deadline=self.place.deadline,
+        )
         parent: ref[Core] = ref(self)
         child.root, child.parent, child.base = self.root, parent, point
         child.emit_stream("forked", self)
@@ -151,15 +206,23 @@ class Core:
     def check_accepts(self, grows: bool) -> None:
         if self.failure is not None and not self.failure.seen:
             self.failure.see()
-            raise StreamClosedError(f"{self.describe()} refuses new ops: an earlier one failed and nobody had seen it, until "
-                                    "now; catch this error to go on from the unchanged text", stream=self.stream
-                                    ) from self.failure.error
+            raise StreamClosedError(
+                f"{self.describe()} refuses new ops: an earlier one failed and nobody had seen it, "
+                "until "
+                "now; catch this error to go on from the unchanged text",
+                stream=self.stream,
+            ) from self.failure.error
         if self.closed is not None:
-            error = StreamClosedError(f"{self.describe()} is closed: {self.closed}", stream=self.stream)
+            error = StreamClosedError(
+                f"{self.describe()} is closed: {self.closed}", stream=self.stream
+            )
             raise error from (self.failure.error if self.failure is not None else None)
         if grows and self.forks:
-            raise StreamClosedError(f"{self.describe()} is forked: submit to its branches, or leave the fork block first",
-                                    stream=self.stream)
+            raise StreamClosedError(
+                f"{self.describe()} is forked: submit to its branches, or leave the fork block "
+                "first",
+                stream=self.stream,
+            )
 
     def _resolve(self, op: Op) -> Op:
         """The op with its sampling parameters complete, seed included."""
@@ -184,8 +247,11 @@ class Core:
         return self._ops
 
     @classmethod
-    def resumed(cls, session: Session, ops: int, snapshot: Snapshot, file: Path | None, **options: Any) -> Core:
-        """A stream that goes on from a saved state. `file`: of keys and values to be cached first."""
+    def resumed(
+        cls, session: Session, ops: int, snapshot: Snapshot, file: Path | None, **options: Any
+    ) -> Core:
+        """A stream that goes on from a saved state. `file`: of keys and values to be cached
+        first."""
         core = cls(session, **options)
         core._ops = ops
         core.emit_stream("opened")
@@ -296,13 +362,18 @@ class Core:
         self._forget_names(item)
         self._emit("failed", item, repr(error))
         item.settle(error=error, failure=failure)
-        self._drop(behind, f"queued behind a {item.kind} of {self.describe()} that failed: {error}", failure)
+        self._drop(
+            behind,
+            f"queued behind a {item.kind} of {self.describe()} that failed: {error}",
+            failure,
+        )
         self.changed.notify()
         if self.group is not None:
             self.session.loop.call_soon(self.group.notice, self, failure)
 
     def cancel(self, item: Item, why: str = "") -> bool:
-        """Cancels the item if it is not settled, in the engine too, and with it what is queued behind it."""
+        """Cancels the item if it is not settled, in the engine too, and with it what is queued
+        behind it."""
         if item.settled:
             return False
         index = self.queue.index(item)
@@ -318,7 +389,10 @@ class Core:
             self.state.roll_back(self._begun)
             self._rest(item)
         self._drop(behind[:1], why or f"a {item.kind} of {self.describe()} was cancelled")
-        self._drop(behind[1:], why or f"queued behind a {item.kind} of {self.describe()} that was cancelled")
+        self._drop(
+            behind[1:],
+            why or f"queued behind a {item.kind} of {self.describe()} that was cancelled",
+        )
         self.changed.notify()
         return True
 
@@ -362,24 +436,33 @@ class Core:
 
     @property
     def text(self) -> str:
-        return self.state.text if self._begun is None else self.state.text[:self._begun.text]
+        return self.state.text if self._begun is None else self.state.text[: self._begun.text]
 
     def text_of(self, item: Item) -> str:
         """What the item appended, or has so far."""
         if item.settled or not self.queue or self.queue[0] is not item:
             return item.text
-        return self.state.text[item.start:] + (item.live.text if item.live is not None else "")
+        return self.state.text[item.start :] + (item.live.text if item.live is not None else "")
 
     def variable(self, name: str) -> Any:
         item = self.submitted.get(name)
-        if item is not None and isinstance(item.work, SetVariable) and not isinstance(item.work.value, Computed):
+        if (
+            item is not None
+            and isinstance(item.work, SetVariable)
+            and not isinstance(item.work.value, Computed)
+        ):
             return item.work.value
         if item is None and name in self.state.variables:
             return self.state.variables[name]
         known = ", ".join(map(repr, sorted(self.state.variables))) or "none"
-        pending = item is not None or bool(self.queue and isinstance(self.queue[0].work, Begin | Restore))
-        what = (f"the variable {name!r} is not finished: await s.get({name!r})" if pending
-                else f"there is no variable {name!r}")
+        pending = item is not None or bool(
+            self.queue and isinstance(self.queue[0].work, Begin | Restore)
+        )
+        what = (
+            f"the variable {name!r} is not finished: await s.get({name!r})"
+            if pending
+            else f"there is no variable {name!r}"
+        )
         raise VariableError(f"{what} (finished variables: {known})", stream=self.stream, name=name)
 
     @property
@@ -432,21 +515,38 @@ class Core:
 
     # --- telling
 
-    def emit_stream(self, kind: Literal["opened", "forked", "joined", "closed"], parent: Core | None = None) -> None:
+    def emit_stream(
+        self, kind: Literal["opened", "forked", "joined", "closed"], parent: Core | None = None
+    ) -> None:
         if tracers := self.place.engine.tracers:
-            tracers.emit(StreamEvent(kind, self.id, parent.id if parent is not None else None, self.name))
+            tracers.emit(
+                StreamEvent(kind, self.id, parent.id if parent is not None else None, self.name)
+            )
 
-    def _emit(self, kind: Literal["submitted", "started", "finished", "failed", "cancelled"], item: Item,
-              reason: str = "") -> None:
+    def _emit(
+        self,
+        kind: Literal["submitted", "started", "finished", "failed", "cancelled"],
+        item: Item,
+        reason: str = "",
+    ) -> None:
         if item.number is None or not (tracers := self.place.engine.tracers):
             return
-        tracers.emit(OpEvent(
-            kind, self.id, item.number, item.kind, item.names[0] if item.names else None,
-            item.ticket.request_id if item.ticket is not None else None, item.text if kind == "finished" else "", reason,
-        ))
+        tracers.emit(
+            OpEvent(
+                kind,
+                self.id,
+                item.number,
+                item.kind,
+                item.names[0] if item.names else None,
+                item.ticket.request_id if item.ticket is not None else None,
+                item.text if kind == "finished" else "",
+                reason,
+            )
+        )
 
     def __del__(self) -> None:
-        """Cancels what runs when nobody refers to the stream or its handles any more; maybe on another thread (gc)."""
+        """Cancels what runs when nobody refers to the stream or its handles any more; maybe on
+        another thread (gc)."""
         wait: Wait | None = getattr(self, "wait", None)
         if wait is not None and not wait.done:
             with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -456,7 +556,9 @@ class Core:
 def _outcome(wait: Wait) -> tuple[Any, BaseException | None]:
     try:
         return wait.result(), None
-    except asyncio.CancelledError:  # of the worker's task, not of ours: it must not look like a cancel of whoever awaits
+    except (
+        asyncio.CancelledError
+    ):  # of the worker's task, not of ours: it must not look like a cancel of whoever awaits
         return None, cancelled("the work was cancelled by the event loop", None)
     except Exception as error:
         return None, error

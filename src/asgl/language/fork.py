@@ -4,8 +4,9 @@
         ...                                 the body
     # all ops and tasks of the branches have ended
 
-A failure that somebody awaits is theirs. One that nobody awaits stops body and siblings, in the engine too, or with
-on_error="keep" is kept as `branch.error`. Leaving raises one ExceptionGroup of what was not delivered.
+A failure that somebody awaits is theirs. One that nobody awaits stops body and siblings, in the
+engine too, or with on_error="keep" is kept as `branch.error`. Leaving raises one ExceptionGroup of
+what was not delivered.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ OnError: TypeAlias = Literal["cancel", "keep"]
 
 
 class TaskHandle(Generic[T_co]):
-    """A task of a fork block. Awaiting it gives what its function returns; cancelling the last who awaits cancels it."""
+    """A task of a fork block. Awaiting it gives what its function returns; cancelling the last who
+    awaits cancels it."""
 
     __slots__ = ("outcome", "scope")
 
@@ -46,7 +48,8 @@ class TaskHandle(Generic[T_co]):
         return self.outcome.settled
 
     def cancel(self) -> bool:
-        """Cancels the task; False if it has ended already. Others who await it get OpCancelledError."""
+        """Cancels the task; False if it has ended already. Others who await it get
+        OpCancelledError."""
         if self.outcome.settled:
             return False
         self.scope.cancel()
@@ -100,7 +103,8 @@ class Branches(Sequence["PromptStream"]):
         return self._branches[index]
 
     def __setitem__(self, index: int, branch: PromptStream) -> None:
-        """Only so that `branches[i] += "text"` works: a branch cannot be replaced by another stream."""
+        """Only so that `branches[i] += "text"` works: a branch cannot be replaced by another
+        stream."""
         if self._branches[index] is not branch:
             raise ConfigError("a branch cannot be replaced by another stream")
 
@@ -108,13 +112,16 @@ class Branches(Sequence["PromptStream"]):
         return len(self._branches)
 
     def gather(self, name: str) -> list[Any]:
-        """The variable of each branch, in order. VariableError if a branch lacks it: nothing is ever left out."""
+        """The variable of each branch, in order. VariableError if a branch lacks it: nothing is
+        ever left out."""
         return [branch[name] for branch in self._branches]
 
     # --- the block
 
     async def __aenter__(self) -> Branches:
-        from asgl.language.stream import PromptStream  # stands above: a stream makes its fork blocks
+        from asgl.language.stream import (
+            PromptStream,
+        )  # stands above: a stream makes its fork blocks
 
         if self._branches:
             raise ConfigError("a fork block can be entered once: fork again")
@@ -128,8 +135,12 @@ class Branches(Sequence["PromptStream"]):
             self._branches.append(PromptStream(child))
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> Literal[False]:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[False]:
         ended: BaseException | None = error
         if ended is None:
             try:
@@ -141,7 +152,9 @@ class Branches(Sequence["PromptStream"]):
         outer = await self._close(ended if isinstance(ended, asyncio.CancelledError) else None)
         if self._exit is not None:
             raise self._exit
-        if error is not None and not isinstance(error, Exception | BaseExceptionGroup | asyncio.CancelledError):
+        if error is not None and not isinstance(
+            error, Exception | BaseExceptionGroup | asyncio.CancelledError
+        ):
             return False
         if outer is not None:
             if outer is error:
@@ -149,7 +162,9 @@ class Branches(Sequence["PromptStream"]):
             raise outer
         errors = self._collect(error if not isinstance(error, asyncio.CancelledError) else None)
         if errors:
-            raise BaseExceptionGroup(f"{len(errors)} failure(s) in a fork of {self._parent._core.describe()}", errors) from None
+            raise BaseExceptionGroup(
+                f"{len(errors)} failure(s) in a fork of {self._parent._core.describe()}", errors
+            ) from None
         return False
 
     async def _finish(self) -> None:
@@ -164,7 +179,8 @@ class Branches(Sequence["PromptStream"]):
                 await running[0].outcome.ended.wait()
 
     async def _close(self, stopped: asyncio.CancelledError | None) -> asyncio.CancelledError | None:
-        """Waits for the tasks, and ends the group; returns the cancellation that came from outside the block, if one did."""
+        """Waits for the tasks, and ends the group; returns the cancellation that came from outside
+        the block, if one did."""
         try:
             if stopped is None:
                 await self._group.__aexit__(None, None, None)
@@ -178,13 +194,24 @@ class Branches(Sequence["PromptStream"]):
             self._parent._core.forks -= 1
             for branch in self._branches:
                 branch._core.group = None
-                branch._core.cancel_all("its fork block was left")  # what a stopped task submitted while it cleaned up
+                branch._core.cancel_all(
+                    "its fork block was left"
+                )  # what a stopped task submitted while it cleaned up
         return None
 
     def _collect(self, body: BaseException | None) -> list[BaseException]:
-        """What leaving the block raises: the body's error first, then what nobody has seen; each once, with its branch."""
-        failures = [(core.failure, core) for core in (branch._core for branch in self._branches) if core.failure is not None]
-        failures += [(task.outcome.failure, core) for task, core in self._tasks if task.outcome.failure is not None]
+        """What leaving the block raises: the body's error first, then what nobody has seen; each
+        once, with its branch."""
+        failures = [
+            (core.failure, core)
+            for core in (branch._core for branch in self._branches)
+            if core.failure is not None
+        ]
+        failures += [
+            (task.outcome.failure, core)
+            for task, core in self._tasks
+            if task.outcome.failure is not None
+        ]
         for failure, core in failures:
             if not failure.seen:
                 self._take(failure, core)
@@ -218,13 +245,19 @@ class Branches(Sequence["PromptStream"]):
         """Makes the failure the block's: to be raised, or kept at the branch."""
         if self._aborted and isinstance(failure.error, OpCancelledError) and failure.root is None:
             failure.see()  # a consequence of stopping the block
-        elif failure.root is not None and any(failure.root.error is error for error in self._errors):
+        elif failure.root is not None and any(
+            failure.root.error is error for error in self._errors
+        ):
             failure.see()
         elif self._keeps:
             if failure not in self._kept:
                 self._kept.append(failure)
                 errors = [failure.error] if core.error is None else [core.error, failure.error]
-                core.error = errors[0] if len(errors) == 1 else BaseExceptionGroup("several failures", errors)
+                core.error = (
+                    errors[0]
+                    if len(errors) == 1
+                    else BaseExceptionGroup("several failures", errors)
+                )
         else:
             for error in unseen_errors([failure]):
                 _note(error, core)
@@ -240,7 +273,9 @@ class Branches(Sequence["PromptStream"]):
         self._group.start_soon(self._run, handle, branch._core, call)
         return handle
 
-    async def _run(self, handle: TaskHandle[Any], core: Core, call: Callable[[], Awaitable[Any]]) -> None:
+    async def _run(
+        self, handle: TaskHandle[Any], core: Core, call: Callable[[], Awaitable[Any]]
+    ) -> None:
         outcome = handle.outcome
         try:
             with handle.scope:
@@ -254,7 +289,9 @@ class Branches(Sequence["PromptStream"]):
             self._abort()
         finally:
             if not outcome.settled:
-                outcome.settle(error=cancelled(f"a task of {core.describe()} was cancelled", core.stream))
+                outcome.settle(
+                    error=cancelled(f"a task of {core.describe()} was cancelled", core.stream)
+                )
 
 
 def _note(error: BaseException, core: Core) -> None:

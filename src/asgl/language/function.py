@@ -1,13 +1,13 @@
 """Programs: functions over a prompt stream, run alone, inside one another, and in batches.
 
-    @asgl.function
-    async def tips(s, topic, n=3): ...
+@asgl.function
+async def tips(s, topic, n=3): ...
 
-    s = await tips(rt, "health")                    # on a Runtime: a fresh stream, returned finished
-    tip = await tips(s, "health")                   # on a stream: inside it, and the value of the function
-    outcomes = await tips.batch(rt, ["health", "sleep"])
-    async with tips.as_completed(rt, topics) as results: ...
-    graph = tips.graph(topic=asgl.arg)              # compiled: see asgl.language.compile
+s = await tips(rt, "health")                    # on a Runtime: a fresh stream, returned finished
+tip = await tips(s, "health")                   # on a stream: inside it, and the value of the function
+outcomes = await tips.batch(rt, ["health", "sleep"])
+async with tips.as_completed(rt, topics) as results: ...
+graph = tips.graph(topic=asgl.arg)              # compiled: see asgl.language.compile
 """
 
 from __future__ import annotations
@@ -21,7 +21,18 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import AbstractContextManager
 from functools import update_wrapper
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
 
 import anyio
 
@@ -43,13 +54,16 @@ class Source(Protocol):
 
     def prompt(self, text: str = "", *, name: str | None = None) -> PromptStream: ...
 
-    def batch_progress(self, total: int, what: str, /) -> AbstractContextManager[Callable[[], object]]:
+    def batch_progress(
+        self, total: int, what: str, /
+    ) -> AbstractContextManager[Callable[[], object]]:
         """Shows the progress of a batch of so many programs; what it gives is called after each."""
         ...
 
 
 class ProgramStream(PromptStream, Generic[T_co]):
-    """The stream of a program that was run on a Runtime. All that the program submitted is done; one may go on from it."""
+    """The stream of a program that was run on a Runtime. All that the program submitted is done;
+    one may go on from it."""
 
     __slots__ = ("returned",)
 
@@ -60,7 +74,8 @@ class ProgramStream(PromptStream, Generic[T_co]):
 
 
 class Program(ABC, Generic[T_co]):
-    """What runs on a stream, alone or once for each item of a batch: a function, or the graph of one."""
+    """What runs on a stream, alone or once for each item of a batch: a function, or the graph of
+    one."""
 
     @property
     @abstractmethod
@@ -79,37 +94,66 @@ class Program(ABC, Generic[T_co]):
     async def _prepare(self, rt: Source, runs: int, /) -> None:
         """Called before the first of several runs."""
 
-    async def _run_on(self, where: PromptStream | Source, args: tuple[Any, ...], kwargs: dict[str, Any]
-                      ) -> T_co | ProgramStream[T_co]:
+    async def _run_on(
+        self, where: PromptStream | Source, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> T_co | ProgramStream[T_co]:
         if isinstance(where, PromptStream):
             return await self._body(where, *args, **kwargs)
         _check_source(where)
         return await self._run(where, self._name, *args, **kwargs)
 
     @overload
-    async def batch(self, rt: Source, items: Iterable[Any], *, concurrency: int = 64, progress: bool = True,
-                    on_error: Literal["raise"] = "raise") -> list[ProgramStream[T_co]]: ...
+    async def batch(
+        self,
+        rt: Source,
+        items: Iterable[Any],
+        *,
+        concurrency: int = 64,
+        progress: bool = True,
+        on_error: Literal["raise"] = "raise",
+    ) -> list[ProgramStream[T_co]]: ...
     @overload
-    async def batch(self, rt: Source, items: Iterable[Any], *, concurrency: int = 64, progress: bool = True,
-                    on_error: Literal["return"]) -> list[ProgramStream[T_co] | Exception]: ...
-    async def batch(self, rt: Source, items: Iterable[Any], *, concurrency: int = 64, progress: bool = True,
-                    on_error: Literal["raise", "return"] = "raise") -> Sequence[ProgramStream[T_co] | Exception]:
-        """Runs the program once for each item, at most `concurrency` at a time; the finished streams in the items' order.
+    async def batch(
+        self,
+        rt: Source,
+        items: Iterable[Any],
+        *,
+        concurrency: int = 64,
+        progress: bool = True,
+        on_error: Literal["return"],
+    ) -> list[ProgramStream[T_co] | Exception]: ...
+    async def batch(
+        self,
+        rt: Source,
+        items: Iterable[Any],
+        *,
+        concurrency: int = 64,
+        progress: bool = True,
+        on_error: Literal["raise", "return"] = "raise",
+    ) -> Sequence[ProgramStream[T_co] | Exception]:
+        """Runs the program once for each item, at most `concurrency` at a time; the finished
+        streams in the items' order.
 
-        An item holds the arguments: a mapping those given by name, a tuple those given by position, and anything else is the
-        one argument. (A mapping that is itself the argument goes into a tuple.) The streams are named after the program and
-        the item's number, so that inherited seeds give each item samples of its own.
+        An item holds the arguments: a mapping those given by name, a tuple those given by position,
+        and anything else is the one argument. (A mapping that is itself the argument goes into a
+        tuple.) The streams are named after the program and the item's number, so that inherited
+        seeds give each item samples of its own.
 
-        on_error: "raise" cancels the rest at the first failure, in the engine too, and raises it, with a note that says which
-        item it was; "return" puts the exception in the place of the stream. progress: a bar in the terminal. Raises
-        ConfigError, before anything runs, if an item does not fit the function's parameters.
+        on_error: "raise" cancels the rest at the first failure, in the engine too, and raises it,
+        with a note that says which item it was; "return" puts the exception in the place of the
+        stream. progress: a bar in the terminal. Raises ConfigError, before anything runs, if an
+        item does not fit the function's parameters.
         """
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error must be 'raise' or 'return', not {on_error!r}")
         running = self.as_completed(rt, items, concurrency=concurrency)
         running.until_failure = on_error == "raise"
         outcomes: list[ProgramStream[T_co] | Exception | None] = [None] * len(running)
-        shown = rt.batch_progress(len(running), self._name) if progress else contextlib.nullcontext(_nothing)
+        shown = (
+            rt.batch_progress(len(running), self._name)
+            if progress
+            else contextlib.nullcontext(_nothing)
+        )
         with shown as advance:
             async with running as results:
                 async for index, outcome in results:
@@ -119,10 +163,12 @@ class Program(ABC, Generic[T_co]):
                     advance()
         return cast("list[ProgramStream[T_co] | Exception]", outcomes)
 
-    def as_completed(self, rt: Source, items: Iterable[Any], *, concurrency: int = 64) -> Completed[T_co]:
-        """`async with tips.as_completed(rt, items) as results:` runs the program for each item, as `batch` does; iterating over
-        `results` gives (index, outcome) as they end, an outcome being a finished stream or an exception. Leaving the block
-        cancels what is left."""
+    def as_completed(
+        self, rt: Source, items: Iterable[Any], *, concurrency: int = 64
+    ) -> Completed[T_co]:
+        """`async with tips.as_completed(rt, items) as results:` runs the program for each item, as
+        `batch` does; iterating over `results` gives (index, outcome) as they end, an outcome being
+        a finished stream or an exception. Leaving the block cancels what is left."""
         _check_source(rt)
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise ConfigError(f"concurrency must be an integer of 1 or more, not {concurrency!r}")
@@ -131,16 +177,24 @@ class Program(ABC, Generic[T_co]):
         calls = [self._call(rt, index, item) for index, item in enumerate(items)]
         return Completed(calls, concurrency, self._name, lambda: self._prepare(rt, len(calls)))
 
-    def _call(self, rt: Source, index: int, item: Any) -> Callable[[], Awaitable[ProgramStream[T_co]]]:
-        args: tuple[Any, ...] = item if isinstance(item, tuple) else () if isinstance(item, Mapping) else (item,)
+    def _call(
+        self, rt: Source, index: int, item: Any
+    ) -> Callable[[], Awaitable[ProgramStream[T_co]]]:
+        args: tuple[Any, ...] = (
+            item if isinstance(item, tuple) else () if isinstance(item, Mapping) else (item,)
+        )
         kwargs: dict[str, Any] = dict(item) if isinstance(item, Mapping) else {}
         try:
             self._signature.bind(None, *args, **kwargs)
         except TypeError as error:
-            raise ConfigError(f"item {index} does not fit {self._name}{self._signature}: {error}") from None
+            raise ConfigError(
+                f"item {index} does not fit {self._name}{self._signature}: {error}"
+            ) from None
         return lambda: self._run(rt, f"{self._name}[{index}]", *args, **kwargs)
 
-    async def _run(self, rt: Source, name: str, /, *args: Any, **kwargs: Any) -> ProgramStream[T_co]:
+    async def _run(
+        self, rt: Source, name: str, /, *args: Any, **kwargs: Any
+    ) -> ProgramStream[T_co]:
         stream: ProgramStream[T_co] = ProgramStream(rt.prompt(name=name)._core)
         try:
             stream.returned = await self._body(stream, *args, **kwargs)
@@ -154,28 +208,41 @@ class Program(ABC, Generic[T_co]):
 class Function(Program[T_co], Generic[P, T_co]):
     """A program: made by `asgl.function`."""
 
-    def __init__(self, fn: Callable[Concatenate[PromptStream, P], Coroutine[Any, Any, T_co]]) -> None:
+    def __init__(
+        self, fn: Callable[Concatenate[PromptStream, P], Coroutine[Any, Any, T_co]]
+    ) -> None:
         if not inspect.iscoroutinefunction(fn):
-            raise ConfigError(f"asgl.function takes an `async def` function whose first parameter is the stream, not {fn!r}")
+            raise ConfigError(
+                "asgl.function takes an `async def` function whose first parameter is the stream, "
+                f"not {fn!r}"
+            )
         self.fn = fn
         self._parameters = inspect.signature(fn)
         if not self._parameters.parameters:
-            raise ConfigError(f"{fn.__name__} has no parameters: the first is the stream that it runs on")
+            raise ConfigError(
+                f"{fn.__name__} has no parameters: the first is the stream that it runs on"
+            )
         update_wrapper(self, fn)
 
     @overload
     async def __call__(self, where: PromptStream, /, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
     @overload
-    async def __call__(self, where: Source, /, *args: P.args, **kwargs: P.kwargs) -> ProgramStream[T_co]: ...
-    async def __call__(self, where: PromptStream | Source, /, *args: P.args, **kwargs: P.kwargs) -> T_co | ProgramStream[T_co]:
-        """Runs the program. On a stream: as a part of it; returns what the function returns. On a Runtime: on a fresh stream
-        that carries the program's name, which is returned once all that was submitted is done, with the function's value as
-        `returned`. If the program fails or is cancelled, what it submitted to that stream is cancelled."""
+    async def __call__(
+        self, where: Source, /, *args: P.args, **kwargs: P.kwargs
+    ) -> ProgramStream[T_co]: ...
+    async def __call__(
+        self, where: PromptStream | Source, /, *args: P.args, **kwargs: P.kwargs
+    ) -> T_co | ProgramStream[T_co]:
+        """Runs the program. On a stream: as a part of it; returns what the function returns. On a
+        Runtime: on a fresh stream that carries the program's name, which is returned once all that
+        was submitted is done, with the function's value as `returned`. If the program fails or is
+        cancelled, what it submitted to that stream is cancelled."""
         return await self._run_on(where, args, kwargs)
 
     def graph(self, /, *args: P.args, **kwargs: P.kwargs) -> Graph[T_co]:
-        """Compiles the program: runs it once without a model, and gives what it submits as a graph, whose arguments are those
-        given here as `asgl.arg`. Raises CompileError for what cannot be traced, ConfigError if the arguments do not fit."""
+        """Compiles the program: runs it once without a model, and gives what it submits as a graph,
+        whose arguments are those given here as `asgl.arg`. Raises CompileError for what cannot be
+        traced, ConfigError if the arguments do not fit."""
         from asgl.language.compile.tracer import trace  # stands above: it traces functions
 
         return trace(self.fn, self._name, self._signature, args, kwargs)
@@ -195,8 +262,13 @@ class Function(Program[T_co], Generic[P, T_co]):
 class Completed(Generic[T_co]):
     """The programs of a batch, and what became of them: see `Program.as_completed`."""
 
-    def __init__(self, calls: list[Callable[[], Awaitable[ProgramStream[T_co]]]], concurrency: int, name: str,
-                 prepare: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        calls: list[Callable[[], Awaitable[ProgramStream[T_co]]]],
+        concurrency: int,
+        name: str,
+        prepare: Callable[[], Awaitable[None]],
+    ) -> None:
         self._calls = calls
         self._prepare = prepare
         self.until_failure = False
@@ -224,8 +296,12 @@ class Completed(Generic[T_co]):
             self._group.start_soon(self._work, waiting)
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> Literal[False]:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[False]:
         self._open = False
         self._group.cancel_scope.cancel()
         stopped = error if isinstance(error, asyncio.CancelledError) else None
@@ -241,7 +317,9 @@ class Completed(Generic[T_co]):
         if self._given == len(self._calls):
             raise StopAsyncIteration
         if not self._open:
-            raise ConfigError("the results of a batch come inside `async with ...as_completed(...) as results:`")
+            raise ConfigError(
+                "the results of a batch come inside `async with ...as_completed(...) as results:`"
+            )
         if self._ended:
             await asyncio.sleep(0)
         while not self._ended:
@@ -249,7 +327,9 @@ class Completed(Generic[T_co]):
         self._given += 1
         return self._ended.popleft()
 
-    async def _work(self, waiting: Iterator[tuple[int, Callable[[], Awaitable[ProgramStream[T_co]]]]]) -> None:
+    async def _work(
+        self, waiting: Iterator[tuple[int, Callable[[], Awaitable[ProgramStream[T_co]]]]]
+    ) -> None:
         """Runs one program after the other."""
         for index, call in waiting:
             if self._failed and self.until_failure:
@@ -262,7 +342,9 @@ class Completed(Generic[T_co]):
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
-                outcome = cancelled(f"{self._name} ended with a CancelledError of its own", None)  # nobody cancelled the task
+                outcome = cancelled(
+                    f"{self._name} ended with a CancelledError of its own", None
+                )  # nobody cancelled the task
             except (KeyboardInterrupt, SystemExit) as error:
                 self._exit = error
                 self._group.cancel_scope.cancel()
@@ -275,7 +357,8 @@ class Completed(Generic[T_co]):
 
 
 def function(fn: Callable[Concatenate[PromptStream, P], Coroutine[Any, Any, T]]) -> Function[P, T]:
-    """Makes an `async def` function whose first parameter is a prompt stream a program: see `Function`."""
+    """Makes an `async def` function whose first parameter is a prompt stream a program: see
+    `Function`."""
     return Function(fn)
 
 

@@ -19,10 +19,12 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Handle(Content, Generic[T_co]):
-    """A submitted op. `await handle` gives its value, or raises its error; `async for piece in handle` its text as it comes.
+    """A submitted op. `await handle` gives its value, or raises its error; `async for piece in
+    handle` its text as it comes.
 
-    The op runs whether or not anybody awaits. Cancelling the last task that awaits it, or iterates over it, cancels it; to
-    break out of an iteration does not. A handle can be appended to another stream, which then waits for its text.
+    The op runs whether or not anybody awaits. Cancelling the last task that awaits it, or iterates
+    over it, cancels it; to break out of an iteration does not. A handle can be appended to another
+    stream, which then waits for its text.
     """
 
     __slots__ = ("core", "item")
@@ -42,7 +44,8 @@ class Handle(Content, Generic[T_co]):
         return self.item.settled
 
     def cancel(self) -> bool:
-        """Cancels the op, and those queued behind it; False if it has ended already. Who awaits it gets OpCancelledError."""
+        """Cancels the op, and those queued behind it; False if it has ended already. Who awaits it
+        gets OpCancelledError."""
         if self.item.settled:
             return False
         self.core.session.check_loop()
@@ -64,11 +67,15 @@ class Handle(Content, Generic[T_co]):
 
     @property
     def token_ids(self) -> list[int]:
-        """The tokens that were generated or selected and appended; all of them once the op is done."""
+        """The tokens that were generated or selected and appended; all of them once the op is
+        done."""
         live = self.item.live
         if self.item.settled or live is None or live.output is None:
             return list(self.item.token_ids)
-        return [*self.item.token_ids, *(token.token_id for token in live.tokens[:live.output.kept_tokens])]
+        return [
+            *self.item.token_ids,
+            *(token.token_id for token in live.tokens[: live.output.kept_tokens]),
+        ]
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -82,14 +89,23 @@ class Handle(Content, Generic[T_co]):
 
     @property
     def logprobs(self) -> list[TokenLogprob] | None:
-        """One for each token that was generated, also for one that ended the generation; None if they were not asked for."""
+        """One for each token that was generated, also for one that ended the generation; None if
+        they were not asked for."""
         ticket = self._ticket
         if ticket is None or not _asks_for_logprobs(self.item.work):
             return None
         decode = self.core.place.engine.tokenizer.decode
-        return [TokenLogprob(token.token_id, decode([token.token_id]), token.logprob or 0.0,
-                             tuple(TokenLogprob(other, decode([other]), logprob) for other, logprob in token.top))
-                for token in ticket.tokens]
+        return [
+            TokenLogprob(
+                token.token_id,
+                decode([token.token_id]),
+                token.logprob or 0.0,
+                tuple(
+                    TokenLogprob(other, decode([other]), logprob) for other, logprob in token.top
+                ),
+            )
+            for token in ticket.tokens
+        ]
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -113,7 +129,11 @@ class Handle(Content, Generic[T_co]):
     def elapsed(self) -> float | None:
         """Seconds that the op took since it left the stream's queue; None before its end."""
         ticket = self._ticket
-        return None if ticket is None or ticket.finished_at is None else ticket.finished_at - ticket.submitted_at
+        return (
+            None
+            if ticket is None or ticket.finished_at is None
+            else ticket.finished_at - ticket.submitted_at
+        )
 
     @property
     def _ticket(self) -> Ticket | None:
@@ -127,7 +147,8 @@ class Handle(Content, Generic[T_co]):
         return self.item.result()
 
     async def watch(self, signal: Signal) -> None:
-        """Waits for the signal as one who awaits the op: if this is cancelled and was the last, so is the op."""
+        """Waits for the signal as one who awaits the op: if this is cancelled and was the last, so
+        is the op."""
         item = self.item
         item.awaiting += 1
         try:
@@ -142,12 +163,21 @@ class Handle(Content, Generic[T_co]):
 
     def __repr__(self) -> str:
         outcome: Outcome = self.item
-        state = "running" if not outcome.settled else "done" if outcome.error is None else type(outcome.error).__name__
+        state = (
+            "running"
+            if not outcome.settled
+            else "done"
+            if outcome.error is None
+            else type(outcome.error).__name__
+        )
         name = f" {self.item.names[0]!r}" if self.item.names else ""
         return f"<{type(self).__name__} of {self.item.kind}{name}: {state}>"
 
     def __str__(self) -> str:
-        raise TypeError(f"{self!r} is no text yet: write s += 'before' + handle, which waits for it, or use (await handle)")
+        raise TypeError(
+            f"{self!r} is no text yet: write s += 'before' + handle, which waits for it, or use "
+            "(await handle)"
+        )
 
     def __format__(self, format_spec: str) -> str:
         return str(self)
@@ -181,7 +211,8 @@ class _Pieces:
         self._handle = handle
         self._given = 0
         self.left = False
-        """Whether this is no longer a reason for the op to go on. While it waits, it counts as one who awaits instead."""
+        """Whether this is no longer a reason for the op to go on. While it waits, it counts as one
+        who awaits instead."""
         handle.item.iterators.add(self)
 
     def __aiter__(self) -> _Pieces:
@@ -199,7 +230,7 @@ class _Pieces:
         text = handle.text
         if item.error is None and len(text) > self._given:
             self.left = False
-            piece, self._given = text[self._given:], len(text)
+            piece, self._given = text[self._given :], len(text)
             return piece
         item.result()
         raise StopAsyncIteration

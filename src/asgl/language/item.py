@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class Block:
-    """A role block: `with s.role(...)`. Its header is written with the first content that is submitted inside."""
+    """A role block: `with s.role(...)`. Its header is written with the first content that is
+    submitted inside."""
 
     __slots__ = ("__weakref__", "role")
 
@@ -29,7 +30,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Point:
-    """Seals the run and takes a snapshot, the errand's value. Branches, copies, marks and joins are made of it."""
+    """Seals the run and takes a snapshot, the errand's value. Branches, copies, marks and joins are
+    made of it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Rewind:
 
 @dataclass(frozen=True)
 class CloseTurn:
-    """Ends the message of a block. An empty one that an exception left is as if it had never been begun."""
+    """Ends the message of a block. An empty one that an exception left is as if it had never been
+    begun."""
 
     block: Block
     by_exception: bool
@@ -69,7 +72,8 @@ class Join:
 
 @dataclass(frozen=True)
 class Restore:
-    """Makes the state what was saved: the first errand of a prompt that was loaded. `path`: of its keys and values."""
+    """Makes the state what was saved: the first errand of a prompt that was loaded. `path`: of its
+    keys and values."""
 
     snapshot: Snapshot
     path: Path | None
@@ -101,12 +105,36 @@ class Place(NamedTuple):
 
 
 class Item(Outcome):
-    """A piece of work in a stream's queue, and what became of it. It does not know its stream, which may go before it."""
+    """A piece of work in a stream's queue, and what became of it. It does not know its stream,
+    which may go before it."""
 
-    __slots__ = ("allowance", "block", "index", "iterators", "live", "names", "number", "part", "scores", "start", "text",
-                 "ticket", "token_ids", "token_logprobs", "values", "work")
+    __slots__ = (
+        "allowance",
+        "block",
+        "index",
+        "iterators",
+        "live",
+        "names",
+        "number",
+        "part",
+        "scores",
+        "start",
+        "text",
+        "ticket",
+        "token_ids",
+        "token_logprobs",
+        "values",
+        "work",
+    )
 
-    def __init__(self, work: Work, *, number: int | None, block: Block | None, allowance: Allowance | None = None) -> None:
+    def __init__(
+        self,
+        work: Work,
+        *,
+        number: int | None,
+        block: Block | None,
+        allowance: Allowance | None = None,
+    ) -> None:
         super().__init__()
         self.work = work
         self.number = number

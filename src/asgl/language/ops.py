@@ -1,7 +1,8 @@
-"""Ops as values: what a program asks of a prompt stream. Bad arguments raise ConfigError here, before anything is queued.
+"""Ops as values: what a program asks of a prompt stream. Bad arguments raise ConfigError here,
+before anything is queued.
 
-An op says nothing about a stream: it can be kept, added to others (`a + b` is the two, one after the other) and submitted
-to any number of streams.
+An op says nothing about a stream: it can be kept, added to others (`a + b` is the two, one after
+the other) and submitted to any number of streams.
 """
 
 from __future__ import annotations
@@ -9,7 +10,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, get_args, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    get_args,
+    overload,
+)
 
 from asgl.errors import ConfigError
 from asgl.language.constraint import Constraint, JsonModel, JsonSchema, checked_choices, constraint
@@ -25,12 +37,16 @@ ScalarT = TypeVar("ScalarT", bound=int | float)
 ModelT = TypeVar("ModelT", bound=JsonModel)
 
 SelectMethod: TypeAlias = Literal[
-    "token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized", "sum"
+    "token_length_normalized",
+    "greedy_token_selection",
+    "unconditional_likelihood_normalized",
+    "sum",
 ]
 
 
 class Content:
-    """Anything that can be appended to a stream. Contents and strings can be added to each other."""
+    """Anything that can be appended to a stream. Contents and strings can be added to each
+    other."""
 
     __slots__ = ()
 
@@ -64,8 +80,9 @@ class FromHandle(Content):
 
 @dataclass(frozen=True)
 class Computed(Content):
-    """Appends the text that `make` gives for the finished items of the handles, once they are there. Compiled programs use it
-    for texts that generated values go into; the handles may be of the stream's own ops."""
+    """Appends the text that `make` gives for the finished items of the handles, once they are
+    there. Compiled programs use it for texts that generated values go into; the handles may be of
+    the stream's own ops."""
 
     handles: tuple[Handle[object], ...]
     make: Callable[[Sequence[Item]], Any]
@@ -118,7 +135,8 @@ Op: TypeAlias = Text | FromHandle | Computed | Extend | Gen | Select | Role
 
 
 def ops_of(content: object) -> tuple[Op, ...]:
-    """The ops that `content` is: a string, a handle, an op, or several added up. ConfigError for anything else."""
+    """The ops that `content` is: a string, a handle, an op, or several added up. ConfigError for
+    anything else."""
     if isinstance(content, str):
         return (Text(content),)
     if isinstance(content, Ops):
@@ -127,8 +145,10 @@ def ops_of(content: object) -> tuple[Op, ...]:
         return (content,)
     if isinstance(content, Content):  # the one that is left: handles, which know this module
         return (FromHandle(content),)  # pyright: ignore[reportArgumentType]
-    raise ConfigError(f"only text, ops and handles can be appended to a stream, not {content!r}"
-                      + ("; write str(...) around it" if isinstance(content, int | float) else ""))
+    raise ConfigError(
+        f"only text, ops and handles can be appended to a stream, not {content!r}"
+        + ("; write str(...) around it" if isinstance(content, int | float) else "")
+    )
 
 
 def names_of(op: object) -> tuple[str, ...]:
@@ -154,7 +174,10 @@ def map_gens(op: Op, change: Callable[[Gen], Gen]) -> Op:
     if isinstance(op, Gen):
         return change(op)
     if isinstance(op, Role):
-        return replace(op, content=tuple(change(part) if isinstance(part, Gen) else part for part in op.content))
+        return replace(
+            op,
+            content=tuple(change(part) if isinstance(part, Gen) else part for part in op.content),
+        )
     return op
 
 
@@ -168,7 +191,8 @@ def extend(content: str | Content) -> Extend:
 
 
 class GenOptions(TypedDict, total=False):
-    """The keyword arguments of `gen`; `asgl.SamplingParams` explains them. None, or leaving one out, is unset."""
+    """The keyword arguments of `gen`; `asgl.SamplingParams` explains them. None, or leaving one
+    out, is unset."""
 
     max_tokens: int | None
     min_tokens: int | None
@@ -196,43 +220,86 @@ class GenOptions(TypedDict, total=False):
 
 
 @overload
-def gen(name: str | None = None, *, dtype: type[ScalarT], **options: Unpack[GenOptions]) -> TypedGen[ScalarT]: ...
-@overload
-def gen(name: str | None = None, *, json_schema: type[ModelT], **options: Unpack[GenOptions]) -> TypedGen[ModelT]: ...
-@overload
-def gen(name: str | None = None, *, json_schema: JsonSchema | None = None, **options: Unpack[GenOptions]) -> Gen: ...
 def gen(
-    name: str | None = None, *, max_tokens: int | None = None, min_tokens: int | None = None,
-    stop: str | Sequence[str] | None = None, stop_regex: str | Sequence[str] | None = None,
-    stop_token_ids: Sequence[int] | None = None, keep_stop: bool | None = None, token_healing: bool | None = None,
-    ignore_eos: bool | None = None, temperature: float | None = None, top_p: float | None = None, top_k: int | None = None,
-    min_p: float | None = None, frequency_penalty: float | None = None, presence_penalty: float | None = None,
-    repetition_penalty: float | None = None, logit_bias: Mapping[int, float] | None = None, seed: int | None = None,
-    logprobs: int = 0, validate: Callable[[Any], object] | None = None, retries: int = 0, regex: str | None = None,
-    json_schema: JsonSchema | type[JsonModel] | None = None, grammar: str | None = None, choices: Sequence[str] | None = None,
+    name: str | None = None, *, dtype: type[ScalarT], **options: Unpack[GenOptions]
+) -> TypedGen[ScalarT]: ...
+@overload
+def gen(
+    name: str | None = None, *, json_schema: type[ModelT], **options: Unpack[GenOptions]
+) -> TypedGen[ModelT]: ...
+@overload
+def gen(
+    name: str | None = None, *, json_schema: JsonSchema | None = None, **options: Unpack[GenOptions]
+) -> Gen: ...
+def gen(
+    name: str | None = None,
+    *,
+    max_tokens: int | None = None,
+    min_tokens: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_regex: str | Sequence[str] | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    keep_stop: bool | None = None,
+    token_healing: bool | None = None,
+    ignore_eos: bool | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    repetition_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    seed: int | None = None,
+    logprobs: int = 0,
+    validate: Callable[[Any], object] | None = None,
+    retries: int = 0,
+    regex: str | None = None,
+    json_schema: JsonSchema | type[JsonModel] | None = None,
+    grammar: str | None = None,
+    choices: Sequence[str] | None = None,
     dtype: type | None = None,
 ) -> Gen:
-    """Generates text; its value is the text, a str. `asgl.SamplingParams` explains the parameters; None is unset.
+    """Generates text; its value is the text, a str. `asgl.SamplingParams` explains the parameters;
+    None is unset.
 
     `logprobs=k` reports each generated token's log-probability beside those of the k likeliest.
 
-    At most one of these says what the text must be, from its first character to its last: `regex`, a regular expression;
-    `json_schema`, a JSON schema, or a pydantic model class, of which the value then is an instance; `grammar`, a grammar in
-    Lark's notation; `choices`, a list of texts; `dtype`, int, float or bool, of which the value then is one. GrammarError if
-    it does not compile; OutputError, which has the text, if max_tokens cut the text short.
+    At most one of these says what the text must be, from its first character to its last: `regex`,
+    a regular expression; `json_schema`, a JSON schema, or a pydantic model class, of which the
+    value then is an instance; `grammar`, a grammar in Lark's notation; `choices`, a list of texts;
+    `dtype`, int, float or bool, of which the value then is one. GrammarError if it does not
+    compile; OutputError, which has the text, if max_tokens cut the text short.
 
-    `validate` is called with the value. It is invalid if it raises, or returns False; then the generation is repeated from the
-    same point with another seed, `retries` times at most, and after that ends with OutputError, whose cause is what the
-    validator raised last. A validator may also return a string, which is invalid too: feedback that the next try gets to see
-    appended to the prompt, and that is gone afterwards. No text is shown while it runs: only a valid one becomes the op's.
+    `validate` is called with the value. It is invalid if it raises, or returns False; then the
+    generation is repeated from the same point with another seed, `retries` times at most, and after
+    that ends with OutputError, whose cause is what the validator raised last. A validator may also
+    return a string, which is invalid too: feedback that the next try gets to see appended to the
+    prompt, and that is gone afterwards. No text is shown while it runs: only a valid one becomes
+    the op's.
     """
     if isinstance(logprobs, bool) or not isinstance(logprobs, int) or logprobs < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"logprobs must be 0 or how many of the likeliest tokens to report, not {logprobs!r}")
+        raise ConfigError(
+            f"logprobs must be 0 or how many of the likeliest tokens to report, not {logprobs!r}"
+        )
     params = SamplingParams(
-        max_tokens=max_tokens, min_tokens=min_tokens, stop=stop, stop_regex=stop_regex, stop_token_ids=stop_token_ids,
-        keep_stop=keep_stop, token_healing=token_healing, ignore_eos=ignore_eos, temperature=temperature, top_p=top_p,
-        top_k=top_k, min_p=min_p, frequency_penalty=frequency_penalty, presence_penalty=presence_penalty,
-        repetition_penalty=repetition_penalty, logit_bias=logit_bias, seed=seed,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        stop=stop,
+        stop_regex=stop_regex,
+        stop_token_ids=stop_token_ids,
+        keep_stop=keep_stop,
+        token_healing=token_healing,
+        ignore_eos=ignore_eos,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        repetition_penalty=repetition_penalty,
+        logit_bias=logit_bias,
+        seed=seed,
     )
     if validate is not None and (not callable(validate) or inspect.iscoroutinefunction(validate)):
         raise ConfigError(f"validate must be a plain function of the value, not {validate!r}")
@@ -240,40 +307,55 @@ def gen(
         raise ConfigError(f"retries must be an integer of 0 or more, not {retries!r}")
     limits = constraint(regex, json_schema, grammar, choices, dtype)
     if retries and validate is None and limits is None:
-        raise ConfigError("retries need a validator: give validate=, a function that raises, or returns False, for what is not "
-                          "valid")
+        raise ConfigError(
+            "retries need a validator: give validate=, a function that raises, or returns False, "
+            "for what is not "
+            "valid"
+        )
     kind = Gen if limits is None or limits.parse is None else TypedGen
     return kind(_checked_name(name), params, logprobs, validate, retries, limits)
 
 
-def select(name: str | None, choices: Sequence[str], *, method: SelectMethod = "token_length_normalized",
-           token_healing: bool = False) -> Select:
-    """Appends the likeliest of `choices`; its value is the chosen str. `asgl.language.choices` explains the methods.
+def select(
+    name: str | None,
+    choices: Sequence[str],
+    *,
+    method: SelectMethod = "token_length_normalized",
+    token_healing: bool = False,
+) -> Select:
+    """Appends the likeliest of `choices`; its value is the chosen str. `asgl.language.choices`
+    explains the methods.
 
-    With token_healing the last tokens of the prompt, as `asgl.engine.healing` chooses them, are taken off, and each option is
-    tokenized with their text before it.
+    With token_healing the last tokens of the prompt, as `asgl.engine.healing` chooses them, are
+    taken off, and each option is tokenized with their text before it.
     """
     options = checked_choices(choices)
     if method not in get_args(SelectMethod):
-        raise ConfigError(f"method must be one of {', '.join(get_args(SelectMethod))}, not {method!r}")
+        raise ConfigError(
+            f"method must be one of {', '.join(get_args(SelectMethod))}, not {method!r}"
+        )
     if not isinstance(token_healing, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"token_healing must be True or False, not {token_healing!r}")
     return Select(_checked_name(name), options, method, token_healing)
 
 
 def role(role: str, content: str | Content) -> Role:
-    """A whole message of any role that the model's chat template knows; its value is the content, a str."""
+    """A whole message of any role that the model's chat template knows; its value is the content, a
+    str."""
     if not isinstance(role, str) or not role:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"a role must be a string such as 'user', not {role!r}")
     parts = ops_of(content)
     inner = tuple(part for part in parts if not isinstance(part, Role))
     if len(inner) != len(parts):
-        raise ConfigError(f"a message of the role {role!r} cannot hold another message: add them with +")
+        raise ConfigError(
+            f"a message of the role {role!r} cannot hold another message: add them with +"
+        )
     return Role(role, inner)
 
 
 def system(content: str | Content, *, tools: Sequence[Tool[..., Any]] = ()) -> Role:
-    """A whole system message. It tells the model of `tools`: in its own way if its chat template has one, else in text."""
+    """A whole system message. It tells the model of `tools`: in its own way if its chat template
+    has one, else in text."""
     if tools:
         by_name(tools)
     return replace(role("system", content), tools=tuple(tools))

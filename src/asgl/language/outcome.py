@@ -1,4 +1,5 @@
-"""How things end: an outcome settles once, wakes those who wait, and remembers whether a failure was seen."""
+"""How things end: an outcome settles once, wakes those who wait, and remembers whether a failure
+was seen."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Signal:
 
 
 class Failure:
-    """An error that somebody must see. `root` is the failure that caused it, if it is only a consequence.
+    """An error that somebody must see. `root` is the failure that caused it, if it is only a
+    consequence.
 
     It is seen once it was raised to somebody, as itself or as the cause of another error.
     """
@@ -66,7 +68,8 @@ def unseen_errors(failures: list[Failure]) -> list[BaseException]:
 
 
 async def telling(failure: Failure | None) -> None:
-    """A turn of the event loop before a failure is raised. It counts as seen, unless whoever waits is cancelled just then."""
+    """A turn of the event loop before a failure is raised. It counts as seen, unless whoever waits
+    is cancelled just then."""
     if failure is None:
         return await asyncio.sleep(0)
     before = failure.seen, failure.root is not None and failure.root.seen
@@ -83,14 +86,25 @@ async def telling(failure: Failure | None) -> None:
 class Outcome:
     """The end of an op or of a task, once it is there: a value, or an error."""
 
-    __slots__ = ("__weakref__", "_callbacks", "awaiting", "changed", "ended", "error", "failure", "settled", "value")
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "awaiting",
+        "changed",
+        "ended",
+        "error",
+        "failure",
+        "settled",
+        "value",
+    )
 
     def __init__(self) -> None:
         self.settled = False
         self.value: Any = None
         self.error: BaseException | None = None
         self.failure: Failure | None = None
-        """Set with an error that somebody must see: the op's own, or that of the op it was queued behind."""
+        """Set with an error that somebody must see: the op's own, or that of the op it was queued
+        behind."""
         self.ended = Signal()
         self.changed = Signal()
         """Notified at the end too, and when there is new text."""
@@ -98,13 +112,21 @@ class Outcome:
         """How many tasks wait for it, and would miss it."""
         self._callbacks: list[Callable[[], object]] = []
 
-    def settle(self, value: Any = None, *, error: BaseException | None = None, failure: Failure | None = None) -> None:
+    def settle(
+        self,
+        value: Any = None,
+        *,
+        error: BaseException | None = None,
+        failure: Failure | None = None,
+    ) -> None:
         self.settled = True
         self.value, self.error, self.failure = value, error, failure
         self.ended.notify()
         self.changed.notify()
         loop = asyncio.get_running_loop() if self._callbacks else None
-        for callback in self._callbacks:  # from the loop, so that a long chain of streams is no deep recursion
+        for (
+            callback
+        ) in self._callbacks:  # from the loop, so that a long chain of streams is no deep recursion
             assert loop is not None
             loop.call_soon(callback)
         self._callbacks.clear()

@@ -46,5 +46,5 @@ class StreamPieces:
         """All text from where the last piece ended, that of the running op included."""
         state = self._core.state
         if self._given >= state.text_length:
-            return self._live()[self._given - state.text_length:]
-        return state.text[self._given:] + self._live()
+            return self._live()[self._given - state.text_length :]
+        return state.text[self._given :] + self._live()

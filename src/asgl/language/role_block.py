@@ -24,12 +24,20 @@ class RoleBlock:
     def __enter__(self) -> PromptStream:
         core = self._stream._core
         if core.block is not None:
-            raise ConfigError(f"a message of the role {self._block.role!r} cannot begin inside a {core.block.role!r} message")
+            raise ConfigError(
+                f"a message of the role {self._block.role!r} cannot begin inside a "
+                f"{core.block.role!r} message"
+            )
         core.check_accepts(grows=True)
         core.block = self._block
         return self._stream
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         core = self._stream._core
         core.block = None
         failed = core.closed is not None or (core.failure is not None and not core.failure.seen)

@@ -1,7 +1,8 @@
 """Messages: what the model's own chat template writes around their content.
 
-The text of the template is cut at its control tokens, which go into the stream as token ids; the plain text between them is
-one run with the content next to it. Content itself is always tokenized as data, so no user's text can end its message.
+The text of the template is cut at its control tokens, which go into the stream as token ids; the
+plain text between them is one run with the content next to it. Content itself is always tokenized
+as data, so no user's text can end its message.
 """
 
 from __future__ import annotations
@@ -20,20 +21,30 @@ from asgl.models.tool_template import system_with_tools, tool_parts
 from asgl.types import Message
 
 
-def begin_turn(state: State, engine: Engine, block: object, role: str, tools: Sequence[Tool[..., Any]] = ()) -> str:
-    """Writes the header of a message, and before the first one what the template puts before all: the default system message.
+def begin_turn(
+    state: State, engine: Engine, block: object, role: str, tools: Sequence[Tool[..., Any]] = ()
+) -> str:
+    """Writes the header of a message, and before the first one what the template puts before all:
+    the default system message.
 
-    A system message may tell of `tools`: in the template's own way, if it has one. Else what is to follow the content is
-    returned. ModelError if the model has no template, or one that does not know the role.
+    A system message may tell of `tools`: in the template's own way, if it has one. Else what is to
+    follow the content is returned. ModelError if the model has no template, or one that does not
+    know the role.
     """
     template = _template(engine)
     parts = template.role_parts(role)
     told, suffix = "", None
     if tools and isinstance(template, models.ChatTemplate) and tool_parts(template) is not None:
         schemas = function_schemas(tools)
-        if any(token in json.dumps(schemas, ensure_ascii=False) for token in engine.tokenizer.special_tokens):
-            raise ModelError("the description of a tool has the text of a control token in it, which the model's chat template "
-                             "would take for one: write it otherwise")
+        if any(
+            token in json.dumps(schemas, ensure_ascii=False)
+            for token in engine.tokenizer.special_tokens
+        ):
+            raise ModelError(
+                "the description of a tool has the text of a control token in it, which the "
+                "model's chat template "
+                "would take for one: write it otherwise"
+            )
         parts = system_with_tools(template, schemas)
         suffix = parts.suffix
     elif tools:
@@ -50,19 +61,27 @@ def begin_turn(state: State, engine: Engine, block: object, role: str, tools: Se
 
 
 def end_turn(state: State, engine: Engine) -> None:
-    """Writes what comes after the content of the message that is open, and puts it among the messages."""
+    """Writes what comes after the content of the message that is open, and puts it among the
+    messages."""
     turn = state.turn
     assert turn is not None
-    state.messages.append(Message(role=turn.role, content=state.text[turn.start:]))
-    write(state, engine, turn.suffix if turn.suffix is not None else _template(engine).role_parts(turn.role).suffix)
+    state.messages.append(Message(role=turn.role, content=state.text[turn.start :]))
+    write(
+        state,
+        engine,
+        turn.suffix if turn.suffix is not None else _template(engine).role_parts(turn.role).suffix,
+    )
     state.turn = None
 
 
 def end_of_turn(state: State, engine: Engine) -> tuple[int, ...]:
-    """The control token that ends the message that is open, if there is one: the first that the template writes after it."""
+    """The control token that ends the message that is open, if there is one: the first that the
+    template writes after it."""
     if state.turn is None:
         return ()
-    suffix = segments(_template(engine).role_parts(state.turn.role).suffix, engine.tokenizer.special_tokens)
+    suffix = segments(
+        _template(engine).role_parts(state.turn.role).suffix, engine.tokenizer.special_tokens
+    )
     return tuple(part for part in suffix if isinstance(part, int))[:1]
 
 
@@ -72,7 +91,10 @@ def parts_of(engine: Engine, role: str) -> RoleParts:
 
 def _template(engine: Engine) -> ChatTemplate:
     if engine.chat_template is None:
-        raise ModelError("this model has no chat template, so it knows no roles: write the prompt as plain text instead")
+        raise ModelError(
+            "this model has no chat template, so it knows no roles: write the prompt as plain text "
+            "instead"
+        )
     return engine.chat_template
 
 

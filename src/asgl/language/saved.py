@@ -33,11 +33,17 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         except (TypeError, ValueError, RecursionError):
             whole = False
         if not whole:
-            raise ConfigError(f"the variable {name!r} cannot be saved, since it is no JSON: {value!r}; set it to text, numbers, "
-                              "lists or dicts, with text as keys")
+            raise ConfigError(
+                f"the variable {name!r} cannot be saved, since it is no JSON: {value!r}; set it to "
+                "text, numbers, "
+                "lists or dicts, with text as keys"
+            )
     return {
-        "text": snapshot.text, "tokens": list(snapshot.tokens), "variables": dict(snapshot.variables),
-        "messages": [dict(message) for message in snapshot.messages], "has_roles": snapshot.has_roles,
+        "text": snapshot.text,
+        "tokens": list(snapshot.tokens),
+        "variables": dict(snapshot.variables),
+        "messages": [dict(message) for message in snapshot.messages],
+        "has_roles": snapshot.has_roles,
         "bos_added": snapshot.bos_added,
     }
 
@@ -45,13 +51,28 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
 def from_json(state: Mapping[str, Any], where: str) -> SavedPrompt:
     """ModelError if the JSON is not what was saved."""
     try:
-        messages = tuple(Message(role=_text(message["role"]), content=_text(message["content"])) for message in state["messages"])
-        snapshot = Snapshot(array(INT, state["tokens"]), _text(state["text"]), dict(state["variables"]), messages, None,
-                            bool(state["has_roles"]), bool(state["bos_added"]))
+        messages = tuple(
+            Message(role=_text(message["role"]), content=_text(message["content"]))
+            for message in state["messages"]
+        )
+        snapshot = Snapshot(
+            array(INT, state["tokens"]),
+            _text(state["text"]),
+            dict(state["variables"]),
+            messages,
+            None,
+            bool(state["has_roles"]),
+            bool(state["bos_added"]),
+        )
         name = state["name"]
         origin = (state["origin"][0], _text(state["origin"][1]))
-        return SavedPrompt(snapshot, name if name is None else _text(name), origin, tuple(map(int, state["path"])),
-                           int(state["ops"]))
+        return SavedPrompt(
+            snapshot,
+            name if name is None else _text(name),
+            origin,
+            tuple(map(int, state["path"])),
+            int(state["ops"]),
+        )
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{where}: the saved prompt is damaged: {error!r}") from error
 

@@ -1,4 +1,5 @@
-"""All prompt streams of one Runtime: their constructor, their end, and the failures that nobody has seen."""
+"""All prompt streams of one Runtime: their constructor, their end, and the failures that nobody has
+seen."""
 
 from __future__ import annotations
 
@@ -34,10 +35,18 @@ class Session:
         self._closed = False
 
     def prompt(
-        self, text: str = "", *, sampling: SamplingParams | None = None, cache_salt: str | None = None, priority: int = 0,
-        deadline: float | None = None, budget: Budget | None = None, name: str | None = None,
+        self,
+        text: str = "",
+        *,
+        sampling: SamplingParams | None = None,
+        cache_salt: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        budget: Budget | None = None,
+        name: str | None = None,
     ) -> PromptStream:
-        """A new stream that begins with `text`. Its KV is shared only with streams of the same `cache_salt`.
+        """A new stream that begins with `text`. Its KV is shared only with streams of the same
+        `cache_salt`.
 
         Each request to the engine that its ops make may take `deadline` seconds.
 
@@ -46,9 +55,17 @@ class Session:
         _check("text", text, str)
         _check("name", name, str, optional=True)
         self._check_prompt(sampling, cache_salt, priority, deadline, budget)
-        core = Core(self, name=name, origin=(name, text), path=(), sampling=sampling or SamplingParams(),
-                    namespace=cache_salt, priority=priority, budgets=(budget,) if budget is not None else (),
-                    deadline=deadline)
+        core = Core(
+            self,
+            name=name,
+            origin=(name, text),
+            path=(),
+            sampling=sampling or SamplingParams(),
+            namespace=cache_salt,
+            priority=priority,
+            budgets=(budget,) if budget is not None else (),
+            deadline=deadline,
+        )
         if budget is not None:
             budget.start()
         core.emit_stream("opened")
@@ -57,28 +74,56 @@ class Session:
             stream.append(text)
         return stream
 
-    def _check_prompt(self, sampling: object, cache_salt: object, priority: object, deadline: object, budget: object) -> None:
+    def _check_prompt(
+        self,
+        sampling: object,
+        cache_salt: object,
+        priority: object,
+        deadline: object,
+        budget: object,
+    ) -> None:
         self.check_loop()
         if self._closed:
             raise EngineClosedError("the Runtime was left: make prompts inside its block")
         _check("sampling", sampling, SamplingParams, optional=True)
         _check("cache_salt", cache_salt, str, optional=True)
         _check("priority", priority, int)
-        if deadline is not None and (isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0):
+        if deadline is not None and (
+            isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0
+        ):
             raise ConfigError(f"deadline must be a number of seconds above 0, not {deadline!r}")
         _check("budget", budget, Budget, optional=True)
 
     def load(
-        self, path: Path, *, kv: bool = True, sampling: SamplingParams | None = None, cache_salt: str | None = None,
-        priority: int = 0, deadline: float | None = None, budget: Budget | None = None,
+        self,
+        path: Path,
+        *,
+        kv: bool = True,
+        sampling: SamplingParams | None = None,
+        cache_salt: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        budget: Budget | None = None,
     ) -> PromptStream:
-        """A stream that goes on from what `PromptStream.save` wrote. ModelError if the file is wrong."""
+        """A stream that goes on from what `PromptStream.save` wrote. ModelError if the file is
+        wrong."""
         self._check_prompt(sampling, cache_salt, priority, deadline, budget)
         state, has_kv = self.engine.saved.read_prompt(path, kv)
         prompt = from_json(state, str(path))
-        core = Core.resumed(self, prompt.ops, prompt.snapshot, path if has_kv else None, name=prompt.name,
-                            origin=prompt.origin, path=prompt.path, sampling=sampling or SamplingParams(), namespace=cache_salt,
-                            priority=priority, deadline=deadline, budgets=(budget,) if budget is not None else ())
+        core = Core.resumed(
+            self,
+            prompt.ops,
+            prompt.snapshot,
+            path if has_kv else None,
+            name=prompt.name,
+            origin=prompt.origin,
+            path=prompt.path,
+            sampling=sampling or SamplingParams(),
+            namespace=cache_salt,
+            priority=priority,
+            deadline=deadline,
+            budgets=(budget,) if budget is not None else (),
+        )
         if budget is not None:
             budget.start()
         return PromptStream(core)
@@ -116,11 +161,17 @@ class Session:
         except RuntimeError:
             loop = None
         if loop is not self.loop:
-            raise ConfigError("a Runtime and its streams belong to the event loop that the Runtime was opened on, and this is "
-                              f"{'another one' if loop is not None else 'code outside of it'}: open a Runtime here")
+            raise ConfigError(
+                "a Runtime and its streams belong to the event loop that the Runtime was opened "
+                "on, and this is "
+                f"{'another one' if loop is not None else 'code outside of it'}: open a Runtime "
+                "here"
+            )
 
 
 def _check(name: str, value: object, kind: type, *, optional: bool = False) -> None:
     if (value is None and optional) or (isinstance(value, kind) and not isinstance(value, bool)):
         return
-    raise ConfigError(f"{name} must be {kind.__name__}{' or None' if optional else ''}, not {value!r}")
+    raise ConfigError(
+        f"{name} must be {kind.__name__}{' or None' if optional else ''}, not {value!r}"
+    )

@@ -1,4 +1,5 @@
-"""What a prompt stream says: tokens, which are the truth, and the text, variables and messages that go with them."""
+"""What a prompt stream says: tokens, which are the truth, and the text, variables and messages that
+go with them."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Savepoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A whole state at a place where its run was sealed. Shared by all that start from it, and never changed."""
+    """A whole state at a place where its run was sealed. Shared by all that start from it, and
+    never changed."""
 
     tokens: array[int] = field(default_factory=lambda: array("i"))
     text: str = ""
@@ -55,10 +57,21 @@ class Snapshot:
 
 
 class State:
-    """What a stream says so far. Changed only by the op that runs (see `steps`), which the stream can roll back."""
+    """What a stream says so far. Changed only by the op that runs (see `steps`), which the stream
+    can roll back."""
 
-    __slots__ = ("_texts", "_tokenizer", "bos_added", "has_roles", "messages", "run", "text_length", "tokens", "turn",
-                 "variables")
+    __slots__ = (
+        "_texts",
+        "_tokenizer",
+        "bos_added",
+        "has_roles",
+        "messages",
+        "run",
+        "text_length",
+        "tokens",
+        "turn",
+        "variables",
+    )
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -73,20 +86,26 @@ class State:
         return self._texts[0] if self._texts else ""
 
     def token_ids(self, upto: Savepoint | None = None) -> list[int]:
-        """All tokens, the run that is not sealed yet as it would be tokenized now; of an earlier point if `upto` is given."""
+        """All tokens, the run that is not sealed yet as it would be tokenized now; of an earlier
+        point if `upto` is given."""
         run = self.run if upto is None else Run(upto.parts)
-        tokens = self.tokens if upto is None else self.tokens[:upto.tokens]
-        return [*(tokens or self._leading_bos(run)), *run.token_ids(self._tokenizer.encode, self._prefix(tokens))]
+        tokens = self.tokens if upto is None else self.tokens[: upto.tokens]
+        return [
+            *(tokens or self._leading_bos(run)),
+            *run.token_ids(self._tokenizer.encode, self._prefix(tokens)),
+        ]
 
     @property
     def prefix(self) -> str:
-        """What goes before the next text that is tokenized: only the first of a prompt has something."""
+        """What goes before the next text that is tokenized: only the first of a prompt has
+        something."""
         return self._prefix(self.tokens)
 
     # --- growing
 
     def append(self, text: str) -> None:
-        """Appends text to the run: it has no tokens yet. Lone surrogates become "?", as they do in tokens."""
+        """Appends text to the run: it has no tokens yet. Lone surrogates become "?", as they do in
+        tokens."""
         if not text.isascii():
             text = text.encode("utf-8", "replace").decode()
         self.run.append(text)
@@ -115,11 +134,15 @@ class State:
         self.run.clear()
 
     def prompt(self) -> array[int]:
-        """The tokens to continue from, at least one. StreamError if there is nothing, and no beginning-of-text token."""
+        """The tokens to continue from, at least one. StreamError if there is nothing, and no
+        beginning-of-text token."""
         if not self.tokens:
             if self._tokenizer.bos is None:
-                raise StreamError("the prompt is empty, and the model has no beginning-of-text token to start from: append "
-                                  "some text first")
+                raise StreamError(
+                    "the prompt is empty, and the model has no beginning-of-text token to start "
+                    "from: append "
+                    "some text first"
+                )
             self.tokens.append(self._tokenizer.bos)
             self.bos_added = True
         return self.tokens
@@ -127,24 +150,39 @@ class State:
     # --- going back
 
     def savepoint(self) -> Savepoint:
-        return Savepoint(len(self.tokens), self.text_length, self.run.parts, len(self.messages), self.turn, self.has_roles,
-                         self.tokens[-_HEALED:])
+        return Savepoint(
+            len(self.tokens),
+            self.text_length,
+            self.run.parts,
+            len(self.messages),
+            self.turn,
+            self.has_roles,
+            self.tokens[-_HEALED:],
+        )
 
     def roll_back(self, point: Savepoint) -> None:
-        """As if nothing had been appended since `point`. Variables are set only once an op is done, so they stand."""
-        del self.tokens[point.tokens - len(point.end):]
+        """As if nothing had been appended since `point`. Variables are set only once an op is done,
+        so they stand."""
+        del self.tokens[point.tokens - len(point.end) :]
         self.tokens.extend(point.end)
-        self._texts = [self.text[:point.text]]
+        self._texts = [self.text[: point.text]]
         self.text_length = point.text
         self.run.reset(point.parts)
-        del self.messages[point.messages:]
+        del self.messages[point.messages :]
         self.turn, self.has_roles = point.turn, point.has_roles
         self.bos_added = self.bos_added and point.tokens > 0
 
     def snapshot(self) -> Snapshot:
         """The state as it is. Its run must be sealed."""
-        return Snapshot(self.tokens[:], self.text, dict(self.variables), tuple(self.messages), self.turn, self.has_roles,
-                        self.bos_added)
+        return Snapshot(
+            self.tokens[:],
+            self.text,
+            dict(self.variables),
+            tuple(self.messages),
+            self.turn,
+            self.has_roles,
+            self.bos_added,
+        )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Makes this state what the snapshot says."""
@@ -170,7 +208,8 @@ class State:
         return "" if not prefix or any(token not in control for token in tokens) else prefix
 
     def _leading_bos(self, run: Run) -> list[int]:
-        """The token that the tokenizer puts before everything, unless the run begins with it, or there is no text at all."""
+        """The token that the tokenizer puts before everything, unless the run begins with it, or
+        there is no text at all."""
         bos = self._tokenizer.bos
         if bos is None or not self._tokenizer.adds_bos or not run.parts or run.parts[0] == bos:
             return []

@@ -57,9 +57,10 @@ class Mark:
 class PromptStream:
     """A prompt that grows. Made by `Runtime.prompt`, and by forking another.
 
-    Ops are submitted in order: each call queues at once and returns a handle to await, or not. ConfigError and
-    StreamClosedError are raised at the call, every other error where the handle is awaited. A failed or cancelled op leaves
-    the stream as it was before, and ends those queued behind it with OpCancelledError.
+    Ops are submitted in order: each call queues at once and returns a handle to await, or not.
+    ConfigError and StreamClosedError are raised at the call, every other error where the handle is
+    awaited. A failed or cancelled op leaves the stream as it was before, and ends those queued
+    behind it with OpCancelledError.
     """
 
     __slots__ = ("__weakref__", "_core")
@@ -95,56 +96,98 @@ class PromptStream:
         return self
 
     def append(self, content: Content | str) -> None:
-        """Appends text, the text of another stream's handle, or ops: `s += content`. Nothing is computed until needed."""
+        """Appends text, the text of another stream's handle, or ops: `s += content`. Nothing is
+        computed until needed."""
         for op in ops.ops_of(content):
             self._submit(op)
 
     def extend(self, content: str | Content) -> Handle[None]:
-        """Appends text and computes its KV; awaiting it waits for that. `await s.extend("")` computes what is there."""
+        """Appends text and computes its KV; awaiting it waits for that. `await s.extend("")`
+        computes what is there."""
         return self.submit(ops.extend(content))
 
     @overload
-    def gen(self, name: str | None = None, *, dtype: type[ScalarT], **options: Unpack[GenOptions]) -> Handle[ScalarT]: ...
+    def gen(
+        self, name: str | None = None, *, dtype: type[ScalarT], **options: Unpack[GenOptions]
+    ) -> Handle[ScalarT]: ...
     @overload
-    def gen(self, name: str | None = None, *, json_schema: type[ModelT], **options: Unpack[GenOptions]) -> Handle[ModelT]: ...
+    def gen(
+        self, name: str | None = None, *, json_schema: type[ModelT], **options: Unpack[GenOptions]
+    ) -> Handle[ModelT]: ...
     @overload
-    def gen(self, name: str | None = None, *, json_schema: JsonSchema | None = None, **options: Unpack[GenOptions]
-            ) -> Handle[str]: ...
+    def gen(
+        self,
+        name: str | None = None,
+        *,
+        json_schema: JsonSchema | None = None,
+        **options: Unpack[GenOptions],
+    ) -> Handle[str]: ...
     def gen(self, name: str | None = None, **options: Any) -> Handle[Any]:
-        """Generates text; the handle's value is the text, or what the text stands for (`dtype`, `json_schema`: see `asgl.gen`).
+        """Generates text; the handle's value is the text, or what the text stands for (`dtype`,
+        `json_schema`: see `asgl.gen`).
 
         The variable `name` is set to the value.
         """
         return self.submit(ops.gen(name, **options))
 
-    def select(self, name: str | None, choices: Sequence[str], *,
-               method: SelectMethod = "token_length_normalized", token_healing: bool = False) -> SelectHandle:
-        """Appends the likeliest of `choices`; the handle's value is that option, and the variable `name` is set to it.
+    def select(
+        self,
+        name: str | None,
+        choices: Sequence[str],
+        *,
+        method: SelectMethod = "token_length_normalized",
+        token_healing: bool = False,
+    ) -> SelectHandle:
+        """Appends the likeliest of `choices`; the handle's value is that option, and the variable
+        `name` is set to it.
 
         `asgl.language.choices` explains the methods.
         """
         return self.submit(ops.select(name, choices, method=method, token_healing=token_healing))
 
     @overload
-    async def sample(self, name: str | None = None, *, n: int, dtype: type[ScalarT], **options: Unpack[GenOptions]
-                     ) -> list[ScalarT]: ...
+    async def sample(
+        self,
+        name: str | None = None,
+        *,
+        n: int,
+        dtype: type[ScalarT],
+        **options: Unpack[GenOptions],
+    ) -> list[ScalarT]: ...
     @overload
-    async def sample(self, name: str | None = None, *, n: int, json_schema: type[ModelT], **options: Unpack[GenOptions]
-                     ) -> list[ModelT]: ...
+    async def sample(
+        self,
+        name: str | None = None,
+        *,
+        n: int,
+        json_schema: type[ModelT],
+        **options: Unpack[GenOptions],
+    ) -> list[ModelT]: ...
     @overload
-    async def sample(self, name: str | None = None, *, n: int, json_schema: JsonSchema | None = None,
-                     **options: Unpack[GenOptions]) -> list[str]: ...
+    async def sample(
+        self,
+        name: str | None = None,
+        *,
+        n: int,
+        json_schema: JsonSchema | None = None,
+        **options: Unpack[GenOptions],
+    ) -> list[str]: ...
     async def sample(self, name: str | None = None, *, n: int, **options: Any) -> list[Any]:
-        """`n` different continuations from this point, by forking. Appends nothing; sets the variable `name` to the list.
+        """`n` different continuations from this point, by forking. Appends nothing; sets the
+        variable `name` to the list.
 
-        With a `seed`, each derives its own from it. If one fails the others are cancelled, and its error is raised.
+        With a `seed`, each derives its own from it. If one fails the others are cancelled, and its
+        error is raised.
         """
         return await samples.sample(self._core, name, _count(n), ops.gen(name, **options))
 
     # --- roles
 
-    def system(self, content: str | Content, *, tools: Sequence[Tool[..., Any]] = ()) -> Handle[str]:
-        """A whole system message, which tells the model of `tools`; the handle's value is its content."""
+    def system(
+        self, content: str | Content, *, tools: Sequence[Tool[..., Any]] = ()
+    ) -> Handle[str]:
+        """A whole system message, which tells the model of `tools`; the handle's value is its
+        content."""
         return self.submit(ops.system(content, tools=tools))
 
     def user(self, content: str | Content) -> Handle[str]:
@@ -162,36 +205,53 @@ class PromptStream:
         return RoleBlock(self, role)
 
     def messages(self) -> list[Message]:
-        """The whole messages so far. A system message that the template adds by itself is not among them."""
+        """The whole messages so far. A system message that the template adds by itself is not among
+        them."""
         finished = self._core.finished
-        messages = self._core.state.messages if finished is None else self._core.state.messages[:finished.messages]
+        messages = (
+            self._core.state.messages
+            if finished is None
+            else self._core.state.messages[: finished.messages]
+        )
         return [Message(role=message["role"], content=message["content"]) for message in messages]
 
     async def call_tools(
-        self, tools: Sequence[Tool[..., Any]], *, on_error: OnToolError = "model", timeout: float | None = None,
-        parallel: bool = False, **options: Unpack[GenOptions],
+        self,
+        tools: Sequence[Tool[..., Any]],
+        *,
+        on_error: OnToolError = "model",
+        timeout: float | None = None,
+        parallel: bool = False,
+        **options: Unpack[GenOptions],
     ) -> list[ToolCall]:
-        """Lets the model call a tool, runs it, and appends the result: see `asgl.language.tools`. Returns the calls.
+        """Lets the model call a tool, runs it, and appends the result: see `asgl.language.tools`.
+        Returns the calls.
 
-        The call is generated after all that is submitted, constrained to the tools' schemas, in a message of the assistant if
-        the stream has messages. `options` are those of `gen`; `max_tokens` must be enough for the call. With parallel=True
-        the model may make up to 8 calls, which run at once.
+        The call is generated after all that is submitted, constrained to the tools' schemas, in a
+        message of the assistant if the stream has messages. `options` are those of `gen`;
+        `max_tokens` must be enough for the call. With parallel=True the model may make up to 8
+        calls, which run at once.
 
-        What a tool raises, also TimeoutError after `timeout` seconds, the model is told instead of a result, and is in
-        `ToolCall.error`. With on_error="program" it is raised as ToolError, with what the tool raised as its cause, and calls
-        that still run are cancelled. However this fails or is cancelled, the stream then says what it said before.
-        Nothing else should be submitted to the stream meanwhile. Raises OutputError for a call that max_tokens cut short.
+        What a tool raises, also TimeoutError after `timeout` seconds, the model is told instead of
+        a result, and is in `ToolCall.error`. With on_error="program" it is raised as ToolError,
+        with what the tool raised as its cause, and calls that still run are cancelled. However this
+        fails or is cancelled, the stream then says what it said before. Nothing else should be
+        submitted to the stream meanwhile. Raises OutputError for a call that max_tokens cut short.
         """
-        return await call_tools(self, tools, on_error=on_error, timeout=timeout, parallel=parallel, options=options)
+        return await call_tools(
+            self, tools, on_error=on_error, timeout=timeout, parallel=parallel, options=options
+        )
 
     # --- what is there
 
     def __getitem__(self, name: str) -> Any:
-        """`s["name"]` is the value of a finished variable. VariableError if there is none of that name, or it is not finished."""
+        """`s["name"]` is the value of a finished variable. VariableError if there is none of that
+        name, or it is not finished."""
         return self._core.variable(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """`s["name"] = value` sets a variable, in its turn: of ops that were submitted for one name the last wins."""
+        """`s["name"] = value` sets a variable, in its turn: of ops that were submitted for one name
+        the last wins."""
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"a variable's name must be a string, not {name!r}")
         self._core.submit(SetVariable(name, value))
@@ -205,13 +265,20 @@ class PromptStream:
         return True
 
     async def get(self, name: str) -> Any:
-        """The variable's value; waits if an op that sets it was submitted. Cancelling this does not cancel the op."""
+        """The variable's value; waits if an op that sets it was submitted. Cancelling this does not
+        cancel the op."""
         core = self._core
-        if name not in core.submitted and core.queue and isinstance((begin := core.queue[0]).work, Begin | Restore):
+        if (
+            name not in core.submitted
+            and core.queue
+            and isinstance((begin := core.queue[0]).work, Begin | Restore)
+        ):
             await core.settled(begin)
             begin.result()
         item = core.submitted.get(name)
-        if item is None or (isinstance(item.work, SetVariable) and not isinstance(item.work.value, Computed)):
+        if item is None or (
+            isinstance(item.work, SetVariable) and not isinstance(item.work.value, Computed)
+        ):
             await asyncio.sleep(0)
             return core.variable(name)
         await core.settled(item)
@@ -225,7 +292,8 @@ class PromptStream:
 
     @property
     def token_ids(self) -> list[int]:
-        """The tokens of `text`. Those of text that no op has sealed yet may change as text is appended."""
+        """The tokens of `text`. Those of text that no op has sealed yet may change as text is
+        appended."""
         return self._core.state.token_ids(self._core.finished)
 
     @property
@@ -249,14 +317,17 @@ class PromptStream:
         return self._core.error
 
     def pieces(self) -> AsyncIterator[str]:
-        """All text of the stream from its beginning, as it comes, until nothing that was submitted is left.
+        """All text of the stream from its beginning, as it comes, until nothing that was submitted
+        is left.
 
-        Raises the error of an op that fails. Text that a failed op had shown is taken back from the stream, not from here.
+        Raises the error of an op that fails. Text that a failed op had shown is taken back from the
+        stream, not from here.
         """
         return StreamPieces(self._core)
 
     async def sync(self) -> None:
-        """Waits for all that is submitted. Raises the failure that nobody has seen yet. Cancelling it only stops waiting."""
+        """Waits for all that is submitted. Raises the failure that nobody has seen yet. Cancelling
+        it only stops waiting."""
         core = self._core
         if core.failure is not None and not core.failure.seen:
             await telling(core.failure)
@@ -271,12 +342,15 @@ class PromptStream:
         return None
 
     async def prefetch(self) -> list[int]:
-        """Computes the KV of all that is submitted by now; the tokens. It only reads the stream: seeds do not depend on it."""
+        """Computes the KV of all that is submitted by now; the tokens. It only reads the stream:
+        seeds do not depend on it."""
         core = self._core
         core.session.check_loop()
         core.check_accepts(grows=False)
         handle: Handle[None] = Handle(core, core.enqueue(Extend(()), bound=allowance(core.budgets)))
-        if handle.item.error is not None:  # the prompt cannot be computed at all: this is what there is to say
+        if (
+            handle.item.error is not None
+        ):  # the prompt cannot be computed at all: this is what there is to say
             await handle
         point = core.submit(Point(), grows=False)
         await handle
@@ -290,18 +364,23 @@ class PromptStream:
         return Mark(self._core, self._core.submit(Point(), grows=False))
 
     def rewind(self, mark: Mark) -> None:
-        """Back to an earlier point of this stream: text, messages and variables. What was computed stays cached."""
+        """Back to an earlier point of this stream: text, messages and variables. What was computed
+        stays cached."""
         core = self._core
         if not isinstance(mark, Mark) or mark.core is not core:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"rewind needs a mark of the same stream, not {mark!r}")
         if mark.item.error is not None:
             raise ConfigError(f"the mark was never reached: {mark.item.error}")
         if mark.block is not None and mark.block is not core.block:
-            raise ConfigError(f"the mark lies inside a {mark.block.role!r} block that was left: mark before the block")
+            raise ConfigError(
+                f"the mark lies inside a {mark.block.role!r} block that was left: mark before the "
+                "block"
+            )
         core.submit(Rewind(mark.item))
 
     def fork(self, n: int, *, on_error: OnError = "cancel") -> Branches:
-        """`async with s.fork(n) as branches:` n streams that go on from here; leaving the block waits for all of them."""
+        """`async with s.fork(n) as branches:` n streams that go on from here; leaving the block
+        waits for all of them."""
         return Branches(self, _count(n), on_error)
 
     def copy(self) -> PromptStream:
@@ -309,10 +388,16 @@ class PromptStream:
         return PromptStream(self._core.children(1)[0])
 
     def join(self, branches: Iterable[PromptStream]) -> None:
-        """Appends what each branch says beyond the point where it began, in order: tokens, text and messages."""
+        """Appends what each branch says beyond the point where it began, in order: tokens, text and
+        messages."""
         given = list(branches)
-        cores = [branch._core for branch in given if isinstance(branch, PromptStream)  # pyright: ignore[reportUnnecessaryIsInstance]
-                 and branch._core.parent is not None and branch._core.parent() is self._core]
+        cores = [
+            branch._core
+            for branch in given
+            if isinstance(branch, PromptStream)  # pyright: ignore[reportUnnecessaryIsInstance]
+            and branch._core.parent is not None
+            and branch._core.parent() is self._core
+        ]
         if len(cores) != len(given):
             raise ConfigError("only branches and copies of this very stream can be joined to it")
         self._core.check_accepts(grows=True)
@@ -324,13 +409,28 @@ class PromptStream:
         self._core.submit(Join(tuple(spans)))
 
     @overload
-    async def map(self, fn: Callable[[PromptStream, ItemT], Awaitable[T]], items: Iterable[ItemT], *,
-                  on_error: Literal["cancel"] = "cancel") -> list[T]: ...
+    async def map(
+        self,
+        fn: Callable[[PromptStream, ItemT], Awaitable[T]],
+        items: Iterable[ItemT],
+        *,
+        on_error: Literal["cancel"] = "cancel",
+    ) -> list[T]: ...
     @overload
-    async def map(self, fn: Callable[[PromptStream, ItemT], Awaitable[T]], items: Iterable[ItemT], *,
-                  on_error: Literal["keep"]) -> list[T | BaseException]: ...
-    async def map(self, fn: Callable[[PromptStream, ItemT], Awaitable[T]], items: Iterable[ItemT], *,
-                  on_error: OnError = "cancel") -> Sequence[T | BaseException]:
+    async def map(
+        self,
+        fn: Callable[[PromptStream, ItemT], Awaitable[T]],
+        items: Iterable[ItemT],
+        *,
+        on_error: Literal["keep"],
+    ) -> list[T | BaseException]: ...
+    async def map(
+        self,
+        fn: Callable[[PromptStream, ItemT], Awaitable[T]],
+        items: Iterable[ItemT],
+        *,
+        on_error: OnError = "cancel",
+    ) -> Sequence[T | BaseException]:
         """Runs `fn(branch, item)` for each item, each on a branch of its own; the results in order.
 
         With on_error="keep" the failure of an item stands in the place of its result.
@@ -342,25 +442,37 @@ class PromptStream:
         branches = self.fork(len(work), on_error=on_error)
         handles: list[TaskHandle[T]] = []
         async with branches:
-            handles = [branch.start_soon(fn, item) for branch, item in zip(branches, work, strict=True)]
+            handles = [
+                branch.start_soon(fn, item) for branch, item in zip(branches, work, strict=True)
+            ]
         results: list[Any] = []
         for branch, handle in zip(branches, handles, strict=True):
             results.append(branch.error if branch.error is not None else handle.outcome.value)
         return results
 
-    def start_soon(self, fn: Callable[Concatenate[PromptStream, P], Awaitable[T]], *args: P.args,
-                   **kwargs: P.kwargs) -> TaskHandle[T]:
-        """Runs `await fn(branch, ...)` as a task of the fork block that this stream is a branch of."""
+    def start_soon(
+        self,
+        fn: Callable[Concatenate[PromptStream, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> TaskHandle[T]:
+        """Runs `await fn(branch, ...)` as a task of the fork block that this stream is a branch
+        of."""
         if not isinstance(self._core.group, Branches):
-            raise ConfigError(f"{self._core.describe()} is no branch of an open fork block: start_soon needs one to run in")
+            raise ConfigError(
+                f"{self._core.describe()} is no branch of an open fork block: start_soon needs one "
+                "to run in"
+            )
         return self._core.group.start(self, lambda: fn(self, *args, **kwargs))
 
     async def save(self, path: str | os.PathLike[str], *, kv: bool = False) -> None:
-        """Writes what the stream says once all that is submitted by now is done: text, tokens, variables and messages.
+        """Writes what the stream says once all that is submitted by now is done: text, tokens,
+        variables and messages.
 
-        `Runtime.load` goes on from it, in this process or another. With kv=True the file has the keys and values too, some
-        kilobytes a token, which are computed first if they are not cached. It appears whole or not at all. Raises ConfigError
-        if a variable is no JSON, inside a role block, or if the file cannot be written.
+        `Runtime.load` goes on from it, in this process or another. With kv=True the file has the
+        keys and values too, some kilobytes a token, which are computed first if they are not
+        cached. It appears whole or not at all. Raises ConfigError if a variable is no JSON, inside
+        a role block, or if the file cannot be written.
         """
         core = self._core
         if kv:
@@ -369,23 +481,34 @@ class PromptStream:
         ops = core.ops
         await core.settled(point)
         snapshot: Snapshot = point.result()
-        state = saved.to_json(snapshot) | {"name": core.name, "origin": core.origin, "path": core.path, "ops": ops}
+        state = saved.to_json(snapshot) | {
+            "name": core.name,
+            "origin": core.origin,
+            "path": core.path,
+            "ops": ops,
+        }
         tokens = snapshot.tokens if kv else None
         await core.place.engine.saved.save_prompt(Path(path), state, tokens, core.place.namespace)
 
     # --- the end
 
     async def aclose(self) -> None:
-        """Cancels what is submitted, in the engine too, and closes the stream. What it says can still be read."""
+        """Cancels what is submitted, in the engine too, and closes the stream. What it says can
+        still be read."""
         self._core.close("aclose() was called")
         await asyncio.sleep(0)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> Literal[False]:
-        """Waits for all ops, or on an exception cancels them; either way the stream then is closed."""
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[False]:
+        """Waits for all ops, or on an exception cancels them; either way the stream then is
+        closed."""
         try:
             if error is None:
                 await self.sync()
@@ -396,7 +519,9 @@ class PromptStream:
     def __repr__(self) -> str:
         text = self._core.text
         tail = text if len(text) <= 40 else "..." + text[-40:]
-        return f"<PromptStream: {self._core.describe()}, {len(self._core.queue)} submitted, {tail!r}>"
+        return (
+            f"<PromptStream: {self._core.describe()}, {len(self._core.queue)} submitted, {tail!r}>"
+        )
 
     def _submit(self, op: Op) -> Handle[Any]:
         handle = SelectHandle if isinstance(op, Select) else Handle

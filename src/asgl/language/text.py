@@ -1,7 +1,7 @@
 """Text on its way to tokens: a run.
 
-Texts appended one after the other are one run, whatever calls they came from, and are tokenized together, once, when an op
-seals the run. Control tokens stand between runs:
+Texts appended one after the other are one run, whatever calls they came from, and are tokenized
+together, once, when an op seals the run. Control tokens stand between runs:
 
     appended       <|im_start|>   "user\\n"  "Hi "  "there"   <|im_end|>   "\\n"
     tokenized      1            | "user\\nHi there"         | 2          | "\\n"
@@ -87,8 +87,11 @@ class Run:
             self._parts.append(text)
 
 
-def token_ids_of(parts: Sequence[Part], encode: Callable[[str], list[int]], prefix: str = "") -> list[int]:
-    """Control tokens as they are, each text tokenized on its own, as data; `prefix` goes before the first text."""
+def token_ids_of(
+    parts: Sequence[Part], encode: Callable[[str], list[int]], prefix: str = ""
+) -> list[int]:
+    """Control tokens as they are, each text tokenized on its own, as data; `prefix` goes before the
+    first text."""
     ids: list[int] = []
     for part in parts:
         if isinstance(part, int):

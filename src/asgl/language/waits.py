@@ -1,4 +1,5 @@
-"""What a running op may wait for. Each wait is started once, wakes its stream when it is done, and can be cancelled."""
+"""What a running op may wait for. Each wait is started once, wakes its stream when it is done, and
+can be cancelled."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 class Wake:
     """How a stream is woken: the one thing of it that the engine holds.
 
-    The stream is held weakly, so that one that nobody else refers to goes, and its op is cancelled. While a task waits for
-    the stream it is held strongly: the task may be referred to by nothing but what it waits for.
+    The stream is held weakly, so that one that nobody else refers to goes, and its op is cancelled.
+    While a task waits for the stream it is held strongly: the task may be referred to by nothing
+    but what it waits for.
     """
 
     __slots__ = ("_core", "hold")
@@ -33,7 +35,8 @@ class Wake:
 
     @property
     def part(self) -> Gen | Select | None:
-        """What of the running op asks the model now. An engine that answers by script looks here."""
+        """What of the running op asks the model now. An engine that answers by script looks
+        here."""
         core = self._core()
         return core.queue[0].part if core is not None and core.queue else None
 
@@ -42,7 +45,11 @@ class Wake:
             core.progressed()
 
     def on_settled(self, ticket: Ticket, /) -> None:
-        if (core := self._core()) is not None and isinstance(core.wait, ForTicket) and core.wait.ticket is ticket:
+        if (
+            (core := self._core()) is not None
+            and isinstance(core.wait, ForTicket)
+            and core.wait.ticket is ticket
+        ):
             core.resume()
 
     def interrupt(self, error: Exception) -> None:
@@ -71,8 +78,16 @@ class ForTicket:
 
     failure: Failure | None = None
 
-    def __init__(self, place: Place, submit: Callable[[Listener], Ticket], item: Item, *, live: bool = False) -> None:
-        self._engine, self._deadline, self._submit, self._item, self._live = place.engine, place.deadline, submit, item, live
+    def __init__(
+        self, place: Place, submit: Callable[[Listener], Ticket], item: Item, *, live: bool = False
+    ) -> None:
+        self._engine, self._deadline, self._submit, self._item, self._live = (
+            place.engine,
+            place.deadline,
+            submit,
+            item,
+            live,
+        )
         self.ticket: Ticket | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -81,7 +96,9 @@ class ForTicket:
         if self._live:
             self._item.live = self.ticket
         if self._deadline is not None and not self.ticket.settled:
-            self._timer = asyncio.get_running_loop().call_later(self._deadline, self._expire, wake, self._deadline)
+            self._timer = asyncio.get_running_loop().call_later(
+                self._deadline, self._expire, wake, self._deadline
+            )
 
     @property
     def done(self) -> bool:
@@ -106,9 +123,16 @@ class ForTicket:
     def _expire(self, wake: Wake, deadline: float) -> None:
         assert self.ticket is not None
         if not self.ticket.settled:
-            wake.interrupt(BudgetError(
-                f"request {self.ticket.request_id} was not done within the deadline of {deadline:g} seconds: raise it, or ask "
-                "for less", spent=deadline, limit=deadline, request_id=self.ticket.request_id))
+            wake.interrupt(
+                BudgetError(
+                    f"request {self.ticket.request_id} was not done within the deadline of "
+                    f"{deadline:g} seconds: raise it, or ask "
+                    "for less",
+                    spent=deadline,
+                    limit=deadline,
+                    request_id=self.ticket.request_id,
+                )
+            )
 
 
 class ForHandle:
@@ -133,8 +157,11 @@ class ForHandle:
         item = self._handle.item
         if item.error is not None:
             self.failure = item.failure
-            raise cancelled(f"waited for {self._handle!r}, which did not finish: {item.error}", self._handle.core.stream,
-                            item.failure)
+            raise cancelled(
+                f"waited for {self._handle!r}, which did not finish: {item.error}",
+                self._handle.core.stream,
+                item.failure,
+            )
         return item
 
     def cancel(self) -> None:

@@ -1,14 +1,14 @@
 """What a loader gives: the config, the tokenizer, and tensors under asgl's own names.
 
-    embedding                          [vocabulary, d]
-    layers.{i}.attention_norm          [d]
-    layers.{i}.q / .k / .v             [heads * head_dim, d] / [kv_heads * head_dim, d]; rows in rotate-halves order
-    layers.{i}.q_bias / .k_bias / .v_bias   [rows], only if `config.attention_bias`
-    layers.{i}.o                       [d, heads * head_dim]
-    layers.{i}.mlp_norm                [d]
-    layers.{i}.gate / .up / .down      [f, d] / [f, d] / [d, f]
-    norm                               [d]
-    head                               [vocabulary, d], unless `config.tied_head`
+embedding                          [vocabulary, d]
+layers.{i}.attention_norm          [d]
+layers.{i}.q / .k / .v             [heads * head_dim, d] / [kv_heads * head_dim, d]; rows in rotate-halves order
+layers.{i}.q_bias / .k_bias / .v_bias   [rows], only if `config.attention_bias`
+layers.{i}.o                       [d, heads * head_dim]
+layers.{i}.mlp_norm                [d]
+layers.{i}.gate / .up / .down      [f, d] / [f, d] / [d, f]
+norm                               [d]
+head                               [vocabulary, d], unless `config.tied_head`
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 class Checkpoint(Protocol):
-    """An opened model. Tensors are read when asked for, and dense ones keep the dtype of the file."""
+    """An opened model. Tensors are read when asked for, and dense ones keep the dtype of the
+    file."""
 
     name: str
     config: ModelConfig
@@ -34,7 +35,8 @@ class Checkpoint(Protocol):
     """None if the model has none."""
 
     def tensor(self, name: str) -> Tensor | QuantizedTensor:
-        """The tensor of that name. ModelError if the file lacks it or its shape is not what the config says."""
+        """The tensor of that name. ModelError if the file lacks it or its shape is not what the
+        config says."""
         ...
 
     def close(self) -> None:

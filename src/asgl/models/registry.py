@@ -1,5 +1,5 @@
-"""From what a user names to an opened checkpoint, and from a checkpoint's architecture to the class that computes
-it."""
+"""From what a user names to an opened checkpoint, and from a checkpoint's architecture to the class
+that computes it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     from asgl.models.checkpoint import Checkpoint
 
 ARCHITECTURES = {"llama": "asgl.models.llama:Llama"}
-"""The class of each architecture, as "module:name": imported when a model of that architecture is opened."""
+"""The class of each architecture, as "module:name": imported when a model of that architecture is
+opened."""
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
 
 
-def open_checkpoint(model: str | os.PathLike[str], *, progress: Progress | None = None) -> Checkpoint:
-    """Opens a model: a registered name, a .gguf file, a directory in Hugging Face's layout, or a repo id of its hub.
+def open_checkpoint(
+    model: str | os.PathLike[str], *, progress: Progress | None = None
+) -> Checkpoint:
+    """Opens a model: a registered name, a .gguf file, a directory in Hugging Face's layout, or a
+    repo id of its hub.
 
-    A registered name wins over a file or directory of that name ("./name" is the file). What has to be fetched is
-    fetched into the cache, with news of it to `progress`. ModelError if there is no such model, it cannot be fetched,
-    or is damaged.
+    A registered name wins over a file or directory of that name ("./name" is the file). What has to
+    be fetched is fetched into the cache, with news of it to `progress`. ModelError if there is no
+    such model, it cannot be fetched, or is damaged.
     """
     if isinstance(model, str) and model in REGISTERED:
         from asgl.models.gguf_checkpoint import GgufCheckpoint
@@ -42,7 +46,9 @@ def open_checkpoint(model: str | os.PathLike[str], *, progress: Progress | None 
         return _directory(path, None)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(f"{path}: a model is a .gguf file or a directory with config.json and *.safetensors")
+            raise ModelError(
+                f"{path}: a model is a .gguf file or a directory with config.json and *.safetensors"
+            )
         from asgl.models.gguf_checkpoint import GgufCheckpoint
 
         return GgufCheckpoint(path)
@@ -52,11 +58,14 @@ def open_checkpoint(model: str | os.PathLike[str], *, progress: Progress | None 
 
 
 def model_class(config: ModelConfig) -> Any:
-    """The class that computes models of that architecture. ModelError, with the known ones, if there is none."""
+    """The class that computes models of that architecture. ModelError, with the known ones, if
+    there is none."""
     target = ARCHITECTURES.get(config.architecture)
     if target is None:
-        raise ModelError(f"models of the architecture {config.architecture!r} are not known; known are "
-                         f"{', '.join(sorted(ARCHITECTURES))}")
+        raise ModelError(
+            f"models of the architecture {config.architecture!r} are not known; known are "
+            f"{', '.join(sorted(ARCHITECTURES))}"
+        )
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -70,20 +79,27 @@ def _directory(path: Path, name: str | None) -> Checkpoint:
 
 
 def _snapshot(repository: str) -> Path:
-    """The local copy of a repository of the Hugging Face hub; the hub's library shows its own progress."""
+    """The local copy of a repository of the Hugging Face hub; the hub's library shows its own
+    progress."""
     import huggingface_hub
 
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES))
     except Exception as error:  # of many kinds: of the hub, of HTTP, of files
-        raise ModelError(f"{repository!r} is no file, directory or registered name here, and cannot be fetched from "
-                         f"the Hugging Face hub: {error}. Check the name and the network, or give a directory that has "
-                         f"its files; registered names are {', '.join(sorted(REGISTERED))}") from error
+        raise ModelError(
+            f"{repository!r} is no file, directory or registered name here, and cannot be fetched "
+            "from "
+            f"the Hugging Face hub: {error}. Check the name and the network, or give a directory "
+            "that has "
+            f"its files; registered names are {', '.join(sorted(REGISTERED))}"
+        ) from error
 
 
 def _no_such_model(model: str) -> ModelError:
     names = ", ".join(sorted(REGISTERED))
     near = difflib.get_close_matches(model, REGISTERED, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ModelError(f"there is no model {model!r}: not a registered name ({names}), not a .gguf file, not a "
-                      f"directory, not a Hugging Face repo id (org/name).{hint}")
+    return ModelError(
+        f"there is no model {model!r}: not a registered name ({names}), not a .gguf file, not a "
+        f"directory, not a Hugging Face repo id (org/name).{hint}"
+    )

@@ -1,4 +1,5 @@
-"""A directory in Hugging Face's layout as a checkpoint: config.json, *.safetensors, a tokenizer, a chat template."""
+"""A directory in Hugging Face's layout as a checkpoint: config.json, *.safetensors, a tokenizer, a
+chat template."""
 
 from __future__ import annotations
 
@@ -19,18 +20,31 @@ from asgl.models.layout import check_config, check_tensor, expected_shapes
 from asgl.models.tokenizer import Tokenizer
 from asgl.models.tokenizer_json import tokenizer_json
 
-_TOP = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
+_TOP = {
+    "embedding": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
 _LAYER = {
-    "attention_norm": "input_layernorm.weight", "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight",
-    "v": "self_attn.v_proj.weight", "q_bias": "self_attn.q_proj.bias", "k_bias": "self_attn.k_proj.bias",
-    "v_bias": "self_attn.v_proj.bias", "o": "self_attn.o_proj.weight", "mlp_norm": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight",
+    "attention_norm": "input_layernorm.weight",
+    "q": "self_attn.q_proj.weight",
+    "k": "self_attn.k_proj.weight",
+    "v": "self_attn.v_proj.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+    "o": "self_attn.o_proj.weight",
+    "mlp_norm": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight",
+    "up": "mlp.up_proj.weight",
+    "down": "mlp.down_proj.weight",
 }
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 class SafetensorsCheckpoint:
-    """See `models.checkpoint.Checkpoint`. ModelError names the file of the directory that is missing or wrong."""
+    """See `models.checkpoint.Checkpoint`. ModelError names the file of the directory that is
+    missing or wrong."""
 
     def __init__(self, directory: str | os.PathLike[str], name: str | None = None) -> None:
         self._directory = Path(directory)
@@ -59,8 +73,11 @@ class SafetensorsCheckpoint:
             raise ModelError(f"{path}: tensor {stored!r} cannot be read: {error}") from error
         check_tensor(path, stored, tensor, shape)
         if tensor.dtype not in _DTYPES:
-            raise ModelError(f"{path}: tensor {stored!r} is of {tensor.dtype}; only float32, float16 and bfloat16 can "
-                             "be read")
+            raise ModelError(
+                f"{path}: tensor {stored!r} is of {tensor.dtype}; only float32, float16 and "
+                "bfloat16 can "
+                "be read"
+            )
         return tensor
 
     def close(self) -> None:
@@ -71,8 +88,12 @@ class SafetensorsCheckpoint:
         index = self._directory / "model.safetensors.index.json"
         if index.exists():
             named: Any = _json(index).get("weight_map")
-            if not isinstance(named, dict) or any(file != Path(str(file)).name for file in named.values()):
-                raise ModelError(f"{index}: weight_map does not map tensors to files of the same directory")
+            if not isinstance(named, dict) or any(
+                file != Path(str(file)).name for file in named.values()
+            ):
+                raise ModelError(
+                    f"{index}: weight_map does not map tensors to files of the same directory"
+                )
             where = {str(tensor): self._directory / file for tensor, file in named.items()}
             there = {name for path in sorted(set(where.values())) for name in self._open(path)}
             if missing := where.keys() - there:
@@ -80,8 +101,11 @@ class SafetensorsCheckpoint:
             return where
         files = sorted(self._directory.glob("*.safetensors"))
         if not files:
-            raise ModelError(f"{self._directory}: there is no *.safetensors file; other formats (pytorch_model.bin) "
-                             "are not read, convert them")
+            raise ModelError(
+                f"{self._directory}: there is no *.safetensors file; other formats "
+                "(pytorch_model.bin) "
+                "are not read, convert them"
+            )
         return {name: path for path in files for name in self._open(path)}
 
     def _open(self, path: Path) -> list[str]:
@@ -89,36 +113,62 @@ class SafetensorsCheckpoint:
             self._files[str(path)] = safe_open(path, framework="pt")
             return list(self._files[str(path)].keys())
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: not a whole safetensors file: {error}; fetch it again") from error
+            raise ModelError(
+                f"{path}: not a whole safetensors file: {error}; fetch it again"
+            ) from error
 
     def _check_names(self) -> None:
-        """Every tensor is there, and none that would be ignored: such a model would answer, and be wrong."""
+        """Every tensor is there, and none that would be ignored: such a model would answer, and be
+        wrong."""
         needed = {_stored_name(name) for name in self._shapes}
         if missing := needed - self._where.keys():
-            raise ModelError(f"{self._directory}: {len(missing)} tensors are missing, among them {min(missing)!r}")
-        ignorable = {_TOP["head"]} | {name for name in self._where if name.endswith("rotary_emb.inv_freq")}
+            raise ModelError(
+                f"{self._directory}: {len(missing)} tensors are missing, among them "
+                f"{min(missing)!r}"
+            )
+        ignorable = {_TOP["head"]} | {
+            name for name in self._where if name.endswith("rotary_emb.inv_freq")
+        }
         if unknown := self._where.keys() - needed - ignorable:
-            raise ModelError(f"{self._where[min(unknown)]}: {len(unknown)} tensors are of no use to a model of the "
-                             f"architecture {self.config.architecture!r}, among them {min(unknown)!r}; it is a variant "
-                             "that is not known")
+            raise ModelError(
+                f"{self._where[min(unknown)]}: {len(unknown)} tensors are of no use to a model of "
+                "the "
+                f"architecture {self.config.architecture!r}, among them {min(unknown)!r}; it is a "
+                "variant "
+                "that is not known"
+            )
 
     def _tokenizer(self, settings: Mapping[str, Any], end_tokens: set[int]) -> Tokenizer:
         path, vocabulary = self._directory / "tokenizer.json", self.config.vocabulary
         adds_bos = settings.get("add_bos_token")
         if path.exists():
             eos = _text(settings.get("eos_token"))
-            return tokenizer_json(path, vocabulary=vocabulary, bos=_text(settings.get("bos_token")) or None,
-                                  adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
-                                  end_texts=[eos] if eos else [], end_tokens=end_tokens)
+            return tokenizer_json(
+                path,
+                vocabulary=vocabulary,
+                bos=_text(settings.get("bos_token")) or None,
+                adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
+                end_texts=[eos] if eos else [],
+                end_tokens=end_tokens,
+            )
         path = self._directory / "tokenizer.model"
         if path.exists():
             from asgl.models.tokenizer_sentencepiece import tokenizer_model
 
             added = settings.get("added_tokens_decoder")
             tokens: dict[str, Any] = added if isinstance(added, dict) else {}
-            control = {int(id): str(token["content"]) for id, token in tokens.items() if token.get("special")}
-            return tokenizer_model(path, vocabulary=vocabulary, control=control, adds_bos=adds_bos is not False,
-                                   end_tokens=end_tokens)
+            control = {
+                int(id): str(token["content"])
+                for id, token in tokens.items()
+                if token.get("special")
+            }
+            return tokenizer_model(
+                path,
+                vocabulary=vocabulary,
+                control=control,
+                adds_bos=adds_bos is not False,
+                end_tokens=end_tokens,
+            )
         raise ModelError(f"{self._directory}: there is no tokenizer.json and no tokenizer.model")
 
     def _template(self, settings: Mapping[str, Any]) -> ChatTemplate | None:
@@ -130,11 +180,17 @@ class SafetensorsCheckpoint:
             except (OSError, UnicodeDecodeError) as error:
                 raise ModelError(f"{path}: cannot be read: {error}") from error
         if isinstance(source, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+            named = {
+                entry.get("name"): entry.get("template")
+                for entry in source
+                if isinstance(entry, dict)
+            }
             source = named.get("default")
         if not isinstance(source, str):
             return None
-        return ChatTemplate(source, bos=_text(settings.get("bos_token")), eos=_text(settings.get("eos_token")))
+        return ChatTemplate(
+            source, bos=_text(settings.get("bos_token")), eos=_text(settings.get("eos_token"))
+        )
 
 
 def _stored_name(name: str) -> str:
@@ -165,7 +221,9 @@ def _text(token: Any) -> str:
 def _ids(config: Mapping[str, Any]) -> set[int]:
     """The end tokens of a config.json or generation_config.json: one, several or none."""
     ids = config.get("eos_token_id")
-    return {id for id in (ids if isinstance(ids, list) else [ids]) if isinstance(id, int) and id >= 0}
+    return {
+        id for id in (ids if isinstance(ids, list) else [ids]) if isinstance(id, int) and id >= 0
+    }
 
 
 def _config(path: Path, config: Mapping[str, Any], has_head: bool) -> ModelConfig:
@@ -179,22 +237,34 @@ def _config(path: Path, config: Mapping[str, Any], has_head: bool) -> ModelConfi
     if get("hidden_act", str, "silu") not in ("silu", "swish"):
         raise ModelError(f"{path}: hidden_act is {config['hidden_act']!r}; only silu is known")
     if config.get("quantization_config"):
-        raise ModelError(f"{path}: the weights are quantized (quantization_config), which is read from GGUF files only")
+        raise ModelError(
+            f"{path}: the weights are quantized (quantization_config), which is read from GGUF "
+            "files only"
+        )
     rope = get("rope_parameters", dict, {})
     scaling = {**get("rope_scaling", dict, {}), **rope}
     heads, hidden = get("num_attention_heads"), get("hidden_size")
     if heads < 1:
         raise ModelError(f"{path}: num_attention_heads is {heads}")
-    return check_config(path, ModelConfig(
-        architecture=get("model_type", str), layers=get("num_hidden_layers"), hidden_size=hidden,
-        intermediate_size=get("intermediate_size"), heads=heads, kv_heads=get("num_key_value_heads", int, heads),
-        head_dim=get("head_dim", int, hidden // heads), vocabulary=get("vocab_size"),
-        context_length=get("max_position_embeddings"),
-        rope_theta=float(rope.get("rope_theta") or get("rope_theta", (int, float), 10000.0)),
-        norm_eps=float(get("rms_norm_eps", (int, float), 1e-6)),
-        tied_head=get("tie_word_embeddings", bool, False) or not has_head,
-        attention_bias=get("attention_bias", bool, False), rope_scaling=_rope_scaling(path, scaling),
-    ))
+    return check_config(
+        path,
+        ModelConfig(
+            architecture=get("model_type", str),
+            layers=get("num_hidden_layers"),
+            hidden_size=hidden,
+            intermediate_size=get("intermediate_size"),
+            heads=heads,
+            kv_heads=get("num_key_value_heads", int, heads),
+            head_dim=get("head_dim", int, hidden // heads),
+            vocabulary=get("vocab_size"),
+            context_length=get("max_position_embeddings"),
+            rope_theta=float(rope.get("rope_theta") or get("rope_theta", (int, float), 10000.0)),
+            norm_eps=float(get("rms_norm_eps", (int, float), 1e-6)),
+            tied_head=get("tie_word_embeddings", bool, False) or not has_head,
+            attention_bias=get("attention_bias", bool, False),
+            rope_scaling=_rope_scaling(path, scaling),
+        ),
+    )
 
 
 def _rope_scaling(path: Path, scaling: Mapping[str, Any]) -> RopeScaling | None:
@@ -204,8 +274,11 @@ def _rope_scaling(path: Path, scaling: Mapping[str, Any]) -> RopeScaling | None:
     if kind != "llama3":
         raise ModelError(f"{path}: rope scaling of the kind {kind!r} is not known, only 'llama3'")
     try:
-        return RopeScaling(factor=float(scaling["factor"]), low_freq_factor=float(scaling["low_freq_factor"]),
-                           high_freq_factor=float(scaling["high_freq_factor"]),
-                           original_context=int(scaling["original_max_position_embeddings"]))
+        return RopeScaling(
+            factor=float(scaling["factor"]),
+            low_freq_factor=float(scaling["low_freq_factor"]),
+            high_freq_factor=float(scaling["high_freq_factor"]),
+            original_context=int(scaling["original_max_position_embeddings"]),
+        )
     except (LookupError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: the rope scaling lacks a number: {error}") from error

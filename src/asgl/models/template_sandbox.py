@@ -1,10 +1,10 @@
-"""Renders Jinja templates that come with a model, and so from strangers: in a sandbox, with a bound on work and on
-memory.
+"""Renders Jinja templates that come with a model, and so from strangers: in a sandbox, with a bound
+on work and on memory.
 
-Jinja's own sandbox keeps a template away from Python's objects, but lets it loop for years or build a string of a
-terabyte. Here every loop turn, every call, and every value that is built or written is charged to one budget, so that
-the bound does not depend on the speed of the machine. The charges are put into the template's syntax tree, where it
-cannot reach them.
+Jinja's own sandbox keeps a template away from Python's objects, but lets it loop for years or build
+a string of a terabyte. Here every loop turn, every call, and every value that is built or written
+is charged to one budget, so that the bound does not depend on the speed of the machine. The charges
+are put into the template's syntax tree, where it cannot reach them.
 """
 
 from __future__ import annotations
@@ -25,24 +25,83 @@ from asgl.errors import ModelError
 MAX_TEMPLATE = 1 << 18
 """Characters of a template."""
 MAX_WORK = 1 << 21
-"""Units of a rendering, besides those for what is given to it: characters, `_ELEMENT` for each element, `_TURN` for
-each turn or call. A few tenths of a second."""
+"""Units of a rendering, besides those for what is given to it: characters, `_ELEMENT` for each
+element, `_TURN` for each turn or call. A few tenths of a second."""
 _TURN = 16
 _ELEMENT = 4
 _MAX_DEPTH = 64
 
 _FILTERS = (
-    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items", "join",
-    "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round",
-    "safe", "select", "selectattr", "sort", "string", "sum", "title", "trim", "unique", "upper",
+    "abs",
+    "capitalize",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "first",
+    "float",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "sort",
+    "string",
+    "sum",
+    "title",
+    "trim",
+    "unique",
+    "upper",
 )
 _LOOKERS = frozenset({"count", "d", "default", "first", "last", "length"})
-"""Filters that take constant time. A template may ask for the length of the conversation at each of its messages."""
-_TEXT_METHODS = frozenset({
-    "capitalize", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdigit", "islower", "isspace",
-    "isupper", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rpartition",
-    "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper",
-})
+"""Filters that take constant time. A template may ask for the length of the conversation at each of
+its messages."""
+_TEXT_METHODS = frozenset(
+    {
+        "capitalize",
+        "count",
+        "endswith",
+        "find",
+        "index",
+        "isalnum",
+        "isalpha",
+        "isdigit",
+        "islower",
+        "isspace",
+        "isupper",
+        "lower",
+        "lstrip",
+        "partition",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rfind",
+        "rpartition",
+        "rsplit",
+        "rstrip",
+        "split",
+        "splitlines",
+        "startswith",
+        "strip",
+        "title",
+        "upper",
+    }
+)
 """The others can make a long text of a short one: "".ljust(10**12)."""
 
 
@@ -64,10 +123,17 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=self.charge,
-                         extensions=[loopcontrols, _Generation])
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,
+            finalize=self.charge,
+            extensions=[loopcontrols, _Generation],
+        )
         self.left = 0
-        filters: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _FILTERS} | {"tojson": _to_json}
+        filters: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _FILTERS} | {
+            "tojson": _to_json
+        }
         self.filters = {name: self._charged(name, filter) for name, filter in filters.items()}
         self.globals: Any = {name: self.globals[name] for name in ("range", "dict", "namespace")}
         self.globals["raise_exception"] = _raise
@@ -95,8 +161,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if operator == "**" or (operator == "%" and isinstance(left, str)):
             raise TemplateError(f"the operator {operator} is not allowed")
         if operator == "*":
-            self._spend(max(self._size(left, 0), 1) * max(right, 0) if isinstance(right, int) and _is_long(left) else
-                        max(self._size(right, 0), 1) * max(left, 0) if isinstance(left, int) and _is_long(right) else 1)
+            self._spend(
+                max(self._size(left, 0), 1) * max(right, 0)
+                if isinstance(right, int) and _is_long(left)
+                else max(self._size(right, 0), 1) * max(left, 0)
+                if isinstance(left, int) and _is_long(right)
+                else 1
+            )
         value = super().call_binop(context, operator, left, right)
         if isinstance(value, int) and abs(value) >= 1 << 64:
             raise TemplateError("a number is too large")
@@ -116,11 +187,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
-            loop.body.insert(0, nodes.ExprStmt(_own_call("turn", [], loop.lineno), lineno=loop.lineno))
+            loop.body.insert(
+                0, nodes.ExprStmt(_own_call("turn", [], loop.lineno), lineno=loop.lineno)
+            )
         return _Charges().visit(tree)
 
     def _charged(self, name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
-        """The filter, charging what it is given and what it makes. Jinja's marks on it (`pass_context`) are kept."""
+        """The filter, charging what it is given and what it makes. Jinja's marks on it
+        (`pass_context`) are kept."""
 
         def charged(*args: Any, **kwargs: Any) -> Any:
             self._spend(_TURN)
@@ -206,14 +280,24 @@ def _raise(message: str) -> Never:
 def compile_template(source: str) -> Callable[[Mapping[str, Any]], str]:
     """A function that renders the template with variables. Both raise ModelError, with the reason.
 
-    Rendering changes no state but the sandbox's own budget; do not call it from two threads at once.
+    Rendering changes no state but the sandbox's own budget; do not call it from two threads at
+    once.
     """
     if len(source) > MAX_TEMPLATE:
-        raise ModelError(f"the chat template has {len(source)} characters; more than {MAX_TEMPLATE} are not read")
+        raise ModelError(
+            f"the chat template has {len(source)} characters; more than {MAX_TEMPLATE} are not read"
+        )
     sandbox = _Sandbox()
     try:
         template = sandbox.from_string(source)
-    except (jinja2.TemplateError, TemplateError, RecursionError, SyntaxError, ValueError, MemoryError) as error:
+    except (
+        jinja2.TemplateError,
+        TemplateError,
+        RecursionError,
+        SyntaxError,
+        ValueError,
+        MemoryError,
+    ) as error:
         raise ModelError(f"the chat template does not compile: {error}") from error
 
     def render(variables: Mapping[str, Any]) -> str:
@@ -221,8 +305,16 @@ def compile_template(source: str) -> Callable[[Mapping[str, Any]], str]:
         sandbox.left = MAX_WORK + 16 * sandbox._size(variables, 0)
         try:
             return template.render(variables)
-        except (jinja2.TemplateError, TemplateError, RecursionError, ArithmeticError, LookupError, TypeError,
-                ValueError, AttributeError) as error:
+        except (
+            jinja2.TemplateError,
+            TemplateError,
+            RecursionError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:
             raise ModelError(f"the chat template cannot be rendered: {error}") from error
 
     return render

@@ -1,7 +1,9 @@
-"""Text to tokens and back. The text of a program is data: no text whatever is encoded to a control token.
+"""Text to tokens and back. The text of a program is data: no text whatever is encoded to a control
+token.
 
-Three sources make a `Tokenizer`: `tokenizer_json` (Hugging Face), `tokenizer_gguf` and `tokenizer_sentencepiece`. They
-differ in the back end that splits text; ids to bytes is one table for all of them.
+Three sources make a `Tokenizer`: `tokenizer_json` (Hugging Face), `tokenizer_gguf` and
+`tokenizer_sentencepiece`. They differ in the back end that splits text; ids to bytes is one table
+for all of them.
 """
 
 from __future__ import annotations
@@ -12,19 +14,36 @@ from types import MappingProxyType
 
 Encode = Callable[[str], list[int]]
 
-END_OF_GENERATION = frozenset({
-    "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<|return|>", "<|call|>",
-    "<end_of_turn>", "<eos>", "</s>", "<EOT>", "<|EOT|>", "<|end▁of▁sentence|>", "<|eot|>", "<|endofturn|>",
-})
-"""Texts of control tokens that end a generation in one model family or another, whatever the file declares as its
-one."""
+END_OF_GENERATION = frozenset(
+    {
+        "<|endoftext|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<end_of_turn>",
+        "<eos>",
+        "</s>",
+        "<EOT>",
+        "<|EOT|>",
+        "<|end▁of▁sentence|>",
+        "<|eot|>",
+        "<|endofturn|>",
+    }
+)
+"""Texts of control tokens that end a generation in one model family or another, whatever the file
+declares as its one."""
 
 
 class Tokenizer:
-    """A vocabulary, and how text is split into it. Immutable; `encode` may be called from several threads at once.
+    """A vocabulary, and how text is split into it. Immutable; `encode` may be called from several
+    threads at once.
 
-    `pieces` are the bytes of every token, b"" where an id is no token; `control` the texts of control tokens by id.
-    Their bytes in `pieces` are ignored.
+    `pieces` are the bytes of every token, b"" where an id is no token; `control` the texts of
+    control tokens by id. Their bytes in `pieces` are ignored.
     """
 
     def __init__(
@@ -46,30 +65,39 @@ class Tokenizer:
         self._control = frozenset(control)
         self.vocabulary = len(self._bytes)
         """How many ids there are; the largest one is one less."""
-        self.special_tokens: Mapping[str, int] = MappingProxyType({text: token for token, text in control.items()})
+        self.special_tokens: Mapping[str, int] = MappingProxyType(
+            {text: token for token, text in control.items()}
+        )
         """The control tokens, by their text."""
         self.bos = bos
         self.adds_bos = adds_bos and bos is not None
         """Whether a prompt begins with `bos`."""
         named = {token for text, token in self.special_tokens.items() if text in END_OF_GENERATION}
-        self.end_tokens: tuple[int, ...] = tuple(sorted(id for id in named.union(end_tokens) if id < self.vocabulary))
+        self.end_tokens: tuple[int, ...] = tuple(
+            sorted(id for id in named.union(end_tokens) if id < self.vocabulary)
+        )
         """All tokens that end a generation: of a text, of a turn, of a message."""
         self.space_prefix = space_prefix
-        """What the model was trained to find before the first text of a prompt: " " for many SentencePiece models, else
-        "". `encode` never adds it."""
+        """What the model was trained to find before the first text of a prompt: " " for many
+        SentencePiece models, else "". `encode` never adds it."""
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of the text as data: never a control token. Bytes that the vocabulary lacks are left out."""
+        """The tokens of the text as data: never a control token. Bytes that the vocabulary lacks
+        are left out."""
         if not text.isascii():
-            text = text.encode("utf-8", "replace").decode()  # lone surrogates become "?"; no back end takes them
+            text = text.encode(
+                "utf-8", "replace"
+            ).decode()  # lone surrogates become "?"; no back end takes them
         tokens = self._encode(text)
         if self._control.isdisjoint(tokens):
             return tokens
-        return [token for token in tokens if token not in self._control]  # "unknown", in most vocabularies
+        return [
+            token for token in tokens if token not in self._control
+        ]  # "unknown", in most vocabularies
 
     def decode(self, ids: Iterable[int], *, control: bool = True) -> str:
-        """The text of the tokens; control tokens are shown, or left out if not `control`. Invalid bytes become
-        U+FFFD."""
+        """The text of the tokens; control tokens are shown, or left out if not `control`. Invalid
+        bytes become U+FFFD."""
         table = self._shown if control else self._bytes
         return b"".join([table[token] for token in ids]).decode("utf-8", "replace")
 
@@ -83,7 +111,8 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Decodes tokens as they come: a character is given when its last byte came, never half of one."""
+    """Decodes tokens as they come: a character is given when its last byte came, never half of
+    one."""
 
     __slots__ = ("_decoder", "_table")
 
@@ -118,7 +147,8 @@ BYTE_ALPHABET: Mapping[str, int] = MappingProxyType(_byte_alphabet())
 
 
 def byte_level_piece(text: str) -> bytes:
-    """The bytes of a token of byte-level BPE. A text with characters outside the alphabet stands for itself."""
+    """The bytes of a token of byte-level BPE. A text with characters outside the alphabet stands
+    for itself."""
     try:
         return bytes([BYTE_ALPHABET[character] for character in text])
     except KeyError:

@@ -1,11 +1,13 @@
-"""What a chat template writes around the calls of tools and their results, found by rendering it with sentinels.
+"""What a chat template writes around the calls of tools and their results, found by rendering it
+with sentinels.
 
     <|im_start|>assistant\\n <tool_call>\\n{"name": N, "arguments": {K: V}}\\n</tool_call> <|im_end|>\\n ... S0 ...
                           | before      | JSON                         | middle                       | result | after
 
-Templates agree on how messages look that they are given: `tool_calls` in a message of the assistant, results in messages of
-the role "tool". What they make of it differs: a template for which the parts cannot be told apart, or that wants more than a
-name and arguments (an id, say), is used as one that knows no tools.
+Templates agree on how messages look that they are given: `tool_calls` in a message of the
+assistant, results in messages of the role "tool". What they make of it differs: a template for
+which the parts cannot be told apart, or that wants more than a name and arguments (an id, say), is
+used as one that knows no tools.
 """
 
 from __future__ import annotations
@@ -21,15 +23,26 @@ _NAME, _KEY, _VALUE = "Zqtoolqz", "Zqkeyqz", "Zqvalueqz"
 _USER, _SYSTEM = "Zquserqz", "Zqsystemqz"
 _RESULTS = ('Zqfirst"qz', 'Zqsecond"qz')
 """Each has a character that JSON escapes."""
-_TOOL = {"type": "function", "function": {"name": _NAME, "description": "d", "parameters": {
-    "type": "object", "properties": {_KEY: {"type": "string"}}, "required": [_KEY]}}}
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _NAME,
+        "description": "d",
+        "parameters": {
+            "type": "object",
+            "properties": {_KEY: {"type": "string"}},
+            "required": [_KEY],
+        },
+    },
+}
 
 
 class ToolParts(NamedTuple):
     """All text is the template's own, control tokens in it included."""
 
     before: str
-    """From the end of the message before to the first call: the header of the assistant is in it."""
+    """From the end of the message before to the first call: the header of the assistant is in
+    it."""
     name_key: str
     arguments_key: str
     """A call is a JSON object of these two, in this order."""
@@ -49,29 +62,58 @@ def tool_parts(template: object) -> ToolParts | None:
     if not isinstance(template, ChatTemplate) or "tools" not in template.source:
         return None
     one, two = _parts_of(template, 1), _parts_of(template, 2)
-    if one is None or two is None or two[:3] != one[:3] or (two.middle, two.after) != (one.middle, one.after):
+    if (
+        one is None
+        or two is None
+        or two[:3] != one[:3]
+        or (two.middle, two.after) != (one.middle, one.after)
+    ):
         return one
     return two
 
 
 def system_with_tools(template: ChatTemplate, tools: Sequence[Mapping[str, Any]]) -> RoleParts:
-    """What goes around the content of a system message that tells of the tools. ModelError if that cannot be told apart."""
+    """What goes around the content of a system message that tells of the tools. ModelError if that
+    cannot be told apart."""
     user = template.role_parts("user")
-    text = template.render([{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}], tools=tools)
+    text = template.render(
+        [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}], tools=tools
+    )
     before, found, rest = text.partition(_SYSTEM)
     after, also_found, _ = rest.partition(user.prefix + _USER)
     if not found or not also_found or not before.startswith(template.head):
-        raise ModelError("the model's chat template does not write a system message beside tools: describe the tools in text")
-    return RoleParts(before[len(template.head):], after, template.role_parts("system").trims)
+        raise ModelError(
+            "the model's chat template does not write a system message beside tools: describe the "
+            "tools in text"
+        )
+    return RoleParts(before[len(template.head) :], after, template.role_parts("system").trims)
 
 
 def _parts_of(template: ChatTemplate, calls: int) -> ToolParts | None:
-    """The parts, from a conversation with so many calls, and as many results; None if they cannot be told apart."""
-    requests = [{"id": f"call0000{index}", "type": "function", "function": {"name": _NAME, "arguments": {_KEY: _VALUE}}}
-                for index in range(calls)]
-    results = [{"role": "tool", "name": _NAME, "tool_call_id": f"call0000{index}", "content": _RESULTS[index]}
-               for index in range(calls)]
-    messages = [{"role": "user", "content": _USER}, {"role": "assistant", "content": "", "tool_calls": requests}, *results]
+    """The parts, from a conversation with so many calls, and as many results; None if they cannot
+    be told apart."""
+    requests = [
+        {
+            "id": f"call0000{index}",
+            "type": "function",
+            "function": {"name": _NAME, "arguments": {_KEY: _VALUE}},
+        }
+        for index in range(calls)
+    ]
+    results = [
+        {
+            "role": "tool",
+            "name": _NAME,
+            "tool_call_id": f"call0000{index}",
+            "content": _RESULTS[index],
+        }
+        for index in range(calls)
+    ]
+    messages = [
+        {"role": "user", "content": _USER},
+        {"role": "assistant", "content": "", "tool_calls": requests},
+        *results,
+    ]
     try:
         text, user = template.render(messages, tools=[_TOOL]), template.role_parts("user")
     except ModelError:
@@ -88,12 +130,17 @@ def _parts_of(template: ChatTemplate, calls: int) -> ToolParts | None:
     keys = {tuple(json.loads(text[begin:end])) for begin, end in spans}
     if len(keys) != 1:
         return None
-    (name_key, arguments_key), = keys
+    ((name_key, arguments_key),) = keys
     last = places[-1] + len(results[-1])
     return ToolParts(
-        text[len(user.suffix):spans[0][0]], name_key, arguments_key,
-        text[spans[0][1]:spans[1][0]] if calls > 1 else None, text[spans[-1][1]:places[0]],
-        text[places[0] + len(results[0]):places[1]] if calls > 1 else "", text[last:], quoted,
+        text[len(user.suffix) : spans[0][0]],
+        name_key,
+        arguments_key,
+        text[spans[0][1] : spans[1][0]] if calls > 1 else None,
+        text[spans[-1][1] : places[0]],
+        text[places[0] + len(results[0]) : places[1]] if calls > 1 else "",
+        text[last:],
+        quoted,
     )
 
 

@@ -1,15 +1,17 @@
-"""The branches of a select: a trie of the options' tokens, whose log-probabilities are scored after one shared prompt.
+"""The branches of a select: a trie of the options' tokens, whose log-probabilities are scored after
+one shared prompt.
 
     options  "a b c", "a b d", "a e"        prompt -- a -- b -- c
                                                        \\    \\- d
                                                         \\- e
 
-The log-probability of a token comes from its parent's logits, so only tokens that have children are computed (here a and
-b), each once however many options share it. Chains of them are the *edges*, each a row of a step that reads the slots of
-the prompt and of the edges above.
+The log-probability of a token comes from its parent's logits, so only tokens that have children are
+computed (here a and b), each once however many options share it. Chains of them are the *edges*,
+each a row of a step that reads the slots of the prompt and of the edges above.
 
-The trie may be larger than the cache: it is worked off depth first. An edge that is computed is cached and locked, and let
-go once nothing below it is left, so that between two steps only the edges on the way to the next one are held.
+The trie may be larger than the cache: it is worked off depth first. An edge that is computed is
+cached and locked, and let go once nothing below it is left, so that between two steps only the
+edges on the way to the next one are held.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Edge:
         self.start: int = parent.start + len(parent.tokens) if parent is not None else 0
         """How many tokens stand between the prompt and this edge."""
         self.node: Node | None = None
-        """The locked node of the cache that the edge ends at, once it is computed. Before that its slots are its own."""
+        """The locked node of the cache that the edge ends at, once it is computed. Before that its
+        slots are its own."""
         self.below = 0
         """How many of the edges right below it are not done."""
         self.done = False
@@ -68,7 +71,8 @@ class Edge:
 
 
 class Branches:
-    """The trie, and how far it is computed. Options may repeat, be prefixes of one another, or be empty (scored [])."""
+    """The trie, and how far it is computed. Options may repeat, be prefixes of one another, or be
+    empty (scored [])."""
 
     def __init__(self, options: Sequence[Sequence[int]]) -> None:
         self._tokens: list[int] = [-1]
@@ -102,8 +106,11 @@ class Branches:
         return path
 
     def _build_edges(self) -> None:
-        """Edges in depth-first order, so that a parent always comes before its children. No recursion: options are long."""
-        starts: list[tuple[int, Edge | None]] = [(child, None) for child in reversed(self._inner_children(0))]
+        """Edges in depth-first order, so that a parent always comes before its children. No
+        recursion: options are long."""
+        starts: list[tuple[int, Edge | None]] = [
+            (child, None) for child in reversed(self._inner_children(0))
+        ]
         while starts:
             node, parent = starts.pop()
             edge = Edge(parent, len(self.edges))
@@ -129,7 +136,7 @@ class Branches:
         for child, value in zip(self._children[node].values(), values, strict=True):
             self._scores[child] = value
 
-    # --- slots ------------------------------------------------------------------------------------------------------
+    # --- slots ------------------------------------------------------------------------------------
 
     @property
     def holding(self) -> list[Edge]:
@@ -139,10 +146,15 @@ class Branches:
     @property
     def reserve(self) -> int:
         """How many slots more it may have to hold at once."""
-        return max(0, self.depth - sum(len(edge.slots) for edge in self._holding)) if self.unfinished else 0
+        return (
+            max(0, self.depth - sum(len(edge.slots) for edge in self._holding))
+            if self.unfinished
+            else 0
+        )
 
     def pending(self) -> Iterator[tuple[Edge, int]]:
-        """The edges that have no slots for all their tokens, in depth-first order, each with how many it has."""
+        """The edges that have no slots for all their tokens, in depth-first order, each with how
+        many it has."""
         while self._first < len(self.edges) and self.edges[self._first].done:
             self._first += 1
         for index in range(self._first, len(self.edges)):
@@ -156,7 +168,8 @@ class Branches:
         self._holding[edge] = None
 
     def finish(self, edge: Edge) -> list[Edge]:
-        """The edge is computed. Returns the edges that are done by that, which the caller lets go of: it and those above."""
+        """The edge is computed. Returns the edges that are done by that, which the caller lets go
+        of: it and those above."""
         done: list[Edge] = []
         above: Edge | None = edge
         while above is not None and not above.below:
@@ -170,7 +183,8 @@ class Branches:
         return done
 
     def reset(self) -> None:
-        """Forgets the slots, which the caller has freed. What is not done is computed again, what is done is not."""
+        """Forgets the slots, which the caller has freed. What is not done is computed again, what
+        is done is not."""
         for edge in self._holding:
             edge.slots, edge.node = array(INT), None
         self._holding.clear()

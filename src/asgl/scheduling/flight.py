@@ -10,7 +10,8 @@ from asgl.scheduling.request import Request
 
 
 class Flight:
-    """What the scheduler keeps of a step in flight. From now until `land`, what it samples is pending."""
+    """What the scheduler keeps of a step in flight. From now until `land`, what it samples is
+    pending."""
 
     def __init__(self, plan: StepPlan, rows: list[Row]) -> None:
         self.rows = rows
@@ -18,7 +19,9 @@ class Flight:
         self.decodes = plan.decode_rows
         self.slots = plan.slots
         """Those that the step writes."""
-        self.places: Mapping[int, int] = {sample.request_id: place for place, sample in enumerate(plan.samples)}
+        self.places: Mapping[int, int] = {
+            sample.request_id: place for place, sample in enumerate(plan.samples)
+        }
         """Which of the step's samples is that of which request, by id."""
         self.leaving: list[Request] = []
         """Requests that ended meanwhile: their slots are free when the step has returned."""

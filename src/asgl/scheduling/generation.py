@@ -1,4 +1,5 @@
-"""How a generation grows: a token is taken, the output says whether it ends there, and the grammar what it forces next."""
+"""How a generation grows: a token is taken, the output says whether it ends there, and the grammar
+what it forces next."""
 
 from __future__ import annotations
 
@@ -11,19 +12,25 @@ from asgl.types import FinishReason
 class Generation:
     """Appends tokens to requests. `updates` gets the news of all tokens but the last of each call.
 
-    jump: whether tokens that a grammar forces are appended at once; else one is sampled after the other.
+    jump: whether tokens that a grammar forces are appended at once; else one is sampled after the
+    other.
     """
 
     def __init__(self, counters: Counters, updates: list[Update]) -> None:
         self._counters = counters
         self._updates = updates
 
-    def begin(self, request: Request, *, jump: bool) -> tuple[SampledToken | None, FinishReason | None]:
+    def begin(
+        self, request: Request, *, jump: bool
+    ) -> tuple[SampledToken | None, FinishReason | None]:
         """As `grow`, before the first token."""
         return self._go_on(request, None, None, jump)
 
-    def grow(self, request: Request, token: SampledToken, *, jump: bool) -> tuple[SampledToken | None, FinishReason | None]:
-        """Appends a sampled token and those that the grammar forces after it: the last one, and the reason if it ends there."""
+    def grow(
+        self, request: Request, token: SampledToken, *, jump: bool
+    ) -> tuple[SampledToken | None, FinishReason | None]:
+        """Appends a sampled token and those that the grammar forces after it: the last one, and the
+        reason if it ends there."""
         return self._go_on(request, token, self._take(request, token), jump)
 
     def _take(self, request: Request, token: SampledToken) -> FinishReason | None:
@@ -43,11 +50,13 @@ class Generation:
     def _go_on(
         self, request: Request, last: SampledToken | None, reason: FinishReason | None, jump: bool
     ) -> tuple[SampledToken | None, FinishReason | None]:
-        """Appends the tokens that the grammar forces after the token `last`, which ended the generation with `reason` or did not.
+        """Appends the tokens that the grammar forces after the token `last`, which ended the
+        generation with `reason` or did not.
 
-        Gives the news of all tokens but the last; returns that one, and the reason if the generation ends with it. What was
-        appended has no keys and values yet: the next step computes all of it at once. Where log-probabilities are asked for,
-        nothing is appended that was not sampled.
+        Gives the news of all tokens but the last; returns that one, and the reason if the
+        generation ends with it. What was appended has no keys and values yet: the next step
+        computes all of it at once. Where log-probabilities are asked for, nothing is appended that
+        was not sampled.
         """
         grammar = request.grammar
         jumps = grammar is not None and jump and request.spec.logprobs is None

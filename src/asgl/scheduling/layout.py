@@ -1,4 +1,5 @@
-"""Lays out the rows of a step: the next tokens of requests and of their branches, each with the slots that it fills."""
+"""Lays out the rows of a step: the next tokens of requests and of their branches, each with the
+slots that it fills."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def next_row(ledger: Ledger, request: Request, count: int) -> Row:
 
 
 def extend(ledger: Ledger, request: Request, budget: int, rows: list[Row]) -> int:
-    """Lays out what fits of the request's sequence, and of its branches; returns how many tokens that is."""
+    """Lays out what fits of the request's sequence, and of its branches; returns how many tokens
+    that is."""
     used = 0
     if request.unplanned > 1:
         used = min(request.unplanned, budget, ledger.available)
@@ -43,8 +45,16 @@ def _branches(ledger: Ledger, request: Request, budget: int, rows: list[Row]) ->
         context = request.slots[:]
         for above in edge.path():
             context.extend(above.slots)
-        rows.append(Row(request, edge.tokens[offset : offset + count], len(request.tokens) + edge.start + offset, context,
-                        edge, offset))
+        rows.append(
+            Row(
+                request,
+                edge.tokens[offset : offset + count],
+                len(request.tokens) + edge.start + offset,
+                context,
+                edge,
+                offset,
+            )
+        )
         used += count
         if offset + count < len(edge.tokens):
             break  # an edge below this one needs all of it

@@ -1,6 +1,6 @@
 """The books of the KV cache: which slots are free, cached or owned, and who has locked what.
 
-    free + cached + owned by running requests == capacity, and each slot is in exactly one of the three
+free + cached + owned by running requests == capacity, and each slot is in exactly one of the three
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from asgl.scheduling.slots import SlotPool
 
 
 class Ledger:
-    """Slots come and go here only: by admission, allocation, caching and release of requests, and by pins.
+    """Slots come and go here only: by admission, allocation, caching and release of requests, and
+    by pins.
 
     A pin is a lock on a prefix without a request. It yields to need: see `drop_pin`.
     """
 
     def __init__(
-        self, capacity: int, on_move: Callable[[Request], None], cache: type[RadixCache[Request]] = RadixCache
+        self,
+        capacity: int,
+        on_move: Callable[[Request], None],
+        cache: type[RadixCache[Request]] = RadixCache,
     ) -> None:
         self.pool = SlotPool(capacity)
         self.cache = cache(on_move)
@@ -41,11 +45,11 @@ class Ledger:
         """Slots that are free or can be made free."""
         return self.pool.free + self.cache.evictable
 
-    # --- of a request -----------------------------------------------------------------------------------------------
+    # --- of a request -----------------------------------------------------------------------------
 
     def match(self, request: Request) -> None:
-        """Locks the longest cached prefix of the request, of which it leaves at least one token to be computed if logits are
-        wanted."""
+        """Locks the longest cached prefix of the request, of which it leaves at least one token to
+        be computed if logits are wanted."""
         limit = len(request.tokens) - 1 if request.wants_logits else len(request.tokens)
         node, slots = self.cache.match(request.tokens, request.namespace, limit)
         self.cache.lock(node)
@@ -62,8 +66,9 @@ class Ledger:
         request.computed = request.covered = 0
 
     def borrow(self, request: Request, lender: Request, end: int) -> None:
-        """The request goes on after the slots in which a step in flight, or in planning, computes the first `end` tokens of the
-        lender's sequence and its own; of what the lender has not planned nothing is borrowed. `settle` makes them its own."""
+        """The request goes on after the slots in which a step in flight, or in planning, computes
+        the first `end` tokens of the lender's sequence and its own; of what the lender has not
+        planned nothing is borrowed. `settle` makes them its own."""
         slots = lender.slots[request.covered : end]
         if slots:
             request.slots.extend(slots)
@@ -71,13 +76,16 @@ class Ledger:
             lender.borrowers.append(request)
 
     def settle(self, lender: Request) -> None:
-        """Those that borrow computed slots of the lender get them from the cache instead, and those that borrow of them too.
+        """Those that borrow computed slots of the lender get them from the cache instead, and those
+        that borrow of them too.
 
-        A loan over two steps is settled in two parts: where the cache had the first part already, the lender's slots of it are
-        free now.
+        A loan over two steps is settled in two parts: where the cache had the first part already,
+        the lender's slots of it are free now.
         """
         lenders = [lender]
-        for one in lenders:  # grows: no recursion, for a chain of loans is as long as there are running requests
+        for one in (
+            lenders
+        ):  # grows: no recursion, for a chain of loans is as long as there are running requests
             if not one.borrowers:
                 continue
             if not one.borrowed:
@@ -118,9 +126,11 @@ class Ledger:
         return self.pool.take(count)
 
     def cache_computed(self, request: Request) -> None:
-        """Gives the cache the computed part of the request's sequence, and moves the request's lock to its end.
+        """Gives the cache the computed part of the request's sequence, and moves the request's lock
+        to its end.
 
-        Where the cache has tokens already, the request goes on with the cache's slots, and its own are freed.
+        Where the cache has tokens already, the request goes on with the cache's slots, and its own
+        are freed.
         """
         tokens, slots = request.tokens[: request.computed], request.slots[: request.computed]
         node, existing, tree_slots = self.cache.insert(tokens, slots, request.namespace)
@@ -140,7 +150,8 @@ class Ledger:
         self.unmatch(request)
 
     def cache_edge(self, request: Request, edge: Edge) -> None:
-        """Gives the cache an edge that is computed, and holds it there by a lock, until all below it is computed too.
+        """Gives the cache an edge that is computed, and holds it there by a lock, until all below
+        it is computed too.
 
         The edges above it must be in the cache.
         """
@@ -163,7 +174,8 @@ class Ledger:
             done.node, done.slots = None, array(INT)
 
     def _release_branches(self, request: Request) -> None:
-        """Lets go of what a select holds that did not run to its end. What it has computed stays cached."""
+        """Lets go of what a select holds that did not run to its end. What it has computed stays
+        cached."""
         branches = request.branches
         if branches is None:
             return
@@ -174,7 +186,7 @@ class Ledger:
                 self.pool.give(edge.slots)
         branches.reset()
 
-    # --- of the whole cache -----------------------------------------------------------------------------------------
+    # --- of the whole cache -----------------------------------------------------------------------
 
     def flush(self) -> int:
         """Frees everything that nobody has locked; how many slots that was."""
@@ -183,7 +195,8 @@ class Ledger:
         return len(slots)
 
     def reserve(self, count: int) -> array[int]:
-        """Takes `count` of the free slots, to be filled from elsewhere and then given to `adopt` or `give_back`."""
+        """Takes `count` of the free slots, to be filled from elsewhere and then given to `adopt` or
+        `give_back`."""
         slots = self.pool.take(count)
         self._reserved.update(slots)
         return slots
@@ -194,7 +207,8 @@ class Ledger:
         self.pool.give(slots)
 
     def adopt(self, tokens: array[int], slots: array[int], namespace: str | None) -> int:
-        """Caches the last `len(slots)` tokens of a prefix in reserved slots; how many of them the cache did not have.
+        """Caches the last `len(slots)` tokens of a prefix in reserved slots; how many of them the
+        cache did not have.
 
         None, if what is before them is not cached any more. Slots that are not needed are freed.
         """
@@ -210,7 +224,8 @@ class Ledger:
         return len(slots) - len(duplicates)
 
     def pin(self, tokens: array[int], namespace: str | None) -> tuple[int, int]:
-        """Keeps what is cached of `tokens` from eviction; a number to `unpin` it by, and how many tokens are kept."""
+        """Keeps what is cached of `tokens` from eviction; a number to `unpin` it by, and how many
+        tokens are kept."""
         node, slots = self.cache.match(tokens, namespace, len(tokens))
         self.cache.lock(node)
         self._pin_number += 1
@@ -231,7 +246,8 @@ class Ledger:
         return True
 
     def check(self, holders: Iterable[Request]) -> None:
-        """Raises InternalError if the books do not balance. `holders`: the requests that own slots. O(capacity)."""
+        """Raises InternalError if the books do not balance. `holders`: the requests that own slots.
+        O(capacity)."""
         self.cache.check()
         owned: list[int] = list(self._reserved)
         locks: dict[Node, int] = {}
@@ -240,9 +256,18 @@ class Ledger:
             owned.extend(request.slots[request.covered + request.borrowed :])
             for other in request.borrowers:
                 loan = slice(other.covered, other.covered + other.borrowed)
-                if other.lender is not request or not loan.start < loan.stop or other.slots[loan] != request.slots[loan]:
-                    raise InternalError(f"{other!r} borrows {other.borrowed} slots of {request!r}, and they are not the same")
-            if request.borrowed and (request.lender is None or request not in request.lender.borrowers):
+                if (
+                    other.lender is not request
+                    or not loan.start < loan.stop
+                    or other.slots[loan] != request.slots[loan]
+                ):
+                    raise InternalError(
+                        f"{other!r} borrows {other.borrowed} slots of {request!r}, and they are "
+                        "not the same"
+                    )
+            if request.borrowed and (
+                request.lender is None or request not in request.lender.borrowers
+            ):
                 raise InternalError(f"{request!r} borrows {request.borrowed} slots of nobody")
             if request.branches is not None:
                 for edge in request.branches.edges:
@@ -261,8 +286,11 @@ class Ledger:
                 locks[node] = locks.get(node, 0) + 1
         cached = [slot for node in self.cache.nodes() for slot in node.slots]
         if sorted([*self.pool.snapshot(), *cached, *owned]) != list(range(self.capacity)):
-            raise InternalError(f"{self.pool.free} free, {len(cached)} cached and {len(owned)} owned slots are not each of "
-                                f"{self.capacity} once")
+            raise InternalError(
+                f"{self.pool.free} free, {len(cached)} cached and {len(owned)} owned slots are not "
+                "each of "
+                f"{self.capacity} once"
+            )
         for node in self.cache.nodes():
             if node.locks != locks.get(node, 0):
                 raise InternalError(f"{node!r} should have {locks.get(node, 0)} locks")

@@ -1,17 +1,19 @@
-"""How large a step may be: running decodes wait for all of it, so its length is bounded in time, not in tokens alone."""
+"""How large a step may be: running decodes wait for all of it, so its length is bounded in time,
+not in tokens alone."""
 
 from __future__ import annotations
 
 _LEAST = 32
-"""Tokens that a step may have, however slow the device is: below that a prompt would take for ever."""
+"""Tokens that a step may have, however slow the device is: below that a prompt would take for
+ever."""
 _SAMPLE = 16
-"""Steps with fewer tokens of prompts say little about the time of one. Less than `_LEAST`: a budget that shrinks to the least
-must still be learnt from, or it would stay there."""
+"""Steps with fewer tokens of prompts say little about the time of one. Less than `_LEAST`: a budget
+that shrinks to the least must still be learnt from, or it would stay there."""
 
 
 class Pace:
-    """Learns from each step what a token of a prompt takes. `most`: tokens of a step at most; `seconds`: how long running
-    decodes may wait for a step, None for as long as it takes."""
+    """Learns from each step what a token of a prompt takes. `most`: tokens of a step at most;
+    `seconds`: how long running decodes may wait for a step, None for as long as it takes."""
 
     def __init__(self, most: int, seconds: float | None) -> None:
         self._most = most
@@ -25,8 +27,8 @@ class Pace:
         return min(self._most, max(int(self._seconds / self._per_token), decodes + _LEAST))
 
     def saw(self, tokens: int, decodes: int, seconds: float) -> None:
-        """A step of so many tokens, of which some were decodes, took so long. Later tokens of a long prompt take longer: the last
-        step counts half."""
+        """A step of so many tokens, of which some were decodes, took so long. Later tokens of a
+        long prompt take longer: the last step counts half."""
         if tokens - decodes >= _SAMPLE:
             per_token = seconds / tokens
             self._per_token = (self._per_token + per_token) / 2 if self._per_token else per_token

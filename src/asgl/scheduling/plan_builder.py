@@ -32,9 +32,11 @@ class Row(NamedTuple):
     """Its one token is not known yet: the step in flight samples it."""
 
 
-def build_plan(number: int, rows: list[Row], before: Mapping[int, int]) -> tuple[StepPlan, list[Row]]:
-    """The plan, and the rows in its order: those with one new token first. `before`: which sample of the step in flight is
-    that of which request, by id."""
+def build_plan(
+    number: int, rows: list[Row], before: Mapping[int, int]
+) -> tuple[StepPlan, list[Row]]:
+    """The plan, and the rows in its order: those with one new token first. `before`: which sample
+    of the step in flight is that of which request, by id."""
     rows = sorted(rows, key=lambda row: len(row.tokens) != 1)
     input_ids, positions, slots = array(INT), array(INT), array(INT)
     qo_indptr, kv_indptr, kv_indices = array(INT, [0]), array(INT, [0]), array(INT)
@@ -79,7 +81,9 @@ def _ask(row: Row, first: int, samples: list[SampleRow], scores: list[ScoreRow])
     if row.edge is not None:
         assert branches is not None
         for offset in range(len(row.tokens)):
-            scores.append(ScoreRow(first + offset, branches.targets(row.edge.nodes[row.edge_offset + offset])))
+            scores.append(
+                ScoreRow(first + offset, branches.targets(row.edge.nodes[row.edge_offset + offset]))
+            )
     elif row.position + len(row.tokens) < len(request.tokens):
         return  # a chunk that is not the prompt's last
     elif branches is not None:
@@ -88,23 +92,26 @@ def _ask(row: Row, first: int, samples: list[SampleRow], scores: list[ScoreRow])
         spec, grammar, draw = request.spec, request.grammar, request.generated + request.pending
         banned = request.banned if draw < request.min_tokens else ()
         mask = grammar.mask(banned) if grammar is not None else None
-        samples.append(SampleRow(
-            last,
-            request.id,
-            spec,
-            draw,
-            banned if mask is None else (),
-            request.tokens[:] if spec.needs_history else None,
-            len(request.prompt),
-            mask,
-        ))
+        samples.append(
+            SampleRow(
+                last,
+                request.id,
+                spec,
+                draw,
+                banned if mask is None else (),
+                request.tokens[:] if spec.needs_history else None,
+                len(request.prompt),
+                mask,
+            )
+        )
 
 
 def shared_spans(rows: list[Row]) -> tuple[SharedSpan, ...]:
-    """The edges of the radix tree that several rows read, those of the same rows joined to one span.
+    """The edges of the radix tree that several rows read, those of the same rows joined to one
+    span.
 
-        root --[0:100]-- A --[100:140]-- B     rows 0 and 1 hold B, row 2 holds A: spans (0, 100, (0, 1, 2)),
-                                               (100, 140, (0, 1))
+    root --[0:100]-- A --[100:140]-- B     rows 0 and 1 hold B, row 2 holds A: spans (0, 100, (0, 1, 2)),
+                                           (100, 140, (0, 1))
     """
     below: dict[Node, list[int]] = {}
     for index, row in enumerate(rows):
@@ -114,7 +121,9 @@ def shared_spans(rows: list[Row]) -> tuple[SharedSpan, ...]:
     shared = {node: indices for node, indices in below.items() if len(indices) > 1}
 
     def same_rows(node: Node | None, as_node: Node) -> bool:
-        return node in shared and len(shared[node]) == len(shared[as_node])  # one is above the other: the longer set wins
+        return node in shared and len(shared[node]) == len(
+            shared[as_node]
+        )  # one is above the other: the longer set wins
 
     continued = {node.parent for node in shared if same_rows(node.parent, node)}
     spans: list[SharedSpan] = []

@@ -8,8 +8,9 @@
     dfs-weight   the radix tree in depth-first order,    O(nodes with waiting requests x depth) a step,
                  busiest subtree first                   O(1) a request
 
-Most policies are a sort key that is static but for the matched length, so that the queue is a heap in which only requests
-whose match changed are moved. Why lpm visits the tree like a depth-first search: docs/scheduling.md.
+Most policies are a sort key that is static but for the matched length, so that the queue is a heap
+in which only requests whose match changed are moved. Why lpm visits the tree like a depth-first
+search: docs/scheduling.md.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ Key: TypeAlias = Callable[[Request], tuple[float, ...]]
 AGING = 0.01
 """How many matched tokens the wait while one token is computed is worth, to aged-lpm."""
 PATIENCE = 32_768
-"""The age, in tokens computed meanwhile, past which aged-lpm admits nothing before the oldest request."""
+"""The age, in tokens computed meanwhile, past which aged-lpm admits nothing before the oldest
+request."""
 
 
 def lpm(request: Request) -> tuple[float, ...]:
-    """Longest prefix match first: what shares most with the cache now is served before it is evicted (arXiv 2312.07104)."""
+    """Longest prefix match first: what shares most with the cache now is served before it is
+    evicted (arXiv 2312.07104)."""
     return (-request.priority, -request.matched, request.arrival)
 
 
@@ -40,14 +43,16 @@ def fcfs(request: Request) -> tuple[float, ...]:
 
 
 def random(request: Request) -> tuple[float, ...]:
-    """An order without reason, but reproducible: the splitmix64 hash of the request's place of arrival."""
+    """An order without reason, but reproducible: the splitmix64 hash of the request's place of
+    arrival."""
     mixed = (request.arrival * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     return (-request.priority, float(mixed >> 11))
 
 
 def aged_lpm(request: Request) -> tuple[float, ...]:
-    """Matched length plus age: since all ages grow alike, the order of two requests only changes with their matches."""
+    """Matched length plus age: since all ages grow alike, the order of two requests only changes
+    with their matches."""
     return (-request.priority, AGING * request.arrived_at - request.matched, request.arrival)
 
 
@@ -77,10 +82,11 @@ SMALL_HEAP = 64
 
 
 def drop_stale(heap: list[Any], limit: int, is_alive: Callable[[Any], bool]) -> int:
-    """Takes out what says nothing any more of a heap that has more than `limit` entries; the next limit: twice what is left.
+    """Takes out what says nothing any more of a heap that has more than `limit` entries; the next
+    limit: twice what is left.
 
-    Entries that are only skipped when they come up would be kept for ever where something always comes before them. O(1) a
-    push, on average.
+    Entries that are only skipped when they come up would be kept for ever where something always
+    comes before them. O(1) a push, on average.
     """
     if len(heap) <= limit:
         return limit
@@ -94,12 +100,15 @@ def make_queue(policy: str) -> Queue:
     if policy == "dfs-weight":
         return DepthFirstQueue()
     if policy not in KEYS:
-        raise ConfigError(f"there is no scheduling policy {policy!r}; there are {', '.join(POLICIES)}")
+        raise ConfigError(
+            f"there is no scheduling policy {policy!r}; there are {', '.join(POLICIES)}"
+        )
     return KeyedQueue(KEYS[policy])
 
 
 class KeyedQueue:
-    """A heap by sort key. Entries that a move or removal left behind are skipped when they come up."""
+    """A heap by sort key. Entries that a move or removal left behind are skipped when they come
+    up."""
 
     def __init__(self, key: Key) -> None:
         self._key = key
@@ -118,7 +127,9 @@ class KeyedQueue:
         self._serial += 1
         self._entries[request] = self._serial
         heappush(self._heap, (self._key(request), self._serial, request))
-        self._limit = drop_stale(self._heap, self._limit, lambda entry: self._entries.get(entry[2]) == entry[1])
+        self._limit = drop_stale(
+            self._heap, self._limit, lambda entry: self._entries.get(entry[2]) == entry[1]
+        )
 
     def remove(self, request: Request) -> None:
         self._entries.pop(request, None)
@@ -133,11 +144,12 @@ class KeyedQueue:
 
 
 class DepthFirstQueue:
-    """The radix tree in depth-first order: of a node's children first the one that was used last, so that a subtree is served
-    to its end before the next one is begun; then the one with most waiting requests below.
+    """The radix tree in depth-first order: of a node's children first the one that was used last,
+    so that a subtree is served to its end before the next one is begun; then the one with most
+    waiting requests below.
 
-    Requests wait at the node where their match ends (`Request.watched_at`); those at a node itself come after its children.
-    Higher priorities come first, each with a visit of its own.
+    Requests wait at the node where their match ends (`Request.watched_at`); those at a node itself
+    come after its children. Higher priorities come first, each with a visit of its own.
     """
 
     def __init__(self) -> None:
@@ -196,15 +208,21 @@ class DepthFirstQueue:
                 above = above.parent
                 weights[above] = weights.get(above, 0) + weight
             roots[above] = None
-        stack: list[tuple[Node, bool]] = [(root, False) for root in sorted(roots, key=lambda node: weights[node])]
+        stack: list[tuple[Node, bool]] = [
+            (root, False) for root in sorted(roots, key=lambda node: weights[node])
+        ]
         while stack:
             node, below_done = stack.pop()
             if below_done:
                 # those whose match ends inside the node's edge are below each other, too
-                yield from sorted(at.get(node, ()), key=lambda request: (-request.matched, request.arrival))
+                yield from sorted(
+                    at.get(node, ()), key=lambda request: (-request.matched, request.arrival)
+                )
             else:
                 stack.append((node, True))
                 # what is pushed last is visited first; of equal ones the one that came first
-                below = [(child.last_used == node.last_used, weights[child], -order, child)
-                         for order, child in enumerate(children.get(node, ()))]
+                below = [
+                    (child.last_used == node.last_used, weights[child], -order, child)
+                    for order, child in enumerate(children.get(node, ()))
+                ]
                 stack.extend((child, False) for *_, child in sorted(below))

@@ -1,16 +1,19 @@
-"""The prefix cache: a radix tree from token sequences to slots of the KV cache (RadixAttention, arXiv 2312.07104).
+"""The prefix cache: a radix tree from token sequences to slots of the KV cache (RadixAttention,
+arXiv 2312.07104).
 
     root --[1 2 3 4]-- A --[5 6]-- B         a node's edge: `key` (tokens) and `slots` (where their keys and values are)
                         \\--[7]---- C         only whole paths are prefixes: C is the prefix 1 2 3 4 7
 
-Locks say which prefixes running requests read: a lock on a node counts on its whole path to the root, so `locks` never
-grows from parent to child, and the unlocked nodes form whole subtrees. Eviction takes unlocked leaves, least recently used
-first, by a logical clock that ticks once for each match and insertion: it is deterministic.
+Locks say which prefixes running requests read: a lock on a node counts on its whole path to the
+root, so `locks` never grows from parent to child, and the unlocked nodes form whole subtrees.
+Eviction takes unlocked leaves, least recently used first, by a logical clock that ticks once for
+each match and insertion: it is deterministic.
 
 Namespaces are separate roots: no match crosses them.
 
-Waiting requests are *watched*: the cache keeps the matched length of each up to date as nodes come and go, so that nobody
-has to match a long queue again at every step. A watcher sits where its match ends:
+Waiting requests are *watched*: the cache keeps the matched length of each up to date as nodes come
+and go, so that nobody has to match a long queue again at every step. A watcher sits where its match
+ends:
 
     at the end of a node's edge        in `node.watchers[next token]`: only a new child that starts with this token matters
     inside an edge, after k tokens     in `node.inside`: only a split of this edge matters
@@ -28,12 +31,26 @@ from asgl.plan import INT
 
 
 class Node:
-    """A node and the edge that leads to it. `depth` counts the tokens from the root to the end of the edge."""
+    """A node and the edge that leads to it. `depth` counts the tokens from the root to the end of
+    the edge."""
 
-    __slots__ = ("children", "depth", "inside", "key", "last_used", "locks", "namespace", "parent", "queued", "slots",
-                 "watchers")
+    __slots__ = (
+        "children",
+        "depth",
+        "inside",
+        "key",
+        "last_used",
+        "locks",
+        "namespace",
+        "parent",
+        "queued",
+        "slots",
+        "watchers",
+    )
 
-    def __init__(self, parent: Node | None, key: array[int], slots: array[int], namespace: str | None) -> None:
+    def __init__(
+        self, parent: Node | None, key: array[int], slots: array[int], namespace: str | None
+    ) -> None:
         self.parent = parent
         self.key = key
         self.slots = slots
@@ -64,7 +81,8 @@ class Node:
 
 
 class Watched(Protocol):
-    """A waiting request, as the cache sees it. All fields but `tokens` and `namespace` are the cache's to write."""
+    """A waiting request, as the cache sees it. All fields but `tokens` and `namespace` are the
+    cache's to write."""
 
     tokens: array[int]
     namespace: str | None
@@ -94,7 +112,8 @@ class Insertion(NamedTuple):
 
 
 def common_prefix(a: array[int], b: array[int], at: int = 0) -> int:
-    """How many tokens of `a` stand in `b` from position `at` on. O(length), by comparing ever smaller slices."""
+    """How many tokens of `a` stand in `b` from position `at` on. O(length), by comparing ever
+    smaller slices."""
     length = min(len(a), len(b) - at)
     if a[:length] == b[at : at + length]:
         return length
@@ -114,7 +133,8 @@ def _following(watcher: Watched) -> int:
 
 
 class RadixCache(Generic[Watcher]):
-    """The tree. It owns the slots in it; those of evicted nodes come back from `evict`, to be freed by the caller.
+    """The tree. It owns the slots in it; those of evicted nodes come back from `evict`, to be freed
+    by the caller.
 
     on_move: called with each watcher whose match, or the node where it ends, has changed.
     """
@@ -136,17 +156,19 @@ class RadixCache(Generic[Watcher]):
     def size(self) -> int:
         return self.evictable + self.pinned
 
-    # --- matching and insertion -------------------------------------------------------------------------------------
+    # --- matching and insertion -------------------------------------------------------------------
 
     def match(self, tokens: array[int], namespace: str | None, limit: int) -> Match:
         """The longest cached prefix of `tokens[:limit]`.
 
-        Marks the path as just used, and splits a node if the match ends inside its edge; slots and locks stay as they are.
-        O(length of the match).
+        Marks the path as just used, and splits a node if the match ends inside its edge; slots and
+        locks stay as they are. O(length of the match).
         """
         self._clock += 1
         limit = min(limit, len(tokens))
-        node = self._roots.get(namespace) or Node(None, array(INT), array(INT), namespace)  # looking leaves no root behind
+        node = self._roots.get(namespace) or Node(
+            None, array(INT), array(INT), namespace
+        )  # looking leaves no root behind
         node.last_used = self._clock
         slots = array(INT)
         while len(slots) < limit and (child := node.children.get(tokens[len(slots)])) is not None:
@@ -159,7 +181,8 @@ class RadixCache(Generic[Watcher]):
         return Match(node, slots)
 
     def insert(self, tokens: array[int], slots: array[int], namespace: str | None) -> Insertion:
-        """Makes `tokens` a prefix of the tree. The tree takes `slots[existing:]`; the first `existing` stay the caller's.
+        """Makes `tokens` a prefix of the tree. The tree takes `slots[existing:]`; the first
+        `existing` stay the caller's.
 
         Marks the path as just used. O(length).
         """
@@ -194,10 +217,11 @@ class RadixCache(Generic[Watcher]):
                     break
         return matched
 
-    # --- locks and eviction -----------------------------------------------------------------------------------------
+    # --- locks and eviction -----------------------------------------------------------------------
 
     def lock(self, node: Node) -> None:
-        """Keeps the prefix that ends at `node` from eviction, until `unlock`. O(depth of the tree)."""
+        """Keeps the prefix that ends at `node` from eviction, until `unlock`. O(depth of the
+        tree)."""
         for above in node.path():
             if above.locks == 0:
                 self.evictable -= len(above.key)
@@ -216,7 +240,8 @@ class RadixCache(Generic[Watcher]):
                 self._queue(above)
 
     def evict(self, count: int) -> array[int]:
-        """Evicts least recently used unlocked leaves until `count` slots are free, or none is left. Returns the slots.
+        """Evicts least recently used unlocked leaves until `count` slots are free, or none is left.
+        Returns the slots.
 
         A leaf that has more tokens than are wanted loses its last ones only.
         """
@@ -243,7 +268,9 @@ class RadixCache(Generic[Watcher]):
         self.evictable -= len(leaf.key)
         del parent.children[leaf.key[0]]
         leaf.parent = None
-        moved = list(leaf.inside) + [watcher for group in leaf.watchers.values() for watcher in group]
+        moved = list(leaf.inside) + [
+            watcher for group in leaf.watchers.values() for watcher in group
+        ]
         for watcher in moved:
             watcher.matched = parent.depth
             self._attach(watcher, parent, inside=False)
@@ -261,7 +288,7 @@ class RadixCache(Generic[Watcher]):
         node.queued = True
         heappush(self._leaves, (node.last_used, self._serial, node))
 
-    # --- watching ---------------------------------------------------------------------------------------------------
+    # --- watching ---------------------------------------------------------------------------------
 
     def watch(self, watcher: Watcher) -> None:
         """Sets `watcher.matched`, and keeps it what `peek` would return until `unwatch`."""
@@ -284,7 +311,8 @@ class RadixCache(Generic[Watcher]):
             self._roots.pop(node.namespace, None)
 
     def _settle_watcher(self, watcher: Watcher, node: Node) -> None:
-        """Walks down from `node`, which the watcher's tokens reach, and attaches the watcher where its match ends."""
+        """Walks down from `node`, which the watcher's tokens reach, and attaches the watcher where
+        its match ends."""
         tokens, matched = watcher.tokens, node.depth
         while matched < len(tokens) and (child := node.children.get(tokens[matched])) is not None:
             common = common_prefix(child.key, tokens, matched)
@@ -304,7 +332,7 @@ class RadixCache(Generic[Watcher]):
         else:
             node.watchers.setdefault(_following(watcher), {})[watcher] = None
 
-    # --- structure --------------------------------------------------------------------------------------------------
+    # --- structure --------------------------------------------------------------------------------
 
     def _root(self, namespace: str | None) -> Node:
         root = self._roots.get(namespace)
@@ -354,9 +382,16 @@ class RadixCache(Generic[Watcher]):
             problem = None
             if parent is None or parent.children.get(node.key[0]) is not node:
                 problem = "is not its parent's child"
-            elif not node.key or len(node.key) != len(node.slots) or node.depth != parent.depth + len(node.key):
+            elif (
+                not node.key
+                or len(node.key) != len(node.slots)
+                or node.depth != parent.depth + len(node.key)
+            ):
                 problem = "has a key, slots and depth that do not agree"
-            elif node.locks < 0 or (parent.parent is not None and parent.locks < sum(c.locks for c in parent.children.values())):
+            elif node.locks < 0 or (
+                parent.parent is not None
+                and parent.locks < sum(c.locks for c in parent.children.values())
+            ):
                 problem = "is locked more often than its parent"
             elif parent.parent is not None and parent.last_used < node.last_used:
                 problem = "was used later than its parent"
@@ -374,5 +409,7 @@ class RadixCache(Generic[Watcher]):
             else:
                 evictable += len(node.key)
         if (evictable, pinned) != (self.evictable, self.pinned):
-            raise InternalError(f"radix cache: counted {evictable} evictable and {pinned} pinned slots, "
-                                f"not {self.evictable} and {self.pinned}")
+            raise InternalError(
+                f"radix cache: counted {evictable} evictable and {pinned} pinned slots, "
+                f"not {self.evictable} and {self.pinned}"
+            )

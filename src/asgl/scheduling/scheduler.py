@@ -1,12 +1,15 @@
-"""The scheduler: which tokens each step computes. Pure: no tensors, no event loop, no clock; a plan is data.
+"""The scheduler: which tokens each step computes. Pure: no tensors, no event loop, no clock; a plan
+is data.
 
-Three calls make a step. `plan` orders and admits waiting requests and lays out the rows; the runner computes them;
-`commit` takes what was sampled, ends what is finished, and gives computed prefixes to the radix cache. In between the plan
-is *in flight*: a request that is cancelled then keeps its slots until the commit, for the step still writes them.
+Three calls make a step. `plan` orders and admits waiting requests and lays out the rows; the runner
+computes them; `commit` takes what was sampled, ends what is finished, and gives computed prefixes
+to the radix cache. In between the plan is *in flight*: a request that is cancelled then keeps its
+slots until the commit, for the step still writes them.
 
-With `steps_in_flight` of 2 a step may be planned while another is in flight. What that one samples is then pending: rows that
-go on with it name it by its place, on the guess that no request ends by it. Those that do end leave a row behind: what it
-samples is dropped, and the last token is cached with the others once its step has returned.
+With `steps_in_flight` of 2 a step may be planned while another is in flight. What that one samples
+is then pending: rows that go on with it name it by its place, on the guess that no request ends by
+it. Those that do end leave a row behind: what it samples is dropped, and the last token is cached
+with the others once its step has returned.
 """
 
 from __future__ import annotations
@@ -32,21 +35,24 @@ from asgl.types import FinishReason
 class Scheduler:
     """Continuous batching over a radix cache of `capacity` slots.
 
-    max_running: requests that run at once. max_batch_tokens: new tokens a step computes at most; longer prompts are computed
-    in chunks. max_waiting: requests that may wait; None for no limit. policy: one of `policy.POLICIES`. share_in_batch:
-    prompts are cached as they are computed, and shared before that by those of one step (see `sharing`); else at their
-    requests' end. patience: for aged-lpm, the age in computed tokens past which requests are admitted by age alone. jump_forward:
-    tokens that a grammar forces are appended at once, and computed together; else one is sampled after the other.
-    step_seconds: about how long a step may take while requests decode, judged by earlier ones; None for no bound.
-    steps_in_flight: how many steps may be planned and not committed, 1 or 2.
-    cache: the class of the prefix cache; another one serves to measure what the radix tree is worth.
+    max_running: requests that run at once. max_batch_tokens: new tokens a step computes at most;
+    longer prompts are computed in chunks. max_waiting: requests that may wait; None for no limit.
+    policy: one of `policy.POLICIES`. share_in_batch: prompts are cached as they are computed, and
+    shared before that by those of one step (see `sharing`); else at their requests' end. patience:
+    for aged-lpm, the age in computed tokens past which requests are admitted by age alone.
+    jump_forward: tokens that a grammar forces are appended at once, and computed together; else one
+    is sampled after the other. step_seconds: about how long a step may take while requests decode,
+    judged by earlier ones; None for no bound. steps_in_flight: how many steps may be planned and
+    not committed, 1 or 2. cache: the class of the prefix cache; another one serves to measure what
+    the radix tree is worth.
 
-    With aged-lpm the wait is bounded, whatever arrives later: past its patience a request is only behind older ones, so it is
-    admitted before more tokens are computed than
+    With aged-lpm the wait is bounded, whatever arrives later: past its patience a request is only
+    behind older ones, so it is admitted before more tokens are computed than
 
         patience + what running requests and those that arrived before it still need + one step
 
-    for nothing younger is admitted meanwhile, running requests come to their ends, and with none running any fits.
+    for nothing younger is admitted meanwhile, running requests come to their ends, and with none
+    running any fits.
     """
 
     def __init__(
@@ -70,7 +76,9 @@ class Scheduler:
         self.step_seconds = step_seconds
         self.jump_forward = jump_forward
         self._share_in_batch = share_in_batch
-        self.admission = Admission(capacity, policy=policy, patience=patience, share_in_batch=share_in_batch, cache=cache)
+        self.admission = Admission(
+            capacity, policy=policy, patience=patience, share_in_batch=share_in_batch, cache=cache
+        )
         self.ledger = self.admission.ledger
         self.running: list[Request] = []
         self.counters = Counters()
@@ -94,23 +102,33 @@ class Scheduler:
         """How many free slots can be filled from elsewhere."""
         return self.admission.spare(self.running)
 
-    # --- coming and going -------------------------------------------------------------------------------------------
+    # --- coming and going -------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
-        """Queues the request. CapacityError if it could never run, QueueFullError if too many wait, RequestError if its
-        prompt is empty."""
+        """Queues the request. CapacityError if it could never run, QueueFullError if too many wait,
+        RequestError if its prompt is empty."""
         if not request.prompt:
-            raise RequestError("the prompt has no tokens, and the model has no token to begin with", request_id=request.id)
+            raise RequestError(
+                "the prompt has no tokens, and the model has no token to begin with",
+                request_id=request.id,
+            )
         if request.need > self.capacity:
             raise CapacityError(
-                f"the request needs {request.need} slots of KV cache ({len(request.prompt)} for its prompt), and the cache "
-                f"has {self.capacity}: shorten the prompt, lower max_tokens, or raise kv_cache_tokens",
-                needed=request.need, capacity=self.capacity, request_id=request.id,
+                f"the request needs {request.need} slots of KV cache ({len(request.prompt)} for "
+                "its prompt), and the cache "
+                f"has {self.capacity}: shorten the prompt, lower max_tokens, or raise "
+                "kv_cache_tokens",
+                needed=request.need,
+                capacity=self.capacity,
+                request_id=request.id,
             )
         if self.max_waiting is not None and self.waiting >= self.max_waiting:
             raise QueueFullError(
-                f"{self.waiting} requests wait already, and max_waiting is {self.max_waiting}: submit fewer at once, or later",
-                waiting=self.waiting, limit=self.max_waiting, request_id=request.id,
+                f"{self.waiting} requests wait already, and max_waiting is {self.max_waiting}: "
+                "submit fewer at once, or later",
+                waiting=self.waiting,
+                limit=self.max_waiting,
+                request_id=request.id,
             )
         self.admission.arrive(request, self.counters.computed_tokens)
         last, reason = self._generation.begin(request, jump=self.jump_forward)
@@ -122,7 +140,8 @@ class Scheduler:
             self._updates.append(Update(request, last, reason, ended=reason is not None))
 
     def cancel(self, request: Request) -> None:
-        """Ends the request now. What it has computed stays cached. A request that has ended is left alone."""
+        """Ends the request now. What it has computed stays cached. A request that has ended is left
+        alone."""
         if request.state == "ended":
             return
         was_running = request.state == "running"
@@ -138,17 +157,20 @@ class Scheduler:
         self._updates.clear()
         return updates
 
-    # --- the step ---------------------------------------------------------------------------------------------------
+    # --- the step ---------------------------------------------------------------------------------
 
     def plan(self) -> StepPlan | None:
-        """The next step; None if there is nothing to compute, or not before the step in flight is committed."""
+        """The next step; None if there is nothing to compute, or not before the step in flight is
+        committed."""
         if len(self._flights) == self.steps_in_flight:
             raise InternalError(f"a step was planned while {len(self._flights)} are in flight")
         if not self._flights:
             self._make_room_for_decodes()
         elif not self._can_plan_ahead():
             return None
-        rows = [next_row(self.ledger, request, 1) for request in self.running if request.unplanned == 1]
+        rows = [
+            next_row(self.ledger, request, 1) for request in self.running if request.unplanned == 1
+        ]
         budget = self._pace.budget(len(rows)) - len(rows)
         for request in self.running:
             if request.unplanned > 1 or request.branches is not None:
@@ -156,7 +178,9 @@ class Scheduler:
         self._admit(budget, rows)
         if not rows:
             return self.plan() if not self._flights and self._make_any_room() else None
-        plan, rows = build_plan(self.counters.steps, rows, self._flights[-1].places if self._flights else {})
+        plan, rows = build_plan(
+            self.counters.steps, rows, self._flights[-1].places if self._flights else {}
+        )
         self._flights.append(Flight(plan, rows))
         self.counters.steps += 1
         self.counters.computed_tokens += plan.tokens
@@ -176,8 +200,11 @@ class Scheduler:
     def _take_result(self, flight: Flight, result: StepResult) -> None:
         self._pace.saw(len(flight.slots), flight.decodes, result.seconds)
         samples, scores = flight.land(result.samples), iter(result.scores)
-        rows = [row for row in flight.rows
-                if not row.continues or row.position < len(row.request.tokens)]  # else it was ended before the row's token
+        rows = [
+            row
+            for row in flight.rows
+            if not row.continues or row.position < len(row.request.tokens)
+        ]  # else it was ended before the row's token
         for row in rows:
             if row.edge is None:
                 row.request.computed += len(row.tokens)
@@ -185,7 +212,11 @@ class Scheduler:
             self.ledger.settle(row.request)
         for row in rows:
             request = row.request
-            if self._share_in_batch and row.position < len(request.prompt) and request.state == "running":
+            if (
+                self._share_in_batch
+                and row.position < len(request.prompt)
+                and request.state == "running"
+            ):
                 self.ledger.cache_computed(request)
             if row.edge is not None or (request.branches is not None and not request.remaining):
                 _record_scores(row, scores)
@@ -197,8 +228,8 @@ class Scheduler:
                 self._end(request)
 
     def abandon(self) -> None:
-        """A step in flight failed, and none is any more: what they were to write is not used, and their requests can be planned
-        again."""
+        """A step in flight failed, and none is any more: what they were to write is not used, and
+        their requests can be planned again."""
         while self._flights:
             flight = self._flights.pop()  # the newest first: it goes on where the one before ends
             flight.land(())
@@ -214,18 +245,25 @@ class Scheduler:
         for request in flight.leaving:
             self.ledger.release(request)
 
-    # --- parts of a plan --------------------------------------------------------------------------------------------
+    # --- parts of a plan --------------------------------------------------------------------------
 
     def _can_plan_ahead(self) -> bool:
-        """Whether all that run can go on without what the step in flight samples, and have room to: if one cannot, it would fall
-        behind the others, or be retracted for want of what the step in flight is about to free."""
+        """Whether all that run can go on without what the step in flight samples, and have room to:
+        if one cannot, it would fall behind the others, or be retracted for want of what the step in
+        flight is about to free."""
         if any(request.needs_its_token for request in self.running):
             return False
         return sum(request.unplanned == 1 for request in self.running) <= self.ledger.available
 
     def _admit(self, budget: int, rows: list[Row]) -> None:
-        fitting = self.admission.fitting(self.running, self.counters.computed_tokens, alone=not self._flights)
-        while budget > 0 and len(self.running) < self.max_running and (request := next(fitting, None)) is not None:
+        fitting = self.admission.fitting(
+            self.running, self.counters.computed_tokens, alone=not self._flights
+        )
+        while (
+            budget > 0
+            and len(self.running) < self.max_running
+            and (request := next(fitting, None)) is not None
+        ):
             self._start(request)
             if not request.remaining and request.branches is None:
                 self._end(request)  # all of a prefetch was cached
@@ -250,7 +288,8 @@ class Scheduler:
                 self._retract(self._victim())
 
     def _make_any_room(self) -> bool:
-        """Running requests hold all slots and none can go on: whether one of them, or a pin, gave way."""
+        """Running requests hold all slots and none can go on: whether one of them, or a pin, gave
+        way."""
         if not self.running:
             return False
         while self.ledger.drop_pin():
@@ -262,13 +301,14 @@ class Scheduler:
         return True
 
     def _victim(self) -> Request:
-        """Who must give way: of those that were never retracted, if there are such, and of the lowest priority among them, the
-        one admitted last."""
+        """Who must give way: of those that were never retracted, if there are such, and of the
+        lowest priority among them, the one admitted last."""
         candidates = [request for request in self.running if not request.retracted] or self.running
         return min(reversed(candidates), key=lambda request: request.priority)
 
     def _retract(self, request: Request) -> None:
-        """Puts a running request back in the queue. Its tokens stay, its keys and values become evictable."""
+        """Puts a running request back in the queue. Its tokens stay, its keys and values become
+        evictable."""
         self.counters.retractions += 1
         self.admission.reserve_more()
         self.running.remove(request)
@@ -277,7 +317,7 @@ class Scheduler:
         self._updates.append(Update(request, event="retracted"))
         self.admission.wait(request)
 
-    # --- parts of a commit ------------------------------------------------------------------------------------------
+    # --- parts of a commit ------------------------------------------------------------------------
 
     def _append(self, request: Request, token: SampledToken) -> None:
         last, reason = self._generation.grow(request, token, jump=self.jump_forward)
@@ -288,19 +328,29 @@ class Scheduler:
 
     def _cache_edges(self, flight: Flight) -> None:
         """Caches the edges of selects that are computed now, those above before those below."""
-        computed = [(row.edge.index, row.request, row.edge) for row in flight.rows
-                    if row.edge is not None and row.edge_offset + len(row.tokens) == len(row.edge.tokens)
-                    and row.request.state == "running"]
+        computed = [
+            (row.edge.index, row.request, row.edge)
+            for row in flight.rows
+            if row.edge is not None
+            and row.edge_offset + len(row.tokens) == len(row.edge.tokens)
+            and row.request.state == "running"
+        ]
         for _, request, edge in sorted(computed, key=lambda entry: entry[0]):
             self.ledger.cache_edge(request, edge)
 
-    def _end(self, request: Request, token: SampledToken | None = None, reason: FinishReason | None = None) -> None:
+    def _end(
+        self,
+        request: Request,
+        token: SampledToken | None = None,
+        reason: FinishReason | None = None,
+    ) -> None:
         request.state = "ended"
         self._leave(request)
         self._updates.append(Update(request, token, reason, ended=True))
 
     def _leave(self, request: Request) -> None:
-        """A running request has ended. What steps in flight write of it is freed when they have returned."""
+        """A running request has ended. What steps in flight write of it is freed when they have
+        returned."""
         self.running.remove(request)
         if self._flights and request.is_written:
             self.ledger.cache_computed(request)  # what comes next may go on with it
@@ -308,18 +358,25 @@ class Scheduler:
         else:
             self.ledger.release(request)
 
-    # --- checks -----------------------------------------------------------------------------------------------------
+    # --- checks -----------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raises InternalError if an invariant is broken. O(capacity)."""
-        self.ledger.check([*self.running, *(request for flight in self._flights for request in flight.leaving)])
+        self.ledger.check(
+            [*self.running, *(request for flight in self._flights for request in flight.leaving)]
+        )
         for request in self.running:
             if not self._flights and (len(request.slots) != request.computed or request.pending):
-                raise InternalError(f"{request!r} has {len(request.slots)} slots and {request.pending} tokens pending with no "
-                                    "step in flight")
+                raise InternalError(
+                    f"{request!r} has {len(request.slots)} slots and {request.pending} tokens "
+                    "pending with no "
+                    "step in flight"
+                )
         written = [slot for flight in self._flights for slot in flight.slots]
         if len({*written, *self.ledger.pool.snapshot()}) != len(written) + self.ledger.pool.free:
-            raise InternalError("a slot is free, or written twice, while a step in flight writes it")
+            raise InternalError(
+                "a slot is free, or written twice, while a step in flight writes it"
+            )
 
 
 def _record_scores(row: Row, scores: Iterator[tuple[float, ...]]) -> None:

@@ -9,7 +9,8 @@ from asgl.plan import INT
 
 
 class SlotPool:
-    """A stack of free slots. Slots freed last are given first; those given together ascend where they can."""
+    """A stack of free slots. Slots freed last are given first; those given together ascend where
+    they can."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -31,7 +32,8 @@ class SlotPool:
         return taken
 
     def give(self, slots: array[int]) -> None:
-        """Frees the slots. They become free in reverse order, so that a run of them is given out as a run again."""
+        """Frees the slots. They become free in reverse order, so that a run of them is given out as
+        a run again."""
         self._free.extend(slots[::-1])
 
     def snapshot(self) -> array[int]:

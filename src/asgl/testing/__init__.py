@@ -3,8 +3,9 @@
     async with asgl.testing.ScriptedRuntime({"city": "Paris", "verdict": ["yes", "no"]}) as rt:
         s = await my_program(rt)
 
-Everything but the model is the real thing: streams, forks, handles, budgets, cancellation, errors. Time passes by one token of
-each running generation a turn of the event loop, so nothing waits and everything is deterministic.
+Everything but the model is the real thing: streams, forks, handles, budgets, cancellation, errors.
+Time passes by one token of each running generation a turn of the event loop, so nothing waits and
+everything is deterministic.
 """
 
 from __future__ import annotations
@@ -27,14 +28,21 @@ __all__ = ["Answer", "Answers", "Asked", "Script", "ScriptError", "ScriptedRunti
 class ScriptedRuntime(Runtime):
     """A Runtime that answers by `script`: see `Script`, `Answers` and `Answer`.
 
-    A word, with the white space before it, is a token; answers end at stops and at max_tokens as a model's would. Messages are
-    written in ChatML. An answer must be what the op may say: one of a select's options, or of `choices`, or a match of the
-    regex. An op that finds no answer fails with ScriptError; leaving the block without an exception raises ScriptError if an
-    answer was not used, and an ExceptionGroup of failures that nobody saw, as any Runtime does.
+    A word, with the white space before it, is a token; answers end at stops and at max_tokens as a
+    model's would. Messages are written in ChatML. An answer must be what the op may say: one of a
+    select's options, or of `choices`, or a match of the regex. An op that finds no answer fails
+    with ScriptError; leaving the block without an exception raises ScriptError if an answer was not
+    used, and an ExceptionGroup of failures that nobody saw, as any Runtime does.
     """
 
-    def __init__(self, script: Script, *, sampling: SamplingParams | None = None, tracers: Iterable[Tracer] = (),
-                 context_length: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        script: Script,
+        *,
+        sampling: SamplingParams | None = None,
+        tracers: Iterable[Tracer] = (),
+        context_length: int = 1 << 20,
+    ) -> None:
         super().__init__("scripted", sampling=sampling, tracers=tracers)
         self._answers = ScriptedAnswers(script)
         self._context_length = context_length
@@ -45,14 +53,32 @@ class ScriptedRuntime(Runtime):
         return list(self._answers.asked)
 
     async def _open(self) -> _Opened:
-        engine = ScriptedEngine(self._answers, self._sampling, self._context_length,
-                                 Tracers((*self._tracers, *default_tracers.get())))
-        model = ModelInfo(name="scripted", architecture="none", parameters=0, context_length=self._context_length, vocabulary=0,
-                          dtype="none", device="none", kernels="none", weights="none")
-        return _Opened(cast(Any, engine), Session(engine), cast(Any, engine.tokenizer), model, engine.close)
+        engine = ScriptedEngine(
+            self._answers,
+            self._sampling,
+            self._context_length,
+            Tracers((*self._tracers, *default_tracers.get())),
+        )
+        model = ModelInfo(
+            name="scripted",
+            architecture="none",
+            parameters=0,
+            context_length=self._context_length,
+            vocabulary=0,
+            dtype="none",
+            device="none",
+            kernels="none",
+            weights="none",
+        )
+        return _Opened(
+            cast(Any, engine), Session(engine), cast(Any, engine.tokenizer), model, engine.close
+        )
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await super().__aexit__(kind, error, trace)
         if error is None:

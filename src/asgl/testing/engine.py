@@ -35,7 +35,13 @@ class _Grammars:
 class ScriptedEngine:
     """Serves a Session: `asgl.language.backend.Engine`, and what a Runtime asks besides."""
 
-    def __init__(self, answers: ScriptedAnswers, defaults: SamplingParams, context_length: int, tracers: Tracers) -> None:
+    def __init__(
+        self,
+        answers: ScriptedAnswers,
+        defaults: SamplingParams,
+        context_length: int,
+        tracers: Tracers,
+    ) -> None:
         self.tokenizer = WordTokenizer()
         self.chat_template = ChatML()
         self.grammars = _Grammars()
@@ -60,12 +66,25 @@ class ScriptedEngine:
         return 0, ""
 
     def generate(
-        self, prompt: Sequence[int], params: SamplingParams, *, seed: int, logprobs: int | None, end_tokens: Sequence[int],
-        grammar: Any = None, namespace: str | None = None, priority: int = 0, listener: Listener,
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        logprobs: int | None,
+        end_tokens: Sequence[int],
+        grammar: Any = None,
+        namespace: str | None = None,
+        priority: int = 0,
+        listener: Listener,
     ) -> Ticket:
         output = OutputText(
-            lambda: Words(self.tokenizer), stops=params.stop or (), stop_regexes=params.stop_regex or (),
-            stop_tokens=params.stop_token_ids or (), end_tokens=end_tokens, keep_stop=bool(params.keep_stop),
+            lambda: Words(self.tokenizer),
+            stops=params.stop or (),
+            stop_regexes=params.stop_regex or (),
+            stop_tokens=params.stop_token_ids or (),
+            end_tokens=end_tokens,
+            keep_stop=bool(params.keep_stop),
             min_tokens=params.min_tokens or 0,
         )
         assert params.max_tokens is not None
@@ -87,7 +106,12 @@ class ScriptedEngine:
         return self._start(ticket, iter([*self.tokenizer.encode(answer), EOS]))
 
     def score(
-        self, prompt: Sequence[int], options: Sequence[Sequence[int]], *, namespace: str | None = None, priority: int = 0,
+        self,
+        prompt: Sequence[int],
+        options: Sequence[Sequence[int]],
+        *,
+        namespace: str | None = None,
+        priority: int = 0,
         listener: Listener,
     ) -> Ticket:
         ticket = self._ticket(prompt, listener, None, 0)
@@ -101,11 +125,18 @@ class ScriptedEngine:
                 return self._refuse(ticket, error)
             if isinstance(chosen, BaseException):
                 return self._refuse(ticket, chosen)
-        ticket.option_logprobs = [[0.0 if index == chosen else -1.0] * len(option) for index, option in enumerate(options)]
+        ticket.option_logprobs = [
+            [0.0 if index == chosen else -1.0] * len(option) for index, option in enumerate(options)
+        ]
         return self._start(ticket, iter(()))
 
     def extend(
-        self, prompt: Sequence[int], *, namespace: str | None = None, priority: int = 0, listener: Listener,
+        self,
+        prompt: Sequence[int],
+        *,
+        namespace: str | None = None,
+        priority: int = 0,
+        listener: Listener,
     ) -> Ticket:
         ticket = self._ticket(prompt, listener, None, 0)
         if len(prompt) > self._context_length:
@@ -132,9 +163,23 @@ class ScriptedEngine:
     def statistics(self) -> EngineStatistics:
         """There is no cache, so it counts requests and tokens only."""
         return EngineStatistics(
-            capacity=0, free=0, evictable=0, pinned=0, running=len(self._running), waiting=0, steps=self._steps,
-            prompt_tokens=self._prompt_tokens, cached_tokens=0, generated_tokens=self._generated_tokens, forced_tokens=0,
-            evicted_tokens=0, retractions=0, cancelled=self._cancelled, plan_seconds=0.0, run_seconds=0.0, idle_seconds=0.0,
+            capacity=0,
+            free=0,
+            evictable=0,
+            pinned=0,
+            running=len(self._running),
+            waiting=0,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=0,
+            generated_tokens=self._generated_tokens,
+            forced_tokens=0,
+            evicted_tokens=0,
+            retractions=0,
+            cancelled=self._cancelled,
+            plan_seconds=0.0,
+            run_seconds=0.0,
+            idle_seconds=0.0,
             namespaces={},
         )
 
@@ -153,12 +198,23 @@ class ScriptedEngine:
 
     # --- inside
 
-    def _ticket(self, prompt: Sequence[int], listener: Listener, output: OutputText | None, max_tokens: int) -> Ticket:
-        return Ticket(Request(next(self._ids), prompt, max_tokens=max_tokens), listener, output, self._loop.time())
+    def _ticket(
+        self, prompt: Sequence[int], listener: Listener, output: OutputText | None, max_tokens: int
+    ) -> Ticket:
+        return Ticket(
+            Request(next(self._ids), prompt, max_tokens=max_tokens),
+            listener,
+            output,
+            self._loop.time(),
+        )
 
     def _too_long(self, prompt: Sequence[int]) -> ContextLengthError:
-        return ContextLengthError(f"the prompt's {len(prompt)} tokens leave no room: the context has {self._context_length}",
-                                  tokens=len(prompt), limit=self._context_length)
+        return ContextLengthError(
+            f"the prompt's {len(prompt)} tokens leave no room: the context has "
+            f"{self._context_length}",
+            tokens=len(prompt),
+            limit=self._context_length,
+        )
 
     def _refuse(self, ticket: Ticket, error: BaseException) -> Ticket:
         ticket.settle(self._loop.time(), error=error)
@@ -202,7 +258,13 @@ class ScriptedEngine:
         else:
             self._settle(ticket, reason=reason)
 
-    def _settle(self, ticket: Ticket, *, reason: FinishReason | None = None, error: BaseException | None = None) -> None:
+    def _settle(
+        self,
+        ticket: Ticket,
+        *,
+        reason: FinishReason | None = None,
+        error: BaseException | None = None,
+    ) -> None:
         self._running.pop(ticket, None)
         if ticket.output is not None and reason in ("length", "stopped"):
             ticket.output.finish()

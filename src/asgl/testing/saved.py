@@ -18,8 +18,13 @@ class SavedAsJson:
     def __init__(self, tokenizer: WordTokenizer) -> None:
         self._tokenizer = tokenizer
 
-    async def save_prompt(self, path: Path, state: Mapping[str, Any], tokens: Any, namespace: str | None, /) -> None:
-        words = [token if token < len(CONTROL) else self._tokenizer.decode([token]) for token in state["tokens"]]
+    async def save_prompt(
+        self, path: Path, state: Mapping[str, Any], tokens: Any, namespace: str | None, /
+    ) -> None:
+        words = [
+            token if token < len(CONTROL) else self._tokenizer.decode([token])
+            for token in state["tokens"]
+        ]
         _write(path, json.dumps({**state, "tokens": words}))
         await asyncio.sleep(0)
 
@@ -28,8 +33,15 @@ class SavedAsJson:
             state = json.loads(path.read_text(encoding="utf-8"))
             words = state["tokens"]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ModelError(f"{path}: no prompt that a ScriptedRuntime saved: {error!r}") from error
-        return {**state, "tokens": [word if isinstance(word, int) else self._tokenizer.id_of(word) for word in words]}, False
+            raise ModelError(
+                f"{path}: no prompt that a ScriptedRuntime saved: {error!r}"
+            ) from error
+        return {
+            **state,
+            "tokens": [
+                word if isinstance(word, int) else self._tokenizer.id_of(word) for word in words
+            ],
+        }, False
 
     async def load_prompt(self, path: Path, tokens: Any, namespace: str | None, /) -> int:
         await asyncio.sleep(0)

@@ -19,18 +19,22 @@ class JsonModel(Protocol):
     def model_dump_json(self) -> str: ...
 
 
-Answer: TypeAlias = str | float | Mapping[str, Any] | JsonModel | BaseException | Callable[[str], Any]
-"""What the model says to one gen or select: a str; a bool, number, dict or pydantic model, which is said as JSON; an exception,
-with which the op then fails; for a select also the index of the option; or a function of the prompt's text that gives one of
-these."""
+Answer: TypeAlias = (
+    str | float | Mapping[str, Any] | JsonModel | BaseException | Callable[[str], Any]
+)
+"""What the model says to one gen or select: a str; a bool, number, dict or pydantic model, which is
+said as JSON; an exception, with which the op then fails; for a select also the index of the option;
+or a function of the prompt's text that gives one of these."""
 Answers: TypeAlias = Answer | Sequence[Answer]
-"""A list gives its answers one by one, in the order in which the ops ask; anything else answers as often as it is asked."""
+"""A list gives its answers one by one, in the order in which the ops ask; anything else answers as
+often as it is asked."""
 Script: TypeAlias = Mapping[Any, Answers]
 """Answers by the name of the variable, a str, or None for ops without one."""
 
 
 class ScriptError(AssertionError):
-    """The script and the program do not fit: an op asked for an answer that is not there, or an answer was not asked for."""
+    """The script and the program do not fit: an op asked for an answer that is not there, or an
+    answer was not asked for."""
 
 
 class Asked(NamedTuple):
@@ -49,30 +53,42 @@ class ScriptedAnswers:
 
     def __init__(self, script: Script) -> None:
         self._script: dict[str | None, Any] = {
-            name: answer if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Sequence) else list(answer)
-            for name, answer in script.items()}
+            name: answer
+            if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Sequence)
+            else list(answer)
+            for name, answer in script.items()
+        }
         self._used = dict.fromkeys(self._script, 0)
         self.asked: list[Asked] = []
 
     def next(self, part: Gen | Select, prompt: str) -> Any:
-        """What the op says: a str, the index of an option, or an exception. ScriptError if the script has nothing for it."""
+        """What the op says: a str, the index of an option, or an exception. ScriptError if the
+        script has nothing for it."""
         name = part.name
         self.asked.append(Asked(name, prompt, part.choices if isinstance(part, Select) else None))
         where = f"a {'gen' if isinstance(part, Gen) else 'select'} {_named(name)}, after {prompt[-_SHOWN:]!r}"
         if name not in self._script:
             known = ", ".join(map(_named, self._script)) or "none"
-            raise ScriptError(f"the script has no answer for {where}; there are answers for: {known}")
+            raise ScriptError(
+                f"the script has no answer for {where}; there are answers for: {known}"
+            )
         answer, used = self._script[name], self._used[name]
         self._used[name] += 1
         if isinstance(answer, list):
             if used >= len(cast("list[Any]", answer)):
-                raise ScriptError(f"the script has no more answers for {where}: all {used} were used")
+                raise ScriptError(
+                    f"the script has no more answers for {where}: all {used} were used"
+                )
             answer = cast("list[Any]", answer)[used]
         while callable(answer):
             answer = answer(prompt)
         if isinstance(answer, BaseException):
             return answer
-        return _option(part, answer, where) if isinstance(part, Select) else _checked(part, _text(answer), where)
+        return (
+            _option(part, answer, where)
+            if isinstance(part, Select)
+            else _checked(part, _text(answer), where)
+        )
 
     def check_used(self) -> None:
         """ScriptError if an answer was not used."""
@@ -80,10 +96,15 @@ class ScriptedAnswers:
         for name, answer in self._script.items():
             total = len(cast("list[Any]", answer)) if isinstance(answer, list) else 1
             if self._used[name] < total:
-                unused.append(_named(name) if not isinstance(answer, list)
-                              else f"{_named(name)} ({total - self._used[name]} of {total})")
+                unused.append(
+                    _named(name)
+                    if not isinstance(answer, list)
+                    else f"{_named(name)} ({total - self._used[name]} of {total})"
+                )
         if unused:
-            raise ScriptError(f"the program did not ask for these answers of the script: {', '.join(unused)}")
+            raise ScriptError(
+                f"the program did not ask for these answers of the script: {', '.join(unused)}"
+            )
 
 
 def _named(name: str | None) -> str:
@@ -93,7 +114,11 @@ def _named(name: str | None) -> str:
 def _text(answer: Any) -> str:
     if isinstance(answer, str):
         return answer
-    return answer.model_dump_json() if hasattr(answer, "model_dump_json") else json.dumps(answer, ensure_ascii=False)
+    return (
+        answer.model_dump_json()
+        if hasattr(answer, "model_dump_json")
+        else json.dumps(answer, ensure_ascii=False)
+    )
 
 
 def _option(part: Select, answer: Any, where: str) -> int:
@@ -101,7 +126,9 @@ def _option(part: Select, answer: Any, where: str) -> int:
         return answer
     if answer in part.choices:
         return part.choices.index(answer)
-    raise ScriptError(f"the script's answer for {where}, {answer!r}, is none of the options: {list(part.choices)}")
+    raise ScriptError(
+        f"the script's answer for {where}, {answer!r}, is none of the options: {list(part.choices)}"
+    )
 
 
 def _checked(part: Gen, text: str, where: str) -> str:
@@ -109,9 +136,16 @@ def _checked(part: Gen, text: str, where: str) -> str:
     if source is None or source.kind not in ("regex", "choices"):
         return text
     try:
-        fits = text in json.loads(source.text) if source.kind == "choices" else bool(re.fullmatch(source.text, text))
+        fits = (
+            text in json.loads(source.text)
+            if source.kind == "choices"
+            else bool(re.fullmatch(source.text, text))
+        )
     except re.error:  # a regex of another dialect
         fits = True
     if not fits:
-        raise ScriptError(f"the script's answer for {where}, {text!r}, is nothing that the {source.kind} {source.text} allows")
+        raise ScriptError(
+            f"the script's answer for {where}, {text!r}, is nothing that the {source.kind} "
+            f"{source.text} allows"
+        )
     return text

@@ -1,4 +1,5 @@
-"""Steps of the CUDA runner with the Triton back end in its interpreter: part of make test-interpret."""
+"""Steps of the CUDA runner with the Triton back end in its interpreter: part of make
+test-interpret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The order of what a step asks of a GPU, and that replays of captured graphs give what the reference gives."""
+"""The order of what a step asks of a GPU, and that replays of captured graphs give what the
+reference gives."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ ALL = tuple(range(TINY.vocabulary))
 
 
 def tokens(count: int, seed: int) -> list[int]:
-    return torch.randint(0, TINY.vocabulary, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(
+        0, TINY.vocabulary, (count,), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
 
 
 @pytest.fixture
@@ -43,13 +46,25 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 def make(cuda: FakeCuda, buckets: tuple[int, ...] = (1, 4)) -> CudaRunner:
-    runner = CudaRunner(MemoryCheckpoint(), TritonKernels("cpu", torch.float32), CAPACITY, buckets=buckets, cuda=cuda)
-    cuda.know(*runner._device._in.hosts, *(each.host for each in runner._device._landings), *runner._static.hosts)
+    runner = CudaRunner(
+        MemoryCheckpoint(),
+        TritonKernels("cpu", torch.float32),
+        CAPACITY,
+        buckets=buckets,
+        cuda=cuda,
+    )
+    cuda.know(
+        *runner._device._in.hosts,
+        *(each.host for each in runner._device._landings),
+        *runner._static.hosts,
+    )
     return runner
 
 
 def compare(found: StepResult, expected: StepResult) -> None:
-    assert [sample.token_id for sample in found.samples] == [sample.token_id for sample in expected.samples]
+    assert [sample.token_id for sample in found.samples] == [
+        sample.token_id for sample in expected.samples
+    ]
     assert len(found.scores) == len(expected.scores)
     for one, other in zip(found.scores, expected.scores, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
@@ -66,20 +81,33 @@ SPEC = SamplingSpec(seed=5, top_p=0.9)
 
 def decode_plan(prefix: list[int], number: int, *, shared: bool, last: int = 0) -> StepPlan:
     """`number` rows that read the prefix in slots 0..., each with a token of its own."""
-    rows = [Row([7 + row + last], [200 + row + 10 * last], before=range(len(prefix)), sample=SPEC if row else GREEDY, draw=row,
-                score=[(0, ALL)]) for row in range(number)]
+    rows = [
+        Row(
+            [7 + row + last],
+            [200 + row + 10 * last],
+            before=range(len(prefix)),
+            sample=SPEC if row else GREEDY,
+            draw=row,
+            score=[(0, ALL)],
+        )
+        for row in range(number)
+    ]
     spans = (SharedSpan(0, len(prefix), tuple(range(number))),) if shared and number > 1 else ()
     return step(rows, shared=spans)
 
 
 def test_decode_steps_are_replays_of_graphs(cuda: FakeCuda) -> None:
-    """Of the bucket's size and smaller, with shared spans and without, again and again with other tokens and slots."""
+    """Of the bucket's size and smaller, with shared spans and without, again and again with other
+    tokens and slots."""
     runner, reference = make(cuda), Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY)
     prefix = tokens(40, 1)
     for each in (runner, reference):
         each.run(step([Row(prefix, range(40))]))
     kinds = [(1, False), (3, False), (4, True), (2, True), (4, False), (1, True), (3, True)]
-    plans = [decode_plan(prefix, number, shared=shared, last=last) for last, (number, shared) in enumerate(kinds)]
+    plans = [
+        decode_plan(prefix, number, shared=shared, last=last)
+        for last, (number, shared) in enumerate(kinds)
+    ]
     for plan in plans:
         cuda.log.clear()
         compare(runner.run(plan), reference.run(plan))
@@ -95,7 +123,12 @@ def test_a_replay_writes_the_named_slots_only(cuda: FakeCuda) -> None:
     runner.run(decode_plan(prefix, 3, shared=False))
     assert runner._pool is not None
     with torch.inference_mode():
-        for k, v in runner._pool.layers:  # other values than the padding of the first replay could have written
+        for (
+            k,
+            v,
+        ) in (
+            runner._pool.layers
+        ):  # other values than the padding of the first replay could have written
             k.normal_(generator=torch.Generator().manual_seed(1))
             v.normal_(generator=torch.Generator().manual_seed(2))
     before = [(k.clone(), v.clone()) for k, v in runner._pool.layers]
@@ -111,8 +144,19 @@ def test_a_replay_writes_the_named_slots_only(cuda: FakeCuda) -> None:
 def test_the_order_of_a_step(cuda: FakeCuda) -> None:
     runner = make(cuda)
     cuda.log.clear()
-    runner.run(step([Row(tokens(5, 1), range(5), sample=SPEC._replace(logprobs=3), score=[(2, (1, 2))])]))
-    assert order(cuda.log) == ["stream", "copy in", "launch", "copy out", "launch", "copy out", "record", "wait"]
+    runner.run(
+        step([Row(tokens(5, 1), range(5), sample=SPEC._replace(logprobs=3), score=[(2, (1, 2))])])
+    )
+    assert order(cuda.log) == [
+        "stream",
+        "copy in",
+        "launch",
+        "copy out",
+        "launch",
+        "copy out",
+        "record",
+        "wait",
+    ]
     assert cuda.log.count("copy in") == cuda.log.count("record") == cuda.log.count("wait") == 1
 
 
@@ -124,28 +168,68 @@ def test_the_order_of_a_replay(cuda: FakeCuda) -> None:
     cuda.log.clear()
     runner.run(plan)  # the first one captures, after a run that compiles
     assert order(cuda.log) == [
-        "stream", "copy in", "launch", "record", "wait", "capture", "launch", "copy in", "replay", "launch", "copy out", "record",
-        "wait"]
+        "stream",
+        "copy in",
+        "launch",
+        "record",
+        "wait",
+        "capture",
+        "launch",
+        "copy in",
+        "replay",
+        "launch",
+        "copy out",
+        "record",
+        "wait",
+    ]
     cuda.log.clear()
     runner.run(plan)
     # one launch for logits and one to sample, beside the graph
     assert cuda.log == [
-        "stream", "copy in", "copy in", "replay", "launch head_kernel", "launch sample_kernel", "copy out", "record", "wait"]
+        "stream",
+        "copy in",
+        "copy in",
+        "replay",
+        "launch head_kernel",
+        "launch sample_kernel",
+        "copy out",
+        "record",
+        "wait",
+    ]
 
 
 @pytest.mark.parametrize("buckets", [(1, 4), ()], ids=["replays", "launches"])
 def test_two_steps_in_flight(cuda: FakeCuda, buckets: tuple[int, ...]) -> None:
-    """Each step goes on with what the one before samples, launched before that is known; and gives what one after the other
-    gives."""
-    runner, reference = make(cuda, buckets), Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY)
+    """Each step goes on with what the one before samples, launched before that is known; and gives
+    what one after the other gives."""
+    runner, reference = (
+        make(cuda, buckets),
+        Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY),
+    )
     prefix = tokens(20, 4)
 
     def plan(last: int, ids: list[int], *, ahead: bool) -> StepPlan:
         """Three rows, each with the token that it samples in the step before."""
-        before = [[*range(20), *(20 + 3 * number + row for number in range(last))] for row in range(3)]
-        made = step([Row([0 if ahead else ids[row]], [20 + 3 * last + row], before=before[row], sample=SPEC if row else GREEDY,
-                         draw=last) for row in range(3)])
-        return replace(made, continued=tuple(Continued(row, row) for row in range(3))) if ahead else made
+        before = [
+            [*range(20), *(20 + 3 * number + row for number in range(last))] for row in range(3)
+        ]
+        made = step(
+            [
+                Row(
+                    [0 if ahead else ids[row]],
+                    [20 + 3 * last + row],
+                    before=before[row],
+                    sample=SPEC if row else GREEDY,
+                    draw=last,
+                )
+                for row in range(3)
+            ]
+        )
+        return (
+            replace(made, continued=tuple(Continued(row, row) for row in range(3)))
+            if ahead
+            else made
+        )
 
     for each in (runner, reference):
         each.run(step([Row(prefix, range(20))]))
@@ -169,7 +253,11 @@ def test_going_on_with_a_step_that_sampled_nothing(cuda: FakeCuda) -> None:
     runner = make(cuda, ())
     runner.run(step([Row([1, 2], [0, 1])]))
     with pytest.raises(InternalError, match="there was none"):
-        runner.launch(replace(step([Row([0], [2], before=[0, 1], sample=GREEDY)]), continued=(Continued(0, 0),)))
+        runner.launch(
+            replace(
+                step([Row([0], [2], before=[0, 1], sample=GREEDY)]), continued=(Continued(0, 0),)
+            )
+        )
 
 
 def test_warm_up_captures_every_bucket(cuda: FakeCuda) -> None:
@@ -184,13 +272,19 @@ def test_warm_up_captures_every_bucket(cuda: FakeCuda) -> None:
 
 
 def test_what_no_graph_can_run_is_launched(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More rows than the largest bucket, rows of several tokens, more spans than there is room for, nothing to sample."""
+    """More rows than the largest bucket, rows of several tokens, more spans than there is room for,
+    nothing to sample."""
     runner, reference = make(cuda, (2,)), Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY)
     prefix = tokens(30, 3)
     plans = [
         step([Row(prefix, range(30))]),
         decode_plan(prefix, 3, shared=True),
-        step([Row([1], [100], before=range(30), sample=GREEDY), Row([1, 2], [101, 102], before=range(30), sample=GREEDY)]),
+        step(
+            [
+                Row([1], [100], before=range(30), sample=GREEDY),
+                Row([1, 2], [101, 102], before=range(30), sample=GREEDY),
+            ]
+        ),
         step([Row([1], [103], before=range(30))]),
     ]
     for plan in plans:

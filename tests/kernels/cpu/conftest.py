@@ -18,7 +18,9 @@ def ints(values: Sequence[int]) -> Tensor:
     return torch.tensor(list(values), dtype=torch.int32)
 
 
-def batch_of(contexts: Sequence[Sequence[int]], new: Sequence[int], shared: tuple[Span, ...] = ()) -> Batch:
+def batch_of(
+    contexts: Sequence[Sequence[int]], new: Sequence[int], shared: tuple[Span, ...] = ()
+) -> Batch:
     """Rows with these slots, of which the last `new` are new tokens."""
     qo, kv = [0], [0]
     for context, count in zip(contexts, new, strict=True):

@@ -1,4 +1,5 @@
-"""What the contract does not ask of every back end: bit-identical results, all layers in one call, processes, threads."""
+"""What the contract does not ask of every back end: bit-identical results, all layers in one call,
+processes, threads."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def generator(seed: int) -> torch.Generator:
 
 
 class Model:
-    """Random layers, with the states of a token a function of its id, and the KV of any context computed as it goes."""
+    """Random layers, with the states of a token a function of its id, and the KV of any context
+    computed as it goes."""
 
     def __init__(self, kernels: CpuKernels, layers: int = 2, bits: int = 4) -> None:
         self.kernels = kernels
@@ -42,7 +44,11 @@ class Model:
             LayerWeights(
                 attention_norm=torch.rand(D, generator=generator(i)) + 0.5,
                 qkv=matrix((HEADS + 2 * KV_HEADS) * HEAD_DIM, D, 10 * i + 1),
-                qkv_bias=torch.randn((HEADS + 2 * KV_HEADS) * HEAD_DIM, generator=generator(10 * i + 2)) if i else None,
+                qkv_bias=torch.randn(
+                    (HEADS + 2 * KV_HEADS) * HEAD_DIM, generator=generator(10 * i + 2)
+                )
+                if i
+                else None,
                 o=matrix(D, HEADS * HEAD_DIM, 10 * i + 3),
                 mlp_norm=torch.rand(D, generator=generator(10 * i + 4)) + 0.5,
                 gate_up=matrix(2 * F, D, 10 * i + 5),
@@ -54,12 +60,19 @@ class Model:
         self.rope = torch.randn(2048, HEAD_DIM, generator=generator(98))
         self.table = torch.randn(100, D, generator=generator(97))
         self.caches = [
-            tuple(torch.full((POOL, KV_HEADS, HEAD_DIM), torch.nan, dtype=torch.bfloat16) for _ in range(2))
+            tuple(
+                torch.full((POOL, KV_HEADS, HEAD_DIM), torch.nan, dtype=torch.bfloat16)
+                for _ in range(2)
+            )
             for _ in range(layers)
         ]
-        self.fused = kernels.fuse(self.layers, self.norm, self.rope, HEADS, KV_HEADS, HEAD_DIM, 1e-5)
+        self.fused = kernels.fuse(
+            self.layers, self.norm, self.rope, HEADS, KV_HEADS, HEAD_DIM, 1e-5
+        )
 
-    def run(self, contexts: list[list[int]], ids: list[list[int]], shared: tuple[Span, ...] = ()) -> list[Tensor]:
+    def run(
+        self, contexts: list[list[int]], ids: list[list[int]], shared: tuple[Span, ...] = ()
+    ) -> list[Tensor]:
         """The last states of each row's new tokens `ids`."""
         batch = batch_of(contexts, [len(own) for own in ids], shared)
         hidden = self.table[[token for own in ids for token in own]].clone()
@@ -72,7 +85,9 @@ class Model:
 def by_single_calls(model: Model, hidden: Tensor, batch: Batch, at: Tensor) -> Tensor:
     kernels, delta = model.kernels, None
     for i, (layer, (keys, values)) in enumerate(zip(model.layers, model.caches, strict=True)):
-        qkv = kernels.linear(kernels.add_rms_norm(hidden, delta, layer.attention_norm, 1e-5), layer.qkv)
+        qkv = kernels.linear(
+            kernels.add_rms_norm(hidden, delta, layer.attention_norm, 1e-5), layer.qkv
+        )
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias
         q = kernels.rope_and_store(qkv, batch, model.rope, keys, values)
@@ -80,19 +95,27 @@ def by_single_calls(model: Model, hidden: Tensor, batch: Batch, at: Tensor) -> T
         if i == len(model.layers) - 1:
             hidden, attended = hidden[at], attended[at]
         delta = kernels.linear(attended, layer.o)
-        gate_up = kernels.linear(kernels.add_rms_norm(hidden, delta, layer.mlp_norm, 1e-5), layer.gate_up)
+        gate_up = kernels.linear(
+            kernels.add_rms_norm(hidden, delta, layer.mlp_norm, 1e-5), layer.gate_up
+        )
         delta = kernels.linear(kernels.silu_and_mul(gate_up), layer.down)
     return kernels.add_rms_norm(hidden, delta, model.norm, 1e-5)
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
 @pytest.mark.parametrize("rows", [[(0, 1)], [(5, 1), (70, 3)], [(0, 90), (130, 40)]], ids=str)
-def test_all_layers_at_once_are_the_single_calls(make: Make, bits: int, rows: list[tuple[int, int]]) -> None:
+def test_all_layers_at_once_are_the_single_calls(
+    make: Make, bits: int, rows: list[tuple[int, int]]
+) -> None:
     model = Model(make(weights="auto"), bits=bits)
-    contexts = [list(range(200 * i, 200 * i + prefix + new)) for i, (prefix, new) in enumerate(rows)]
+    contexts = [
+        list(range(200 * i, 200 * i + prefix + new)) for i, (prefix, new) in enumerate(rows)
+    ]
     if any(prefix for prefix, _ in rows):
-        model.run([c[:prefix] for c, (prefix, _) in zip(contexts, rows, strict=True) if prefix],
-                  [list(range(prefix)) if prefix < 100 else [7] * prefix for prefix, _ in rows if prefix])
+        model.run(
+            [c[:prefix] for c, (prefix, _) in zip(contexts, rows, strict=True) if prefix],
+            [list(range(prefix)) if prefix < 100 else [7] * prefix for prefix, _ in rows if prefix],
+        )
     batch = batch_of(contexts, [new for _, new in rows])
     n = len(batch.input_ids)
     hidden = torch.randn(n, D, generator=generator(5))
@@ -105,7 +128,8 @@ def test_all_layers_at_once_are_the_single_calls(make: Make, bits: int, rows: li
 
 
 def test_layers_of_another_model_leave_no_phases_of_a_deeper_one(make: Make) -> None:
-    """They share the record that says how many pieces each phase has, and a late helper of the deeper one may read it."""
+    """They share the record that says how many pieces each phase has, and a late helper of the
+    deeper one may read it."""
     kernels = make(weights="auto")
     for layers in (3, 1):
         Model(kernels, layers=layers)
@@ -119,7 +143,10 @@ def test_deterministic_results_depend_on_nothing_but_the_tokens(make: Make) -> N
     own = list(range(700))
     alone = model.run([own], [ids])[0]
 
-    pieces = [model.run([own[:end]], [ids[start:end]])[0] for start, end in ((0, 33), (33, 300), (300, 699), (699, 700))]
+    pieces = [
+        model.run([own[:end]], [ids[start:end]])[0]
+        for start, end in ((0, 33), (33, 300), (300, 699), (699, 700))
+    ]
     assert torch.equal(torch.cat(pieces), alone)
 
     other = list(range(1000, 1600))
@@ -129,7 +156,11 @@ def test_deterministic_results_depend_on_nothing_but_the_tokens(make: Make) -> N
     tails = [list(range(2000 + 40 * i, 2040 + 40 * i)) for i in range(20)]
     contexts = [own[:650] + tail for tail in tails]
     model.run([context[:-1] for context in contexts], [ids[650:689]] * 20)
-    for shared in ((), ((0, 650, tuple(range(20))),), ((0, 256, tuple(range(20))), (256, 650, tuple(range(7))))):
+    for shared in (
+        (),
+        ((0, 650, tuple(range(20))),),
+        ((0, 256, tuple(range(20))), (256, 650, tuple(range(7)))),
+    ):
         for out in model.run(contexts, [[ids[689]]] * 20, shared):
             assert torch.equal(out[0], alone[689])
     assert torch.equal(model.run(contexts[:1], [[ids[689]]])[0][0], alone[689])
@@ -196,7 +227,8 @@ def test_a_head_dim_that_cannot_be_says_what_to_do(make: Make) -> None:
 
 @pytest.mark.parametrize("vocabulary", [7, 16, 1000, 30_000])
 def test_a_flat_or_steep_distribution_is_inverted_exactly(make: Make, vocabulary: int) -> None:
-    """Uniform numbers in the middle of each tenth must draw the tokens at those shares of the sorted mass."""
+    """Uniform numbers in the middle of each tenth must draw the tokens at those shares of the
+    sorted mass."""
     kernels = make(weights="auto")
     uniform = torch.arange(10).double() / 10 + 0.05
     for steepness in (0.0, 0.3, 5.0):
@@ -204,14 +236,23 @@ def test_a_flat_or_steep_distribution_is_inverted_exactly(make: Make, vocabulary
         order = logits[0].sort(descending=True, stable=True).indices
         mass = torch.softmax(logits[0].double(), 0)[order].cumsum(0)
         ones = torch.ones(10)
-        how = SamplingBatch(ones, ones, torch.zeros(10, dtype=torch.int32), torch.zeros(10), uniform, unfiltered=True)
+        how = SamplingBatch(
+            ones,
+            ones,
+            torch.zeros(10, dtype=torch.int32),
+            torch.zeros(10),
+            uniform,
+            unfiltered=True,
+        )
         drawn = kernels.sample(logits.repeat(10, 1), how)
         rank = torch.argsort(order)[drawn]
         assert (mass[rank] >= uniform - 1e-5).all()
         assert (mass[rank] - torch.softmax(logits[0].double(), 0)[drawn] <= uniform + 1e-5).all()
 
 
-def test_compiled_kernels_are_kept_under_asgl_home(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_kernels_are_kept_under_asgl_home(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from asgl.kernels.cpu.cache import cache_directory
 
     monkeypatch.setenv("ASGL_HOME", str(tmp_path))
@@ -265,7 +306,13 @@ print("right")
 
 def _on_a_generic_processor(*arguments: str, timeout: int) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def test_products_on_a_processor_without_wide_vectors() -> None:
@@ -290,23 +337,47 @@ _AVX512 = _AVX2 + ",+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni"
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("processor", "features", "instruction", "entries"), [
-    ("znver4", _AVX512 + ",+avx512bf16", "vdpbf16ps", ["linear", "attention", "layers"]),
-    ("cascadelake", _AVX512, "vpdpwssd", ["linear", "layers"]),
-])
-def test_kernels_compile_for_other_processors(tmp_path, processor: str, features: str, instruction: str, entries) -> None:
+@pytest.mark.parametrize(
+    ("processor", "features", "instruction", "entries"),
+    [
+        ("znver4", _AVX512 + ",+avx512bf16", "vdpbf16ps", ["linear", "attention", "layers"]),
+        ("cascadelake", _AVX512, "vpdpwssd", ["linear", "layers"]),
+    ],
+)
+def test_kernels_compile_for_other_processors(
+    tmp_path, processor: str, features: str, instruction: str, entries
+) -> None:
     """They are not run: this processor may not have the instructions."""
-    environment = {**os.environ, "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features, "ASGL_HOME": str(tmp_path)}
-    result = subprocess.run([sys.executable, "-c", _COMPILED, instruction, *entries], env=environment, capture_output=True,
-                            text=True, timeout=880)
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": processor,
+        "NUMBA_CPU_FEATURES": features,
+        "ASGL_HOME": str(tmp_path),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", _COMPILED, instruction, *entries],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=880,
+    )
     assert result.stdout == "right\n", result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_contract_on_a_processor_without_wide_vectors() -> None:
-    result = _on_a_generic_processor("-m", "pytest", "tests/kernels/test_contract.py", "-k", "cpu and not float",
-                                     "-p", "no:cacheprovider", "--timeout=800", timeout=880)
+    result = _on_a_generic_processor(
+        "-m",
+        "pytest",
+        "tests/kernels/test_contract.py",
+        "-k",
+        "cpu and not float",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=800",
+        timeout=880,
+    )
     assert result.returncode == 0, result.stdout[-3000:]
 
 

@@ -9,7 +9,9 @@ from asgl.kernels.api import QuantizedTensor
 from asgl.kernels.cpu.kernels import CpuKernels
 from asgl.kernels.cpu.linear import BYTES, PAIRS
 
-pytestmark = pytest.mark.skipif(not PAIRS, reason="this processor multiplies packed weights as bfloat16")
+pytestmark = pytest.mark.skipif(
+    not PAIRS, reason="this processor multiplies packed weights as bfloat16"
+)
 
 
 def extreme(bits: int, k: int) -> QuantizedTensor:
@@ -38,7 +40,9 @@ def test_inputs_of_zero_and_of_very_different_sizes(make) -> None:
     x[1, :32], x[1, 32:] = 1e4, 1e-4
     found = kernels.linear(x, kernels.pack_linear(weight)).double()
     assert (found[0] == 0).all()
-    torch.testing.assert_close(found[1], (x[1].double() @ weight.dequantize(torch.float64).T), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(
+        found[1], (x[1].double() @ weight.dequantize(torch.float64).T), rtol=1e-6, atol=0.0
+    )
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -56,7 +60,9 @@ def test_what_is_not_finite_is_not_hidden(make, bits: int, bad: float) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_row_does_not_depend_on_its_neighbours(make, bits: int) -> None:
     kernels = make(weights="auto")
-    quants = torch.randint(0, 2**bits, (70, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits))
+    quants = torch.randint(
+        0, 2**bits, (70, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits)
+    )
     scale = torch.rand(70, 3, generator=torch.Generator().manual_seed(1)).half().float()
     packed = kernels.pack_linear(QuantizedTensor(quants, scale, -scale, 4 if bits == 4 else 8, 32))
     x = torch.randn(70, 96, generator=torch.Generator().manual_seed(2))
@@ -73,7 +79,9 @@ bytes_only = pytest.mark.skipif(not BYTES, reason="this processor multiplies no 
 @bytes_only
 def test_each_byte_meets_its_weight(make) -> None:
     """An input of one alone gives the column of its weight, exactly: none is in another's place."""
-    quants = torch.randint(0, 16, (70, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    quants = torch.randint(
+        0, 16, (70, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+    )
     weight = QuantizedTensor(quants, torch.full((70, 3), 0.5), torch.full((70, 3), -2.0), 4, 32)
     kernels = make(weights="auto", activations="int8")
     found = kernels.linear(torch.eye(96), kernels.pack_linear(weight))
@@ -103,7 +111,9 @@ def test_inputs_are_rounded_to_eight_bits_and_nothing_else_is(make, rows: int) -
     kernels = make(weights="auto", activations="int8")
     packed = kernels.pack_linear(weight)
     found = kernels.linear(x, packed).clone()
-    torch.testing.assert_close(found.double(), rounded.double() @ weight.dequantize(torch.float64).T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found.double(), rounded.double() @ weight.dequantize(torch.float64).T, rtol=1e-4, atol=1e-4
+    )
     alone = torch.cat([kernels.linear(row[None], packed).clone() for row in x])
     assert torch.equal(alone, found)
 
@@ -121,7 +131,8 @@ def test_what_is_not_finite_is_not_hidden_by_bytes(make, bad: float) -> None:
 
 @bytes_only
 def test_who_rounds_no_input_does_not_say_so() -> None:
-    """Keys and values that are the same to the bit are not refused for the name of what did not happen."""
+    """Keys and values that are the same to the bit are not refused for the name of what did not
+    happen."""
     kernels = CpuKernels(activations="int8", threads=1)
     kernels.pack_linear(torch.zeros(32, 64))
     kernels.pack_linear(extreme(8, 64))
@@ -136,6 +147,8 @@ def test_heads_and_other_formats_are_not_rounded(make) -> None:
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(4))
     for product, bits in (("head", 4), ("head", 8), ("linear", 8)):
         weight = extreme(bits, 64)
-        results = [getattr(kernels, product)(x, getattr(kernels, f"pack_{product}")(weight)).clone()
-                   for kernels in (plain, rounding)]
+        results = [
+            getattr(kernels, product)(x, getattr(kernels, f"pack_{product}")(weight)).clone()
+            for kernels in (plain, rounding)
+        ]
         assert torch.equal(*results)

@@ -72,10 +72,15 @@ def test_a_scalar_exp_is_bit_for_bit_that_of_a_lane() -> None:
 
 
 def test_bfloat16_rounds_to_nearest_even() -> None:
-    ties = torch.tensor([0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0x0, -0x80000000], dtype=torch.int32)
-    x = torch.cat([
-        ties.view(torch.float32), torch.randn(1018, generator=torch.Generator().manual_seed(1)) * 100
-    ])
+    ties = torch.tensor(
+        [0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0x0, -0x80000000], dtype=torch.int32
+    )
+    x = torch.cat(
+        [
+            ties.view(torch.float32),
+            torch.randn(1018, generator=torch.Generator().manual_seed(1)) * 100,
+        ]
+    )
     found = torch.empty(len(x), dtype=torch.bfloat16)
     _to_bf16(x.data_ptr(), found.data_ptr(), len(x))
     assert torch.equal(found.view(torch.int16), x.bfloat16().view(torch.int16))
@@ -91,7 +96,9 @@ def test_all_finite_halves() -> None:
 
 
 def test_reductions() -> None:
-    x = torch.tensor([float(i) for i in range(16)])[torch.randperm(16, generator=torch.Generator().manual_seed(2))]
+    x = torch.tensor([float(i) for i in range(16)])[
+        torch.randperm(16, generator=torch.Generator().manual_seed(2))
+    ]
     found = torch.empty(2)
     _reductions(x.data_ptr(), found.data_ptr())
     assert found.tolist() == [120.0, 15.0]

@@ -22,7 +22,8 @@ PHASES, PIECES = 6, 40
 
 @cfunc("void(int64, int64, int64)", error_model="numpy")
 def count_pieces(record, thread, number):
-    """record: [job, times each piece was done ..., pieces of the phase before that were missing when one began]."""
+    """record: [job, times each piece was done ..., pieces of the phase before that were missing
+    when one began]."""
     job = get_i64(record)
     done, missing = record + 8, record + 8 + PHASES * PIECES * 8
     for phase in range(PHASES):
@@ -44,7 +45,8 @@ def count_pieces(record, thread, number):
 
 @cfunc("void(int64, int64, int64)", error_model="numpy")
 def one_piece_each(record, thread, number):
-    """Two pieces, each of which waits until the other has begun: needs two threads. record: [job, begun, thread, thread]."""
+    """Two pieces, each of which waits until the other has begun: needs two threads. record: [job,
+    begun, thread, thread]."""
     job = get_i64(record)
     piece = team.claim(job, 0, number, 1, 2)
     if piece == team.NONE:
@@ -58,7 +60,8 @@ def one_piece_each(record, thread, number):
 
 @cfunc("void(int64, int64, int64)", error_model="numpy")
 def late(record, thread, number):
-    """A helper stays until it is let go. record: [it is there, let go, what it found after that]."""
+    """A helper stays until it is let go. record: [it is there, let go, what it found after
+    that]."""
     if thread > 0:
         set_shared(record, 1)
         while get_shared(record + 8) == 0:
@@ -68,7 +71,8 @@ def late(record, thread, number):
 
 @njit("int64(int64, int64, int64)", nogil=True)
 def misses(address, value, stop):
-    """How often another value than this one was seen at an address, until there is something at `stop`."""
+    """How often another value than this one was seen at an address, until there is something at
+    `stop`."""
     missed = 0
     while get_shared(stop) == 0:
         missed += get_shared(address) != value
@@ -137,13 +141,18 @@ def test_a_job_needs_no_helper() -> None:
     crew._parked.extend(asleep)
 
 
-def test_a_late_helper_finds_the_team_while_the_next_call_is_written(make: Callable[..., CpuKernels]) -> None:
-    """The arguments of an entry have one place, and a helper that lost its core reads there what is being written for the next
-    call: other values are of no harm, but the address of the team must be there all the time."""
+def test_a_late_helper_finds_the_team_while_the_next_call_is_written(
+    make: Callable[..., CpuKernels],
+) -> None:
+    """The arguments of an entry have one place, and a helper that lost its core reads there what is
+    being written for the next call: other values are of no harm, but the address of the team must
+    be there all the time."""
     kernels, x, stop, missed = make(), torch.zeros(1, 64), np.zeros(1, np.int64), []
     kernels.silu_and_mul(x)
     at = kernels._compiled.silu_and_mul._record.ctypes.data
-    watcher = threading.Thread(target=lambda: missed.append(misses(at, kernels._team.address, stop.ctypes.data)))
+    watcher = threading.Thread(
+        target=lambda: missed.append(misses(at, kernels._team.address, stop.ctypes.data))
+    )
     watcher.start()
     for _ in range(5000):
         kernels.silu_and_mul(x)
@@ -152,12 +161,17 @@ def test_a_late_helper_finds_the_team_while_the_next_call_is_written(make: Calla
     assert missed == [0]
 
 
-def test_a_call_leaves_the_last_ones_arguments_until_it_is_launched(make: Callable[..., CpuKernels], monkeypatch) -> None:
-    """A helper of the last call, which had 4 rows, that read the next one's 64 would find pieces left to claim."""
+def test_a_call_leaves_the_last_ones_arguments_until_it_is_launched(
+    make: Callable[..., CpuKernels], monkeypatch
+) -> None:
+    """A helper of the last call, which had 4 rows, that read the next one's 64 would find pieces
+    left to claim."""
     kernels, seen = make(), []
     kernels.silu_and_mul(torch.zeros(4, 64))
     record, launch = kernels._compiled.silu_and_mul._record, kernels._team._launch
-    monkeypatch.setattr(kernels._team, "_launch", lambda *job: (seen.append(record["rows"][0]), launch(*job)))
+    monkeypatch.setattr(
+        kernels._team, "_launch", lambda *job: (seen.append(record["rows"][0]), launch(*job))
+    )
     kernels.silu_and_mul(torch.zeros(64, 64))
     assert seen == [4]
     assert record["rows"][0] == 64
@@ -170,7 +184,10 @@ def test_at_no_moment_of_a_launch_a_late_helper_can_claim(monkeypatch) -> None:
 
     def watch() -> None:
         for phase in range(phases):
-            counter, count = memory.get(job + team.FIRST + phase * team.PHASE, 0), memory.get(record + 8, 0)
+            counter, count = (
+                memory.get(job + team.FIRST + phase * team.PHASE, 0),
+                memory.get(record + 8, 0),
+            )
             moments.append(counter >> 24 != 1 or counter & 0xFFFFFF >= count)
 
     def work(function: int, at: int, thread: int, number: int) -> None:
@@ -191,7 +208,8 @@ def test_at_no_moment_of_a_launch_a_late_helper_can_claim(monkeypatch) -> None:
 
 
 def test_what_a_job_reads_outlives_the_team() -> None:
-    """Where a helper is late, its job is done without it, and team and arguments may be gone before it leaves the job."""
+    """Where a helper is late, its job is done without it, and team and arguments may be gone before
+    it leaves the job."""
     before = set(helpers())
     crew, record = Team(2, 1), np.zeros(3, np.int64)
     (helper,) = set(helpers()) - before

@@ -17,7 +17,13 @@ Row = tuple[int, int]  # context, new tokens
 Span = tuple[int, int, tuple[int, ...]]
 
 
-def plan(rows: list[Row], spans: list[Span], group: int = 3, threads: int = 2, deterministic: bool = False):
+def plan(
+    rows: list[Row],
+    spans: list[Span],
+    group: int = 3,
+    threads: int = 2,
+    deterministic: bool = False,
+):
     qo = np.cumsum([0] + [new for _, new in rows]).astype(np.int32)
     kv = np.cumsum([0] + [context for context, _ in rows]).astype(np.int32)
     bounds = np.array([span[:2] for span in spans], np.int64).reshape(-1, 2)
@@ -47,10 +53,19 @@ def trees(draw: st.DrawFn) -> tuple[list[Row], list[Span]]:
 
 
 @settings(max_examples=150)
-@given(tree=trees(), group=st.sampled_from([1, 3, 8]), threads=st.integers(1, 9), deterministic=st.booleans())
-def test_each_token_meets_each_position_it_sees_once(tree, group: int, threads: int, deterministic: bool) -> None:
+@given(
+    tree=trees(),
+    group=st.sampled_from([1, 3, 8]),
+    threads=st.integers(1, 9),
+    deterministic=st.booleans(),
+)
+def test_each_token_meets_each_position_it_sees_once(
+    tree, group: int, threads: int, deterministic: bool
+) -> None:
     rows, spans = tree
-    qo, kv, (made, tokens, limits, merged, parts, order, partials) = plan(rows, spans, group, threads, deterministic)
+    qo, kv, (made, tokens, limits, merged, parts, order, partials) = plan(
+        rows, spans, group, threads, deterministic
+    )
     row_of = np.repeat(np.arange(len(rows)), np.diff(qo))
     below = {(start, row): set(of) for start, _, of in spans for row in of}
     seen = [np.zeros(kv[row + 1] - kv[row], np.int64) for row in row_of]
@@ -64,7 +79,8 @@ def test_each_token_meets_each_position_it_sees_once(tree, group: int, threads: 
             at = unit[INDEX] - kv[row_of[token]]
             assert at == unit[POSITION] or any(
                 row_of[token] in others and unit[INDEX] - kv[other] == unit[POSITION]
-                for others in below.values() for other in others
+                for others in below.values()
+                for other in others
             )
         if deterministic:
             assert unit[POSITION] % FIXED == 0
@@ -81,7 +97,10 @@ def test_each_token_meets_each_position_it_sees_once(tree, group: int, threads: 
             assert token in merged
         if token in merged:
             own.sort(key=lambda i: made[i][POSITION])
-            expected = [made[i][PARTIAL] + list(tokens[made[i][TOKENS] :][: made[i][COUNT]]).index(token) for i in own]
+            expected = [
+                made[i][PARTIAL] + list(tokens[made[i][TOKENS] :][: made[i][COUNT]]).index(token)
+                for i in own
+            ]
             assert list(order[parts[token] : parts[token + 1]]) == expected
             rows_of_partials[expected] += 1
         else:
@@ -89,7 +108,9 @@ def test_each_token_meets_each_position_it_sees_once(tree, group: int, threads: 
     assert (rows_of_partials == 1).all()
 
 
-@pytest.mark.parametrize("rows", [[(4000, 1)], [(300, 1)] * 64, [(1500, 512)]], ids=["long", "many", "prompt"])
+@pytest.mark.parametrize(
+    "rows", [[(4000, 1)], [(300, 1)] * 64, [(1500, 512)]], ids=["long", "many", "prompt"]
+)
 def test_no_unit_is_a_large_part_of_the_work(rows: list[Row]) -> None:
     _, _, (made, *_) = plan(rows, [])
     cost = made[:, LENGTH] * (units.PACKING + made[:, COUNT] * 3)
@@ -106,6 +127,9 @@ def test_a_prefix_under_many_rows_is_read_once() -> None:
 def test_fixed_units_do_not_depend_on_other_rows() -> None:
     alone = plan([(900, 1)], [], deterministic=True)[2][0]
     among = plan([(900, 1), (900, 1), (40, 3)], [(0, 700, (0, 1))], deterministic=True)[2]
-    own = [(unit[POSITION], unit[LENGTH]) for unit in among[0]
-           if 0 in among[1][unit[TOKENS] : unit[TOKENS] + unit[COUNT]]]
+    own = [
+        (unit[POSITION], unit[LENGTH])
+        for unit in among[0]
+        if 0 in among[1][unit[TOKENS] : unit[TOKENS] + unit[COUNT]]
+    ]
     assert sorted(own) == [(unit[POSITION], unit[LENGTH]) for unit in alone]

@@ -1,4 +1,5 @@
-"""Packed weights: whatever the format, the shape and the number of rows, a product is that of the values they stand for."""
+"""Packed weights: whatever the format, the shape and the number of rows, a product is that of the
+values they stand for."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ def quantized(n: int, k: int, bits: int, group: int = 32, seed: int = 0) -> Quan
     """With scales and offsets that float16 holds exactly, as in model files."""
     quants = torch.randint(0, 2**bits, (n, k), generator=generator(seed), dtype=torch.uint8)
     scale = (torch.rand(n, k // group, generator=generator(seed + 1)) / 2**bits).half().float()
-    offset = -scale * 2 ** (bits - 1) if bits == 8 else (-torch.rand(n, k // group, generator=generator(seed + 2))).half().float()
+    offset = (
+        -scale * 2 ** (bits - 1)
+        if bits == 8
+        else (-torch.rand(n, k // group, generator=generator(seed + 2))).half().float()
+    )
     return QuantizedTensor(quants, scale, offset, 4 if bits == 4 else 8, group)
 
 
@@ -31,9 +36,12 @@ def inputs(kernels, m: int, k: int) -> Tensor:
 
 
 def rounding(x: Tensor, dense: Tensor) -> Tensor:
-    """What inputs of 16 bits may be off by: half a step of the largest of each 32, times the weights; and some float32 sums."""
+    """What inputs of 16 bits may be off by: half a step of the largest of each 32, times the
+    weights; and some float32 sums."""
     steps = x.double().abs().view(len(x), -1, 32).amax(2, keepdim=True) / 32767
-    return (steps.expand(-1, -1, 32).reshape(x.shape) / 2) @ dense.abs().T + 2**-18 * (x.double().abs() @ dense.abs().T)
+    return (steps.expand(-1, -1, 32).reshape(x.shape) / 2) @ dense.abs().T + 2**-18 * (
+        x.double().abs() @ dense.abs().T
+    )
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, UNPACK_FROM_8, UNPACK_FROM_4, 33, 64, 65, 150])
@@ -58,8 +66,14 @@ def test_packed_weights_are_as_exact_as_promised(make, bits: int, m: int) -> Non
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_any_number_of_outputs(make, n: int, bits: int) -> None:
     kernels = make(weights="auto")
-    weight = quantized(n, 64, bits) if bits < 16 else torch.randn(n, 64, generator=generator(3)).bfloat16()
-    dense = weight.dequantize(torch.float64) if isinstance(weight, QuantizedTensor) else weight.double()
+    weight = (
+        quantized(n, 64, bits)
+        if bits < 16
+        else torch.randn(n, 64, generator=generator(3)).bfloat16()
+    )
+    dense = (
+        weight.dequantize(torch.float64) if isinstance(weight, QuantizedTensor) else weight.double()
+    )
     for m in (1, 40):
         x = inputs(kernels, m, 64)
         found = kernels.linear(x, kernels.pack_linear(weight))
@@ -75,7 +89,9 @@ def test_larger_groups_and_odd_ones(make) -> None:
         packed = kernels.pack_linear(weight)
         assert packed.bits == (bits if group % 32 == 0 else 16)
         expected = x.double() @ weight.dequantize(torch.float64).T
-        torch.testing.assert_close(kernels.linear(x, packed).double(), expected, rtol=0.01, atol=0.02)
+        torch.testing.assert_close(
+            kernels.linear(x, packed).double(), expected, rtol=0.01, atol=0.02
+        )
 
 
 def test_a_width_that_cannot_be_packed_says_what_to_do() -> None:
@@ -95,19 +111,35 @@ def test_quantize_holds_flat_and_empty_groups() -> None:
     torch.testing.assert_close(weights.quantize(dense, 4).dequantize(torch.float32), dense)
 
 
-@pytest.mark.parametrize(("wanted", "given", "bits"), [
-    ("auto", 4, 4), ("auto", 8, 8), ("auto", 16, 16), ("dense", 4, 16), ("dense", 16, 16), ("int8", 16, 8), ("int8", 4, 4),
-    ("int4", 16, 4), ("int4", 8, 4),
-])
+@pytest.mark.parametrize(
+    ("wanted", "given", "bits"),
+    [
+        ("auto", 4, 4),
+        ("auto", 8, 8),
+        ("auto", 16, 16),
+        ("dense", 4, 16),
+        ("dense", 16, 16),
+        ("int8", 16, 8),
+        ("int8", 4, 4),
+        ("int4", 16, 4),
+        ("int4", 8, 4),
+    ],
+)
 def test_linear_layers_are_held_as_asked(make, wanted: str, given: int, bits: int) -> None:
     kernels = make(weights=wanted)
     weight = quantized(64, 64, given) if given < 16 else torch.randn(64, 64, generator=generator(2))
     assert kernels.pack_linear(weight).bits == bits
 
 
-@pytest.mark.parametrize(("wanted", "given", "bits"), [
-    ("auto", 8, 8), ("int4", 8, 8), ("int4", 16, 16), ("dense", 8, 16),
-])
+@pytest.mark.parametrize(
+    ("wanted", "given", "bits"),
+    [
+        ("auto", 8, 8),
+        ("int4", 8, 8),
+        ("int4", 16, 16),
+        ("dense", 8, 16),
+    ],
+)
 def test_heads_are_not_rounded(make, wanted: str, given: int, bits: int) -> None:
     kernels = make(weights=wanted)
     weight = quantized(64, 64, given) if given < 16 else torch.randn(64, 64, generator=generator(2))

@@ -1,8 +1,8 @@
 """Watches what kernels read and write in Triton's interpreter.
 
-The interpreter reads through raw addresses: a read that is slightly out of bounds finds some memory and passes. Here every access
-is checked against the tensors of the launch, every write against the accesses of other programs of the launch (on a GPU programs
-run in no order), and bytes are counted.
+The interpreter reads through raw addresses: a read that is slightly out of bounds finds some memory
+and passes. Here every access is checked against the tensors of the launch, every write against the
+accesses of other programs of the launch (on a GPU programs run in no order), and bytes are counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle, interpreter_builder
+from triton.runtime.interpreter import (
+    GridExecutor,
+    InterpreterBuilder,
+    TensorHandle,
+    interpreter_builder,
+)
 
 
 class AccessError(AssertionError):
@@ -30,7 +35,8 @@ class _Range:
 
 @dataclass
 class Launch:
-    """Bytes that all programs of a launch read and wrote, by the name of the kernel's argument, each time that they did."""
+    """Bytes that all programs of a launch read and wrote, by the name of the kernel's argument,
+    each time that they did."""
 
     kernel: str
     programs: int
@@ -48,7 +54,11 @@ class Monitor:
         self._writes: list[tuple[int, np.ndarray]] = []
 
     def __enter__(self) -> Self:
-        self._originals = (GridExecutor.__call__, InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store)
+        self._originals = (
+            GridExecutor.__call__,
+            InterpreterBuilder.create_masked_load,
+            InterpreterBuilder.create_masked_store,
+        )
         call, load, store = self._originals
 
         def watched_call(executor: GridExecutor, *args: Any, **kwargs: Any) -> None:
@@ -56,11 +66,19 @@ class Monitor:
             call(executor, *args, **kwargs)
             self._end()
 
-        def watched_load(builder: Any, pointers: TensorHandle, mask: TensorHandle, *rest: Any) -> TensorHandle:
+        def watched_load(
+            builder: Any, pointers: TensorHandle, mask: TensorHandle, *rest: Any
+        ) -> TensorHandle:
             self._access(pointers, mask, write=False)
             return load(builder, pointers, mask, *rest)
 
-        def watched_store(builder: Any, pointers: TensorHandle, value: TensorHandle, mask: TensorHandle, *rest: Any) -> Any:
+        def watched_store(
+            builder: Any,
+            pointers: TensorHandle,
+            value: TensorHandle,
+            mask: TensorHandle,
+            *rest: Any,
+        ) -> Any:
             self._access(pointers, mask, write=True)
             return store(builder, pointers, value, mask, *rest)
 
@@ -69,15 +87,25 @@ class Monitor:
         InterpreterBuilder.create_masked_store = watched_store
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        call, InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = self._originals
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        call, InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = (
+            self._originals
+        )
         GridExecutor.__call__ = call  # type: ignore[method-assign]
 
     def _begin(self, executor: GridExecutor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = {**dict(zip(executor.arg_names, args, strict=False)), **kwargs}
         self._ranges = [
-            _Range(name, tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size())
-            for name, tensor in named.items() if isinstance(tensor, torch.Tensor)
+            _Range(
+                name, tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+            )
+            for name, tensor in named.items()
+            if isinstance(tensor, torch.Tensor)
         ]
         programs = 1
         for extent in executor.grid:
@@ -96,14 +124,19 @@ class Monitor:
         holder = next((r for r in self._ranges if r.begin <= low and high <= r.end), None)
         if holder is None:
             near = min(self._ranges, key=lambda r: min(abs(low - r.begin), abs(high - r.end)))
-            raise AccessError(f"{launch.kernel} {what} bytes {low - near.begin}:{high - near.begin} of {near.name}, which has "
-                              f"{near.end - near.begin}")
+            raise AccessError(
+                f"{launch.kernel} {what} bytes {low - near.begin}:{high - near.begin} of "
+                f"{near.name}, which has "
+                f"{near.end - near.begin}"
+            )
         x, y, z = interpreter_builder.grid_idx
         program = (x * 2**20 + y) * 2**20 + z
         (launch.written if write else launch.read)[holder.name] += touched.size * size
         if write:
             if len(np.unique(touched)) < touched.size:
-                raise AccessError(f"{launch.kernel} writes an element of {holder.name} twice in one store")
+                raise AccessError(
+                    f"{launch.kernel} writes an element of {holder.name} twice in one store"
+                )
             self._writes.append((program, touched))
         else:
             self._reads.append((program, np.unique(touched)))
@@ -115,15 +148,21 @@ class Monitor:
         for program, touched in self._writes:
             for address in touched.tolist():
                 if owner.setdefault(address, program) != program:
-                    raise AccessError(f"two programs of {launch.kernel} write one element of {self._name(address)}")
+                    raise AccessError(
+                        f"two programs of {launch.kernel} write one element of "
+                        f"{self._name(address)}"
+                    )
         if not owner:
             return
         written = np.fromiter(owner, np.int64, len(owner))
         for program, touched in self._reads:
             for address in touched[np.isin(touched, written)].tolist():
                 if owner[address] != program:
-                    raise AccessError(f"a program of {launch.kernel} reads an element of {self._name(address)} that another "
-                                      "writes")
+                    raise AccessError(
+                        f"a program of {launch.kernel} reads an element of {self._name(address)} "
+                        "that another "
+                        "writes"
+                    )
 
     def _name(self, address: int) -> str:
         return next(r.name for r in self._ranges if r.begin <= address < r.end)

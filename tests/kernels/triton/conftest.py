@@ -1,4 +1,5 @@
-"""Runs kernels in Triton's interpreter: in a process of its own (make test-interpret): importing triton decides it."""
+"""Runs kernels in Triton's interpreter: in a process of its own (make test-interpret): importing
+triton decides it."""
 
 from __future__ import annotations
 

@@ -46,8 +46,10 @@ def _copy_all(source, target, BLOCK: tl.constexpr):
 
 
 def test_accesses_without_a_mask_are_seen() -> None:
-    for lengths, message in (((3, 4), "reads bytes 0:32 of source, which has 24"),
-                             ((4, 3), "writes bytes 0:32 of target, which has 24")):
+    for lengths, message in (
+        ((3, 4), "reads bytes 0:32 of source, which has 24"),
+        ((4, 3), "writes bytes 0:32 of target, which has 24"),
+    ):
         source, target = (torch.zeros(length, dtype=torch.int64) for length in lengths)
         with Monitor(), pytest.raises((InterpreterError, AccessError), match=message):
             _copy_all[(1,)](source, target, BLOCK=4)

@@ -30,30 +30,50 @@ DECODE = [(5, 1), (200, 1), (63, 1)]
 SHAPES = [(4, 2, 32), (3, 3, 64), (6, 2, 16), (2, 1, 80)]  # heads, kv_heads, head_dim
 
 
-def run(kernels: TritonKernels, batch: Batch, shape: tuple[int, int, int], seed: int = 1) -> tuple[Tensor, Tensor]:
+def run(
+    kernels: TritonKernels, batch: Batch, shape: tuple[int, int, int], seed: int = 1
+) -> tuple[Tensor, Tensor]:
     """What the kernels give, and what they should."""
     heads, kv_heads, head_dim = shape
     k_cache, v_cache = caches(kernels, batch, kv_heads, head_dim, seed)
     at = batch.slots.long()
-    k_cache[at] = torch.randn(len(at), kv_heads, head_dim, generator=generator(seed + 5)).to(kernels.kv_dtype)
-    v_cache[at] = torch.randn(len(at), kv_heads, head_dim, generator=generator(seed + 6)).to(kernels.kv_dtype)
+    k_cache[at] = torch.randn(len(at), kv_heads, head_dim, generator=generator(seed + 5)).to(
+        kernels.kv_dtype
+    )
+    v_cache[at] = torch.randn(len(at), kv_heads, head_dim, generator=generator(seed + 6)).to(
+        kernels.kv_dtype
+    )
     q = torch.randn(len(at), heads, head_dim, generator=generator(seed + 7)).to(kernels.kv_dtype)
     scale = head_dim**-0.5
-    return kernels.attention(q, k_cache, v_cache, batch, scale), attention_oracle(q, k_cache, v_cache, batch, scale)
+    return kernels.attention(q, k_cache, v_cache, batch, scale), attention_oracle(
+        q, k_cache, v_cache, batch, scale
+    )
 
 
-def shared_batch(kernels: TritonKernels, rows: int = 5, prefix: int = 150, branch: int = 70) -> Batch:
+def shared_batch(
+    kernels: TritonKernels, rows: int = 5, prefix: int = 150, branch: int = 70
+) -> Batch:
     """Decode rows below a prefix, all but the first also below a branch."""
     slots = iter(torch.randperm(1400, generator=generator(3)).tolist())
     stem, arm = ([next(slots) for _ in range(count)] for count in (prefix, branch))
-    contexts = [stem + (arm if row else []) + [next(slots) for _ in range(3 * row + 1)] for row in range(rows)]
+    contexts = [
+        stem + (arm if row else []) + [next(slots) for _ in range(3 * row + 1)]
+        for row in range(rows)
+    ]
     everybody = tuple(range(rows))
-    return batch_of(kernels, contexts, [1] * rows, ((0, prefix, everybody), (prefix, prefix + branch, everybody[1:])))
+    return batch_of(
+        kernels,
+        contexts,
+        [1] * rows,
+        ((0, prefix, everybody), (prefix, prefix + branch, everybody[1:])),
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_access_is_in_bounds_and_alone(monitor: Monitor, poisoned: None, shape, dtype: torch.dtype) -> None:
+def test_every_access_is_in_bounds_and_alone(
+    monitor: Monitor, poisoned: None, shape, dtype: torch.dtype
+) -> None:
     """Outputs start as NaN, as does every slot outside the batch."""
     kernels = TritonKernels("cpu", dtype)
     for batch in (make_batch(kernels, DECODE + EXTEND), shared_batch(kernels)):
@@ -82,7 +102,8 @@ def test_random_batches(monitor: Monitor, poisoned: None, seed: int) -> None:
 
 
 def test_extend_reads_each_position_once_for_each_tile(monitor: Monitor) -> None:
-    """The tile's query heads share their keys: the ideal is one read for each tile of queries and KV head."""
+    """The tile's query heads share their keys: the ideal is one read for each tile of queries and
+    KV head."""
     kernels = TritonKernels("cpu", torch.float32)
     heads, kv_heads, head_dim = shape = (4, 2, 32)
     batch = make_batch(kernels, EXTEND)
@@ -90,7 +111,11 @@ def test_extend_reads_each_position_once_for_each_tile(monitor: Monitor) -> None
     (launch,) = monitor.launches
     ideal = key_bytes(kernels, heads, kv_heads, head_dim)
     assert launch.read["k_cache"] == launch.read["v_cache"] == ideal
-    assert launch.read["q"] == launch.written["out"] == sum(new for _, new in EXTEND) * heads * head_dim * 4
+    assert (
+        launch.read["q"]
+        == launch.written["out"]
+        == sum(new for _, new in EXTEND) * heads * head_dim * 4
+    )
     # slots are read by the programs of both KV heads
     assert launch.read["kv_indices"] == ideal // head_dim
 
@@ -100,7 +125,11 @@ def test_decode_reads_each_position_once(monitor: Monitor) -> None:
     _heads, kv_heads, head_dim = shape = (4, 2, 32)
     run(kernels, make_batch(kernels, DECODE), shape)
     decode = monitor.launches[0]
-    assert decode.read["k_cache"] == decode.read["v_cache"] == sum(prefix + 1 for prefix, _ in DECODE) * kv_heads * head_dim * 4
+    assert (
+        decode.read["k_cache"]
+        == decode.read["v_cache"]
+        == sum(prefix + 1 for prefix, _ in DECODE) * kv_heads * head_dim * 4
+    )
     assert decode.read["kv_indices"] == sum(prefix + 1 for prefix, _ in DECODE) * kv_heads * 4
 
 
@@ -111,39 +140,86 @@ def test_a_shared_prefix_is_read_once_for_all_rows(monitor: Monitor) -> None:
     run(kernels, batch, shape)
     by_name = {launch.kernel: launch for launch in monitor.launches}
     each = kv_heads * head_dim * 4
-    assert by_name["span_kernel"].read["k_cache"] == by_name["span_kernel"].read["v_cache"] == (150 + 70) * each
+    assert (
+        by_name["span_kernel"].read["k_cache"]
+        == by_name["span_kernel"].read["v_cache"]
+        == (150 + 70) * each
+    )
     assert by_name["decode_kernel"].read["k_cache"] == sum(3 * row + 1 for row in range(5)) * each
     assert int(batch.kv_indptr[-1]) > 4 * (150 + 70)  # what would be read without sharing
 
 
-# Mutations: each is one thing that could be wrong in the extend kernel, or in the loop that all share
+# Mutations: each is one thing that could be wrong in the extend kernel, or in the loop that all
+# share
 
 
 MUTATIONS = {
-    "causal off by one, too much": ("at[None, :] <= limit[:, None]", "at[None, :] <= limit[:, None] + 1"),
-    "causal off by one, too little": ("at[None, :] <= limit[:, None]", "at[None, :] < limit[:, None]"),
+    "causal off by one, too much": (
+        "at[None, :] <= limit[:, None]",
+        "at[None, :] <= limit[:, None] + 1",
+    ),
+    "causal off by one, too little": (
+        "at[None, :] <= limit[:, None]",
+        "at[None, :] < limit[:, None]",
+    ),
     "not causal": ("inside[None, :] & (at[None, :] <= limit[:, None])", "inside[None, :]"),
-    "the wrong KV head": ("HEAD_DIM) + kv_head * HEAD_DIM", "HEAD_DIM) + (KV_HEADS - 1 - kv_head) * HEAD_DIM"),
-    "query heads interleaved, not grouped": ("kv_head * GROUP + m % GROUP) * HEAD_DIM\n        within = real",
-                                             "kv_head + m % GROUP * KV_HEADS) * HEAD_DIM\n        within = real"),
-    "slots past the end are read": ("slot = tl.load(slots + at, mask=inside, other=0)", "slot = tl.load(slots + at)"),
-    "keys past the end are read": ("mask=inside[None, :] & (d < HEAD_DIM)[:, None]", "mask=(d < HEAD_DIM)[:, None]"),
-    "values past the end are read": ("mask=inside[:, None] & (d < HEAD_DIM)[None, :]", "mask=(d < HEAD_DIM)[None, :]"),
+    "the wrong KV head": (
+        "HEAD_DIM) + kv_head * HEAD_DIM",
+        "HEAD_DIM) + (KV_HEADS - 1 - kv_head) * HEAD_DIM",
+    ),
+    "query heads interleaved, not grouped": (
+        "kv_head * GROUP + m % GROUP) * HEAD_DIM\n        within = real",
+        "kv_head + m % GROUP * KV_HEADS) * HEAD_DIM\n        within = real",
+    ),
+    "slots past the end are read": (
+        "slot = tl.load(slots + at, mask=inside, other=0)",
+        "slot = tl.load(slots + at)",
+    ),
+    "keys past the end are read": (
+        "mask=inside[None, :] & (d < HEAD_DIM)[:, None]",
+        "mask=(d < HEAD_DIM)[:, None]",
+    ),
+    "values past the end are read": (
+        "mask=inside[:, None] & (d < HEAD_DIM)[None, :]",
+        "mask=(d < HEAD_DIM)[None, :]",
+    ),
     "results are not rescaled": ("result * shrink[:, None]", "result"),
-    "the sum is not rescaled": ("total = total * shrink + tl.sum(weights, 1)", "total = total + tl.sum(weights, 1)"),
-    "the greatest score is forgotten": ("highest = tl.maximum(top, tl.max(scores, 1))", "highest = tl.max(scores, 1)"),
+    "the sum is not rescaled": (
+        "total = total * shrink + tl.sum(weights, 1)",
+        "total = total + tl.sum(weights, 1)",
+    ),
+    "the greatest score is forgotten": (
+        "highest = tl.maximum(top, tl.max(scores, 1))",
+        "highest = tl.max(scores, 1)",
+    ),
     "no scale": ("input_precision=PRECISION) * scale", "input_precision=PRECISION)"),
-    "not divided by the sum": ("(result / total[:, None]).to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit(",
-                               "result.to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit("),
-    "the prefix is left out": ("kv_head, 0, whole,", "kv_head, prefix // BLOCK_N * BLOCK_N, whole,"),
+    "not divided by the sum": (
+        "(result / total[:, None]).to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit(",
+        "result.to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit(",
+    ),
+    "the prefix is left out": (
+        "kv_head, 0, whole,",
+        "kv_head, prefix // BLOCK_N * BLOCK_N, whole,",
+    ),
     "positions are taken for slots": ("place = slot.to(tl.int64)", "place = at.to(tl.int64)"),
     "the prefix does not count in the limit": ("limit = prefix + tokens", "limit = tokens"),
-    "the last block without a mask is one too late": ("whole = (prefix + token + 1) // BLOCK_N * BLOCK_N",
-                                                      "whole = (prefix + token + BLOCK_N) // BLOCK_N * BLOCK_N"),
-    "rows past the end of a tile are written": ("real = (m < TOKENS * GROUP) & (tokens < new)", "real = m < TOKENS * GROUP"),
-    "tokens of the next tile are written": ("real = (m < TOKENS * GROUP) & (tokens < new)", "real = tokens < new"),
+    "the last block without a mask is one too late": (
+        "whole = (prefix + token + 1) // BLOCK_N * BLOCK_N",
+        "whole = (prefix + token + BLOCK_N) // BLOCK_N * BLOCK_N",
+    ),
+    "rows past the end of a tile are written": (
+        "real = (m < TOKENS * GROUP) & (tokens < new)",
+        "real = m < TOKENS * GROUP",
+    ),
+    "tokens of the next tile are written": (
+        "real = (m < TOKENS * GROUP) & (tokens < new)",
+        "real = tokens < new",
+    ),
     "the wrong row": ("if begins <= tile:", "if begins < tile:"),
-    "the end of the tile is one short": ("tl.minimum(token + TOKENS, new)", "tl.minimum(token + TOKENS, new) - 1"),
+    "the end of the tile is one short": (
+        "tl.minimum(token + TOKENS, new)",
+        "tl.minimum(token + TOKENS, new) - 1",
+    ),
 }
 
 
@@ -161,7 +237,8 @@ def mutant(tmp_path: Path, old: str, new: str) -> ModuleType:
 
 
 def verdict(kernels: TritonKernels) -> str:
-    """Runs the batch that finds all mutants, three query heads to a KV head: "right", or what is wrong."""
+    """Runs the batch that finds all mutants, three query heads to a KV head: "right", or what is
+    wrong."""
     heads, kv_heads, head_dim = shape = (6, 2, 16)
     with Monitor() as monitor, np.errstate(all="ignore"):  # mutants make NaN
         try:
@@ -180,9 +257,16 @@ def verdict(kernels: TritonKernels) -> str:
 
 
 def key_bytes(kernels: TritonKernels, heads: int, kv_heads: int, head_dim: int) -> int:
-    """What `EXTEND` must read: for each tile of queries and KV head all positions up to the tile's last, once."""
-    tokens = backend.tiles.extend_tile(head_dim, heads // kv_heads, torch.float32, kernels.target).block_m // (heads // kv_heads)
-    ends = [prefix + min(start + tokens, new) for prefix, new in EXTEND for start in range(0, new, tokens)]
+    """What `EXTEND` must read: for each tile of queries and KV head all positions up to the tile's
+    last, once."""
+    tokens = backend.tiles.extend_tile(
+        head_dim, heads // kv_heads, torch.float32, kernels.target
+    ).block_m // (heads // kv_heads)
+    ends = [
+        prefix + min(start + tokens, new)
+        for prefix, new in EXTEND
+        for start in range(0, new, tokens)
+    ]
     return sum(ends) * kv_heads * head_dim * 4
 
 
@@ -191,37 +275,66 @@ def test_the_kernel_itself_passes(poisoned: None) -> None:
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_mutations_are_caught(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
+def test_mutations_are_caught(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: None
+) -> None:
     monkeypatch.setattr(backend, "attention", mutant(tmp_path, *MUTATIONS[name]))
     assert verdict(TritonKernels("cpu", torch.float32)) != "right"
 
 
 DECODE_MUTATIONS = {
-    "a piece is one block too short": ("end = tl.minimum(start + blocks * BLOCK_N, context)",
-                                       "end = tl.minimum(start + (blocks - 1) * BLOCK_N, context)"),
-    "the pieces overlap": ("start = first + piece * blocks * BLOCK_N", "start = first + piece * (blocks - 1) * BLOCK_N"),
-    "the shared positions are read twice": ("first = tl.load(rows_spans + row * 3 + 2)", "first = 0"),
-    "an empty piece has a weight": ("top + tl.log2(tl.maximum(total, 1e-30)), mask=m < GROUP",
-                                    "tl.log2(total + 1.0), mask=m < GROUP"),
-    "what an empty piece holds is read": ("mask=held[:, None] & (d < HEAD_DIM)[None, :]",
-                                          "mask=(p < count)[:, None] & (d < HEAD_DIM)[None, :]"),
-    "partial results are not rescaled": ("result = result * shrink + tl.sum(values * weights[:, None], 0)",
-                                         "result = result + tl.sum(values * weights[:, None], 0)"),
-    "the sum of the weights is not rescaled": ("total = total * shrink + tl.sum(weights, 0)",
-                                               "total = total + tl.sum(weights, 0)"),
-    "the results of spans are left out": ("count = splits + tl.load(rows_spans + row * 3 + 1)", "count = splits"),
+    "a piece is one block too short": (
+        "end = tl.minimum(start + blocks * BLOCK_N, context)",
+        "end = tl.minimum(start + (blocks - 1) * BLOCK_N, context)",
+    ),
+    "the pieces overlap": (
+        "start = first + piece * blocks * BLOCK_N",
+        "start = first + piece * (blocks - 1) * BLOCK_N",
+    ),
+    "the shared positions are read twice": (
+        "first = tl.load(rows_spans + row * 3 + 2)",
+        "first = 0",
+    ),
+    "an empty piece has a weight": (
+        "top + tl.log2(tl.maximum(total, 1e-30)), mask=m < GROUP",
+        "tl.log2(total + 1.0), mask=m < GROUP",
+    ),
+    "what an empty piece holds is read": (
+        "mask=held[:, None] & (d < HEAD_DIM)[None, :]",
+        "mask=(p < count)[:, None] & (d < HEAD_DIM)[None, :]",
+    ),
+    "partial results are not rescaled": (
+        "result = result * shrink + tl.sum(values * weights[:, None], 0)",
+        "result = result + tl.sum(values * weights[:, None], 0)",
+    ),
+    "the sum of the weights is not rescaled": (
+        "total = total * shrink + tl.sum(weights, 0)",
+        "total = total + tl.sum(weights, 0)",
+    ),
+    "the results of spans are left out": (
+        "count = splits + tl.load(rows_spans + row * 3 + 1)",
+        "count = splits",
+    ),
     "the piece of a span is ignored": (" + tl.load(unit + 5)", ""),
     "a span ends one late": ("end = tl.load(unit + 4)", "end = tl.load(unit + 4) + 1"),
     "a span is read from its own row's start": ("start = tl.load(unit + 3)", "start = 0"),
-    "rows of the next unit are written": ("real = m // GROUP < count", "real = m // GROUP <= count"),
+    "rows of the next unit are written": (
+        "real = m // GROUP < count",
+        "real = m // GROUP <= count",
+    ),
 }
 
 
 def decode_verdict(kernels: TritonKernels) -> str:
-    """As `verdict`, of decode rows: in pieces, of which some are empty, below spans of several pieces, and of several tiles."""
+    """As `verdict`, of decode rows: in pieces, of which some are empty, below spans of several
+    pieces, and of several tiles."""
     shape = (6, 2, 16)
     several = kernels.rows_of_span_tile(*shape) + 2
-    batches = (make_batch(kernels, DECODE), shared_batch(kernels, prefix=600), shared_batch(kernels, several, 40, 20))
+    batches = (
+        make_batch(kernels, DECODE),
+        shared_batch(kernels, prefix=600),
+        shared_batch(kernels, several, 40, 20),
+    )
     for batch in batches:
         with Monitor(), np.errstate(all="ignore"):
             try:
@@ -235,13 +348,17 @@ def decode_verdict(kernels: TritonKernels) -> str:
     return "right"
 
 
-def test_the_decode_kernels_themselves_pass(poisoned: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decode_kernels_themselves_pass(
+    poisoned: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backend.tiles, "decode_splits", lambda *_: 20)
     assert decode_verdict(TritonKernels("cpu", torch.float32)) == "right"
 
 
 @pytest.mark.parametrize("name", DECODE_MUTATIONS)
-def test_mutations_of_decode_are_caught(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
+def test_mutations_of_decode_are_caught(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: None
+) -> None:
     monkeypatch.setattr(backend.tiles, "decode_splits", lambda *_: 20)
     monkeypatch.setattr(backend, "attention", mutant(tmp_path, *DECODE_MUTATIONS[name]))
     assert decode_verdict(TritonKernels("cpu", torch.float32)) != "right"
@@ -251,7 +368,9 @@ def test_mutations_of_decode_are_caught(name: str, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("splits", [1, 2, 8])
-def test_any_number_of_pieces_gives_the_same(splits: int, monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
+def test_any_number_of_pieces_gives_the_same(
+    splits: int, monkeypatch: pytest.MonkeyPatch, poisoned: None
+) -> None:
     """More pieces than blocks too: some are empty."""
     monkeypatch.setattr(backend.tiles, "decode_splits", lambda *_: splits)
     kernels = TritonKernels("cpu", torch.float32)
@@ -266,6 +385,10 @@ def test_spans_with_gaps_and_extend_rows_are_read_by_the_rows_themselves(poisone
     kv = batch.kv_indptr.tolist()
     contexts = [batch.kv_indices[begin:end].tolist() for begin, end in pairwise(kv)]
     everybody = tuple(range(5))
-    for shared in (((10, 150, everybody),), ((0, 90, everybody), (100, 150, everybody)), ((0, 150, (2,)),)):
+    for shared in (
+        ((10, 150, everybody),),
+        ((0, 90, everybody), (100, 150, everybody)),
+        ((0, 150, (2,)),),
+    ):
         found, expected = run(kernels, batch_of(kernels, contexts, [1] * 5, shared), (4, 2, 32))
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,5 @@
-"""The repair of bfloat16 in the interpreter, and the canary that says when it is no longer needed."""
+"""The repair of bfloat16 in the interpreter, and the canary that says when it is no longer
+needed."""
 
 import os
 import subprocess
@@ -47,23 +48,46 @@ def test_arithmetic_is_torchs() -> None:
 
 
 def test_products_are_float32() -> None:
-    a, b = (torch.randn(16, 16, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (3, 4))
+    a, b = (
+        torch.randn(16, 16, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        for seed in (3, 4)
+    )
     out = torch.empty(16, 16)
     _product[(1,)](a, b, out, BLOCK=16)
     torch.testing.assert_close(out, a.float() @ b.float())
 
 
 def test_casts_are_torchs() -> None:
-    numbers = torch.cat((torch.randn(1000, generator=torch.Generator().manual_seed(5)) * 1e3, torch.tensor([
-        0.0, -0.0, 1e-40, -1e-40, 3.3895e38, 3.4e38, torch.inf, -torch.inf, 1.00390625, 1.01171875])))
+    numbers = torch.cat(
+        (
+            torch.randn(1000, generator=torch.Generator().manual_seed(5)) * 1e3,
+            torch.tensor(
+                [
+                    0.0,
+                    -0.0,
+                    1e-40,
+                    -1e-40,
+                    3.3895e38,
+                    3.4e38,
+                    torch.inf,
+                    -torch.inf,
+                    1.00390625,
+                    1.01171875,
+                ]
+            ),
+        )
+    )
     expected = numbers.bfloat16()
     assert to_bits(numbers.numpy()).tolist() == expected.view(torch.uint16).tolist()
     assert to_float32(expected.view(torch.uint16).numpy()).tolist() == expected.float().tolist()
-    assert torch.tensor(to_bits(torch.tensor([torch.nan]).numpy())).view(torch.bfloat16).isnan().all()
+    assert (
+        torch.tensor(to_bits(torch.tensor([torch.nan]).numpy())).view(torch.bfloat16).isnan().all()
+    )
 
 
 def test_canary(tmp_path) -> None:
-    """Without the repair, the interpreter is wrong. When this fails, Triton has been mended: delete triton_bfloat16.py."""
+    """Without the repair, the interpreter is wrong. When this fails, Triton has been mended: delete
+    triton_bfloat16.py."""
     script = tmp_path / "canary.py"
     script.write_text(
         "import torch, triton\nimport triton.language as tl\n"
@@ -81,8 +105,16 @@ def test_canary(tmp_path) -> None:
         "sums, cut = torch.empty(2, 4, dtype=torch.bfloat16)\n"
         "double[(1,)](x.bfloat16(), sums)\n"
         "narrow[(1,)](y, cut)\n"
-        "print('sums', torch.equal(sums, 2 * x.bfloat16()), 'casts', torch.equal(cut, y.bfloat16()))\n"
+        "print('sums', torch.equal(sums, 2 * x.bfloat16()), 'casts', torch.equal(cut, "
+        "y.bfloat16()))\n"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(
+        [sys.executable, script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
     assert done.stdout.split() == ["sums", "False", "casts", "False"]

@@ -1,4 +1,5 @@
-"""What the contract does not say of the Triton back end: padding, masks, copies, traffic, and what it refuses."""
+"""What the contract does not say of the Triton back end: padding, masks, copies, traffic, and what
+it refuses."""
 
 from __future__ import annotations
 
@@ -61,16 +62,27 @@ def test_masks_ban_what_a_grammar_does_not_allow(kernels: TritonKernels, monitor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_copy_slots(monitor: Monitor, dtype: torch.dtype) -> None:
     kernels = TritonKernels("cpu", dtype)
-    pool = torch.randn(3, 2, 12, 3, 20, generator=generator(1)).to(dtype).view(6, 12, 3, 20)  # keys and values are layers alike
+    pool = (
+        torch.randn(3, 2, 12, 3, 20, generator=generator(1)).to(dtype).view(6, 12, 3, 20)
+    )  # keys and values are layers alike
     expected = pool.clone()
     expected[:, [1, 7, 11]] = expected[:, [4, 0, 4]]
-    sources, destinations = torch.tensor([4, 0, 4], dtype=torch.int32), torch.tensor([1, 7, 11], dtype=torch.int32)
+    sources, destinations = (
+        torch.tensor([4, 0, 4], dtype=torch.int32),
+        torch.tensor([1, 7, 11], dtype=torch.int32),
+    )
     kernels.copy_slots(pool, sources, destinations)
     assert torch.equal(pool, expected)
-    assert monitor.launches[0].read["pool"] == monitor.launches[0].written["pool"] == 6 * 3 * 60 * dtype.itemsize
+    assert (
+        monitor.launches[0].read["pool"]
+        == monitor.launches[0].written["pool"]
+        == 6 * 3 * 60 * dtype.itemsize
+    )
 
 
-def test_elementwise_kernels_read_and_write_each_element_once(kernels: TritonKernels, monitor: Monitor, poisoned: None) -> None:
+def test_elementwise_kernels_read_and_write_each_element_once(
+    kernels: TritonKernels, monitor: Monitor, poisoned: None
+) -> None:
     n, d = 5, 72
     hidden, delta, weight = torch.randn(n, d), torch.randn(n, d), torch.randn(d)
     kernels.add_rms_norm(hidden, delta, weight, 1e-5)
@@ -82,13 +94,21 @@ def test_elementwise_kernels_read_and_write_each_element_once(kernels: TritonKer
     assert monitor.launches[-1].written == {"out": n * d * 4}
     batch = batch_of(kernels, [list(range(n))], [n])
     caches = torch.randn(2, 10, 2, 16)
-    kernels.rope_and_store(torch.randn(n, 8 * 16), batch, rope_table(kernels, 64, 16), caches[0], caches[1])
+    kernels.rope_and_store(
+        torch.randn(n, 8 * 16), batch, rope_table(kernels, 64, 16), caches[0], caches[1]
+    )
     rope = monitor.launches[-1]
     assert rope.read["qkv"] == n * 8 * 16 * 4
-    assert rope.written == {"q_out": n * 4 * 16 * 4, "k_cache": n * 2 * 16 * 4, "v_cache": n * 2 * 16 * 4}
+    assert rope.written == {
+        "q_out": n * 4 * 16 * 4,
+        "k_cache": n * 2 * 16 * 4,
+        "v_cache": n * 2 * 16 * 4,
+    }
 
 
-def test_the_head_reads_its_weight_once_for_64_rows(kernels: TritonKernels, monitor: Monitor) -> None:
+def test_the_head_reads_its_weight_once_for_64_rows(
+    kernels: TritonKernels, monitor: Monitor
+) -> None:
     for m, times in ((1, 1), (64, 1), (65, 2)):
         kernels.head(torch.randn(m, 40), torch.randn(300, 40))
         assert monitor.launches[-1].read["weight"] == times * 300 * 40 * 4
@@ -96,7 +116,8 @@ def test_the_head_reads_its_weight_once_for_64_rows(kernels: TritonKernels, moni
 
 
 def test_sampling_reads_the_logits_so_many_times(kernels: TritonKernels, monitor: Monitor) -> None:
-    """Greedy once, which is the ideal. A draw adds eleven passes to search and three around, top-k and top-p their searches."""
+    """Greedy once, which is the ideal. A draw adds eleven passes to search and three around, top-k
+    and top-p their searches."""
     m, vocabulary = 2, 300
     logits = torch.randn(m, vocabulary, generator=generator(1))
     for passes, how in (
@@ -117,9 +138,13 @@ def test_masks_and_edits_touch_what_they_change(kernels: TritonKernels, monitor:
     allowed[1] = -1
     kernels.mask_logits(torch.zeros(m, vocabulary), allowed)
     assert monitor.launches[-1].written == {"logits": vocabulary * 4}  # of the first row alone
-    assert monitor.launches[-1].read == {"allowed": m * vocabulary * 4}  # a word for each token: 32 reads of each, from a cache
+    assert monitor.launches[-1].read == {
+        "allowed": m * vocabulary * 4
+    }  # a word for each token: 32 reads of each, from a cache
     edits = (torch.tensor([0, 1, 1]), torch.tensor([3, 4, 5]), torch.tensor([1.0, 2.0, 3.0]))
-    kernels.sample(torch.zeros(m, vocabulary), how_to_sample(kernels, m, temperature=0.0, edits=edits))
+    kernels.sample(
+        torch.zeros(m, vocabulary), how_to_sample(kernels, m, temperature=0.0, edits=edits)
+    )
     assert monitor.launches[-2].read["logits"] == monitor.launches[-2].written["logits"] == 3 * 4
 
 
@@ -142,7 +167,9 @@ def test_sampling_stays_in_bounds(kernels: TritonKernels, monitor: Monitor, pois
     m, vocabulary = 3, 333
     logits = torch.randn(m, vocabulary + 7, generator=generator(1))[:, :vocabulary]
     ends = (torch.tensor([0, 2]), torch.tensor([0, vocabulary - 1]), torch.tensor([2.0, 3.0]))
-    how = how_to_sample(kernels, m, uniform=[0.0, 0.5, 1 - 2**-53], top_k=5, top_p=0.9, edits=ends, repetition=ends)
+    how = how_to_sample(
+        kernels, m, uniform=[0.0, 0.5, 1 - 2**-53], top_k=5, top_p=0.9, edits=ends, repetition=ends
+    )
     tokens = kernels.sample(logits.contiguous(), how)
     assert ((tokens >= 0) & (tokens < vocabulary)).all()
     assert {launch.kernel for launch in monitor.launches} == {"edit_kernel", "sample_kernel"}
@@ -163,18 +190,24 @@ def test_the_token_is_in_the_vocabulary_whatever_the_logits_are(
     for temperature in (0.0, 1.0):
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of NaN
-            found = kernels.sample(logits.clone(), how_to_sample(kernels, 6, temperature=temperature, uniform=0.7, **filters))
+            found = kernels.sample(
+                logits.clone(),
+                how_to_sample(kernels, 6, temperature=temperature, uniform=0.7, **filters),
+            )
         *odd, with_nan, banned = found.tolist()
         assert odd[:3] == [0, 0, 9]
         assert odd[3] in (68, 69)
         assert with_nan == banned  # a NaN is not drawn
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"dtype": torch.float64}, "float32, bfloat16 or float16, not in torch.float64"),
-    ({"weights": "int4"}, "none for weights='int4'; use weights='auto'"),
-    ({"deterministic": True}, "no deterministic mode"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": torch.float64}, "float32, bfloat16 or float16, not in torch.float64"),
+        ({"weights": "int4"}, "none for weights='int4'; use weights='auto'"),
+        ({"deterministic": True}, "no deterministic mode"),
+    ],
+)
 def test_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TritonKernels("cpu", **options)  # type: ignore[arg-type]

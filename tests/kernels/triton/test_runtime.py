@@ -1,4 +1,5 @@
-"""The tiny model end to end: programs on a Runtime whose kernels run in the interpreter give what the reference gives."""
+"""The tiny model end to end: programs on a Runtime whose kernels run in the interpreter give what
+the reference gives."""
 
 from __future__ import annotations
 
@@ -14,8 +15,11 @@ pytestmark = [pytest.mark.interpret, pytest.mark.timeout(600)]
 
 
 async def answers(model: Path, kernels: str) -> tuple[list[str], list[float]]:
-    """Texts and log-probabilities of a small program: greedy, sampled, forked (a shared prefix), and chosen."""
-    async with asgl.Runtime(model, kernels=kernels, device="cpu", dtype="float32", kv_cache_tokens=400) as rt:
+    """Texts and log-probabilities of a small program: greedy, sampled, forked (a shared prefix),
+    and chosen."""
+    async with asgl.Runtime(
+        model, kernels=kernels, device="cpu", dtype="float32", kv_cache_tokens=400
+    ) as rt:
         assert rt.model.kernels == kernels
         s = rt.prompt("The cat and the dog in the rain. " * 4)
         greedy = s.gen("greedy", max_tokens=6, temperature=0, logprobs=2)
@@ -42,5 +46,13 @@ async def test_the_runtime_gives_what_the_reference_gives(tmp_path: Path, monito
     assert len(numbers) == 6 + 3
     assert numbers == pytest.approx(expected_numbers, abs=1e-4)
     assert {launch.kernel for launch in monitor.launches} >= {
-        "extend_kernel", "decode_kernel", "span_kernel", "merge_kernel", "add_rms_norm_kernel", "rope_and_store_kernel",
-        "silu_and_mul_kernel", "head_kernel", "sample_kernel"}
+        "extend_kernel",
+        "decode_kernel",
+        "span_kernel",
+        "merge_kernel",
+        "add_rms_norm_kernel",
+        "rope_and_store_kernel",
+        "silu_and_mul_kernel",
+        "head_kernel",
+        "sample_kernel",
+    }

@@ -1,4 +1,5 @@
-"""Every kernel, launched by the back end's own code at the shapes of two models, on a device that is not there."""
+"""Every kernel, launched by the back end's own code at the shapes of two models, on a device that
+is not there."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from asgl.kernels.triton.kernels import TritonKernels
 
 @dataclass(frozen=True)
 class Shape:
-    """heads, kv_heads and head_dim of attention; width of the model, of its gated layer, of its vocabulary."""
+    """heads, kv_heads and head_dim of attention; width of the model, of its gated layer, of its
+    vocabulary."""
 
     heads: int
     kv_heads: int
@@ -50,18 +52,25 @@ def cases(arch: str, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> list[
 
     def take(*names: str) -> None:
         assert len(driver.launches) == len(names), [launch.name for launch in driver.launches]
-        found.extend(Case(name, launch) for name, launch in zip(names, driver.launches, strict=True))
+        found.extend(
+            Case(name, launch) for name, launch in zip(names, driver.launches, strict=True)
+        )
         driver.launches.clear()
 
     n = EXTEND_ROWS * NEW
     hidden = torch.empty(n, shape.width)
-    kernels.add_rms_norm(hidden, torch.empty(n, shape.width, dtype=dtype), torch.empty(shape.width), 1e-5)
+    kernels.add_rms_norm(
+        hidden, torch.empty(n, shape.width, dtype=dtype), torch.empty(shape.width), 1e-5
+    )
     take("add_rms_norm")
     caches = [torch.empty(SLOTS, shape.kv_heads, shape.head_dim, dtype=dtype) for _ in range(2)]
     extend = _batch(EXTEND_ROWS, NEW)
     q = kernels.rope_and_store(
-        torch.empty(n, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, dtype=dtype), extend,
-        torch.empty(8192, shape.head_dim), caches[0], caches[1],
+        torch.empty(n, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, dtype=dtype),
+        extend,
+        torch.empty(8192, shape.head_dim),
+        caches[0],
+        caches[1],
     )
     take("rope_and_store")
     kernels.attention(q, caches[0], caches[1], extend, 0.1)
@@ -88,7 +97,9 @@ def cases(arch: str, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> list[
     return found
 
 
-def attention_cases(arch: str, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> list[Case]:
+def attention_cases(
+    arch: str, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> list[Case]:
     """Launches the attention kernels alone, for heads of any size."""
     driver = fake_driver(arch)
     driver.activate()
@@ -106,12 +117,31 @@ def _batch(rows: int, new: int, shared: tuple[tuple[int, int, tuple[int, ...]], 
     def ints(count: int) -> torch.Tensor:
         return torch.zeros(count, dtype=torch.int32)
 
-    return Batch(ints(rows * new), ints(rows * new), ints(rows * new), ints(rows + 1), ints(rows + 1), ints(rows * CONTEXT),
-                 decode_rows=rows if new == 1 else 0, max_qo=new, max_kv=CONTEXT, shared=shared)
+    return Batch(
+        ints(rows * new),
+        ints(rows * new),
+        ints(rows * new),
+        ints(rows + 1),
+        ints(rows + 1),
+        ints(rows * CONTEXT),
+        decode_rows=rows if new == 1 else 0,
+        max_qo=new,
+        max_kv=CONTEXT,
+        shared=shared,
+    )
 
 
 def _sampling(m: int, *, greedy: bool) -> SamplingBatch:
     triple = (torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.int64), torch.ones(5))
     edits = None if greedy else triple
-    return SamplingBatch(torch.ones(m), torch.ones(m), torch.ones(m, dtype=torch.int32), torch.ones(m),
-                         torch.ones(m, dtype=torch.float64), edits, edits, greedy, False)
+    return SamplingBatch(
+        torch.ones(m),
+        torch.ones(m),
+        torch.ones(m, dtype=torch.int32),
+        torch.ones(m),
+        torch.ones(m, dtype=torch.float64),
+        edits,
+        edits,
+        greedy,
+        False,
+    )

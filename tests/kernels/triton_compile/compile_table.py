@@ -1,6 +1,6 @@
 """The checked-in table of what each kernel compiles to. Run this file to write it anew, after a change that is meant:
 
-    TRITON_INTERPRET= python tests/kernels/triton_compile/compile_table.py
+TRITON_INTERPRET= python tests/kernels/triton_compile/compile_table.py
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ NAMES = [field.name for field in fields(Resources)]
 Key = tuple[str, str, str]
 
 
-def measure(arch: str, shape: str, dtype: torch.dtype = torch.bfloat16) -> dict[Key, tuple[Launch, Resources]]:
+def measure(
+    arch: str, shape: str, dtype: torch.dtype = torch.bfloat16
+) -> dict[Key, tuple[Launch, Resources]]:
     """Compiles all kernels, by (arch, shape, kernel)."""
     found: dict[Key, tuple[Launch, Resources]] = {}
     for case in cases(arch, SHAPES[shape], dtype):
@@ -44,12 +46,22 @@ def measure(arch: str, shape: str, dtype: torch.dtype = torch.bfloat16) -> dict[
 def taken(launch: Launch) -> Resources:
     """What a launch takes of a device."""
     file = launch.file
-    return resources(file.read_bytes() if file.suffix == ".cubin" else file.read_text(), launch.metadata.shared)
+    return resources(
+        file.read_bytes() if file.suffix == ".cubin" else file.read_text(), launch.metadata.shared
+    )
 
 
 def row(key: Key, launch: Launch, found: Resources) -> list[str]:
     """A line of the table."""
-    return [str(value) for value in (*key, "x".join(map(str, launch.grid)), launch.metadata.num_warps, *astuple(found))]
+    return [
+        str(value)
+        for value in (
+            *key,
+            "x".join(map(str, launch.grid)),
+            launch.metadata.num_warps,
+            *astuple(found),
+        )
+    ]
 
 
 def read() -> tuple[str, dict[Key, list[str]]]:

@@ -1,4 +1,5 @@
-"""Compiles kernels for devices that are not there: a process of its own (make test-compile), where Triton has a fake driver."""
+"""Compiles kernels for devices that are not there: a process of its own (make test-compile), where
+Triton has a fake driver."""
 
 from __future__ import annotations
 

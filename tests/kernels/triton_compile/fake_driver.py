@@ -1,7 +1,9 @@
-"""A driver for Triton that has no device: launches compile for a target, and are recorded instead of run.
+"""A driver for Triton that has no device: launches compile for a target, and are recorded instead
+of run.
 
-What it shows of a device is what Triton asks of a real one before a launch: the target, the shared memory, the threads of a
-program. So a launch that a device would refuse is refused here, by Triton's own check.
+What it shows of a device is what Triton asks of a real one before a launch: the target, the shared
+memory, the threads of a program. So a launch that a device would refuse is refused here, by
+Triton's own check.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from asgl.kernels.triton.target import Target, target_of
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a kernel: `metadata` is Triton's, `file` what was compiled: a cubin, or AMD assembly."""
+    """One launch of a kernel: `metadata` is Triton's, `file` what was compiled: a cubin, or AMD
+    assembly."""
 
     name: str
     grid: tuple[int, int, int]
@@ -54,7 +57,9 @@ class _Utils:
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": self._owner.target.shared_memory}
 
-    def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[object, object, int, int, int]:
+    def load_binary(
+        self, name: str, kernel: bytes, shared: int, device: int
+    ) -> tuple[object, object, int, int, int]:
         return object(), object(), 0, 0, 1024
 
     def unload_module(self, module: object) -> None:
@@ -62,8 +67,9 @@ class _Utils:
 
 
 class FakeDriver:
-    """Stands for one device of `arch`. `launches` grows with every launch. Made by `fake_driver`, once for each arch: Triton
-    remembers, for each kernel and device, through which driver to launch."""
+    """Stands for one device of `arch`. `launches` grows with every launch. Made by `fake_driver`,
+    once for each arch: Triton remembers, for each kernel and device, through which driver to
+    launch."""
 
     def __init__(self, arch: str) -> None:
         self._triton, multiprocessors = TARGETS[arch]

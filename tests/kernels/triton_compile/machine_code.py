@@ -1,4 +1,5 @@
-"""What a compiled kernel takes of a device, read from its machine code with the disassemblers that come with Triton."""
+"""What a compiled kernel takes of a device, read from its machine code with the disassemblers that
+come with Triton."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ _PRODUCTS = ("HMMA", "HGMMA", "UTCHMMA", "QGMMA", "IMMA", "DMMA")
 
 @dataclass(frozen=True)
 class Resources:
-    """registers: of a thread (AMD: vector registers, of either kind). stack: bytes of a thread that are spilled to memory.
-    shared: bytes of a program that are compiled in or asked for at launch. products: the instruction of matrix products and
-    how often it is in the code, "" where there is none. loads, stores: widths in bits of accesses to global memory and how
-    often they are in the code, widest first; asynchronous copies to shared memory are loads. instructions: of the whole
+    """registers: of a thread (AMD: vector registers, of either kind). stack: bytes of a thread that
+    are spilled to memory. shared: bytes of a program that are compiled in or asked for at launch.
+    products: the instruction of matrix products and how often it is in the code, "" where there is
+    none. loads, stores: widths in bits of accesses to global memory and how often they are in the
+    code, widest first; asynchronous copies to shared memory are loads. instructions: of the whole
     kernel."""
 
     registers: int
@@ -39,7 +41,8 @@ def resources(binary: bytes | str, shared: int) -> Resources:
 
 
 def sass(cubin: bytes) -> list[str]:
-    """The instructions of a cubin, in order, each with its predicate and operands; labels end with a colon."""
+    """The instructions of a cubin, in order, each with its predicate and operands; labels end with
+    a colon."""
     lines: list[str] = []
     for line in _tool("nvdisasm", ["-c"], cubin).splitlines():
         if (match := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line)) is not None:
@@ -59,7 +62,9 @@ def _tool(name: str, arguments: list[str], cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
         file.write(cubin)
     try:
-        return subprocess.run([_BIN / name, *arguments, file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [_BIN / name, *arguments, file.name], capture_output=True, text=True, check=True
+        ).stdout
     finally:
         os.unlink(file.name)
 
@@ -72,8 +77,12 @@ def _nvidia(cubin: bytes, shared: int) -> Resources:
         registers=int(found["REG"]),
         stack=int(found["STACK"]),
         shared=max(shared, int(found["SHARED"])),
-        products=_census(Counter(name for code in codes if (name := code.split(".")[0]) in _PRODUCTS)),
-        loads=_widths(Counter(_width(code) for code in codes if code.startswith(("LDG", "LDGSTS")))),
+        products=_census(
+            Counter(name for code in codes if (name := code.split(".")[0]) in _PRODUCTS)
+        ),
+        loads=_widths(
+            Counter(_width(code) for code in codes if code.startswith(("LDG", "LDGSTS")))
+        ),
         stores=_widths(Counter(_width(code) for code in codes if code.startswith("STG"))),
         instructions=sum(not code.startswith("NOP") for code in codes),
     )
@@ -92,15 +101,34 @@ def _width(code: str) -> int:
 
 def _amd(assembly: str, shared: int) -> Resources:
     def metadata(name: str) -> int:
-        return int(match[1]) if (match := re.search(rf"\.{name}:\s+(\d+)", assembly)) is not None else 0
+        return (
+            int(match[1])
+            if (match := re.search(rf"\.{name}:\s+(\d+)", assembly)) is not None
+            else 0
+        )
 
-    words = [line.split()[0] for line in assembly.splitlines() if line.startswith("\t") and line.strip()]
+    words = [
+        line.split()[0] for line in assembly.splitlines() if line.startswith("\t") and line.strip()
+    ]
     codes = [word for word in words if not word.startswith((".", ";"))]
-    widths = {"byte": 8, "ubyte": 8, "ushort": 16, "short": 16, "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
+    widths = {
+        "byte": 8,
+        "ubyte": 8,
+        "ushort": 16,
+        "short": 16,
+        "dword": 32,
+        "dwordx2": 64,
+        "dwordx3": 96,
+        "dwordx4": 128,
+    }
 
     def accesses(kind: str) -> Counter[int]:
-        return Counter(widths[code.split("_")[2]] for code in codes
-                       if code.startswith((f"global_{kind}_", f"buffer_{kind}_")) and code.split("_")[2] in widths)
+        return Counter(
+            widths[code.split("_")[2]]
+            for code in codes
+            if code.startswith((f"global_{kind}_", f"buffer_{kind}_"))
+            and code.split("_")[2] in widths
+        )
 
     return Resources(
         registers=metadata("vgpr_count"),

@@ -1,4 +1,5 @@
-"""bench/gpu.py and bench/roofline.py run: their launches compile, and their numbers add up. Nothing is measured here."""
+"""bench/gpu.py and bench/roofline.py run: their launches compile, and their numbers add up. Nothing
+is measured here."""
 
 from __future__ import annotations
 
@@ -39,9 +40,21 @@ def test_every_kernel_is_launched_and_tabled(gpu: Any) -> None:
 
     lines = gpu.kernel_table(kernels, "smollm2-135m", timer)
     assert [launch.name for launch in driver.launches] == [
-        "add_rms_norm_kernel", "rope_and_store_kernel", "extend_kernel", "extend_kernel", "decode_kernel", "decode_kernel",
-        "merge_kernel", "decode_kernel", "span_kernel", "merge_kernel", "silu_and_mul_kernel", "head_kernel", "sample_kernel",
-        "sample_kernel"]
+        "add_rms_norm_kernel",
+        "rope_and_store_kernel",
+        "extend_kernel",
+        "extend_kernel",
+        "decode_kernel",
+        "decode_kernel",
+        "merge_kernel",
+        "decode_kernel",
+        "span_kernel",
+        "merge_kernel",
+        "silu_and_mul_kernel",
+        "head_kernel",
+        "sample_kernel",
+        "sample_kernel",
+    ]
     assert "| add_rms_norm | 2048 tokens | 2000.0 | 7 | 0.00 |" in lines  # 14 MB in 2 ms
 
 
@@ -76,8 +89,22 @@ def test_the_roofline_finds_the_loop_that_works() -> None:
         roofline = importlib.import_module("roofline")
     finally:
         sys.path.remove(str(BENCH))
-    loop = ["LDG.E.128 R4, desc[UR4][R2.64]", "HMMA.16816.F32 R8, R4, R6, R8", "FADD R1, R2, R3", "@P0 BRA `(.L_x_2)"]
-    listing = [".L_x_1:", "MOV R1, R2", ".L_x_2:", *loop, "@P1 BRA `(.L_x_1)", "EXIT", ".L_x_3:", "BRA `(.L_x_3)"]
+    loop = [
+        "LDG.E.128 R4, desc[UR4][R2.64]",
+        "HMMA.16816.F32 R8, R4, R6, R8",
+        "FADD R1, R2, R3",
+        "@P0 BRA `(.L_x_2)",
+    ]
+    listing = [
+        ".L_x_1:",
+        "MOV R1, R2",
+        ".L_x_2:",
+        *loop,
+        "@P1 BRA `(.L_x_1)",
+        "EXIT",
+        ".L_x_3:",
+        "BRA `(.L_x_3)",
+    ]
     assert roofline.hot_loop(listing) == loop
     assert roofline.census(loop) == "1 product, 1 global, 1 float, 1 other"
     assert roofline.hot_loop(listing[-3:]) == []

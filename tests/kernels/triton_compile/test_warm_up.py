@@ -1,4 +1,5 @@
-"""After warming up, no step compiles a kernel: whatever its sizes, and whatever is asked of its samples."""
+"""After warming up, no step compiles a kernel: whatever its sizes, and whatever is asked of its
+samples."""
 
 from __future__ import annotations
 
@@ -43,24 +44,54 @@ def compiled() -> set[str]:
 def decode(rows: int, context: int, spec: SamplingSpec = GREEDY, *, shared: int = 0) -> StepPlan:
     spans = (SharedSpan(0, shared, tuple(range(rows))),) if shared else ()
     before = range(100, 100 + context)
-    return step([Row([3], [row], before=before, sample=spec, history=[1, 2]) for row in range(rows)], shared=spans)
+    return step(
+        [Row([3], [row], before=before, sample=spec, history=[1, 2]) for row in range(rows)],
+        shared=spans,
+    )
 
 
-def extend(lengths: Sequence[int], decoding: int = 0, spec: SamplingSpec = GREEDY, before: int = 0) -> StepPlan:
+def extend(
+    lengths: Sequence[int], decoding: int = 0, spec: SamplingSpec = GREEDY, before: int = 0
+) -> StepPlan:
     first = [Row([3], [row], before=range(100, 120), sample=spec) for row in range(decoding)]
     starts = [200 + sum(lengths[:place]) for place in range(len(lengths))]
-    rows = [Row([5] * length, range(start, start + length), before=range(100, 100 + before), sample=spec, score=[(0, (1, 2))])
-            for length, start in zip(lengths, starts, strict=True)]
+    rows = [
+        Row(
+            [5] * length,
+            range(start, start + length),
+            before=range(100, 100 + before),
+            sample=spec,
+            score=[(0, (1, 2))],
+        )
+        for length, start in zip(lengths, starts, strict=True)
+    ]
     return step(first + rows)
 
 
 PLANS = {
-    "decode": [decode(rows, context) for rows in (1, 2, 3, 16, 17, 33, 64, 65, 128) for context in (1, 15, 16, 700)],
-    "shared": [decode(rows, 700, shared=shared) for rows in (2, 3, 40, 100) for shared in (1, 16, 600)],
-    "sampled": [decode(rows, 5, spec) for rows in (1, 16, 40) for spec in (FILTERED, SamplingSpec(seed=1, logprobs=3))],
-    "extend": [extend(lengths, before=before) for lengths in ([2], [16], [17, 3], [256], [2] * 16, [2] * 70)
-               for before in (0, 33)],
-    "mixed": [extend([40, 2], decoding, spec) for decoding in (1, 2, 16, 70) for spec in (GREEDY, FILTERED)],
+    "decode": [
+        decode(rows, context)
+        for rows in (1, 2, 3, 16, 17, 33, 64, 65, 128)
+        for context in (1, 15, 16, 700)
+    ],
+    "shared": [
+        decode(rows, 700, shared=shared) for rows in (2, 3, 40, 100) for shared in (1, 16, 600)
+    ],
+    "sampled": [
+        decode(rows, 5, spec)
+        for rows in (1, 16, 40)
+        for spec in (FILTERED, SamplingSpec(seed=1, logprobs=3))
+    ],
+    "extend": [
+        extend(lengths, before=before)
+        for lengths in ([2], [16], [17, 3], [256], [2] * 16, [2] * 70)
+        for before in (0, 33)
+    ],
+    "mixed": [
+        extend([40, 2], decoding, spec)
+        for decoding in (1, 2, 16, 70)
+        for spec in (GREEDY, FILTERED)
+    ],
 }
 
 

@@ -1,4 +1,5 @@
-"""Graphs on the real engine with a tiny random model: the same as the programs, and what is shared."""
+"""Graphs on the real engine with a tiny random model: the same as the programs, and what is
+shared."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ import pytest
 import asgl
 from tiny import tiny_directory
 
-GUIDE = "The guide that all runs have in common is rather long, so that it pays to compute it once. "
+GUIDE = (
+    "The guide that all runs have in common is rather long, so that it pays to compute it once. "
+)
 ITEMS = ["one", "two and more", "three"]
 
 
@@ -25,7 +28,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def opened(model: Path, **options: float) -> AsyncIterator[asgl.Runtime]:
     """A Runtime whose books must balance once nothing runs."""
     sampling = asgl.SamplingParams(max_tokens=6, ignore_eos=True, **options)  # type: ignore[arg-type]
-    async with asgl.Runtime(model, kernels="reference", dtype="float32", kv_cache_tokens=3000, sampling=sampling) as rt:
+    async with asgl.Runtime(
+        model, kernels="reference", dtype="float32", kv_cache_tokens=3000, sampling=sampling
+    ) as rt:
         yield rt
         await rt.prompt("x").gen(max_tokens=1)  # the step in which what was cancelled leaves
         seen = rt.statistics()
@@ -66,7 +71,12 @@ async def test_a_graph_says_what_its_program_says(model: Path, options: dict[str
         for topic in ("water", "é😀"):
             a, b = await chat(rt, topic), await graph(rt, topic)
             assert (a.text, a.token_ids, a.variables, a.messages(), a.returned) == (
-                b.text, b.token_ids, b.variables, b.messages(), b.returned)
+                b.text,
+                b.token_ids,
+                b.variables,
+                b.messages(),
+                b.returned,
+            )
         together = await graph.batch(rt, ITEMS)
         assert [s.text for s in together] == [s.text for s in await chat.batch(rt, ITEMS)]
 
@@ -83,11 +93,14 @@ async def test_the_prefix_is_computed_once_and_code_movement_makes_it_longer(mod
             prefix = len(rt.tokenizer.encode(one.prefix))
             prompts = [len(rt.tokenizer.encode(s.text.removesuffix(s.returned))) for s in streams]
             assert after.prompt_tokens - before.prompt_tokens == prefix + sum(prompts)
-            # what runs say of their own may have a beginning in common too: "t" of "two", and "three"
+            # what runs say of their own may have a beginning in common too: "t" of "two", and
+            # "three"
             cached = after.cached_tokens - before.cached_tokens
             assert cached >= len(ITEMS) * (prefix - 1)
             computed.append(prefix + sum(prompts) - cached)
-        assert computed[0] - computed[1] > 1.9 * len(rt.tokenizer.encode(GUIDE)), "one of three runs computes the guide"
+        assert computed[0] - computed[1] > 1.9 * len(rt.tokenizer.encode(GUIDE)), (
+            "one of three runs computes the guide"
+        )
 
 
 @pytest.mark.parametrize("turns", [0, 1, 3, 10, 40])

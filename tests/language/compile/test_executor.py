@@ -1,4 +1,5 @@
-"""A graph does what its program does: the same requests to the engine, and the same text, tokens, variables and value."""
+"""A graph does what its program does: the same requests to the engine, and the same text, tokens,
+variables and value."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import asgl
-from asgl.errors import ConfigError, ContextLengthError, ModelError, OpCancelledError, StreamClosedError
+from asgl.errors import (
+    ConfigError,
+    ContextLengthError,
+    ModelError,
+    OpCancelledError,
+    StreamClosedError,
+)
 from asgl.language import PromptStream
 from asgl.sampling import SamplingParams
 from asgl.trace import StreamEvent
@@ -25,17 +32,46 @@ from asgl.trace import StreamEvent
 TEXTS = st.sampled_from(["a", "bc ", "\n", "é😀", "{topic}", "<|end|>", ""])
 LEAVES = st.one_of(
     st.tuples(st.just("text"), TEXTS),
-    st.tuples(st.sampled_from(["topic", "formatted", "padded", "number", "quote", "gen", "unawaited", "typed", "limited",
-                               "select", "message", "extend", "mark", "rewind", "set", "sample", "copy", "later"]), st.none()),
+    st.tuples(
+        st.sampled_from(
+            [
+                "topic",
+                "formatted",
+                "padded",
+                "number",
+                "quote",
+                "gen",
+                "unawaited",
+                "typed",
+                "limited",
+                "select",
+                "message",
+                "extend",
+                "mark",
+                "rewind",
+                "set",
+                "sample",
+                "copy",
+                "later",
+            ]
+        ),
+        st.none(),
+    ),
 )
 PROGRAMS = st.recursive(
     st.lists(LEAVES, max_size=6),
-    lambda inner: st.lists(st.one_of(
-        LEAVES,
-        st.tuples(st.just("role"), inner),
-        st.tuples(st.sampled_from(["fork", "join", "tasks", "map"]), st.lists(inner, min_size=1, max_size=3)),
-        st.tuples(st.just("call"), inner),
-    ), max_size=6),
+    lambda inner: st.lists(
+        st.one_of(
+            LEAVES,
+            st.tuples(st.just("role"), inner),
+            st.tuples(
+                st.sampled_from(["fork", "join", "tasks", "map"]),
+                st.lists(inner, min_size=1, max_size=3),
+            ),
+            st.tuples(st.just("call"), inner),
+        ),
+        max_size=6,
+    ),
     max_leaves=20,
 )
 
@@ -46,14 +82,24 @@ class Writer:
     def __init__(self, topic: str, n: int) -> None:
         self.topic, self.n = topic, n
 
-    async def run(self, s: PromptStream, plan: Sequence[tuple[str, Any]], inside: bool = False) -> list[Any]:
+    async def run(
+        self, s: PromptStream, plan: Sequence[tuple[str, Any]], inside: bool = False
+    ) -> list[Any]:
         self_marks: list[asgl.Mark] = []
         values: list[Any] = []
         for kind, inner in plan:
             await self.step(s, kind, inner, inside, self_marks, values)
         return values
 
-    async def step(self, s: PromptStream, kind: str, inner: Any, inside: bool, marks: list[asgl.Mark], values: list[Any]) -> None:
+    async def step(
+        self,
+        s: PromptStream,
+        kind: str,
+        inner: Any,
+        inside: bool,
+        marks: list[asgl.Mark],
+        values: list[Any],
+    ) -> None:
         if kind == "text":
             s += inner
         elif kind == "topic":
@@ -109,7 +155,9 @@ class Writer:
         elif kind in ("fork", "join", "tasks", "map"):
             await self.fork(s, kind, inner, inside, values)
 
-    async def fork(self, s: PromptStream, kind: str, inner: Any, inside: bool, values: list[Any]) -> None:
+    async def fork(
+        self, s: PromptStream, kind: str, inner: Any, inside: bool, values: list[Any]
+    ) -> None:
         if kind == "map":
             for found in await s.map(lambda branch, plan: self.run(branch, plan, inside), inner):
                 values += found
@@ -142,7 +190,9 @@ def answer(prompt: str) -> str:
 
 async def everything(run: Any, *args: Any) -> tuple[Any, ...]:
     """All that can be seen of a run: requests in any order, and the stream at its end."""
-    engine = FakeEngine(answer, template=FakeTemplate(default_system="Be good."), defaults=SamplingParams(seed=5))
+    engine = FakeEngine(
+        answer, template=FakeTemplate(default_system="Be good."), defaults=SamplingParams(seed=5)
+    )
     engine.grammars = SimpleNamespace(known=lambda source: source)  # type: ignore[attr-defined]
     s = await run(Source(engine), *args)
     engine.check()
@@ -151,12 +201,17 @@ async def everything(run: Any, *args: Any) -> tuple[Any, ...]:
 
 
 @settings(max_examples=120)
-@given(plan=PROGRAMS, topics=st.lists(st.text(max_size=8).filter(lambda text: text != ""), min_size=1, max_size=2),
-       n=st.integers(1, 4))
+@given(
+    plan=PROGRAMS,
+    topics=st.lists(st.text(max_size=8).filter(lambda text: text != ""), min_size=1, max_size=2),
+    n=st.integers(1, 4),
+)
 def test_random_programs(plan: Any, topics: list[str], n: int) -> None:
     graph = program.graph(plan, topic=asgl.arg, n=asgl.arg)
     for topic in topics:
-        assert asyncio.run(everything(graph, topic, n)) == asyncio.run(everything(program, plan, topic, n))
+        assert asyncio.run(everything(graph, topic, n)) == asyncio.run(
+            everything(program, plan, topic, n)
+        )
 
 
 # --- running
@@ -271,19 +326,32 @@ async def test_a_run_leaves_nothing_to_the_garbage_collector() -> None:
         gc.enable()
 
 
-async def test_arguments_are_given_by_position_or_by_name_and_have_the_defaults_of_the_program() -> None:
+async def test_arguments_are_given_by_position_or_by_name_and_have_the_defaults_of_the_program() -> (
+    None
+):
     graph = tips.graph(asgl.arg, words=asgl.arg)
     engine = FakeEngine(lambda _: "abcdefghij")
-    for run in (graph(Source(engine), "x"), graph(Source(engine), topic="x"), graph(Source(engine), "x", 3)):
+    for run in (
+        graph(Source(engine), "x"),
+        graph(Source(engine), topic="x"),
+        graph(Source(engine), "x", 3),
+    ):
         assert (await run).returned == ["abcdef", "abcdefghij", "abcdefghij"]
     assert (await graph(Source(engine), "x", words=1)).returned[0] == "ab"
 
 
-@pytest.mark.parametrize(("args", "options", "match"), [
-    ((), {}, "missing a required argument: 'topic'"), (("x",), {"nonsense": 1}, "nonsense"), (("x", "y", "z"), {}, "too many"),
-    ((), {"topic": "x", "words": "many"}, "max_tokens must be an integer, not 'many'"),
-])
-async def test_bad_arguments_submit_nothing(args: tuple[Any, ...], options: dict[str, Any], match: str) -> None:
+@pytest.mark.parametrize(
+    ("args", "options", "match"),
+    [
+        ((), {}, "missing a required argument: 'topic'"),
+        (("x",), {"nonsense": 1}, "nonsense"),
+        (("x", "y", "z"), {}, "too many"),
+        ((), {"topic": "x", "words": "many"}, "max_tokens must be an integer, not 'many'"),
+    ],
+)
+async def test_bad_arguments_submit_nothing(
+    args: tuple[Any, ...], options: dict[str, Any], match: str
+) -> None:
     engine = FakeEngine()
     s = Source(engine).prompt("> ")
     with pytest.raises(ConfigError, match=match):
@@ -299,15 +367,23 @@ async def test_an_argument_that_is_appended_must_be_text() -> None:
 
     engine = FakeEngine()
     s = Source(engine).prompt()
-    with pytest.raises(ConfigError, match="the argument 'second' is appended as text, so it must be a str, not 3"):
+    with pytest.raises(
+        ConfigError, match="the argument 'second' is appended as text, so it must be a str, not 3"
+    ):
         await says.graph(asgl.arg, asgl.arg)(s, "x", 3)
     assert s.text == ""
 
 
-@pytest.mark.parametrize("value", ["", "é😀 “quotes”", "\x1e{topic}\x1f\\", "<|end|>", "x" * 100_000])
+@pytest.mark.parametrize(
+    "value", ["", "é😀 “quotes”", "\x1e{topic}\x1f\\", "<|end|>", "x" * 100_000]
+)
 async def test_values_are_data_whatever_they_say(value: str) -> None:
-    runs = [await run(Source(FakeEngine(lambda prompt: str(len(prompt)), template=FakeTemplate())), value)
-            for run in (GRAPH, tips)]
+    runs = [
+        await run(
+            Source(FakeEngine(lambda prompt: str(len(prompt)), template=FakeTemplate())), value
+        )
+        for run in (GRAPH, tips)
+    ]
     assert len({(s.text, tuple(s.token_ids), tuple(s.returned)) for s in runs}) == 1
 
 
@@ -372,7 +448,13 @@ async def test_branches_that_are_joined_are_told_of() -> None:
     for run in (joins, joins.graph()):
         events: list[Any] = []
         await run(Source(FakeEngine(tracers=[SimpleNamespace(event=events.append)])))
-        seen.append([(event.kind, event.stream_id, event.parent_id) for event in events if isinstance(event, StreamEvent)])
+        seen.append(
+            [
+                (event.kind, event.stream_id, event.parent_id)
+                for event in events
+                if isinstance(event, StreamEvent)
+            ]
+        )
     assert seen[0] == seen[1]
     assert ("joined", 1, 0) in seen[0]
 
@@ -396,7 +478,11 @@ async def test_a_failure_on_the_stream_is_raised_as_it_is_and_ends_the_rest() ->
 
 async def test_a_failure_in_a_branch_stops_all_and_says_where_it_was() -> None:
     broken = iter([RuntimeError("broken"), None])
-    engine = FakeEngine(lambda prompt: next(broken) if prompt.endswith("more ") else None if "again" in prompt else "one")
+    engine = FakeEngine(
+        lambda prompt: (
+            next(broken) if prompt.endswith("more ") else None if "again" in prompt else "one"
+        )
+    )
     source = Source(engine)
     with pytest.raises(ExceptionGroup, match="1 failure") as caught:
         await GRAPH(source, "x")
@@ -496,11 +582,17 @@ async def test_a_batch_computes_the_prefix_before_its_first_run() -> None:
     engine = FakeEngine(lambda prompt: prompt[3])
     source = Source(engine)
     outcomes = await GRAPH.batch(source, ["a", {"topic": "b"}, ("c",)], concurrency=2)
-    assert [(s.name, s.returned[0]) for s in outcomes] == [("tips[0]", "a"), ("tips[1]", "b"), ("tips[2]", "c")]
+    assert [(s.name, s.returned[0]) for s in outcomes] == [
+        ("tips[0]", "a"),
+        ("tips[1]", "b"),
+        ("tips[2]", "c"),
+    ]
     assert [kind for kind, _, _ in engine.requests][:2] == ["extend", "generate"]
     assert engine.texts[:3] == ["On ", "On a: ", "On b: "]
     assert source.shown == [(3, "tips", 3)]
-    assert [outcome.text for outcome in await tips.batch(source, ["a", "b"])] == [outcome.text for outcome in outcomes[:2]]
+    assert [outcome.text for outcome in await tips.batch(source, ["a", "b"])] == [
+        outcome.text for outcome in outcomes[:2]
+    ]
     engine.check()
 
 
@@ -551,7 +643,7 @@ async def test_the_prefix_of_messages_is_what_their_runs_begin_with() -> None:
     await chat.graph(question=asgl.arg).batch(Source(engine), ["x", "y"])
     prefix, *runs = engine.prompts
     assert engine.texts[0].endswith("<|start|>user\nThe question: ")
-    assert all(run[:len(prefix)] == prefix for run in runs)
+    assert all(run[: len(prefix)] == prefix for run in runs)
     engine.check()
 
 

@@ -15,7 +15,9 @@ from asgl.language import PromptStream
 async def chat(s: PromptStream, question: str, n: int, tone: str = "kind") -> str:
     s.system(f"Be {tone}.")
     mark = s.mark()
-    s += asgl.user(f"Q: {question!r} " + "x" * 120) + asgl.assistant("So: " + asgl.gen("reply", max_tokens=9, stop="."))
+    s += asgl.user(f"Q: {question!r} " + "x" * 120) + asgl.assistant(
+        "So: " + asgl.gen("reply", max_tokens=9, stop=".")
+    )
     s.rewind(mark)
     with s.role("user"):
         s += question
@@ -89,7 +91,9 @@ async def test_it_runs_any_number_of_times_on_any_runtime() -> None:
 
     graph = greet.graph(name=asgl.arg)
     for name in ("Ann", "Bo"):
-        engine = FakeEngine(lambda prompt: prompt.split()[-1].split(".")[0], template=FakeTemplate())
+        engine = FakeEngine(
+            lambda prompt: prompt.split()[-1].split(".")[0], template=FakeTemplate()
+        )
         runs = [await graph(Source(engine), name) for _ in range(2)]
         assert [(s.returned, s["greeting"], s.name) for s in runs] == [(name, name, "greet")] * 2
         assert runs[0].messages() == [{"role": "user", "content": f"I am {name}."}]

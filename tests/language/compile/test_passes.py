@@ -55,9 +55,15 @@ async def argument_first(s: PromptStream, t: str) -> None:
     s += "a"
 
 
-@pytest.mark.parametrize(("fn", "prefix", "ops"), [
-    (constant_then_open, "a b c ", 3), (message_with_an_argument, "a b ", 3), (all_constant, "a ", 1), (argument_first, "", 0),
-])
+@pytest.mark.parametrize(
+    ("fn", "prefix", "ops"),
+    [
+        (constant_then_open, "a b c ", 3),
+        (message_with_an_argument, "a b ", 3),
+        (all_constant, "a ", 1),
+        (argument_first, "", 0),
+    ],
+)
 def test_the_prefix(fn: Fn, prefix: str, ops: int) -> None:
     graph = graph_of(fn)
     assert graph.prefix == prefix
@@ -80,8 +86,15 @@ async def cue(s: PromptStream, t: str) -> None:
 
 def test_constants_go_first_and_the_cue_and_later_texts_stay() -> None:
     assert said(graph_of(cue).reordered()) == [
-        "s0  text    'a'", "s0  text    'c'", "s0  text    {t}", "s0  text    'b ' {t}", "s0  text    'Answer:'",
-        "s0  gen     -", "s0  text    {t}", "s0  text    'd'"]
+        "s0  text    'a'",
+        "s0  text    'c'",
+        "s0  text    {t}",
+        "s0  text    'b ' {t}",
+        "s0  text    'Answer:'",
+        "s0  gen     -",
+        "s0  text    {t}",
+        "s0  text    'd'",
+    ]
 
 
 async def message(s: PromptStream, t: str) -> None:
@@ -96,8 +109,14 @@ async def message(s: PromptStream, t: str) -> None:
 
 def test_in_a_message_all_may_move_but_not_out_of_it_nor_in_a_later_one() -> None:
     assert said(graph_of(message).reordered()) == [
-        "s0  text    'before '", "s0  text    'a'", "s0  text    {t}", "s0  end     of the user message", "s0  text    {t}",
-        "s0  text    'b'", "s0  end     of the user message"]
+        "s0  text    'before '",
+        "s0  text    'a'",
+        "s0  text    {t}",
+        "s0  end     of the user message",
+        "s0  text    {t}",
+        "s0  text    'b'",
+        "s0  end     of the user message",
+    ]
 
 
 async def whole_messages(s: PromptStream, t: str) -> None:
@@ -146,9 +165,18 @@ async def into_a_message(s: PromptStream, t: str) -> None:
         s += "a"
 
 
-@pytest.mark.parametrize("fn", [
-    whole_messages, after_a_mark, after_a_gen, only_a_cue, before_a_fork, referred_to, into_a_message,
-])
+@pytest.mark.parametrize(
+    "fn",
+    [
+        whole_messages,
+        after_a_mark,
+        after_a_gen,
+        only_a_cue,
+        before_a_fork,
+        referred_to,
+        into_a_message,
+    ],
+)
 def test_what_does_not_move(fn: Fn) -> None:
     graph = graph_of(fn)
     assert said(graph.reordered()) == said(graph)
@@ -161,7 +189,10 @@ async def before_a_message(s: PromptStream, t: str) -> None:
 
 
 def test_before_a_message_there_is_no_cue() -> None:
-    assert said(graph_of(before_a_message).reordered())[:2] == ["s0  text    'a'", "s0  text    {t}"]
+    assert said(graph_of(before_a_message).reordered())[:2] == [
+        "s0  text    'a'",
+        "s0  text    {t}",
+    ]
 
 
 async def forks(s: PromptStream, t: str) -> None:
@@ -180,9 +211,17 @@ async def forks(s: PromptStream, t: str) -> None:
 
 def test_branches_move_as_long_as_what_they_begin_from_is_shared() -> None:
     assert [line for line in said(graph_of(forks).reordered()) if not line.startswith("s0")] == [
-        "s1  text    'b'", "s1  text    {t}", "s1  text    'cue'", "s1  gen     -",
-        "s2  text    'b'", "s2  text    {t}", "s2  text    'cue'", "s2  gen     -",
-        "s3  text    {t}", "s3  text    'c'"]
+        "s1  text    'b'",
+        "s1  text    {t}",
+        "s1  text    'cue'",
+        "s1  gen     -",
+        "s2  text    'b'",
+        "s2  text    {t}",
+        "s2  text    'cue'",
+        "s2  gen     -",
+        "s3  text    {t}",
+        "s3  text    'c'",
+    ]
 
 
 KINDS = ["constant", "open", "mixed", "gen", "quote", "mark", "message", "role", "fork", "other"]
@@ -217,5 +256,7 @@ def test_any_graph_keeps_its_texts_and_only_gains(plan: list[str]) -> None:
     moved = graph.reordered()
     assert sorted(map(id, moved.nodes)) == sorted(map(id, graph.nodes))
     assert len(moved.prefix) >= len(graph.prefix)
-    assert [node for node in moved.nodes if node.uses] == [node for node in graph.nodes if node.uses]
+    assert [node for node in moved.nodes if node.uses] == [
+        node for node in graph.nodes if node.uses
+    ]
     assert moved.reordered().nodes == moved.nodes

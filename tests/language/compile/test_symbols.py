@@ -1,4 +1,5 @@
-"""Symbols survive what keeps the value as it is, and break visibly, or refuse, where it would be changed."""
+"""Symbols survive what keeps the value as it is, and break visibly, or refuse, where it would be
+changed."""
 
 from __future__ import annotations
 
@@ -25,10 +26,20 @@ def made(*names: str) -> tuple[Symbols, list[Any]]:
 
 
 KEEPS: list[Callable[[Any], str]] = [
-    lambda t: t, lambda t: f"{t}", str, lambda t: "a " + t + " b", lambda t: f"a {t:>6} {t!r} b",
-    lambda t: "%s and %s" % (t, t), lambda t: "on %s" % t,  # noqa: UP031
-    "{0} {0:_<4}".format, lambda t: ", ".join(["x", t, f"{t}"]), repr, lambda t: "".join([t]) + t,
-    lambda t: f" a {t} b ".strip(), lambda t: textwrap.dedent(f"  a {t}\n  b"), lambda t: f"a {t} b".replace("a", "c"),
+    lambda t: t,
+    lambda t: f"{t}",
+    str,
+    lambda t: "a " + t + " b",
+    lambda t: f"a {t:>6} {t!r} b",
+    lambda t: "%s and %s" % (t, t),
+    lambda t: "on %s" % t,  # noqa: UP031
+    "{0} {0:_<4}".format,
+    lambda t: ", ".join(["x", t, f"{t}"]),
+    repr,
+    lambda t: "".join([t]) + t,
+    lambda t: f" a {t} b ".strip(),
+    lambda t: textwrap.dedent(f"  a {t}\n  b"),
+    lambda t: f"a {t} b".replace("a", "c"),
 ]
 
 
@@ -39,12 +50,33 @@ def test_what_keeps_a_value_keeps_its_symbol(use: Callable[[Any], str], value: s
     assert symbols.text(use(symbol), lambda use: use.of(value)) == use(value)
 
 
-@pytest.mark.parametrize("change", [
-    str.strip, str.upper, str.lower, str.title, str.capitalize, str.swapcase, str.casefold, repr, ascii, json.dumps, html.escape,
-    lambda text: json.dumps(text, ensure_ascii=False), lambda text: text.split()[1], lambda text: text.splitlines()[0],
-    lambda text: text[:4], lambda text: text[5:], lambda text: text[::-1], lambda text: text.replace(" ", "_"),
-    lambda text: text.encode("ascii", "ignore").decode(), lambda text: text.encode("unicode_escape").decode(), textwrap.shorten,
-], ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    "change",
+    [
+        str.strip,
+        str.upper,
+        str.lower,
+        str.title,
+        str.capitalize,
+        str.swapcase,
+        str.casefold,
+        repr,
+        ascii,
+        json.dumps,
+        html.escape,
+        lambda text: json.dumps(text, ensure_ascii=False),
+        lambda text: text.split()[1],
+        lambda text: text.splitlines()[0],
+        lambda text: text[:4],
+        lambda text: text[5:],
+        lambda text: text[::-1],
+        lambda text: text.replace(" ", "_"),
+        lambda text: text.encode("ascii", "ignore").decode(),
+        lambda text: text.encode("unicode_escape").decode(),
+        textwrap.shorten,
+    ],
+    ids=lambda change: change.__name__,
+)
 def test_what_changes_a_value_breaks_its_marker(change: Callable[..., str]) -> None:
     symbols, [symbol] = made("t")
     text = f"a {symbol}"
@@ -53,13 +85,42 @@ def test_what_changes_a_value_breaks_its_marker(change: Callable[..., str]) -> N
         symbols.pieces(changed)
 
 
-@pytest.mark.parametrize("look", [
-    lambda t: t == "x", lambda t: "x" == t, lambda t: t != "x", lambda t: t < "x", lambda t: t in ["x"],  # noqa: SIM300
-    len, bool, int, float, hash, list, range,
-    lambda t: t[0], lambda t: "x" in t, lambda t: t * 2, lambda t: 2 * t, lambda t: t + 1, lambda t: 1 + t,
-    lambda t: t % 3, lambda t: -t, abs, round, lambda t: {t: 1}, lambda t: t.strip(), lambda t: t.split(), lambda t: t.name,
-    lambda t: t("x"), lambda t: ("a" + t).strip(), lambda t: f"{'a' + t:>9}", lambda t: repr("a" + t), lambda t: f"{t:>{t}}",
-])
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda t: t == "x",
+        lambda t: "x" == t,
+        lambda t: t != "x",
+        lambda t: t < "x",
+        lambda t: t in ["x"],  # noqa: SIM300
+        len,
+        bool,
+        int,
+        float,
+        hash,
+        list,
+        range,
+        lambda t: t[0],
+        lambda t: "x" in t,
+        lambda t: t * 2,
+        lambda t: 2 * t,
+        lambda t: t + 1,
+        lambda t: 1 + t,
+        lambda t: t % 3,
+        lambda t: -t,
+        abs,
+        round,
+        lambda t: {t: 1},
+        lambda t: t.strip(),
+        lambda t: t.split(),
+        lambda t: t.name,
+        lambda t: t("x"),
+        lambda t: ("a" + t).strip(),
+        lambda t: f"{'a' + t:>9}",
+        lambda t: repr("a" + t),
+        lambda t: f"{t:>{t}}",
+    ],
+)
 def test_what_looks_at_a_value_is_refused(look: Callable[[Any], object]) -> None:
     symbols, [symbol] = made("t")
     with pytest.raises(CompileError) as caught:
@@ -104,7 +165,9 @@ def test_a_value_that_is_appended_as_it_is_must_be_text() -> None:
 def test_symbols_of_one_trace_are_text_to_another() -> None:
     (one, [a]), (other, _) = made("a"), made("a")
     assert one.pieces(f"x{a}")[1:] != ()
-    with pytest.raises(CompileError, match="cut, changed or encoded"):  # it has the blanks that markers have
+    with pytest.raises(
+        CompileError, match="cut, changed or encoded"
+    ):  # it has the blanks that markers have
         other.pieces(f"x{a}")
 
 

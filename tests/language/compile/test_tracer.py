@@ -1,4 +1,5 @@
-"""Tracing: what a graph is made of, and what cannot be traced, with the line and what to write instead."""
+"""Tracing: what a graph is made of, and what cannot be traced, with the line and what to write
+instead."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ BEGUN = asgl.budget(tokens=3)
 
 
 class Untraceable:
-    """Programs that cannot be traced. Each says in its docstring what it is to be told; the line with "# here" is named."""
+    """Programs that cannot be traced. Each says in its docstring what it is to be told; the line
+    with "# here" is named."""
 
     async def branches_on_what_the_model_says(s: PromptStream) -> None:
         """what the model says is not known .* and == needs it: append it as it is, or run"""
@@ -31,7 +33,8 @@ class Untraceable:
             s += "1"
 
     async def branches_on_an_argument(s: PromptStream, t: str) -> None:
-        """the argument 't' is not known .* and == needs it: give its value instead of asgl.arg, .graph\\(t=...\\)"""
+        """the argument 't' is not known .* and == needs it: give its value instead of asgl.arg,
+        .graph\\(t=...\\)"""
         if t == "x":  # here
             s += "1"
 
@@ -174,7 +177,8 @@ class Untraceable:
         s[f"about {tip}"] = 1  # here
 
     async def sets_a_variable_to_an_object(s: PromptStream, t: str) -> None:
-        """the variable 'x' is set to a SimpleNamespace, in which open values are not found: set it to values"""
+        """the variable 'x' is set to a SimpleNamespace, in which open values are not found: set it
+        to values"""
         s["x"] = [SimpleNamespace(t=t)]  # here
 
     async def adds_to_a_variable_later(s: PromptStream) -> None:
@@ -261,7 +265,9 @@ def test_what_cannot_be_traced(fn: Callable[..., Coroutine[Any, Any, Any]], insi
         assert str(caught.value).startswith(f"{__file__}:")
         if fn.__name__ != "returns_a_changed_text":
             lines, first = inspect.getsourcelines(fn)
-            line = first + next(number for number, line in enumerate(lines) if line.endswith("# here\n"))
+            line = first + next(
+                number for number, line in enumerate(lines) if line.endswith("# here\n")
+            )
             assert f"{__file__}:{line}, in {fn.__name__}: " in str(caught.value)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -283,11 +289,16 @@ async def tips(s: PromptStream, /, topic: str, n: int = 2, *, style: str = "shor
     return last
 
 
-@pytest.mark.parametrize(("args", "options", "match"), [
-    ((), {}, "missing a required argument: 'topic'.*given as asgl.arg"), (("x",), {"words": 3}, "words"),
-    (("x", 1, 2), {}, "too many"), ((["x", asgl.arg],), {}, "only a named parameter of tips"),
-    (({"x": asgl.arg},), {}, "only a named parameter of tips"),
-])
+@pytest.mark.parametrize(
+    ("args", "options", "match"),
+    [
+        ((), {}, "missing a required argument: 'topic'.*given as asgl.arg"),
+        (("x",), {"words": 3}, "words"),
+        (("x", 1, 2), {}, "too many"),
+        ((["x", asgl.arg],), {}, "only a named parameter of tips"),
+        (({"x": asgl.arg},), {}, "only a named parameter of tips"),
+    ],
+)
 def test_bad_arguments(args: tuple[Any, ...], options: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         tips.graph(*args, **options)
@@ -297,7 +308,10 @@ def test_constants_are_part_of_the_graph_and_open_arguments_its_parameters() -> 
     assert str(tips.graph("x").signature) == "(s: 'PromptStream', /) -> 'str'"
     assert len(tips.graph("x", 3).nodes) == 6
     graph = tips.graph(asgl.arg, style=asgl.arg)
-    assert str(graph.signature) == "(s: 'PromptStream', /, topic: 'str', *, style: 'str' = 'short') -> 'str'"
+    assert (
+        str(graph.signature)
+        == "(s: 'PromptStream', /, topic: 'str', *, style: 'str' = 'short') -> 'str'"
+    )
     assert len(graph.nodes) == 4
 
 
@@ -417,4 +431,5 @@ def test_nodes_know_their_lines() -> None:
 
     first = inspect.getsourcelines(program)[1]
     assert [node.line for node in traced(program).nodes] == [
-        f"{__file__}:{first + number}, in program" for number in (1, 2)]
+        f"{__file__}:{first + number}, in program" for number in (1, 2)
+    ]

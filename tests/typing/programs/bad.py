@@ -1,4 +1,5 @@
-"""What a type checker must refuse: every line with a comment is an error to both, and a comment without an error is one too."""
+"""What a type checker must refuse: every line with a comment is an error to both, and a comment
+without an error is one too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A user's program, checked by mypy --strict and by basedpyright: each `assert_type` is what an editor would show."""
+"""A user's program, checked by mypy --strict and by basedpyright: each `assert_type` is what an
+editor would show."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ async def ops(s: asgl.PromptStream) -> None:
     assert_type(verdict.scores, list[float] | None)
     assert_type(verdict.token_logprobs, list[list[float]] | None)
     assert_type(await s.select(None, ("a", "b"), method="sum", token_healing=True), str)
-    assert_type(verdict.finish_reason, Literal["stop", "eos", "length", "grammar", "stopped"] | None)
+    assert_type(
+        verdict.finish_reason, Literal["stop", "eos", "length", "grammar", "stopped"] | None
+    )
     t = s.copy()
     t += "He said: " + handle
     t.append(asgl.extend("more") + asgl.select("x", ["a"]) + asgl.gen("y"))
@@ -75,7 +78,9 @@ async def values(s: asgl.PromptStream) -> None:
 
 
 @asgl.tool
-async def weather(city: Literal["Lyon", "Oslo"], days: Annotated[int, "for how many"] = 1) -> dict[str, str]:
+async def weather(
+    city: Literal["Lyon", "Oslo"], days: Annotated[int, "for how many"] = 1
+) -> dict[str, str]:
     return {"city": city, "days": str(days)}
 
 
@@ -87,7 +92,14 @@ async def search(query: str) -> str:
 async def tools(s: asgl.PromptStream) -> None:
     s.system("Be brief.", tools=[weather, search])
     s += asgl.system("Be brief.", tools=[weather])
-    calls = await s.call_tools([weather, search], on_error="program", timeout=5, parallel=True, max_tokens=60, temperature=0)
+    calls = await s.call_tools(
+        [weather, search],
+        on_error="program",
+        timeout=5,
+        parallel=True,
+        max_tokens=60,
+        temperature=0,
+    )
     assert_type(calls, list[asgl.ToolCall])
     (call,) = await s.call_tools([weather])
     assert_type(call.arguments, Mapping[str, Any])
@@ -144,7 +156,9 @@ async def programs(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
     finished += "one may go on"
     assert_type(await tips(s, "health", n=2), list[str])
     assert_type(await finished.gen("x"), str)
-    assert_type([stream.returned[0] for stream in await tips.batch(rt, ["a"], concurrency=2)], list[str])
+    assert_type(
+        [stream.returned[0] for stream in await tips.batch(rt, ["a"], concurrency=2)], list[str]
+    )
     assert_type(await length_of(s), int)
     assert_type((await length_of(rt)).returned, int)
 

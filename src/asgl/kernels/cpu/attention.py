@@ -1,8 +1,10 @@
-"""Attention over paged keys and values: units of queries and positions (see units.py), then a merge of partial results.
+"""Attention over paged keys and values: units of queries and positions (see units.py), then a merge
+of partial results.
 
-Within a unit, 64 positions at a time, keys and values of one KV head are packed into tiles of words, and all queries that read
-them - of all rows of the unit, and of all query heads of the KV head - are one small matrix product. The softmax is online
-(Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135); partial results merge by log-sum-exp.
+Within a unit, 64 positions at a time, keys and values of one KV head are packed into tiles of
+words, and all queries that read them - of all rows of the unit, and of all query heads of the KV
+head - are one small matrix product. The softmax is online (Milakov and Gimelshein, arXiv
+1805.02867; Dao et al., arXiv 2205.14135); partial results merge by log-sum-exp.
 
 Scratch of a thread, for Q = queries of a unit * heads of a group:
 
@@ -58,15 +60,23 @@ from asgl.kernels.cpu.units import BLOCK, COUNT, INDEX, LENGTH, PARTIAL, POSITIO
 
 few = streaming if PER_WORD == 2 else widening
 """How a few queries read the cache."""
-FEW_QUERIES, mix_rows, prepare_queries, score_rows = few.QUERIES, few.mix_rows, few.prepare_queries, few.score_rows
+FEW_QUERIES, mix_rows, prepare_queries, score_rows = (
+    few.QUERIES,
+    few.mix_rows,
+    few.prepare_queries,
+    few.score_rows,
+)
 _LOWEST = np.float32(-1e30)
 """The top of no scores at all: finite, so that the difference of two is a number."""
 _WEIGHTS = BLOCK * ELEMENT
 """Bytes of a query's weights."""
 
 
-def _transpose(builder: Any, addresses: Any, offset: Any, out: Any, load: Callable[[Any, Any], Any]) -> None:
-    """Loads 16 words at `offset` from each of 16 addresses (int64 [16]); stores them transposed, a step of a tile apart."""
+def _transpose(
+    builder: Any, addresses: Any, offset: Any, out: Any, load: Callable[[Any, Any], Any]
+) -> None:
+    """Loads 16 words at `offset` from each of 16 addresses (int64 [16]); stores them transposed, a
+    step of a tile apart."""
     rows = []
     for i in range(LANES):
         at = llvm.load(builder, builder.add(addresses, ir.Constant(I64, 8 * i)), I64, 8)
@@ -89,11 +99,14 @@ def _transpose_widened(builder: Any, addresses: Any, offset: Any, out: Any) -> N
 
 @operation(void, i64, i64, i64)
 def _zip_rows(builder: Any, first: Any, second: Any, out: Any) -> None:
-    """32 bfloat16 of two values to the step of a tile: words with one of the first and one of the second."""
+    """32 bfloat16 of two values to the step of a tile: words with one of the first and one of the
+    second."""
     wide = ir.VectorType(I16, 2 * LANES)
     rows = [llvm.load(builder, address, wide, 2) for address in (first, second)]
     for half in range(2):
-        order = [place for i in range(half * LANES, (half + 1) * LANES) for place in (i, 2 * LANES + i)]
+        order = [
+            place for i in range(half * LANES, (half + 1) * LANES) for place in (i, 2 * LANES + i)
+        ]
         zipped = builder.shuffle_vector(*rows, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
         llvm.store(builder, builder.add(out, ir.Constant(I64, 64 * half)), zipped, 4)
 
@@ -115,20 +128,26 @@ def room(queries: int, kv_heads: int, head_dim: int) -> int:
 
 @kernel
 def _pack_keys(addresses: int, offset: int, count: int, head_dim: int, tiles: int) -> None:
-    """Keys at `offset` from up to 64 addresses to two tiles [head_dim / PER_WORD][2][16] of words, by 16 of them."""
+    """Keys at `offset` from up to 64 addresses to two tiles [head_dim / PER_WORD][2][16] of words,
+    by 16 of them."""
     steps = head_dim // PER_WORD
     for quarter in range((count + LANES - 1) // LANES):
         out = tiles + (quarter // 2) * steps * TILE_STEP + (quarter % 2) * 64
         for step in range(0, steps, LANES):
             if PER_WORD == 2:
-                _transpose_words(addresses + quarter * 8 * LANES, offset + step * 4, out + step * TILE_STEP)
+                _transpose_words(
+                    addresses + quarter * 8 * LANES, offset + step * 4, out + step * TILE_STEP
+                )
             else:
-                _transpose_widened(addresses + quarter * 8 * LANES, offset + step * 2, out + step * TILE_STEP)
+                _transpose_widened(
+                    addresses + quarter * 8 * LANES, offset + step * 2, out + step * TILE_STEP
+                )
 
 
 @kernel
 def _pack_values(addresses: int, offset: int, steps: int, head_dim: int, tiles: int) -> None:
-    """Values at `offset` from addresses to head_dim / 32 tiles [64 / PER_WORD][2][16] of words; the first `steps` of them."""
+    """Values at `offset` from addresses to head_dim / 32 tiles [64 / PER_WORD][2][16] of words; the
+    first `steps` of them."""
     for step in range(steps):
         out = tiles + step * TILE_STEP
         first = get_i64(addresses + step * PER_WORD * 8) + offset
@@ -143,9 +162,17 @@ def _pack_values(addresses: int, offset: int, steps: int, head_dim: int, tiles: 
 
 @kernel
 def _softmax_row(
-    scores: int, weights: int, visible: int, scale: float, top: int, summed: int, result: int, head_dim: int
+    scores: int,
+    weights: int,
+    visible: int,
+    scale: float,
+    top: int,
+    summed: int,
+    result: int,
+    head_dim: int,
 ) -> None:
-    """Turns the first `visible` of a query's 64 scores into weights, updates its top and sum, and shrinks its result."""
+    """Turns the first `visible` of a query's 64 scores into weights, updates its top and sum, and
+    shrinks its result."""
     lowest, by = np.float32(-np.inf), splat(np.float32(scale))
     s0 = keep_first(mul(load(scores), by), visible, lowest)
     s1 = keep_first(mul(load(scores + 64), by), visible - 16, lowest)
@@ -172,7 +199,9 @@ def _softmax_row(
 
 
 @kernel
-def _slots_of_block(indices: int, count: int, cache: int, token_bytes: int, zeros: int, addresses: int) -> None:
+def _slots_of_block(
+    indices: int, count: int, cache: int, token_bytes: int, zeros: int, addresses: int
+) -> None:
     """The addresses of a block's tokens in a cache; of zeros past the end."""
     for i in range(BLOCK):
         at = zeros
@@ -183,10 +212,24 @@ def _slots_of_block(indices: int, count: int, cache: int, token_bytes: int, zero
 
 @kernel
 def _unit(
-    unit: int, tokens: int, limits: int, indices: int, q: int, k_cache: int, v_cache: int, heads: int, kv_heads: int,
-    head_dim: int, scale: float, partials: int, out: int, scratch: int, packed_only: bool,
+    unit: int,
+    tokens: int,
+    limits: int,
+    indices: int,
+    q: int,
+    k_cache: int,
+    v_cache: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+    partials: int,
+    out: int,
+    scratch: int,
+    packed_only: bool,
 ) -> None:
-    """Computes a unit: its final results to `out`, or its partial ones to `partials` (see `attention_phases`)."""
+    """Computes a unit: its final results to `out`, or its partial ones to `partials` (see
+    `attention_phases`)."""
     group, token_bytes, head_bytes = heads // kv_heads, kv_heads * head_dim * 2, head_dim * 2
     count, length = get_i64(unit + COUNT * 8), get_i64(unit + LENGTH * 8)
     tokens += get_i64(unit + TOKENS * 8) * 8
@@ -225,28 +268,48 @@ def _unit(
 
     for start in range(0, length, BLOCK):
         block = min(BLOCK, length - start)
-        steps = (block + LANES - 1) // LANES * (LANES // PER_WORD)  # past the end are zeros, of weight 0
+        steps = (
+            (block + LANES - 1) // LANES * (LANES // PER_WORD)
+        )  # past the end are zeros, of weight 0
         _slots_of_block(indices + start * 4, block, k_cache, token_bytes, zeros, k_at)
         _slots_of_block(indices + start * 4, block, v_cache, token_bytes, zeros, v_at)
         touch(k_at, v_at, block, token_bytes)
         for head in range(kv_heads):
-            own, mixed = gathered + head * queries * head_dim * ELEMENT, results + head * queries * head_dim * 4
+            own, mixed = (
+                gathered + head * queries * head_dim * ELEMENT,
+                results + head * queries * head_dim * 4,
+            )
             if streamed:
-                score_rows(k_at, head * head_bytes, block, own, queries, head_dim, scores, BLOCK * 4)
+                score_rows(
+                    k_at, head * head_bytes, block, own, queries, head_dim, scores, BLOCK * 4
+                )
             else:
                 _pack_keys(k_at, head * head_bytes, block, head_dim, keys)
                 for half in range((block + OUTPUTS - 1) // OUTPUTS):
-                    tile, at = keys + half * (head_dim // PER_WORD) * TILE_STEP, scores + half * 4 * OUTPUTS
-                    dot_rows(own, head_dim * ELEMENT, queries, tile, head_dim // PER_WORD, at, BLOCK * 4)
+                    tile, at = (
+                        keys + half * (head_dim // PER_WORD) * TILE_STEP,
+                        scores + half * 4 * OUTPUTS,
+                    )
+                    dot_rows(
+                        own, head_dim * ELEMENT, queries, tile, head_dim // PER_WORD, at, BLOCK * 4
+                    )
             for i in range(queries):
                 seen = get_i64(limits + get_i64(tokens + i // group * 8) * 8) - position - start
                 of = head * queries + i
                 _softmax_row(
-                    scores + i * BLOCK * 4, weights + i * _WEIGHTS, min(seen, block), scale,
-                    tops + of * 4, sums + of * 4, results + of * head_dim * 4, head_dim,
+                    scores + i * BLOCK * 4,
+                    weights + i * _WEIGHTS,
+                    min(seen, block),
+                    scale,
+                    tops + of * 4,
+                    sums + of * 4,
+                    results + of * head_dim * 4,
+                    head_dim,
                 )
             if streamed:
-                mix_rows(v_at, head * head_bytes, steps, weights, _WEIGHTS, queries, head_dim, mixed)
+                mix_rows(
+                    v_at, head * head_bytes, steps, weights, _WEIGHTS, queries, head_dim, mixed
+                )
                 continue
             _pack_values(v_at, head * head_bytes, steps, head_dim, values)
             for d in range(0, head_dim, OUTPUTS):
@@ -258,12 +321,18 @@ def _unit(
             of = head * queries + i
             result, query_head = results + of * head_dim * 4, head * group + i % group
             if partial < 0:
-                at = out + (get_i64(tokens + i // group * 8) * heads + query_head) * head_dim * ELEMENT
+                at = (
+                    out
+                    + (get_i64(tokens + i // group * 8) * heads + query_head) * head_dim * ELEMENT
+                )
                 share = splat(np.float32(1.0) / get_f32(sums + of * 4))
                 for d in range(0, head_dim, LANES):
                     store_elements(at + d * ELEMENT, mul(load(result + d * 4), share))
             else:
-                at = partials + ((partial + i // group) * heads + query_head) * (head_dim + LANES) * 4
+                at = (
+                    partials
+                    + ((partial + i // group) * heads + query_head) * (head_dim + LANES) * 4
+                )
                 set_f32(at, get_f32(tops + of * 4))
                 set_f32(at + 4, get_f32(sums + of * 4))
                 for d in range(0, head_dim, LANES):
@@ -287,29 +356,65 @@ def _merge(parts: int, count: int, partials: int, heads: int, head_dim: int, out
             merged = zero()
             for i in range(count):
                 part = partials + (get_i64(parts + i * 8) * heads + head) * step
-                merged = fma(load(part + (LANES + d) * 4), splat(exp_scalar(get_f32(part) - top)), merged)
+                merged = fma(
+                    load(part + (LANES + d) * 4), splat(exp_scalar(get_f32(part) - top)), merged
+                )
             store_elements(at + d * ELEMENT, mul(merged, splat(share)))
 
 
 @kernel
 def attention_phases(
-    job: int, phase: int, number: int, units: int, unit_count: int, tokens: int, limits: int, merged: int, merged_count: int,
-    parts: int, order: int, indices: int, q: int, k_cache: int, v_cache: int, heads: int, kv_heads: int, head_dim: int,
-    scale: float, partials: int, out: int, scratch: int, packed_only: bool,
+    job: int,
+    phase: int,
+    number: int,
+    units: int,
+    unit_count: int,
+    tokens: int,
+    limits: int,
+    merged: int,
+    merged_count: int,
+    parts: int,
+    order: int,
+    indices: int,
+    q: int,
+    k_cache: int,
+    v_cache: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+    partials: int,
+    out: int,
+    scratch: int,
+    packed_only: bool,
 ) -> None:
     """One thread's part of attention: the phases `phase` (units) and `phase + 1` (merges).
 
-    q and out [n, heads, head_dim] elements; caches [slots, kv_heads, head_dim] bfloat16; the rest as `plan_units` returns it.
-    `partials` holds float32 [partial results, heads, 16 + head_dim]: top and sum, padding, result. `packed_only` keeps to one
-    way of computing for any number of queries.
+    q and out [n, heads, head_dim] elements; caches [slots, kv_heads, head_dim] bfloat16; the rest
+    as `plan_units` returns it. `partials` holds float32 [partial results, heads, 16 + head_dim]:
+    top and sum, padding, result. `packed_only` keeps to one way of computing for any number of
+    queries.
     """
     while True:
         unit = team.claim(job, phase, number, 1, unit_count)
         if unit >= unit_count:
             break
         _unit(
-            units + unit * UNIT * 8, tokens, limits, indices, q, k_cache, v_cache, heads, kv_heads, head_dim, scale,
-            partials, out, scratch, packed_only,
+            units + unit * UNIT * 8,
+            tokens,
+            limits,
+            indices,
+            q,
+            k_cache,
+            v_cache,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            partials,
+            out,
+            scratch,
+            packed_only,
         )
         team.finish(job, phase, 1)
     team.wait(job, phase, number, unit_count)
@@ -322,6 +427,13 @@ def attention_phases(
             break
         token = get_i64(merged + i * 8)
         first, last = get_i64(parts + token * 8), get_i64(parts + token * 8 + 8)
-        _merge(order + first * 8, last - first, partials, heads, head_dim, out + token * heads * head_dim * ELEMENT)
+        _merge(
+            order + first * 8,
+            last - first,
+            partials,
+            heads,
+            head_dim,
+            out + token * heads * head_dim * ELEMENT,
+        )
         team.finish(job, phase, 1)
     team.wait(job, phase, number, merged_count)

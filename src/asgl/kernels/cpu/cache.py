@@ -1,7 +1,8 @@
 """Where compiled kernels are kept.
 
-Numba keys its cache by the source file of the function that is compiled and by the processor; what we compile is built from many
-files. So our cache lies in a directory named by a hash of all sources of this package and of the versions that compile them.
+Numba keys its cache by the source file of the function that is compiled and by the processor; what
+we compile is built from many files. So our cache lies in a directory named by a hash of all sources
+of this package and of the versions that compile them.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ def _sources() -> str:
 
 
 def cache_directory() -> Path:
-    """Where compiled kernels of exactly these sources are kept: under ASGL_HOME, else the user's cache directory."""
+    """Where compiled kernels of exactly these sources are kept: under ASGL_HOME, else the user's
+    cache directory."""
     home = os.environ.get("ASGL_HOME")
     root = Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("asgl"))
     return root / "kernels" / _sources()
 
 
 def cached(compiled: Callable[[bool], Any]) -> Any:
-    """compiled(cache=True), or compiled(False) where no directory can be written: that costs compiling at every start."""
+    """compiled(cache=True), or compiled(False) where no directory can be written: that costs
+    compiling at every start."""
     try:
         with _numba_cache_in(cache_directory()):
             return compiled(True)

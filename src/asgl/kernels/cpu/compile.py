@@ -15,31 +15,43 @@ from asgl.kernels.cpu.cache import cached
 from asgl.kernels.cpu.threads import Team
 
 Progress = Callable[[str, int, int], None]
-"""Told the name of the kernel that is being compiled, how many are ready, and how many there are."""
+"""Told the name of the kernel that is being compiled, how many are ready, and how many there
+are."""
 
 _EDIT = "void(int64, int64, int64[::1], int64[::1], float32[::1], boolean)"
 
 
 class Entry:
-    """A compiled entry: called with the values of its record, it runs on all threads of the team and returns."""
+    """A compiled entry: called with the values of its record, it runs on all threads of the team
+    and returns."""
 
     def __init__(self, name: str, team: Team, phases: int) -> None:
         pairs = [field.partition(":") for field in entries.FIELDS[name].split()]
         kinds = [(field, np.float64 if kind else np.int64) for field, _, kind in pairs]
-        self._pack = struct.Struct("=" + "".join("d" if kind else "q" for _, _, kind in pairs)).pack_into
+        self._pack = struct.Struct(
+            "=" + "".join("d" if kind else "q" for _, _, kind in pairs)
+        ).pack_into
         self._record = np.zeros(1, np.dtype(kinds, align=True))
         values = np.zeros(len(pairs), np.int64)
         self._values: memoryview = values.data
-        signature = types.void(types.CPointer(numba.from_dtype(self._record.dtype)), types.int64, types.int64)
-        self._function = cached(lambda cache: cfunc(signature, cache=cache, error_model="numpy")(getattr(entries, name)))
+        signature = types.void(
+            types.CPointer(numba.from_dtype(self._record.dtype)), types.int64, types.int64
+        )
+        self._function = cached(
+            lambda cache: cfunc(signature, cache=cache, error_model="numpy")(getattr(entries, name))
+        )
         team.keep.append((self._record, self._function))
         self._run = team.run
         self._address, self._source = self._record.ctypes.data, values.ctypes.data
         self.phases = phases
 
     def __call__(self, *values: float) -> None:
-        self._pack(self._values, 0, *values)  # not to the record, which a late helper of the last call may be reading
-        self._run(self._function.address, self._address, self.phases, self._source, len(self._values))
+        self._pack(
+            self._values, 0, *values
+        )  # not to the record, which a late helper of the last call may be reading
+        self._run(
+            self._function.address, self._address, self.phases, self._source, len(self._values)
+        )
 
 
 class Compiled:
@@ -59,7 +71,9 @@ class Compiled:
         self.sample = self._entry("sample", team)
         self.plan_units = self._function("plan_units", units.plan_units, units.SIGNATURE)
         self.edit = self._function("edit", sampling.edit.py_func, _EDIT)
-        self.fill_tiles = self._function("fill_tiles", packing.fill_tiles.py_func, packing.SIGNATURE)
+        self.fill_tiles = self._function(
+            "fill_tiles", packing.fill_tiles.py_func, packing.SIGNATURE
+        )
         self._tell("")
 
     def _tell(self, name: str) -> None:
@@ -73,4 +87,6 @@ class Compiled:
 
     def _function(self, name: str, function: Callable[..., Any], signature: str) -> Any:
         self._tell(name)
-        return cached(lambda cache: njit(signature, nogil=True, cache=cache, error_model="numpy")(function))
+        return cached(
+            lambda cache: njit(signature, nogil=True, cache=cache, error_model="numpy")(function)
+        )

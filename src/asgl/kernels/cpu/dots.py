@@ -1,18 +1,23 @@
-"""Micro-kernels: small blocks of a matrix product whose sums stay in registers, emitted as unrolled LLVM instructions.
+"""Micro-kernels: small blocks of a matrix product whose sums stay in registers, emitted as unrolled
+LLVM instructions.
 
-For dense weights, for attention, and for packed weights where the processor has products of bfloat16 (elsewhere: pairs.py).
+For dense weights, for attention, and for packed weights where the processor has products of
+bfloat16 (elsewhere: pairs.py).
 
-All multiply words (see `PER_WORD`): A holds rows of words; B is a *tile*: for each step (one word of k) 32 outputs, as
-two vectors. A block of R rows keeps 2 R sums in registers; per step it loads two vectors of B and R words of A. Every sum is
-taken over k in order, whatever R is: a row's result does not depend on its neighbours.
+All multiply words (see `PER_WORD`): A holds rows of words; B is a *tile*: for each step (one word
+of k) 32 outputs, as two vectors. A block of R rows keeps 2 R sums in registers; per step it loads
+two vectors of B and R words of A. Every sum is taken over k in order, whatever R is: a row's result
+does not depend on its neighbours.
 
-Weights are stored in tiles of 32 outputs, streamed in the order of k (see `weights.py` for who packs them):
+Weights are stored in tiles of 32 outputs, streamed in the order of k (see `weights.py` for who
+packs them):
 
     16 bits   for each step of a pair: [2][16] words of two bfloat16
      8 bits   for each group of 32 k: [2][8][16] words of 4 signed bytes (of neighbouring k), then scales, offsets
      4 bits   for each group of 32 k: [2][4][16] words of 8 nibbles, then scales, offsets
 
-Scales and offsets are float16, [2][16] of each. Nibble i of half h of word j is k = 2 (4 j + i) + h: one shift gives a step.
+Scales and offsets are float16, [2][16] of each. Nibble i of half h of word j is k = 2 (4 j + i) +
+h: one shift gives a step.
 """
 
 from __future__ import annotations
@@ -41,7 +46,8 @@ TILE_STEP = 4 * OUTPUTS
 """Bytes of a step of a tile of words."""
 
 ROWS = {32: 8, 8: 2, 4: 1}[TARGET.vector_registers]
-"""Rows of the largest block: two sums a row, two vectors of B and one of A must fit the registers."""
+"""Rows of the largest block: two sums a row, two vectors of B and one of A must fit the
+registers."""
 FEW = 4
 """The same for blocks that unpack weights on the way, with 32 registers."""
 
@@ -108,7 +114,9 @@ def _block(rows: int, accumulate: bool) -> Any:
         with cgutils.for_range(builder, steps) as loop:
             at_b = builder.add(b, builder.mul(loop.index, ir.Constant(I64, TILE_STEP)))
             at_a = builder.mul(loop.index, ir.Constant(I64, 4))
-            halves = [llvm.load(builder, _offset(builder, at_b, 64 * half), IVEC, 4) for half in range(2)]
+            halves = [
+                llvm.load(builder, _offset(builder, at_b, 64 * half), IVEC, 4) for half in range(2)
+            ]
             for row in range(rows):
                 word = _word(builder, builder.add(starts[row], at_a))
                 for half in range(2):
@@ -120,7 +128,8 @@ def _block(rows: int, accumulate: bool) -> Any:
 
 
 def _nibble_steps(builder: Any, words: Any) -> list[Any]:
-    """The steps of 8 nibbles a word, as bfloat16 128 + q: 0x4300 is 128, and a unit in its last place is 1."""
+    """The steps of 8 nibbles a word, as bfloat16 128 + q: 0x4300 is 128, and a unit in its last
+    place is 1."""
     steps = []
     for i in range(4):
         halves = builder.bitcast(words, ir.VectorType(I16, 32))
@@ -131,12 +140,17 @@ def _nibble_steps(builder: Any, words: Any) -> list[Any]:
 
 
 def _nibble_floats(builder: Any, words: Any) -> list[Any]:
-    """128 + the 8 nibbles of each word as float32, in the order of k: bits 16 to 19 of 128 are its units."""
+    """128 + the 8 nibbles of each word as float32, in the order of k: bits 16 to 19 of 128 are its
+    units."""
     floats = []
     for place in (4 * i + 16 * h for i in range(4) for h in range(2)):
         moved = builder.shl(words, const(16 - place)) if place < 16 else words
         moved = builder.lshr(words, const(place - 16)) if place > 16 else moved
-        floats.append(builder.bitcast(builder.or_(builder.and_(moved, const(0xF0000)), const(0x43000000)), FVEC))
+        floats.append(
+            builder.bitcast(
+                builder.or_(builder.and_(moved, const(0xF0000)), const(0x43000000)), FVEC
+            )
+        )
     return floats
 
 
@@ -147,9 +161,12 @@ def _byte_floats(builder: Any, words: Any) -> list[Any]:
 
 
 def _byte_steps(builder: Any, words: Any) -> list[Any]:
-    bits = [builder.bitcast(value, IVEC) for value in _byte_floats(builder, words)]  # 8 bits fit a bfloat16: cutting is exact
+    bits = [
+        builder.bitcast(value, IVEC) for value in _byte_floats(builder, words)
+    ]  # 8 bits fit a bfloat16: cutting is exact
     return [
-        builder.or_(builder.lshr(bits[i], const(16)), builder.and_(bits[i + 1], const(-65536))) for i in (0, 2)
+        builder.or_(builder.lshr(bits[i], const(16)), builder.and_(bits[i + 1], const(-65536)))
+        for i in (0, 2)
     ]
 
 
@@ -165,7 +182,9 @@ def _scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
     """The scales of a group's outputs, and the offsets that go with biased weights."""
     base = GROUP_BYTES[bits] - SCALES + 32 * half
     scale, offset = (
-        llvm.half_to_f32(builder, llvm.load(builder, _offset(builder, group, base + place), HVEC, 2))
+        llvm.half_to_f32(
+            builder, llvm.load(builder, _offset(builder, group, base + place), HVEC, 2)
+        )
         for place in (0, SCALES // 2)
     )
     if _BIAS[bits]:
@@ -174,13 +193,23 @@ def _scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
 
 
 def _few(rows: int, bits: int) -> Any:
-    """A tile product of a few rows of bfloat16 with packed weights: sum over groups of scale * (quants . x) + offset * sum(x).
+    """A tile product of a few rows of bfloat16 with packed weights: sum over groups of scale *
+    (quants . x) + offset * sum(x).
 
-    Exact but for the rounding of x: weights are never rounded. `sums` holds sum(x) of each group, float32 [rows, groups].
+    Exact but for the rounding of x: weights are never rounded. `sums` holds sum(x) of each group,
+    float32 [rows, groups].
     """
 
     def emit(
-        builder: Any, a: Any, lda: Any, sums_of: Any, ld_sums: Any, b: Any, groups: Any, c: Any, ldc: Any
+        builder: Any,
+        a: Any,
+        lda: Any,
+        sums_of: Any,
+        ld_sums: Any,
+        b: Any,
+        groups: Any,
+        c: Any,
+        ldc: Any,
     ) -> None:
         results, partial = _Sums(builder, rows), _Sums(builder, rows)
         results.clear()
@@ -195,14 +224,19 @@ def _few(rows: int, bits: int) -> Any:
                     _STEPS[bits](
                         builder,
                         llvm.load(
-                            builder, _offset(builder, group, 64 * (half * _VECTORS[bits] + vector)), IVEC, 4
+                            builder,
+                            _offset(builder, group, 64 * (half * _VECTORS[bits] + vector)),
+                            IVEC,
+                            4,
                         ),
                     )
                     for half in range(2)
                 ]
                 for first, second in zip(*halves, strict=True):
                     for row in range(rows):
-                        word = _word(builder, _offset(builder, builder.add(starts[row], at_a), 4 * step))
+                        word = _word(
+                            builder, _offset(builder, builder.add(starts[row], at_a), 4 * step)
+                        )
                         partial.dot(row, 0, word, first)
                         partial.dot(row, 1, word, second)
                     step += 1
@@ -225,7 +259,9 @@ def _unpack(bits: int) -> Any:
     def emit(builder: Any, b: Any, groups: Any, out: Any) -> None:
         with cgutils.for_range(builder, groups) as loop:
             group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
-            tile = builder.add(out, builder.mul(loop.index, ir.Constant(I64, GROUP // 2 * TILE_STEP)))
+            tile = builder.add(
+                out, builder.mul(loop.index, ir.Constant(I64, GROUP // 2 * TILE_STEP))
+            )
             for half in range(2):
                 scale, offset = _scales(builder, group, bits, half)
                 step = 0
@@ -235,7 +271,9 @@ def _unpack(bits: int) -> Any:
                     values = [llvm.fma(builder, scale, value, offset) for value in floats]
                     for i in range(0, len(values), 2):
                         word = llvm.pair(builder, values[i], values[i + 1])
-                        llvm.store(builder, _offset(builder, tile, step * TILE_STEP + 64 * half), word, 4)
+                        llvm.store(
+                            builder, _offset(builder, tile, step * TILE_STEP + 64 * half), word, 4
+                        )
                         step += 1
 
     emit.__name__ = f"unpack_{bits}"
@@ -250,7 +288,9 @@ def widen_pairs(builder: Any, b: Any, pairs: Any, out: Any) -> None:
         target = builder.add(out, builder.mul(loop.index, ir.Constant(I64, 2 * TILE_STEP)))
         for half in range(2):
             words = llvm.load(builder, _offset(builder, source, 64 * half), IVEC, 4)
-            llvm.store(builder, _offset(builder, target, 64 * half), builder.shl(words, const(16)), 4)
+            llvm.store(
+                builder, _offset(builder, target, 64 * half), builder.shl(words, const(16)), 4
+            )
             high = builder.and_(words, const(-65536))
             llvm.store(builder, _offset(builder, target, TILE_STEP + 64 * half), high, 4)
 
@@ -266,7 +306,8 @@ unpack_4, unpack_8 = _unpack(4), _unpack(8)
 
 @kernel
 def dot_rows(a: int, lda: int, rows: int, b: int, steps: int, c: int, ldc: int) -> None:
-    """c = a . b for any number of rows and one tile; c is float32 [rows, 32], ldc and lda are bytes from row to row."""
+    """c = a . b for any number of rows and one tile; c is float32 [rows, 32], ldc and lda are bytes
+    from row to row."""
     row = 0
     while row < rows:
         left = min(rows - row, ROWS)
@@ -319,8 +360,11 @@ def add_dot_rows(a: int, lda: int, rows: int, b: int, steps: int, c: int, ldc: i
 
 
 @kernel
-def few_rows_4(a: int, lda: int, sums: int, ld_sums: int, rows: int, b: int, groups: int, c: int, ldc: int) -> None:
-    """c = a . b for a few rows and one tile of 4-bit weights; `sums` are the float32 sums of each row's groups of 32."""
+def few_rows_4(
+    a: int, lda: int, sums: int, ld_sums: int, rows: int, b: int, groups: int, c: int, ldc: int
+) -> None:
+    """c = a . b for a few rows and one tile of 4-bit weights; `sums` are the float32 sums of each
+    row's groups of 32."""
     row = 0
     while row < rows:
         left = min(rows - row, FEW)
@@ -340,7 +384,9 @@ def few_rows_4(a: int, lda: int, sums: int, ld_sums: int, rows: int, b: int, gro
 
 
 @kernel
-def few_rows_8(a: int, lda: int, sums: int, ld_sums: int, rows: int, b: int, groups: int, c: int, ldc: int) -> None:
+def few_rows_8(
+    a: int, lda: int, sums: int, ld_sums: int, rows: int, b: int, groups: int, c: int, ldc: int
+) -> None:
     """`few_rows_4` for 8-bit weights."""
     row = 0
     while row < rows:

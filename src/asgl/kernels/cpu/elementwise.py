@@ -1,6 +1,8 @@
-"""What happens between the matrix products: embedding, norms, rotation and storing of keys and values, gating.
+"""What happens between the matrix products: embedding, norms, rotation and storing of keys and
+values, gating.
 
-Each is a phase over rows. Widths are multiples of 16 (a head's, of 32); ld* are bytes from row to row.
+Each is a phase over rows. Widths are multiples of 16 (a head's, of 32); ld* are bytes from row to
+row.
 """
 
 from __future__ import annotations
@@ -35,11 +37,21 @@ GRAIN = 4
 
 @kernel
 def embed_phase(
-    job: int, phase: int, number: int, ids: int, rows: int, d: int, table: int, kind: int, scale: int, offset: int,
-    share: int, out: int,
+    job: int,
+    phase: int,
+    number: int,
+    ids: int,
+    rows: int,
+    d: int,
+    table: int,
+    kind: int,
+    scale: int,
+    offset: int,
+    share: int,
+    out: int,
 ) -> None:
-    """out [rows, d] float32 = rows of the table, which holds bytes (`kind` 8, with a scale and an offset float32 for each
-    `share` of them), bfloat16 (16) or float32 (32)."""
+    """out [rows, d] float32 = rows of the table, which holds bytes (`kind` 8, with a scale and an
+    offset float32 for each `share` of them), bfloat16 (16) or float32 (32)."""
     while True:
         first = team.claim(job, phase, number, GRAIN, rows)
         if first >= rows:
@@ -50,7 +62,11 @@ def embed_phase(
             for i in range(0, d, LANES):
                 if kind == 8:
                     of = (at + i) // share * 4
-                    value = fma(load_bytes(table + at + i), splat(get_f32(scale + of)), splat(get_f32(offset + of)))
+                    value = fma(
+                        load_bytes(table + at + i),
+                        splat(get_f32(scale + of)),
+                        splat(get_f32(offset + of)),
+                    )
                 elif kind == 16:
                     value = load_bf16(table + (at + i) * 2)
                 else:
@@ -72,16 +88,31 @@ def _norm_row(hidden: int, delta: int, weight: int, d: int, eps: float, out: int
             second = fma(value, value, second)
         else:
             first = fma(value, value, first)
-    shrink = splat(np.float32(1.0) / np.float32(np.sqrt(total(add(first, second)) / np.float32(d) + np.float32(eps))))
+    shrink = splat(
+        np.float32(1.0)
+        / np.float32(np.sqrt(total(add(first, second)) / np.float32(d) + np.float32(eps)))
+    )
     for i in range(0, d, LANES):
-        store_elements(out + i * ELEMENT, mul(mul(load(hidden + i * 4), shrink), load(weight + i * 4)))
+        store_elements(
+            out + i * ELEMENT, mul(mul(load(hidden + i * 4), shrink), load(weight + i * 4))
+        )
 
 
 @kernel
 def norm_phase(
-    job: int, phase: int, number: int, hidden: int, delta: int, rows: int, d: int, weight: int, eps: float, out: int
+    job: int,
+    phase: int,
+    number: int,
+    hidden: int,
+    delta: int,
+    rows: int,
+    d: int,
+    weight: int,
+    eps: float,
+    out: int,
 ) -> None:
-    """hidden += delta (if its address is not 0); out [rows, d] elements = hidden / rms(hidden) * weight."""
+    """hidden += delta (if its address is not 0); out [rows, d] elements = hidden / rms(hidden) *
+    weight."""
     while True:
         first = team.claim(job, phase, number, GRAIN, rows)
         if first >= rows:
@@ -89,14 +120,17 @@ def norm_phase(
         last = min(first + GRAIN, rows)
         for row in range(first, last):
             of = row * d * 4
-            _norm_row(hidden + of, delta + of if delta else 0, weight, d, eps, out + row * d * ELEMENT)
+            _norm_row(
+                hidden + of, delta + of if delta else 0, weight, d, eps, out + row * d * ELEMENT
+            )
         team.finish(job, phase, last - first)
     team.wait(job, phase, number, rows)
 
 
 @kernel
 def _rotate(source: int, angles: int, half: int, out: int, elements: bool) -> None:
-    """One head: (x1 cos - x2 sin, x2 cos + x1 sin) of its two halves, to elements or to bfloat16."""
+    """One head: (x1 cos - x2 sin, x2 cos + x1 sin) of its two halves, to elements or to
+    bfloat16."""
     for i in range(0, half, LANES):
         low, high = load(source + i * 4), load(source + (half + i) * 4)
         cos, sin = load(angles + i * 4), load(angles + (half + i) * 4)
@@ -111,11 +145,25 @@ def _rotate(source: int, angles: int, half: int, out: int, elements: bool) -> No
 
 @kernel
 def rope_phase(
-    job: int, phase: int, number: int, qkv: int, bias: int, rows: int, heads: int, kv_heads: int, head_dim: int,
-    positions: int, slots: int, rope: int, k_cache: int, v_cache: int, out: int,
+    job: int,
+    phase: int,
+    number: int,
+    qkv: int,
+    bias: int,
+    rows: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    positions: int,
+    slots: int,
+    rope: int,
+    k_cache: int,
+    v_cache: int,
+    out: int,
 ) -> None:
-    """Queries of qkv [rows, heads + 2 kv_heads, head_dim] float32, rotated, to `out` as elements; keys, rotated, and values to
-    the caches [slots, kv_heads, head_dim] as bfloat16. `bias` (unless 0) is added to qkv first, in place."""
+    """Queries of qkv [rows, heads + 2 kv_heads, head_dim] float32, rotated, to `out` as elements;
+    keys, rotated, and values to the caches [slots, kv_heads, head_dim] as bfloat16. `bias` (unless
+    0) is added to qkv first, in place."""
     half = head_dim // 2
     while True:
         first = team.claim(job, phase, number, GRAIN, rows)
@@ -143,7 +191,9 @@ def rope_phase(
 
 
 @kernel
-def silu_phase(job: int, phase: int, number: int, gate_up: int, rows: int, width: int, out: int) -> None:
+def silu_phase(
+    job: int, phase: int, number: int, gate_up: int, rows: int, width: int, out: int
+) -> None:
     """out [rows, width] elements = silu(gate) * up of gate_up [rows, 2 width] float32."""
     while True:
         first = team.claim(job, phase, number, GRAIN, rows)

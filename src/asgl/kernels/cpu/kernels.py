@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from asgl.errors import ConfigError, EngineError
-from asgl.kernels.api import ActivationFormat, Batch, LayerWeights, QuantizedTensor, SamplingBatch, WeightFormat
+from asgl.kernels.api import (
+    ActivationFormat,
+    Batch,
+    LayerWeights,
+    QuantizedTensor,
+    SamplingBatch,
+    WeightFormat,
+)
 from asgl.kernels.cpu import attention, linear, sampling, weights
 from asgl.kernels.cpu.compile import Compiled
 from asgl.kernels.cpu.cores import cores, warn_of_spinning_threads
@@ -51,8 +58,15 @@ class _Units:
         units, tokens, limits, merged, parts, order, self.partials = arrays
         self._keep = arrays
         self.arguments = (
-            units.ctypes.data, len(units), tokens.ctypes.data, limits.ctypes.data, merged.ctypes.data, len(merged),
-            parts.ctypes.data, order.ctypes.data, batch.kv_indices.data_ptr(),
+            units.ctypes.data,
+            len(units),
+            tokens.ctypes.data,
+            limits.ctypes.data,
+            merged.ctypes.data,
+            len(merged),
+            parts.ctypes.data,
+            order.ctypes.data,
+            batch.kv_indices.data_ptr(),
         )
 
 
@@ -60,16 +74,28 @@ class Fused:
     """The layers of a model as a table of addresses."""
 
     def __init__(
-        self, layers: Sequence[LayerWeights], norm: Tensor, rope: Tensor, heads: int, kv_heads: int, head_dim: int, eps: float
+        self,
+        layers: Sequence[LayerWeights],
+        norm: Tensor,
+        rope: Tensor,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
     ) -> None:
         self.heads, self.kv_heads, self.head_dim, self.eps = heads, kv_heads, head_dim, eps
         self.norm, self.rope, self.f = norm, rope, layers[0].down.k
         self._layers = layers
         self.table = np.zeros((len(layers), COLUMNS), np.int64)
         for row, layer in zip(self.table, layers, strict=True):
-            row[[ATTENTION_NORM, MLP_NORM]] = layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr()
+            row[[ATTENTION_NORM, MLP_NORM]] = (
+                layer.attention_norm.data_ptr(),
+                layer.mlp_norm.data_ptr(),
+            )
             row[QKV_BIAS] = layer.qkv_bias.data_ptr() if layer.qkv_bias is not None else 0
-            row[[QKV, OUT, GATE_UP, DOWN]] = [w.address for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+            row[[QKV, OUT, GATE_UP, DOWN]] = [
+                w.address for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
+            ]
             row[[QKV_BITS, OUT_BITS, GATE_UP_BITS, DOWN_BITS]] = [
                 w.bits for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
             ]
@@ -85,18 +111,22 @@ class Fused:
 
 
 class CpuKernels:
-    """`asgl.kernels.api.Kernels` for the CPU: Numba kernels, with products of bfloat16 where the processor has them.
+    """`asgl.kernels.api.Kernels` for the CPU: Numba kernels, with products of bfloat16 where the
+    processor has them.
 
-    Keys and values are bfloat16. `weights` is how linear layers are held: "dense" (bfloat16), "int8" or "int4" (rounded to
-    so many bits, unless the model file has as few), or "auto": as the model file has them. `deterministic`: what a token
-    computes does not depend, in any bit, on the other rows of the batch, nor on what is shared or cached. `activations` "int8":
-    inputs of linear layers of 4 bits, but not of the head, are rounded to 8 bits, if that is faster here.
-    `progress(kernel, ready, all)` is told of the compiling, which takes a minute once per installation.
+    Keys and values are bfloat16. `weights` is how linear layers are held: "dense" (bfloat16),
+    "int8" or "int4" (rounded to so many bits, unless the model file has as few), or "auto": as the
+    model file has them. `deterministic`: what a token computes does not depend, in any bit, on the
+    other rows of the batch, nor on what is shared or cached. `activations` "int8": inputs of linear
+    layers of 4 bits, but not of the head, are rounded to 8 bits, if that is faster here.
+    `progress(kernel, ready, all)` is told of the compiling, which takes a minute once per
+    installation.
 
-    `threads`: by default as many as torch has (OMP_NUM_THREADS), at most one for each core that the process may use.
+    `threads`: by default as many as torch has (OMP_NUM_THREADS), at most one for each core that the
+    process may use.
 
-    ConfigError for another dtype or a device that is no CPU. EngineError from every method in a forked child, where the threads
-    are missing.
+    ConfigError for another dtype or a device that is no CPU. EngineError from every method in a
+    forked child, where the threads are missing.
     """
 
     name = "cpu"
@@ -115,8 +145,11 @@ class CpuKernels:
         if self.device.type != "cpu":
             raise ConfigError(f"the CPU kernels run on device 'cpu', not on {str(device)!r}")
         if dtype != torch.bfloat16:
-            raise ConfigError(f"the CPU kernels hold keys and values in bfloat16, not in {dtype}; use dtype='bfloat16', or "
-                              "kernels='reference' for float32")
+            raise ConfigError(
+                f"the CPU kernels hold keys and values in bfloat16, not in {dtype}; use "
+                "dtype='bfloat16', or "
+                "kernels='reference' for float32"
+            )
         self.kv_dtype = dtype
         self.weights: WeightFormat = "dense" if weights == "auto" else weights
         self._convert = weights != "auto"
@@ -140,7 +173,9 @@ class CpuKernels:
     # --- weights ---
 
     def pack_linear(self, weight: Tensor | QuantizedTensor) -> Packed:
-        packed = weights.pack(self._converted(weight, "linear"), self._arena, self._compiled.fill_tiles)
+        packed = weights.pack(
+            self._converted(weight, "linear"), self._arena, self._compiled.fill_tiles
+        )
         if not self._convert:
             self.weights = "dense" if packed.bits == 16 else "int8" if packed.bits == 8 else "int4"
         if self._byte_inputs and packed.bits == 4:
@@ -150,15 +185,26 @@ class CpuKernels:
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Packed:
         return weights.pack(self._converted(weight, "head"), self._arena, self._compiled.fill_tiles)
 
-    def _converted(self, weight: Tensor | QuantizedTensor, use: Literal["linear", "head"]) -> Tensor | QuantizedTensor:
-        """The weight in the format asked for. Heads are never rounded: a logit is what they are for."""
-        if not self._convert or (use == "head" and isinstance(weight, QuantizedTensor) and self.weights != "dense"):
+    def _converted(
+        self, weight: Tensor | QuantizedTensor, use: Literal["linear", "head"]
+    ) -> Tensor | QuantizedTensor:
+        """The weight in the format asked for. Heads are never rounded: a logit is what they are
+        for."""
+        if not self._convert or (
+            use == "head" and isinstance(weight, QuantizedTensor) and self.weights != "dense"
+        ):
             return weight
         if self.weights == "dense" or use == "head":
-            return weight.dequantize(torch.float32) if isinstance(weight, QuantizedTensor) else weight
+            return (
+                weight.dequantize(torch.float32) if isinstance(weight, QuantizedTensor) else weight
+            )
         bits = _BITS[self.weights]
         if isinstance(weight, QuantizedTensor):
-            return weight if weight.bits <= bits else weights.quantize(weight.dequantize(torch.float32), bits)
+            return (
+                weight
+                if weight.bits <= bits
+                else weights.quantize(weight.dequantize(torch.float32), bits)
+            )
         return weights.quantize(weight, bits)
 
     def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Table:
@@ -171,19 +217,34 @@ class CpuKernels:
         n = input_ids.shape[0]
         out = torch.empty(n, table.d)
         self._compiled.embed(
-            self._team.address, input_ids.data_ptr(), n, table.d, table.memory.data_ptr(), table.kind,
+            self._team.address,
+            input_ids.data_ptr(),
+            n,
+            table.d,
+            table.memory.data_ptr(),
+            table.kind,
             table.scale.data_ptr() if table.scale is not None else 0,
-            table.offset.data_ptr() if table.offset is not None else 0, table.share, out.data_ptr(),
+            table.offset.data_ptr() if table.offset is not None else 0,
+            table.share,
+            out.data_ptr(),
         )
         return out
 
-    def add_rms_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    def add_rms_norm(
+        self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float
+    ) -> Tensor:
         self._check_process()
         n, d = hidden.shape
         out = self._buffer("norm", (n, d), self._elements)
         self._compiled.add_rms_norm(
-            self._team.address, hidden.data_ptr(), delta.data_ptr() if delta is not None else 0, n, d,
-            weight.data_ptr(), eps, out.data_ptr(),
+            self._team.address,
+            hidden.data_ptr(),
+            delta.data_ptr() if delta is not None else 0,
+            n,
+            d,
+            weight.data_ptr(),
+            eps,
+            out.data_ptr(),
         )
         return out
 
@@ -194,15 +255,20 @@ class CpuKernels:
         return self._product("head", x, weight)
 
     def head_some(self, x: Tensor, weight: Packed, token_ids: Tensor) -> Tensor:
-        """The very numbers of `head`: the tiles that have these tokens are put together to a weight of their own."""
+        """The very numbers of `head`: the tiles that have these tokens are put together to a weight
+        of their own."""
         tiles, place = torch.unique(token_ids // OUTPUTS, return_inverse=True)
         held = weight.memory.view(-(-weight.outputs // OUTPUTS), -1)
         memory = self._buffer("some tiles", (len(tiles), held.shape[1]), torch.uint8)
-        np.take(held.numpy(), tiles.numpy(), axis=0, out=memory.numpy(), mode="clip")  # torch would wake threads of its own
+        np.take(
+            held.numpy(), tiles.numpy(), axis=0, out=memory.numpy(), mode="clip"
+        )  # torch would wake threads of its own
         some = Packed(memory, memory.data_ptr(), weight.bits, len(tiles) * OUTPUTS, weight.k)
         return self._product("some", x, some)[:, place * OUTPUTS + token_ids % OUTPUTS]
 
-    def _product(self, name: str, x: Tensor, weight: Packed, *, byte_inputs: bool = False) -> Tensor:
+    def _product(
+        self, name: str, x: Tensor, weight: Packed, *, byte_inputs: bool = False
+    ) -> Tensor:
         self._check_process()
         x = x.to(self._elements).contiguous()
         rows = x.shape[0]
@@ -210,12 +276,27 @@ class CpuKernels:
         scratch, room = self._scratch(linear.room(weight.k))
         inputs = self._room("inputs", (rows, weight.k // GROUP * linear.GROUP_INPUTS), torch.uint8)
         self._compiled.linear(
-            self._team.address, x.data_ptr(), weight.k * ELEMENT, rows, weight.address, weight.bits, weight.k,
-            weight.outputs, out.data_ptr(), weight.outputs * 4, inputs, scratch, room, self._deterministic, byte_inputs,
+            self._team.address,
+            x.data_ptr(),
+            weight.k * ELEMENT,
+            rows,
+            weight.address,
+            weight.bits,
+            weight.k,
+            weight.outputs,
+            out.data_ptr(),
+            weight.outputs * 4,
+            inputs,
+            scratch,
+            room,
+            self._deterministic,
+            byte_inputs,
         )
         return out
 
-    def rope_and_store(self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def rope_and_store(
+        self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
         self._check_process()
         _, kv_heads, head_dim = k_cache.shape
         n, heads = qkv.shape[0], qkv.shape[1] // head_dim - 2 * kv_heads
@@ -223,12 +304,24 @@ class CpuKernels:
         qkv = qkv.float().contiguous()
         q = self._buffer("q", (n, heads, head_dim), self._elements)
         self._compiled.rope_and_store(
-            self._team.address, qkv.data_ptr(), n, heads, kv_heads, head_dim, batch.positions.data_ptr(),
-            batch.slots.data_ptr(), rope.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), q.data_ptr(),
+            self._team.address,
+            qkv.data_ptr(),
+            n,
+            heads,
+            kv_heads,
+            head_dim,
+            batch.positions.data_ptr(),
+            batch.slots.data_ptr(),
+            rope.data_ptr(),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            q.data_ptr(),
         )
         return q
 
-    def attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float) -> Tensor:
+    def attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float
+    ) -> Tensor:
         self._check_process()
         n, heads, head_dim = q.shape
         kv_heads = k_cache.shape[1]
@@ -237,23 +330,48 @@ class CpuKernels:
         units = self._units_of(batch, heads // kv_heads)
         out = self._buffer("attention", (n, heads * head_dim), self._elements)
         partials = self._buffer("partials", (units.partials, heads, head_dim + 16), torch.float32)
-        scratch, room = self._scratch(attention.room(max(QUERIES, heads // kv_heads), kv_heads, head_dim))
+        scratch, room = self._scratch(
+            attention.room(max(QUERIES, heads // kv_heads), kv_heads, head_dim)
+        )
         self._compiled.attention(
-            self._team.address, *units.arguments, q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), heads,
-            kv_heads, head_dim, scale, partials.data_ptr(), out.data_ptr(), scratch, room, self._deterministic,
+            self._team.address,
+            *units.arguments,
+            q.data_ptr(),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            partials.data_ptr(),
+            out.data_ptr(),
+            scratch,
+            room,
+            self._deterministic,
         )
         return out
 
     def _units_of(self, batch: Batch, group: int) -> _Units:
         if self._units is None or self._units.batch is not batch:
-            bounds = np.array([(start, end) for start, end, _ in batch.shared], np.int64).reshape(-1, 2)
+            bounds = np.array([(start, end) for start, end, _ in batch.shared], np.int64).reshape(
+                -1, 2
+            )
             pointers = np.zeros(len(batch.shared) + 1, np.int64)
             np.cumsum([len(rows) for _, _, rows in batch.shared], out=pointers[1:])
             rows = np.array([row for _, _, rows in batch.shared for row in rows], np.int64)
-            self._units = _Units(batch, self._compiled.plan_units(
-                batch.qo_indptr.numpy(), batch.kv_indptr.numpy(), bounds, pointers, rows, group, self.threads,
-                self._deterministic,
-            ))
+            self._units = _Units(
+                batch,
+                self._compiled.plan_units(
+                    batch.qo_indptr.numpy(),
+                    batch.kv_indptr.numpy(),
+                    bounds,
+                    pointers,
+                    rows,
+                    group,
+                    self.threads,
+                    self._deterministic,
+                ),
+            )
         return self._units
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
@@ -261,47 +379,95 @@ class CpuKernels:
         n, width = gate_up.shape[0], gate_up.shape[1] // 2
         gate_up = gate_up.float().contiguous()
         out = self._buffer("gated", (n, width), self._elements)
-        self._compiled.silu_and_mul(self._team.address, gate_up.data_ptr(), n, width, out.data_ptr())
+        self._compiled.silu_and_mul(
+            self._team.address, gate_up.data_ptr(), n, width, out.data_ptr()
+        )
         return out
 
     # --- all layers at once ---
 
     def fuse(
-        self, layers: Sequence[LayerWeights], norm: Tensor, rope: Tensor, heads: int, kv_heads: int, head_dim: int, eps: float
+        self,
+        layers: Sequence[LayerWeights],
+        norm: Tensor,
+        rope: Tensor,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
     ) -> Fused | None:
         _check_head_dim(head_dim)
         if len(layers) > MAX_LAYERS or layers[0].down.k % OUTPUTS:
             return None
         fused = Fused(layers, norm, rope, heads, kv_heads, head_dim, eps)
         self._team.keep.append(fused.table)
-        self._compiled.layers.phases = max(self._compiled.layers.phases, len(layers) * LAYER_PHASES + 1)
+        self._compiled.layers.phases = max(
+            self._compiled.layers.phases, len(layers) * LAYER_PHASES + 1
+        )
         return fused
 
     def run_layers(
-        self, fused: Fused, hidden: Tensor, batch: Batch, caches: Sequence[tuple[Tensor, Tensor]], at: Tensor | None
+        self,
+        fused: Fused,
+        hidden: Tensor,
+        batch: Batch,
+        caches: Sequence[tuple[Tensor, Tensor]],
+        at: Tensor | None,
     ) -> Tensor | None:
         self._check_process()
         rows, d = hidden.shape
         heads, head_dim, f = fused.heads, fused.head_dim, fused.f
-        qkv_width, width, wanted = (heads + 2 * fused.kv_heads) * head_dim, heads * head_dim, 0 if at is None else len(at)
+        qkv_width, width, wanted = (
+            (heads + 2 * fused.kv_heads) * head_dim,
+            heads * head_dim,
+            0 if at is None else len(at),
+        )
         most = max(rows, wanted)  # a token may be wanted more than once
         units = self._units_of(batch, heads // fused.kv_heads)
-        scratch, room = self._scratch(max(
-            attention.room(max(QUERIES, heads // fused.kv_heads), fused.kv_heads, head_dim),
-            linear.room(max(d, f, width)),
-        ))
+        scratch, room = self._scratch(
+            max(
+                attention.room(max(QUERIES, heads // fused.kv_heads), fused.kv_heads, head_dim),
+                linear.room(max(d, f, width)),
+            )
+        )
         elements, floats = self._elements, torch.float32
         out = self._buffer("norm", (wanted, d), elements)
         self._compiled.layers(
-            self._team.address, fused.table_at(caches), len(fused.table), hidden.data_ptr(), rows, d, f, heads, fused.kv_heads,
-            head_dim, fused.eps, fused.rope.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr(),
-            fused.norm.data_ptr(), self._deterministic, self._byte_inputs, self._room("normed", (most, d), elements),
-            self._room("qkv", (rows, qkv_width), floats), self._room("q", (rows, width), elements), *units.arguments,
-            head_dim**-0.5, self._room("partials", (units.partials, heads, head_dim + 16), floats),
-            self._room("attention", (rows, width), elements), self._room("gated", (most, f), elements), wanted,
-            at.data_ptr() if at is not None else 0, self._room("kept attention", (wanted, width), elements),
-            self._room("kept hidden", (wanted, d), floats), out.data_ptr(),
-            self._room("inputs", (most, max(d, f, width) // GROUP * linear.GROUP_INPUTS), torch.uint8), scratch, room,
+            self._team.address,
+            fused.table_at(caches),
+            len(fused.table),
+            hidden.data_ptr(),
+            rows,
+            d,
+            f,
+            heads,
+            fused.kv_heads,
+            head_dim,
+            fused.eps,
+            fused.rope.data_ptr(),
+            batch.positions.data_ptr(),
+            batch.slots.data_ptr(),
+            fused.norm.data_ptr(),
+            self._deterministic,
+            self._byte_inputs,
+            self._room("normed", (most, d), elements),
+            self._room("qkv", (rows, qkv_width), floats),
+            self._room("q", (rows, width), elements),
+            *units.arguments,
+            head_dim**-0.5,
+            self._room("partials", (units.partials, heads, head_dim + 16), floats),
+            self._room("attention", (rows, width), elements),
+            self._room("gated", (most, f), elements),
+            wanted,
+            at.data_ptr() if at is not None else 0,
+            self._room("kept attention", (wanted, width), elements),
+            self._room("kept hidden", (wanted, d), floats),
+            out.data_ptr(),
+            self._room(
+                "inputs", (most, max(d, f, width) // GROUP * linear.GROUP_INPUTS), torch.uint8
+            ),
+            scratch,
+            room,
         )
         return None if at is None else out
 
@@ -321,12 +487,23 @@ class CpuKernels:
         m, n = logits.shape
         for edits, repetition in ((how.repetition, 1), (how.edits, 0)):
             if edits is not None:
-                self._compiled.edit(logits.data_ptr(), n, *(part.numpy() for part in edits), repetition)
+                self._compiled.edit(
+                    logits.data_ptr(), n, *(part.numpy() for part in edits), repetition
+                )
         ranks = self._buffer("ranks", (self.threads, sampling.rank_words(n)), torch.int64)
         out = torch.empty(m, dtype=torch.int64)
         self._compiled.sample(
-            self._team.address, logits.data_ptr(), m, n, how.temperature.data_ptr(), how.top_k.data_ptr(),
-            how.top_p.data_ptr(), how.min_p.data_ptr(), how.uniform.data_ptr(), how.all_greedy, ranks.data_ptr(),
+            self._team.address,
+            logits.data_ptr(),
+            m,
+            n,
+            how.temperature.data_ptr(),
+            how.top_k.data_ptr(),
+            how.top_p.data_ptr(),
+            how.min_p.data_ptr(),
+            how.uniform.data_ptr(),
+            how.all_greedy,
+            ranks.data_ptr(),
             out.data_ptr(),
         )
         return out
@@ -338,8 +515,11 @@ class CpuKernels:
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
-            raise EngineError("this process was forked from one that had opened the CPU kernels, whose threads did not come "
-                              "along; open the Runtime in the child, or start it by multiprocessing's 'spawn'")
+            raise EngineError(
+                "this process was forked from one that had opened the CPU kernels, whose threads "
+                "did not come "
+                "along; open the Runtime in the child, or start it by multiprocessing's 'spawn'"
+            )
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Memory that the next call for the same name gives out again."""
@@ -356,11 +536,15 @@ class CpuKernels:
         return self._buffer(name, shape, dtype).data_ptr()
 
     def _scratch(self, room: int) -> tuple[int, int]:
-        """Room for each thread: the address of the first's, and the distance from one to the next."""
+        """Room for each thread: the address of the first's, and the distance from one to the
+        next."""
         room = (room + 4095) // 4096 * 4096
         return self._buffer("scratch", (self.threads * room,), torch.uint8).data_ptr(), room
 
 
 def _check_head_dim(head_dim: int) -> None:
     if head_dim % 32:
-        raise ConfigError(f"the CPU kernels need heads of a multiple of 32, not of {head_dim}; use kernels='reference'")
+        raise ConfigError(
+            f"the CPU kernels need heads of a multiple of 32, not of {head_dim}; use "
+            "kernels='reference'"
+        )

@@ -1,10 +1,12 @@
 """Linear layers: a phase over rows, a phase over tiles.
 
-Packed weights are multiplied as integers (pairs.py), but where the processor has products of bfloat16 as those (dots.py): as they
-are by few rows, unpacked once by more. Both want something of each 32 inputs: the one a copy in 16 bits with scale and sum, the
-other the sum. Dense weights are words (dots.py).
+Packed weights are multiplied as integers (pairs.py), but where the processor has products of
+bfloat16 as those (dots.py): as they are by few rows, unpacked once by more. Both want something of
+each 32 inputs: the one a copy in 16 bits with scale and sum, the other the sum. Dense weights are
+words (dots.py).
 
-On request inputs of 4-bit weights have 8 bits, where the processor multiplies bytes and no bfloat16 (`BYTES`).
+On request inputs of 4-bit weights have 8 bits, where the processor multiplies bytes and no bfloat16
+(`BYTES`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from asgl.kernels.cpu.simd import (
 from asgl.kernels.cpu.target import TARGET
 
 STORE, ADD, GATE = 0, 1, 2
-"""What becomes of a product: float32 stored; added to float32; silu of its first half times its second half, as elements."""
+"""What becomes of a product: float32 stored; added to float32; silu of its first half times its
+second half, as elements."""
 ROWS = 64
 """Rows of a product that wait for their epilogue at a time."""
 PRODUCTS = ROWS * 4 * OUTPUTS
@@ -44,8 +47,8 @@ PAIRS = not TARGET.bf16_dot
 BYTES = PAIRS and TARGET.pair_words >= 8
 """Whether inputs can have 8 bits."""
 UNPACK_FROM_4, UNPACK_FROM_8 = 17, 8
-"""Rows from which one tile, unpacked to bfloat16 for all, is faster than packed weights of 4 or 8 bits for a few rows at a time.
-Integers never are."""
+"""Rows from which one tile, unpacked to bfloat16 for all, is faster than packed weights of 4 or 8
+bits for a few rows at a time. Integers never are."""
 GROUP_INPUTS = pairs.GROUP_INPUTS if PAIRS else 4
 """Bytes that packed weights want to know of 32 inputs."""
 PHASES = 2
@@ -53,12 +56,15 @@ GRAIN = 4
 """Rows that a thread claims at once."""
 
 # the same parameters, whichever it is
-_few_rows_4, _few_rows_8 = (pairs.pair_rows_4, pairs.pair_rows_8) if PAIRS else (dots.few_rows_4, dots.few_rows_8)
+_few_rows_4, _few_rows_8 = (
+    (pairs.pair_rows_4, pairs.pair_rows_8) if PAIRS else (dots.few_rows_4, dots.few_rows_8)
+)
 _byte_rows_4 = pairs.byte_rows_4 if BYTES else _few_rows_4
 
 
 def room(k: int) -> int:
-    """Bytes that a thread needs for a layer of `k` inputs: products and unpacked tiles, two of each."""
+    """Bytes that a thread needs for a layer of `k` inputs: products and unpacked tiles, two of
+    each."""
     return 2 * (PRODUCTS + k // PER_WORD * TILE_STEP)
 
 
@@ -67,7 +73,9 @@ def _group_sums(x: int, k: int, sums: int) -> None:
     """The sums of a row's groups of 32 elements."""
     for group in range(k // GROUP):
         at = x + group * GROUP * ELEMENT
-        set_f32(sums + group * 4, total(add(load_elements(at), load_elements(at + LANES * ELEMENT))))
+        set_f32(
+            sums + group * 4, total(add(load_elements(at), load_elements(at + LANES * ELEMENT)))
+        )
 
 
 _describe = pairs.quantize_row if PAIRS else _group_sums
@@ -76,7 +84,16 @@ _describe_bytes = pairs.quantize_row_to_bytes if PAIRS else _group_sums
 
 @kernel
 def _inputs_phase(
-    job: int, phase: int, number: int, x: int, ldx: int, rows: int, k: int, as_bytes: bool, inputs: int, size: int
+    job: int,
+    phase: int,
+    number: int,
+    x: int,
+    ldx: int,
+    rows: int,
+    k: int,
+    as_bytes: bool,
+    inputs: int,
+    size: int,
 ) -> None:
     """What packed weights want to know of each row of x, to `inputs`."""
     while True:
@@ -105,7 +122,9 @@ def _gate(gate: int, up: int, rows: int, out: int, ldo: int) -> None:
     for row in range(rows):
         for half in range(0, 4 * OUTPUTS, 64):
             at = row * 4 * OUTPUTS + half
-            store_elements(out + row * ldo + half // 4 * ELEMENT, mul(silu(load(gate + at)), load(up + at)))
+            store_elements(
+                out + row * ldo + half // 4 * ELEMENT, mul(silu(load(gate + at)), load(up + at))
+            )
 
 
 @kernel
@@ -134,7 +153,8 @@ else:
 
     @kernel
     def _unpacked(weight: int, bits: int, k: int, room: int) -> int:
-        """The address of a tile of words: dense weights themselves, or others unpacked into `room`."""
+        """The address of a tile of words: dense weights themselves, or others unpacked into
+        `room`."""
         if bits == 16:
             return weight
         if bits == 4:
@@ -146,9 +166,20 @@ else:
 
 @kernel
 def _multiply(
-    x: int, ldx: int, rows: int, as_bytes: bool, about: int, ld_about: int, b: int, bits: int, k: int, few: bool, products: int
+    x: int,
+    ldx: int,
+    rows: int,
+    as_bytes: bool,
+    about: int,
+    ld_about: int,
+    b: int,
+    bits: int,
+    k: int,
+    few: bool,
+    products: int,
 ) -> None:
-    """Products [rows, 32] of a tile: packed if `few`, else of words. `about` is what `_inputs_phase` wrote beside the inputs."""
+    """Products [rows, 32] of a tile: packed if `few`, else of words. `about` is what
+    `_inputs_phase` wrote beside the inputs."""
     if as_bytes:
         _byte_rows_4(x, ldx, about, ld_about, rows, b, k // GROUP, products, 4 * OUTPUTS)
     elif few and bits == 4:
@@ -169,14 +200,31 @@ def tile_bytes(bits: int, k: int) -> int:
 
 @kernel
 def linear_phases(
-    job: int, phase: int, number: int, x: int, ldx: int, rows: int, weight: int, bits: int, k: int, outputs: int, mode: int,
-    out: int, ldo: int, inputs: int, scratch: int, packed_only: bool, byte_inputs: bool,
+    job: int,
+    phase: int,
+    number: int,
+    x: int,
+    ldx: int,
+    rows: int,
+    weight: int,
+    bits: int,
+    k: int,
+    outputs: int,
+    mode: int,
+    out: int,
+    ldo: int,
+    inputs: int,
+    scratch: int,
+    packed_only: bool,
+    byte_inputs: bool,
 ) -> None:
-    """One thread's part of out = x . weight: a phase over the rows, unless weights are dense, and one over the tiles.
+    """One thread's part of out = x . weight: a phase over the rows, unless weights are dense, and
+    one over the tiles.
 
-    x [rows, k] elements; ldx and ldo are bytes from row to row; `inputs` has room for `GROUP_INPUTS` of each row's groups. With
-    mode GATE, `outputs` counts those of the gate, whose tiles are followed by as many of the other factor. `packed_only` computes
-    in one way for any number of rows. `byte_inputs`: see `BYTES`.
+    x [rows, k] elements; ldx and ldo are bytes from row to row; `inputs` has room for
+    `GROUP_INPUTS` of each row's groups. With mode GATE, `outputs` counts those of the gate, whose
+    tiles are followed by as many of the other factor. `packed_only` computes in one way for any
+    number of rows. `byte_inputs`: see `BYTES`.
     """
     tiles, size = (outputs + OUTPUTS - 1) // OUTPUTS, tile_bytes(bits, k)
     room = scratch + 2 * PRODUCTS
@@ -205,8 +253,22 @@ def linear_phases(
                 at_x, at_about, at_out = x + row * ldx, about + row * ld_about, out + row * ldo
                 _multiply(at_x, ldx, count, as_bytes, at_about, ld_about, b, bits, k, few, scratch)
                 if mode == GATE:
-                    _multiply(at_x, ldx, count, as_bytes, at_about, ld_about, other, bits, k, few, scratch + PRODUCTS)
-                    _gate(scratch, scratch + PRODUCTS, count, at_out + tile * OUTPUTS * ELEMENT, ldo)
+                    _multiply(
+                        at_x,
+                        ldx,
+                        count,
+                        as_bytes,
+                        at_about,
+                        ld_about,
+                        other,
+                        bits,
+                        k,
+                        few,
+                        scratch + PRODUCTS,
+                    )
+                    _gate(
+                        scratch, scratch + PRODUCTS, count, at_out + tile * OUTPUTS * ELEMENT, ldo
+                    )
                 else:
                     left = outputs - tile * OUTPUTS
                     _deliver(scratch, count, at_out + tile * OUTPUTS * 4, ldo, left, mode == ADD)

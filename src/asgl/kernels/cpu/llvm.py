@@ -1,8 +1,9 @@
 """Instructions for code that emits LLVM: each function appends to a builder, and returns the value.
 
-Values are llvmlite's: `FVEC` is 16 float32, `IVEC` 16 words of 32 bits. On processors with narrower vectors LLVM splits each
-operation. Memory is named by its address in bytes (an i64). `simd` makes of these what kernels in Numba call; inner loops whose
-sums must stay in registers are written in them directly: see dots.py.
+Values are llvmlite's: `FVEC` is 16 float32, `IVEC` 16 words of 32 bits. On processors with narrower
+vectors LLVM splits each operation. Memory is named by its address in bytes (an i64). `simd` makes
+of these what kernels in Numba call; inner loops whose sums must stay in registers are written in
+them directly: see dots.py.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ PER_WORD = 2 if TARGET.bf16_dot else 1
 ELEMENT = 4 // PER_WORD
 """Bytes of such an element: what activations and queries are stored in."""
 
-F32, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+F32, I8, I16, I32, I64 = (
+    ir.FloatType(),
+    ir.IntType(8),
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+)
 F64 = ir.DoubleType()
 FVEC, IVEC, HVEC = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES), ir.VectorType(I16, LANES)
 BVEC = ir.VectorType(I8, LANES)
@@ -34,7 +41,9 @@ def const(value: float, kind: Any = IVEC) -> Any:
 
 def call(builder: Any, name: str, result: Any, *values: Any) -> Any:
     """Calls an LLVM intrinsic by name."""
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [v.type for v in values]), name)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(result, [v.type for v in values]), name
+    )
     return builder.call(function, values)
 
 
@@ -69,13 +78,18 @@ def prefetch(builder: Any, address: Any) -> None:
     byte = I8.as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [builder.inttoptr(address, byte), *(ir.Constant(I32, value) for value in (0, 3, 1))])
+    builder.call(
+        function,
+        [builder.inttoptr(address, byte), *(ir.Constant(I32, value) for value in (0, 3, 1))],
+    )
 
 
 def splat(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
     kind = ir.VectorType(scalar.type, lanes)
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), const(0, ir.VectorType(I32, lanes)))
+    return builder.shuffle_vector(
+        first, ir.Constant(kind, ir.Undefined), const(0, ir.VectorType(I32, lanes))
+    )
 
 
 def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -99,21 +113,34 @@ def reduce(builder: Any, value: Any, combine: Callable[..., Any]) -> Any:
     width = LANES
     while width > 1:
         width //= 2
-        halves = (ir.Constant(ir.VectorType(I32, width), list(range(start, start + width))) for start in (0, width))
+        halves = (
+            ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
+            for start in (0, width)
+        )
         low, high = (builder.shuffle_vector(value, value, half) for half in halves)
         value = combine(builder, low, high)
     return builder.extract_element(value, ir.Constant(I32, 0))
 
 
-# exp(x) = 2^n exp(r), r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2], by the polynomial of Cephes' expf: 2 ulp.
+# exp(x) = 2^n exp(r), r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2], by the polynomial of Cephes' expf: 2
+# ulp.
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
-_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_EXP = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
 _EXP_MAX, _EXP_MIN = 88.0, -87.3
 
 
 def exp(builder: Any, x: Any) -> Any:
     tiny = builder.fcmp_ordered("<", x, const(_EXP_MIN, FVEC))
-    x = builder.select(builder.fcmp_ordered(">", x, const(_EXP_MAX, FVEC)), const(_EXP_MAX, FVEC), x)
+    x = builder.select(
+        builder.fcmp_ordered(">", x, const(_EXP_MAX, FVEC)), const(_EXP_MAX, FVEC), x
+    )
     x = builder.select(tiny, const(_EXP_MIN, FVEC), x)
     # adding 1.5 * 2^23 rounds to the nearest integer, which then stands in the low bits
     shifted = fma(builder, x, const(_LOG2E, FVEC), const(12582912.0, FVEC))
@@ -130,7 +157,8 @@ def exp(builder: Any, x: Any) -> Any:
 
 
 def half_to_f32(builder: Any, halves: Any) -> Any:
-    """16 float16 (as i16) to float32: exactly, but for infinities where there are no F16C instructions."""
+    """16 float16 (as i16) to float32: exactly, but for infinities where there are no F16C
+    instructions."""
     if TARGET.half_conversion:
         return builder.fpext(builder.bitcast(halves, ir.VectorType(ir.HalfType(), LANES)), FVEC)
     wide = builder.zext(halves, IVEC)
@@ -141,15 +169,19 @@ def half_to_f32(builder: Any, halves: Any) -> Any:
 
 
 def round_bf16(builder: Any, value: Any) -> Any:
-    """Words whose upper halves are the lanes rounded to bfloat16, to nearest even; the lower halves are rubbish."""
+    """Words whose upper halves are the lanes rounded to bfloat16, to nearest even; the lower halves
+    are rubbish."""
     bits = builder.bitcast(value, IVEC)
     odd = builder.and_(builder.lshr(bits, const(16)), const(1))
     return builder.add(bits, builder.add(odd, const(0x7FFF)))
 
 
 def pair(builder: Any, low: Any, high: Any) -> Any:
-    """Words with bfloat16 of `low` in their lower halves and of `high` in their upper halves, by AVX512-BF16."""
-    both = call(builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(I16, 2 * LANES), high, low)
+    """Words with bfloat16 of `low` in their lower halves and of `high` in their upper halves, by
+    AVX512-BF16."""
+    both = call(
+        builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(I16, 2 * LANES), high, low
+    )
     order = [index for lane in range(LANES) for index in (lane, LANES + lane)]
     zipped = builder.shuffle_vector(both, both, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
     return builder.bitcast(zipped, IVEC)

@@ -1,4 +1,5 @@
-"""Packs quantized weights into tiles (see dots.py, pairs.py): compiled, since it is a third of what opening a model takes."""
+"""Packs quantized weights into tiles (see dots.py, pairs.py): compiled, since it is a third of what
+opening a model takes."""
 
 from __future__ import annotations
 
@@ -17,13 +18,16 @@ def _nibbles(quants: Any, row: int, k: int) -> int:
     """8 weights of a row from k on, as a word: nibble i of half h is k + 2 i + h."""
     word = 0
     for i in range(4):
-        word |= (int(quants[row, k + 2 * i]) << (4 * i)) | (int(quants[row, k + 2 * i + 1]) << (16 + 4 * i))
+        word |= (int(quants[row, k + 2 * i]) << (4 * i)) | (
+            int(quants[row, k + 2 * i + 1]) << (16 + 4 * i)
+        )
     return word
 
 
 @kernel
 def _signed(quants: Any, row: int, k: int) -> int:
-    """4 weights of a row from k on, as a word of signed bytes; for integer products those at even places first."""
+    """4 weights of a row from k on, as a word of signed bytes; for integer products those at even
+    places first."""
     first, second, third, fourth = 0, 1, 2, 3
     if PAIRS:
         second, third = 2, 1
@@ -36,7 +40,8 @@ def _signed(quants: Any, row: int, k: int) -> int:
 def fill_tiles(quants: Any, scale: Any, offset: Any, bits: int, words: Any, halves: Any) -> None:
     """Writes the tiles of quants [n, k] of 4 or 8 bits.
 
-    scale and offset [n, k / 32] are float16, as bits; words and halves are the same memory, zeros, of whole tiles.
+    scale and offset [n, k / 32] are float16, as bits; words and halves are the same memory, zeros,
+    of whole tiles.
     """
     n, groups = quants.shape[0], quants.shape[1] // GROUP
     size, vectors = (GROUP_BYTES_4, 4) if bits == 4 else (GROUP_BYTES_8, 8)

@@ -1,21 +1,27 @@
-"""Micro-kernels for processors without products of bfloat16: 4-bit and 8-bit weights times inputs of 16 or 8 bits, in integers.
+"""Micro-kernels for processors without products of bfloat16: 4-bit and 8-bit weights times inputs
+of 16 or 8 bits, in integers.
 
-A word holds two int16, and one instruction multiplies 2 x 16 of them and adds each pair (`pmaddwd`, as old as SSE2; with VNNI the
-sum is free too). That is twice the products of a float32 multiply-add, weights need no conversion, and they are never rounded.
-The inputs are: to 15 bits of the largest of each 32, where bfloat16 keeps 8 of each. Sums of 32 products fit
-an int32 (8 + 15 + 5 bits); they become float32 once in a group, where the scales are applied. Integers add up in any order,
-and groups always in that of k, so a row's result does not depend on its neighbours, nor on which kernel computed it.
+A word holds two int16, and one instruction multiplies 2 x 16 of them and adds each pair (`pmaddwd`,
+as old as SSE2; with VNNI the sum is free too). That is twice the products of a float32
+multiply-add, weights need no conversion, and they are never rounded. The inputs are: to 15 bits of
+the largest of each 32, where bfloat16 keeps 8 of each. Sums of 32 products fit an int32 (8 + 15 + 5
+bits); they become float32 once in a group, where the scales are applied. Integers add up in any
+order, and groups always in that of k, so a row's result does not depend on its neighbours, nor on
+which kernel computed it.
 
-The idea of blockwise scales for weights and inputs is that of ggml's quantized products, which round inputs to 8 bits. On request
-so do these, for weights of 4 bits: one instruction then multiplies 4 x 16 bytes and adds each pair (`pmaddubsw`, of AVX2), and
-sums of 8 pairs fit an int16 (at most 2 * 15 * 127 * 8 = 30,480).
+The idea of blockwise scales for weights and inputs is that of ggml's quantized products, which
+round inputs to 8 bits. On request so do these, for weights of 4 bits: one instruction then
+multiplies 4 x 16 bytes and adds each pair (`pmaddubsw`, of AVX2), and sums of 8 pairs fit an int16
+(at most 2 * 15 * 127 * 8 = 30,480).
 
-An input row of k elements, as `quantize_row` writes it: int16 [k], then (scale, sum) float32 of each group of 32. As
-`quantize_row_to_bytes` writes it: int8 [k], each 8 of them in the order of `BYTE_ORDER`, then the same.
+An input row of k elements, as `quantize_row` writes it: int16 [k], then (scale, sum) float32 of
+each group of 32. As `quantize_row_to_bytes` writes it: int8 [k], each 8 of them in the order of
+`BYTE_ORDER`, then the same.
 
-Weights are the tiles of 4 and 8 bits of dots.py, with the bytes of a word in the order k, k + 2, k + 1, k + 3, so that two shifts
-make pairs of neighbours. They are unpacked again for each four rows: unpacking a tile once for all gave nothing, since the two
-instructions of a pair are hidden among the sixteen that four rows need of it.
+Weights are the tiles of 4 and 8 bits of dots.py, with the bytes of a word in the order k, k + 2, k
++ 1, k + 3, so that two shifts make pairs of neighbours. They are unpacked again for each four rows:
+unpacking a tile once for all gave nothing, since the two instructions of a pair are hidden among
+the sixteen that four rows need of it.
 """
 
 from __future__ import annotations
@@ -36,12 +42,14 @@ STEPS = GROUP // 2
 GROUP_INPUTS = 2 * GROUP + 8
 """Bytes of a group of an input row, its scale and its sum among them."""
 ROWS = 4
-"""Rows of the largest block: two sums of 16 lanes a row at 8 lanes a register, and what is multiplied, fill 16 registers."""
+"""Rows of the largest block: two sums of 16 lanes a row at 8 lanes a register, and what is
+multiplied, fill 16 registers."""
 AHEAD = 8192
-"""How far ahead of their use weights are asked for, in bytes. Without it a core reads and computes in turns; and nothing is wrong
-with asking past the end of the weights."""
+"""How far ahead of their use weights are asked for, in bytes. Without it a core reads and computes
+in turns; and nothing is wrong with asking past the end of the weights."""
 BYTE_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where the bytes of a word of 8 nibbles come from once it is masked, and once it is shifted and masked."""
+"""Where the bytes of a word of 8 nibbles come from once it is masked, and once it is shifted and
+masked."""
 _VECTORS = {4: 4, 8: 8}
 """Vectors of packed words in a group, for each half of its outputs."""
 _PAIR_WORDS = TARGET.pair_words or LANES
@@ -49,7 +57,11 @@ _PARTS = LANES // _PAIR_WORDS
 """How many registers a vector takes where pairs of int16 are multiplied."""
 _PVEC = ir.VectorType(I32, _PAIR_WORDS)
 _BYTE_PRODUCTS = {16: "llvm.x86.avx512.pmaddubs.w.512", 8: "llvm.x86.avx2.pmadd.ub.sw"}
-_PAIR_PRODUCTS = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd", 4: "llvm.x86.sse2.pmadd.wd"}
+_PAIR_PRODUCTS = {
+    16: "llvm.x86.avx512.pmaddw.d.512",
+    8: "llvm.x86.avx2.pmadd.wd",
+    4: "llvm.x86.sse2.pmadd.wd",
+}
 _ROUND = 12582912.0
 """Adding 1.5 * 2^23 rounds a small float32 to an integer, which then stands in its low bits."""
 
@@ -62,10 +74,13 @@ def _at(builder: Any, base: Any, offset: int) -> Any:
 
 
 def _quantized(builder: Any, source: Any, meta: Any, most: float) -> list[Any]:
-    """32 float32 as words of whole numbers up to `most`; their scale, and the sum of what these stand for, to `meta`: not a
-    number if an input is not finite."""
+    """32 float32 as words of whole numbers up to `most`; their scale, and the sum of what these
+    stand for, to `meta`: not a number if an input is not finite."""
     values = [llvm.load(builder, _at(builder, source, 64 * half), FVEC, 4) for half in range(2)]
-    absolute = [builder.bitcast(builder.and_(builder.bitcast(v, IVEC), const(0x7FFFFFFF)), FVEC) for v in values]
+    absolute = [
+        builder.bitcast(builder.and_(builder.bitcast(v, IVEC), const(0x7FFFFFFF)), FVEC)
+        for v in values
+    ]
     top = llvm.reduce(builder, llvm.maximum(builder, *absolute), llvm.maximum)
     tiny = ir.Constant(F32, 2.0**-100)
     divisor = builder.select(builder.fcmp_ordered(">", top, tiny), top, tiny)
@@ -92,21 +107,30 @@ def _quantize_group_to_bytes(builder: Any, source: Any, target: Any, meta: Any) 
     order = ir.Constant(IVEC, [8 * eight + place for eight in range(2) for place in BYTE_ORDER])
     for half, words in enumerate(_quantized(builder, source, meta, 127.0)):
         narrow = builder.trunc(words, BVEC)
-        llvm.store(builder, _at(builder, target, 16 * half), builder.shuffle_vector(narrow, narrow, order), 1)
+        llvm.store(
+            builder,
+            _at(builder, target, 16 * half),
+            builder.shuffle_vector(narrow, narrow, order),
+            1,
+        )
 
 
 @kernel
 def quantize_row_to_bytes(source: int, k: int, target: int) -> None:
     """A row of k float32 to an input row of bytes."""
     for group in range(k // GROUP):
-        _quantize_group_to_bytes(source + group * GROUP * 4, target + group * GROUP, target + k + group * 8)
+        _quantize_group_to_bytes(
+            source + group * GROUP * 4, target + group * GROUP, target + k + group * 8
+        )
 
 
 @kernel
 def quantize_row(source: int, k: int, target: int) -> None:
     """A row of k float32 to an input row."""
     for group in range(k // GROUP):
-        _quantize_group(source + group * GROUP * 4, target + group * GROUP * 2, target + 2 * k + group * 8)
+        _quantize_group(
+            source + group * GROUP * 4, target + group * GROUP * 2, target + 2 * k + group * 8
+        )
 
 
 # --- weights ---
@@ -125,15 +149,19 @@ def _byte_pairs(builder: Any, words: Any) -> list[Any]:
 
 
 def _nibble_bytes(builder: Any, words: Any) -> list[Any]:
-    return [builder.and_(value, const(0x0F0F0F0F)) for value in (words, builder.lshr(words, const(4)))]
+    return [
+        builder.and_(value, const(0x0F0F0F0F)) for value in (words, builder.lshr(words, const(4)))
+    ]
 
 
 _UNPACKED = {(4, False): _nibble_pairs, (8, False): _byte_pairs, (4, True): _nibble_bytes}
-"""What makes words for products of a vector of packed words, by their bits, and whether inputs are bytes."""
+"""What makes words for products of a vector of packed words, by their bits, and whether inputs are
+bytes."""
 
 
 def _words_of(builder: Any, group: Any, bits: int, half: int, *, byte_inputs: bool) -> list[Any]:
-    """The words of a group, for a half of its outputs; functions of no argument, so that each is emitted where it is used."""
+    """The words of a group, for a half of its outputs; functions of no argument, so that each is
+    emitted where it is used."""
     pairs: list[Any] = []
     for vector in range(_VECTORS[bits]):
         place = _at(builder, group, 64 * (half * _VECTORS[bits] + vector))
@@ -141,7 +169,9 @@ def _words_of(builder: Any, group: Any, bits: int, half: int, *, byte_inputs: bo
 
         def pair(i: int, place: Any = place, made: list[Any] = made) -> Any:
             if not made:
-                made.extend(_UNPACKED[bits, byte_inputs](builder, llvm.load(builder, place, IVEC, 4)))
+                made.extend(
+                    _UNPACKED[bits, byte_inputs](builder, llvm.load(builder, place, IVEC, 4))
+                )
             return made[i]
 
         steps = STEPS // 2 if byte_inputs else STEPS
@@ -173,35 +203,54 @@ def _joined(builder: Any, parts: list[Any]) -> Any:
     while len(parts) > 1:
         width = 2 * parts[0].type.count
         lanes = ir.Constant(ir.VectorType(I32, width), list(range(width)))
-        parts = [builder.shuffle_vector(low, high, lanes) for low, high in zip(parts[::2], parts[1::2], strict=True)]
+        parts = [
+            builder.shuffle_vector(low, high, lanes)
+            for low, high in zip(parts[::2], parts[1::2], strict=True)
+        ]
     return parts[0]
 
 
 def _pair_products(builder: Any, accumulator: Any | None, a: Any, b: Any) -> Any:
-    """accumulator + a . b of words of two int16, in int32, of one register. With VNNI, LLVM makes it one instruction."""
+    """accumulator + a . b of words of two int16, in int32, of one register. With VNNI, LLVM makes
+    it one instruction."""
     if not TARGET.pair_words:
         sixteen = const(16)
         low = builder.mul(*(builder.ashr(builder.shl(v, sixteen), sixteen) for v in (a, b)))
         product = builder.add(low, builder.mul(*(builder.ashr(v, sixteen) for v in (a, b))))
         return product if accumulator is None else builder.add(accumulator, product)
     kind = ir.VectorType(I16, 2 * _PAIR_WORDS)
-    product = llvm.call(builder, _PAIR_PRODUCTS[_PAIR_WORDS], _PVEC, builder.bitcast(a, kind), builder.bitcast(b, kind))
+    product = llvm.call(
+        builder,
+        _PAIR_PRODUCTS[_PAIR_WORDS],
+        _PVEC,
+        builder.bitcast(a, kind),
+        builder.bitcast(b, kind),
+    )
     return product if accumulator is None else builder.add(accumulator, product)
 
 
 def _byte_products(builder: Any, accumulator: Any | None, a: Any, b: Any) -> Any:
-    """accumulator + a . b of words of four int8 and of four bytes below 16, in two int16 a word, of one register."""
+    """accumulator + a . b of words of four int8 and of four bytes below 16, in two int16 a word, of
+    one register."""
     pairs, fours = ir.VectorType(I16, 2 * _PAIR_WORDS), ir.VectorType(I8, 4 * _PAIR_WORDS)
-    product = llvm.call(builder, _BYTE_PRODUCTS[_PAIR_WORDS], pairs, builder.bitcast(b, fours), builder.bitcast(a, fours))
+    product = llvm.call(
+        builder,
+        _BYTE_PRODUCTS[_PAIR_WORDS],
+        pairs,
+        builder.bitcast(b, fours),
+        builder.bitcast(a, fours),
+    )
     if accumulator is not None:
         product = builder.add(builder.bitcast(accumulator, pairs), product)
     return builder.bitcast(product, _PVEC)
 
 
 def _fence(builder: Any, vectors: list[Any]) -> list[Any]:
-    """The same vectors of words, of which LLVM knows nothing any more: what needs them comes after all of them are there.
+    """The same vectors of words, of which LLVM knows nothing any more: what needs them comes after
+    all of them are there.
 
-    Without it LLVM rearranges many chains of sums into trees, one after the other, which needs several times the registers.
+    Without it LLVM rearranges many chains of sums into trees, one after the other, which needs
+    several times the registers.
     """
     if not TARGET.pair_words:
         return vectors
@@ -210,18 +259,29 @@ def _fence(builder: Any, vectors: list[Any]) -> list[Any]:
     constraint = ",".join([*outputs, *map(str, range(len(vectors)))])
     if len(vectors) == 1:
         return [builder.asm(ir.FunctionType(kinds[0], kinds), "", constraint, vectors, False)]
-    fenced = builder.asm(ir.FunctionType(ir.LiteralStructType(kinds), kinds), "", constraint, vectors, False)
+    fenced = builder.asm(
+        ir.FunctionType(ir.LiteralStructType(kinds), kinds), "", constraint, vectors, False
+    )
     return [builder.extract_value(fenced, i) for i in range(len(vectors))]
 
 
 def _block(rows: int, bits: int, *, byte_inputs: bool) -> Any:
-    """c [rows, 32] = sum over groups of (scale * input scale) * (quants . inputs) + offset * (sum of inputs)."""
+    """c [rows, 32] = sum over groups of (scale * input scale) * (quants . inputs) + offset * (sum
+    of inputs)."""
     multiply, size = (_byte_products, GROUP) if byte_inputs else (_pair_products, 2 * GROUP)
     ones = const(0x00010001, _PVEC)
     passes = ((0, 1),) if rows == 1 else ((0,), (1,))  # both at once where that fits the registers
 
     def emit(
-        builder: Any, a: Any, lda: Any, meta: Any, ld_meta: Any, b: Any, groups: Any, c: Any, ldc: Any
+        builder: Any,
+        a: Any,
+        lda: Any,
+        meta: Any,
+        ld_meta: Any,
+        b: Any,
+        groups: Any,
+        c: Any,
+        ldc: Any,
     ) -> None:
         inputs, scales, results = (
             [builder.add(base, builder.mul(step, ir.Constant(I64, row))) for row in range(rows)]
@@ -236,12 +296,19 @@ def _block(rows: int, bits: int, *, byte_inputs: bool) -> Any:
                 if halves[0] == 0:
                     for line in range(0, GROUP_BYTES[bits], 64):
                         llvm.prefetch(builder, _at(builder, group, AHEAD + line))
-                of_inputs, of_scales = (builder.mul(loop.index, ir.Constant(I64, size)) for size in (size, 8))
-                words = [_words_of(builder, group, bits, half, byte_inputs=byte_inputs) for half in halves]
+                of_inputs, of_scales = (
+                    builder.mul(loop.index, ir.Constant(I64, size)) for size in (size, 8)
+                )
+                words = [
+                    _words_of(builder, group, bits, half, byte_inputs=byte_inputs)
+                    for half in halves
+                ]
                 width = len(halves) * _PARTS
                 sums: list[Any] = [None] * (rows * width)
                 for step in range(size // 4):
-                    weights = [part for of_half in words for part in _parts(builder, of_half[step]())]
+                    weights = [
+                        part for of_half in words for part in _parts(builder, of_half[step]())
+                    ]
                     for row in range(rows):
                         at = _at(builder, builder.add(inputs[row], of_inputs), 4 * step)
                         word = llvm.splat(builder, llvm.load(builder, at, I32, 4), _PAIR_WORDS)
@@ -255,13 +322,19 @@ def _block(rows: int, bits: int, *, byte_inputs: bool) -> Any:
                     for row in range(rows):
                         own = builder.add(scales[row], of_scales)
                         by, total = (
-                            llvm.splat(builder, llvm.load(builder, _at(builder, own, place), F32, 4))
+                            llvm.splat(
+                                builder, llvm.load(builder, _at(builder, own, place), F32, 4)
+                            )
                             for place in (0, 4)
                         )
                         place = _at(builder, results[row], 64 * half)
-                        result = llvm.fma(builder, offset, total, llvm.load(builder, place, FVEC, 4))
+                        result = llvm.fma(
+                            builder, offset, total, llvm.load(builder, place, FVEC, 4)
+                        )
                         first = row * width + i * _PARTS
-                        product = builder.sitofp(_joined(builder, sums[first : first + _PARTS]), FVEC)
+                        product = builder.sitofp(
+                            _joined(builder, sums[first : first + _PARTS]), FVEC
+                        )
                         result = llvm.fma(builder, product, builder.fmul(scale, by), result)
                         llvm.store(builder, place, result, 4)
 
@@ -274,10 +347,17 @@ def _multiplier(bits: int, *, byte_inputs: bool = False) -> Any:
     one, two, three, four = (_block(rows, bits, byte_inputs=byte_inputs) for rows in (1, 2, 3, 4))
 
     @kernel
-    def multiply(a: int, lda: int, meta: int, ld_meta: int, rows: int, b: int, groups: int, c: int, ldc: int) -> None:
+    def multiply(
+        a: int, lda: int, meta: int, ld_meta: int, rows: int, b: int, groups: int, c: int, ldc: int
+    ) -> None:
         row = 0
         while row < rows:
-            left, own, scales, out = min(rows - row, ROWS), a + row * lda, meta + row * ld_meta, c + row * ldc
+            left, own, scales, out = (
+                min(rows - row, ROWS),
+                a + row * lda,
+                meta + row * ld_meta,
+                c + row * ldc,
+            )
             if left == 4:
                 four(own, lda, scales, ld_meta, b, groups, out, ldc)
             elif left == 3:
@@ -292,7 +372,7 @@ def _multiplier(bits: int, *, byte_inputs: bool = False) -> Any:
 
 
 pair_rows_4, pair_rows_8 = _multiplier(4), _multiplier(8)
-"""c = a . b for input rows and a tile of weights: (a, lda, meta, ld_meta, rows, b, groups, c, ldc), where `meta` has the rows'
-scales and sums, and ld* are bytes."""
+"""c = a . b for input rows and a tile of weights: (a, lda, meta, ld_meta, rows, b, groups, c, ldc),
+where `meta` has the rows' scales and sums, and ld* are bytes."""
 byte_rows_4 = _multiplier(4, byte_inputs=True)
 """The same for inputs of 8 bits, where `TARGET.pair_words` is 8 or more."""

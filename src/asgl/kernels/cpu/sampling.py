@@ -1,8 +1,9 @@
-"""Sampling: a token for each row of logits, by inverting the row's distribution with its tokens taken likeliest first.
+"""Sampling: a token for each row of logits, by inverting the row's distribution with its tokens
+taken likeliest first.
 
-Only tokens near the greatest are ranked at first, and all of them if those did not decide. Ranking is a counting sort by the
-leading 12 bits of a weight, exp((logit - greatest) / temperature), and the buckets that the draw reaches are sorted for good.
-Equal tokens keep the order of their ids.
+Only tokens near the greatest are ranked at first, and all of them if those did not decide. Ranking
+is a counting sort by the leading 12 bits of a weight, exp((logit - greatest) / temperature), and
+the buckets that the draw reaches are sorted for good. Equal tokens keep the order of their ids.
 """
 
 from __future__ import annotations
@@ -95,9 +96,11 @@ def _weigh(row: int, n: int, top: float, temperature: float) -> float:
 
 @kernel
 def _rank(row: int, n: int, least: float, near: Ints, tokens: Ints, ends: Ints) -> int:
-    """Lists the tokens of weights of at least `least` (above 0) by bucket, the greatest first; returns their number.
+    """Lists the tokens of weights of at least `least` (above 0) by bucket, the greatest first;
+    returns their number.
 
-    Bucket b, counted from the greatest weights, is tokens[ends[b - 1]:ends[b]]. `near` is room for a list of tokens.
+    Bucket b, counted from the greatest weights, is tokens[ends[b - 1]:ends[b]]. `near` is room for
+    a list of tokens.
     """
     ends[:] = 0
     count = 0
@@ -124,7 +127,9 @@ def _merge(row: int, source: Ints, first: int, middle: int, last: int, target: I
     """Merges the sorted halves first:middle and middle:last."""
     left, right = first, middle
     for i in range(first, last):
-        if right == last or (left < middle and get_f32(row + source[left] * 4) >= get_f32(row + source[right] * 4)):
+        if right == last or (
+            left < middle and get_f32(row + source[left] * 4) >= get_f32(row + source[right] * 4)
+        ):
             target[i] = source[left]
             left += 1
         else:
@@ -134,7 +139,8 @@ def _merge(row: int, source: Ints, first: int, middle: int, last: int, target: I
 
 @kernel
 def _sort(row: int, tokens: Ints, first: int, last: int, spare: Ints) -> None:
-    """Sorts tokens[first:last] by falling weight; equal ones stay as they are. Runs are sorted by insertion, then merged."""
+    """Sorts tokens[first:last] by falling weight; equal ones stay as they are. Runs are sorted by
+    insertion, then merged."""
     for start in range(first, last, _RUN):
         for i in range(start + 1, min(start + _RUN, last)):
             token = tokens[i]
@@ -147,15 +153,20 @@ def _sort(row: int, tokens: Ints, first: int, last: int, spare: Ints) -> None:
     width = _RUN
     while width < last - first:
         for start in range(first, last, 2 * width):
-            _merge(row, tokens, start, min(start + width, last), min(start + 2 * width, last), spare)
+            _merge(
+                row, tokens, start, min(start + width, last), min(start + 2 * width, last), spare
+            )
         for i in range(first, last):
             tokens[i] = spare[i]
         width *= 2
 
 
 @kernel
-def _prefix(row: int, tokens: Ints, ends: Ints, most: int, limit: float, spare: Ints) -> tuple[int, float]:
-    """(how many, their mass) of the likeliest tokens: at most `most`, and while the mass before is below `limit`.
+def _prefix(
+    row: int, tokens: Ints, ends: Ints, most: int, limit: float, spare: Ints
+) -> tuple[int, float]:
+    """(how many, their mass) of the likeliest tokens: at most `most`, and while the mass before is
+    below `limit`.
 
     Sorts only the bucket in which that ends.
     """
@@ -182,7 +193,15 @@ def _prefix(row: int, tokens: Ints, ends: Ints, most: int, limit: float, spare: 
 
 @kernel
 def _draw(
-    row: int, n: int, summed: float, uniform: float, top_k: int, top_p: float, min_p: float, tokens: Ints, spare: Ints,
+    row: int,
+    n: int,
+    summed: float,
+    uniform: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    tokens: Ints,
+    spare: Ints,
     ends: Ints,
 ) -> int:
     """A token of a row of weights whose sum is `summed`."""
@@ -203,7 +222,9 @@ def _draw(
                 likely += get_f32(row + tokens[i] * 4) >= min_p
             if likely < kept:
                 kept, held = _prefix(row, tokens, ends, likely, np.inf, spare)
-        if not complete and kept == count and kept < most and min_p < _NEAR:  # others may be kept as well
+        if (
+            not complete and kept == count and kept < most and min_p < _NEAR
+        ):  # others may be kept as well
             if limit < np.inf or most < n or min_p > 0 or held <= uniform * summed:
                 continue
             held = summed
@@ -214,11 +235,24 @@ def _draw(
 
 @kernel
 def sample_phase(
-    job: int, phase: int, number: int, logits: int, m: int, n: int, temperature: int, top_k: int, top_p: int, min_p: int,
-    uniform: int, greedy: bool, ranks: int, thread: int, out: int,
+    job: int,
+    phase: int,
+    number: int,
+    logits: int,
+    m: int,
+    n: int,
+    temperature: int,
+    top_k: int,
+    top_p: int,
+    min_p: int,
+    uniform: int,
+    greedy: bool,
+    ranks: int,
+    thread: int,
+    out: int,
 ) -> None:
-    """One thread's part of sampling the rows of logits [m, n], which become weights. `ranks` has `rank_words(n)` int64 for
-    each thread."""
+    """One thread's part of sampling the rows of logits [m, n], which become weights. `ranks` has
+    `rank_words(n)` int64 for each thread."""
     room = carray(int64_at(ranks + thread * (2 * n + BUCKETS) * 8), 2 * n + BUCKETS)
     tokens, spare, ends = room[:n], room[n : 2 * n], room[2 * n :]
     while True:
@@ -232,8 +266,16 @@ def sample_phase(
         else:
             summed = _weigh(at, n, top, get_f32(temperature + row * 4))
             token = _draw(
-                at, n, summed, get_f64(uniform + row * 8), get_i32(top_k + row * 4), get_f32(top_p + row * 4),
-                get_f32(min_p + row * 4), tokens, spare, ends,
+                at,
+                n,
+                summed,
+                get_f64(uniform + row * 8),
+                get_i32(top_k + row * 4),
+                get_f32(top_p + row * 4),
+                get_f32(min_p + row * 4),
+                tokens,
+                spare,
+                ends,
             )
             set_i64(out + row * 8, token)
         team.finish(job, phase, 1)
@@ -241,8 +283,11 @@ def sample_phase(
 
 
 @kernel
-def edit(logits: int, n: int, rows: Ints, tokens: Ints, values: NDArray[np.float32], repetition: bool) -> None:
-    """Adds values to single logits of [m, n]; with `repetition`, divides positive ones by them, multiplies the others."""
+def edit(
+    logits: int, n: int, rows: Ints, tokens: Ints, values: NDArray[np.float32], repetition: bool
+) -> None:
+    """Adds values to single logits of [m, n]; with `repetition`, divides positive ones by them,
+    multiplies the others."""
     for i in range(rows.shape[0]):
         at = logits + (rows[i] * n + tokens[i]) * 4
         old = get_f32(at)
@@ -253,7 +298,9 @@ def edit(logits: int, n: int, rows: Ints, tokens: Ints, values: NDArray[np.float
 
 
 @kernel
-def log_softmax_phase(job: int, phase: int, number: int, logits: int, m: int, n: int, out: int) -> None:
+def log_softmax_phase(
+    job: int, phase: int, number: int, logits: int, m: int, n: int, out: int
+) -> None:
     """out [m, n] = log(softmax(logits))."""
     while True:
         row = team.claim(job, phase, number, 1, m)

@@ -1,13 +1,16 @@
-"""A small vocabulary of vectors for Numba: 16 lanes of float32 (`f32x16`) or of 32-bit words (`i32x16`).
+"""A small vocabulary of vectors for Numba: 16 lanes of float32 (`f32x16`) or of 32-bit words
+(`i32x16`).
 
-Numba compiles scalar code and hopes that LLVM finds vectors in it; accumulators then live in memory. Here a vector is a Numba
-type whose operations are LLVM vector instructions (those of `llvm`), so that it stays in a register. On processors with narrower
-vectors LLVM splits each operation. Memory is named by its address in bytes (an int64): no array is boxed, typed or checked on the
-way in, which is most of the cost of calling a small kernel. Nothing here checks bounds: callers validate before they launch.
+Numba compiles scalar code and hopes that LLVM finds vectors in it; accumulators then live in
+memory. Here a vector is a Numba type whose operations are LLVM vector instructions (those of
+`llvm`), so that it stays in a register. On processors with narrower vectors LLVM splits each
+operation. Memory is named by its address in bytes (an int64): no array is boxed, typed or checked
+on the way in, which is most of the cost of calling a small kernel. Nothing here checks bounds:
+callers validate before they launch.
 
-bfloat16 is the upper half of a float32; a word holds a pair of them, the first in the low half. `dot` multiplies pairs where
-the processor can (`TARGET.bf16_dot`); elsewhere a word is one float32 and `dot` is a multiply-add, so that a kernel written in
-words serves both: see `PER_WORD`.
+bfloat16 is the upper half of a float32; a word holds a pair of them, the first in the low half.
+`dot` multiplies pairs where the processor can (`TARGET.bf16_dot`); elsewhere a word is one float32
+and `dot` is a multiply-add, so that a kernel written in words serves both: see `PER_WORD`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from asgl.kernels.cpu.llvm import BVEC, F32, F64, FVEC, HVEC, I32, I64, IVEC, LA
 from asgl.kernels.cpu.target import TARGET
 
 kernel = njit(nogil=True, error_model="numpy")
-"""Decorates every function that kernels call: compiled with its callers, never called from Python."""
+"""Decorates every function that kernels call: compiled with its callers, never called from
+Python."""
 
 
 class _Vector(types.Type):
@@ -72,7 +76,8 @@ _ARITY: dict[int, Callable[[Any], Any]] = {
 
 
 def operation(result: Any, *parameters: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Makes a Numba intrinsic of a function that emits LLVM instructions: emit(builder, *values) -> value."""
+    """Makes a Numba intrinsic of a function that emits LLVM instructions: emit(builder, *values) ->
+    value."""
 
     def decorate(emit: Callable[..., Any]) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -256,7 +261,8 @@ def maximum(builder: Any, a: Any, b: Any) -> Any:
 
 @operation(f32x16, f32x16, i64, f32)
 def keep_first(builder: Any, value: Any, count: Any, filler: Any) -> Any:
-    """The first `count` lanes (all, if it is 16 or more; none, if it is 0 or less), and `filler` in the others."""
+    """The first `count` lanes (all, if it is 16 or more; none, if it is 0 or less), and `filler` in
+    the others."""
     lanes = ir.Constant(IVEC, list(range(LANES)))
     high, low = ir.Constant(I64, LANES), ir.Constant(I64, 0)
     count = builder.select(builder.icmp_signed("<", count, high), count, high)

@@ -1,8 +1,8 @@
-"""Scores and mixtures of a few queries straight from the cache, where packing tiles would cost more than it saves, in products of
-bfloat16. widening.py is the same for processors that have none.
+"""Scores and mixtures of a few queries straight from the cache, where packing tiles would cost more
+than it saves, in products of bfloat16. widening.py is the same for processors that have none.
 
-Keys and values are given by the addresses (int64) of their tokens, to which `offset` is added; tokens past the end of a
-block must point at zeros.
+Keys and values are given by the addresses (int64) of their tokens, to which `offset` is added;
+tokens past the end of a block must point at zeros.
 """
 
 from __future__ import annotations
@@ -27,19 +27,24 @@ def _token(builder: Any, addresses: Any, index: Any, offset: Any) -> Any:
 
 
 def paired(builder: Any, a: Any, b: Any, step: int) -> Any:
-    """The sums of lanes `step` apart of two vectors, in turns of `step` lanes: of a, of b, of a, ..."""
+    """The sums of lanes `step` apart of two vectors, in turns of `step` lanes: of a, of b, of a,
+    ..."""
     lanes = range(a.type.count)
     stay = [lane if not lane & step else len(lanes) + lane for lane in lanes]
     move = [lane + step if not lane & step else len(lanes) + lane - step for lane in lanes]
     places = ir.VectorType(I32, len(lanes))
-    return builder.fadd(*(builder.shuffle_vector(a, b, ir.Constant(places, order)) for order in (stay, move)))
+    return builder.fadd(
+        *(builder.shuffle_vector(a, b, ir.Constant(places, order)) for order in (stay, move))
+    )
 
 
 def _add_up(builder: Any, vectors: list[Any]) -> Any:
     """A vector of the sums of 16 vectors, by halving and pairing them four times."""
     step = LANES // 2
     while step:
-        vectors = [paired(builder, a, b, step) for a, b in zip(vectors[:step], vectors[step:], strict=True)]
+        vectors = [
+            paired(builder, a, b, step) for a, b in zip(vectors[:step], vectors[step:], strict=True)
+        ]
         step //= 2
     return vectors[0]
 
@@ -51,7 +56,9 @@ def _score(builder: Any, addresses: Any, offset: Any, query: Any, chunks: Any, o
     for slot in slots:
         builder.store(const(0.0, FVEC), slot)
     with cgutils.for_range(builder, chunks) as loop:
-        own = llvm.load(builder, builder.add(query, builder.mul(loop.index, ir.Constant(I64, 64))), IVEC, 4)
+        own = llvm.load(
+            builder, builder.add(query, builder.mul(loop.index, ir.Constant(I64, 64))), IVEC, 4
+        )
         at = builder.add(offset, builder.mul(loop.index, ir.Constant(I64, 2 * LANES * PER_WORD)))
         for i, slot in enumerate(slots):
             key = llvm.load(builder, _token(builder, addresses, ir.Constant(I64, i), at), IVEC, 2)
@@ -63,13 +70,25 @@ def _value_words(builder: Any, addresses: Any, step: Any, offset: Any, vectors: 
     """Words of a step (a pair of tokens) for 16 * vectors outputs."""
     wide = ir.VectorType(I16, 2 * LANES)
     first = builder.mul(step, ir.Constant(I64, 2))
-    tokens = [_token(builder, addresses, index, offset) for index in (first, builder.add(first, ir.Constant(I64, 1)))]
+    tokens = [
+        _token(builder, addresses, index, offset)
+        for index in (first, builder.add(first, ir.Constant(I64, 1)))
+    ]
     words = []
     for chunk in range(vectors // 2):
-        rows = [llvm.load(builder, builder.add(at, ir.Constant(I64, 64 * chunk)), wide, 2) for at in tokens]
+        rows = [
+            llvm.load(builder, builder.add(at, ir.Constant(I64, 64 * chunk)), wide, 2)
+            for at in tokens
+        ]
         for half in range(2):
-            order = [place for i in range(half * LANES, (half + 1) * LANES) for place in (i, 2 * LANES + i)]
-            zipped = builder.shuffle_vector(*rows, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
+            order = [
+                place
+                for i in range(half * LANES, (half + 1) * LANES)
+                for place in (i, 2 * LANES + i)
+            ]
+            zipped = builder.shuffle_vector(
+                *rows, ir.Constant(ir.VectorType(I32, 2 * LANES), order)
+            )
             words.append(builder.bitcast(zipped, IVEC))
     return words
 
@@ -78,7 +97,14 @@ def _mix(rows: int, vectors: int) -> Any:
     """results += weights . values, for 16 * vectors of the outputs of `rows` queries."""
 
     def emit(
-        builder: Any, addresses: Any, offset: Any, steps: Any, weights: Any, ldw: Any, results: Any, ldr: Any
+        builder: Any,
+        addresses: Any,
+        offset: Any,
+        steps: Any,
+        weights: Any,
+        ldw: Any,
+        results: Any,
+        ldr: Any,
     ) -> None:
         def place(row: int, i: int) -> Any:
             start = builder.add(results, builder.mul(ldr, ir.Constant(I64, row)))
@@ -91,10 +117,15 @@ def _mix(rows: int, vectors: int) -> Any:
         with cgutils.for_range(builder, steps) as loop:
             words = _value_words(builder, addresses, loop.index, offset, vectors)
             for row in range(rows):
-                at = builder.add(builder.mul(ldw, ir.Constant(I64, row)), builder.mul(loop.index, ir.Constant(I64, 4)))
+                at = builder.add(
+                    builder.mul(ldw, ir.Constant(I64, row)),
+                    builder.mul(loop.index, ir.Constant(I64, 4)),
+                )
                 weight = llvm.splat(builder, llvm.load(builder, builder.add(weights, at), I32, 4))
                 for slot, word in zip(slots[row], words, strict=True):
-                    builder.store(llvm.dot(builder, builder.load(slot, typ=FVEC), weight, word), slot)
+                    builder.store(
+                        llvm.dot(builder, builder.load(slot, typ=FVEC), weight, word), slot
+                    )
         for row in range(rows):
             for i in range(vectors):
                 llvm.store(builder, place(row, i), builder.load(slots[row][i], typ=FVEC), 4)
@@ -109,11 +140,13 @@ _mix_1_4, _mix_2_4, _mix_3_4, _mix_4_4 = (_mix(rows, 4) for rows in (1, 2, 3, 4)
 
 @kernel
 def touch(first: int, second: int, rows: int, row_bytes: int) -> None:
-    """Reads a word of each line of the rows at these addresses, of both in turn, in the order of memory.
+    """Reads a word of each line of the rows at these addresses, of both in turn, in the order of
+    memory.
 
-    The work that follows goes through the rows head by head. Memory read in that order comes at a third of the rate: lines that
-    follow each other are fetched ahead by the processor itself, and two places at once faster than one. (Prefetch instructions
-    do not help: while some 24 lines are on their way, others that are asked for are dropped.)
+    The work that follows goes through the rows head by head. Memory read in that order comes at a
+    third of the rate: lines that follow each other are fetched ahead by the processor itself, and
+    two places at once faster than one. (Prefetch instructions do not help: while some 24 lines are
+    on their way, others that are asked for are dropped.)
     """
     for i in range(rows):
         for addresses in (first, second):
@@ -128,8 +161,11 @@ def prepare_queries(queries: int, elements: int) -> None:
 
 
 @kernel
-def score_rows(addresses: int, offset: int, count: int, q: int, rows: int, head_dim: int, scores: int, lds: int) -> None:
-    """scores [rows, count] of queries [rows, head_dim] elements; `count` of up to 64 keys is rounded up to 16."""
+def score_rows(
+    addresses: int, offset: int, count: int, q: int, rows: int, head_dim: int, scores: int, lds: int
+) -> None:
+    """scores [rows, count] of queries [rows, head_dim] elements; `count` of up to 64 keys is
+    rounded up to 16."""
     chunks = head_dim // (LANES * PER_WORD)
     for first in range(0, count, LANES):
         for row in range(rows):
@@ -139,7 +175,14 @@ def score_rows(addresses: int, offset: int, count: int, q: int, rows: int, head_
 
 @kernel
 def mix_rows(
-    addresses: int, offset: int, steps: int, weights: int, ldw: int, rows: int, head_dim: int, results: int
+    addresses: int,
+    offset: int,
+    steps: int,
+    weights: int,
+    ldw: int,
+    rows: int,
+    head_dim: int,
+    results: int,
 ) -> None:
     """results [rows, head_dim] float32 += weights (elements, `steps` words of them) . values."""
     ldr = head_dim * 4

@@ -1,4 +1,5 @@
-"""What the processor that kernels are compiled for can do: as Numba sees it, NUMBA_CPU_NAME and NUMBA_CPU_FEATURES included."""
+"""What the processor that kernels are compiled for can do: as Numba sees it, NUMBA_CPU_NAME and
+NUMBA_CPU_FEATURES included."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class Target(NamedTuple):
     bf16_dot: bool
     """Whether products of bfloat16 pairs are added to float32 by one instruction (AVX512-BF16)."""
     pair_words: int
-    """Words of two int16 that one instruction multiplies and adds (PMADDWD); 0 where there is none."""
+    """Words of two int16 that one instruction multiplies and adds (PMADDWD); 0 where there is
+    none."""
     half_conversion: bool
     """Whether float16 become float32 by an instruction (F16C)."""
 
@@ -39,7 +41,14 @@ def detect() -> Target:
     registers = 32 if "avx512f" in present else 8 if "avx" in present else 4
     x86 = llvm.get_process_triple().startswith(("x86_64", "i686"))
     pair_words = 0 if not x86 else 16 if "avx512bw" in present else 8 if "avx2" in present else 4
-    return Target(name, features, registers, {"avx512f", "avx512bf16"} <= present, pair_words, "f16c" in present)
+    return Target(
+        name,
+        features,
+        registers,
+        {"avx512f", "avx512bf16"} <= present,
+        pair_words,
+        "f16c" in present,
+    )
 
 
 TARGET = detect()

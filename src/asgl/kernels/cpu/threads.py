@@ -1,7 +1,8 @@
 """The threads of a team, and the compiled functions that post jobs to them (see team.py).
 
-They are Python threads that live in compiled code, and so need no OpenMP. Numba's own threading layers were no choice: the wheel
-of Numba brings a second OpenMP runtime into the process beside torch's, each with threads that spin on the other's cores.
+They are Python threads that live in compiled code, and so need no OpenMP. Numba's own threading
+layers were no choice: the wheel of Numba brings a second OpenMP runtime into the process beside
+torch's, each with threads that spin on the other's cores.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _HELP = "int64(int64, int64, int64)"
 
 
 class Team:
-    """`size` threads, the caller's among them, for jobs of up to `phases` phases. Jobs are posted by one thread at a time."""
+    """`size` threads, the caller's among them, for jobs of up to `phases` phases. Jobs are posted
+    by one thread at a time."""
 
     def __init__(self, size: int, phases: int) -> None:
         self.size = size
@@ -39,8 +41,8 @@ class Team:
         self._launch = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(launch.address)
         self._compiled = launch, helper  # keeps the code alive
         self.keep: list[Any] = []
-        """What jobs read before they have claimed anything: a helper that comes late reads it when the job is long done, and
-        maybe the team gone."""
+        """What jobs read before they have claimed anything: a helper that comes late reads it when
+        the job is long done, and maybe the team gone."""
         self._parked: list[threading.Semaphore] = []
         for number in range(1, size):
             self._start(number, helper)
@@ -49,9 +51,10 @@ class Team:
     def run(self, function: int, record: int, phases: int, values: int = 0, words: int = 0) -> None:
         """Runs void(record, thread, number of the job) on the team; returns when the job is done.
 
-        A record that an earlier job had must not be written to: `words` int64 at `values` are copied to it, at a time when a
-        late helper claims nothing any more, whatever it reads there; but the address of the team must always be there. So a
-        record's next job must have all phases that its last one had. See `keep`, too.
+        A record that an earlier job had must not be written to: `words` int64 at `values` are
+        copied to it, at a time when a late helper claims nothing any more, whatever it reads there;
+        but the address of the team must always be there. So a record's next job must have all
+        phases that its last one had. See `keep`, too.
         """
         while self._parked:
             # one that parks just now misses this job, which is then done without it
@@ -61,7 +64,9 @@ class Team:
     def _start(self, number: int, helper: Any) -> None:
         function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 3)(helper.address)
         arguments = function, self._words, number, self._parked, helper, self.keep
-        threading.Thread(target=_help, args=arguments, name=f"asgl-kernels-{number}", daemon=True).start()
+        threading.Thread(
+            target=_help, args=arguments, name=f"asgl-kernels-{number}", daemon=True
+        ).start()
 
 
 def _help(
@@ -72,7 +77,8 @@ def _help(
     _code: Any,
     _keep: list[Any],
 ) -> None:
-    """The life of a helper: jobs while there are any, and between them it waits. Holds no reference to the team."""
+    """The life of a helper: jobs while there are any, and between them it waits. Holds no reference
+    to the team."""
     last = 0
     while (last := function(words.ctypes.data, number, last)) >= 0:
         wake = threading.Semaphore(0)

@@ -1,14 +1,17 @@
-"""Which pieces of attention a step consists of: units of some queries over some consecutive positions.
+"""Which pieces of attention a step consists of: units of some queries over some consecutive
+positions.
 
-A span of positions that several rows share is a segment of all their queries; what a row has to itself is a segment of its
-own. Segments are cut into units of similar cost, along the queries and along the positions:
+A span of positions that several rows share is a segment of all their queries; what a row has to
+itself is a segment of its own. Segments are cut into units of similar cost, along the queries and
+along the positions:
 
     row 0   [ shared ~~~~~~~~~~~~~~ | own ~~~ ]          one long request, one prefix under many rows, and many short rows
     row 1   [ shared ~~~~~~~~~~~~~~ | own ]              all come out as a few units for each thread
     units   [  A  |   B   |   C     | D  / E  ]
 
-A query that met more than one unit has its partial results merged, in the order of positions. With `deterministic`, units begin
-and end at fixed absolute positions, so that what a query computes does not depend on who else is there.
+A query that met more than one unit has its partial results merged, in the order of positions. With
+`deterministic`, units begin and end at fixed absolute positions, so that what a query computes does
+not depend on who else is there.
 """
 
 from __future__ import annotations
@@ -24,22 +27,27 @@ Ints = NDArray[Any]
 
 UNIT = 6
 TOKENS, COUNT, INDEX, LENGTH, POSITION, PARTIAL = range(UNIT)
-"""The columns of a unit: first of its tokens and their number, first of its slots in kv_indices and their number, the position
-of that slot, and the row of its first token's partial results (-1: they are final)."""
+"""The columns of a unit: first of its tokens and their number, first of its slots in kv_indices and
+their number, the position of that slot, and the row of its first token's partial results (-1: they
+are final)."""
 BLOCK = 64
 """Positions that are scored at a time."""
 FIXED = 256
 """Positions of a unit in deterministic mode."""
 QUERIES = 96
-"""Queries of a KV head in a unit: enough to pay for packing its keys and values, few enough for scratch to stay in L2."""
+"""Queries of a KV head in a unit: enough to pay for packing its keys and values, few enough for
+scratch to stay in L2."""
 PACKING = 12
-"""Packing a position costs as much as scoring it for so many queries; reading it from memory is of the same order."""
+"""Packing a position costs as much as scoring it for so many queries; reading it from memory is of
+the same order."""
 _SHARES = 5
-"""Units of a thread, if they can be cut so fine: each costs a merge, and without them threads would end unevenly."""
+"""Units of a thread, if they can be cut so fine: each costs a merge, and without them threads would
+end unevenly."""
 
 
 _START, _END, _SLOT, _FIRST, _TOKENS = range(5)
-"""The columns of a segment: its positions, the first of its slots in kv_indices, the first of its tokens and their number."""
+"""The columns of a segment: its positions, the first of its slots in kv_indices, the first of its
+tokens and their number."""
 
 
 @kernel
@@ -57,7 +65,9 @@ def _list(tokens: Ints, listed: int, first: int, last: int) -> int:
 
 
 @kernel
-def _segments(qo: Ints, kv: Ints, bounds: Ints, span_ptr: Ints, span_rows: Ints, deterministic: bool) -> tuple[Ints, Ints]:
+def _segments(
+    qo: Ints, kv: Ints, bounds: Ints, span_ptr: Ints, span_rows: Ints, deterministic: bool
+) -> tuple[Ints, Ints]:
     """The segments [count, 5] of a step, and the tokens that they list."""
     rows, listed = qo.shape[0] - 1, qo[-1]
     for i in range(span_rows.shape[0]):
@@ -70,7 +80,12 @@ def _segments(qo: Ints, kv: Ints, bounds: Ints, span_ptr: Ints, span_rows: Ints,
         own_only = span == bounds.shape[0]  # what is left of each row after its last span
         start, end, first, last = 0, 0, 0, rows
         if not own_only:
-            start, end, first, last = bounds[span, 0], bounds[span, 1], span_ptr[span], span_ptr[span + 1]
+            start, end, first, last = (
+                bounds[span, 0],
+                bounds[span, 1],
+                span_ptr[span],
+                span_ptr[span + 1],
+            )
             if deterministic:
                 start, end = (start + FIXED - 1) // FIXED * FIXED, end // FIXED * FIXED
             if end <= start or last - first < 2:
@@ -89,7 +104,9 @@ def _segments(qo: Ints, kv: Ints, bounds: Ints, span_ptr: Ints, span_rows: Ints,
             for i in range(first, last):
                 row = int(span_rows[i])
                 listed = _list(tokens, listed, qo[row], qo[row + 1])
-            _set(found, count, start, end, kv[int(span_rows[first])] + start, shared, listed - shared)
+            _set(
+                found, count, start, end, kv[int(span_rows[first])] + start, shared, listed - shared
+            )
             count += 1
     return found[:count], tokens[:listed]
 
@@ -105,7 +122,15 @@ def _length(positions: int, queries: int, target: int, deterministic: bool) -> i
 
 
 @kernel
-def _cut(segments: Ints, tokens: Ints, limits: Ints, group: int, target: int, deterministic: bool, units: Ints) -> int:
+def _cut(
+    segments: Ints,
+    tokens: Ints,
+    limits: Ints,
+    group: int,
+    target: int,
+    deterministic: bool,
+    units: Ints,
+) -> int:
     """Cuts segments into units; returns how many. Writes them if there is room for any."""
     made = 0
     block = max(1, QUERIES // group)
@@ -124,8 +149,16 @@ def _cut(segments: Ints, tokens: Ints, limits: Ints, group: int, target: int, de
                 if deterministic:
                     stop = min(last, (position // FIXED + 1) * FIXED)
                 if units.shape[0]:
-                    units[made, TOKENS], units[made, COUNT], units[made, INDEX] = at, queries, slot + position - start
-                    units[made, LENGTH], units[made, POSITION], units[made, PARTIAL] = stop - position, position, -1
+                    units[made, TOKENS], units[made, COUNT], units[made, INDEX] = (
+                        at,
+                        queries,
+                        slot + position - start,
+                    )
+                    units[made, LENGTH], units[made, POSITION], units[made, PARTIAL] = (
+                        stop - position,
+                        position,
+                        -1,
+                    )
                 made += 1
                 position = stop
     return made
@@ -135,7 +168,8 @@ def _cut(segments: Ints, tokens: Ints, limits: Ints, group: int, target: int, de
 def _merges(units: Ints, tokens: Ints, limits: Ints) -> tuple[int, Ints, Ints, Ints]:
     """Numbers the partial results of tokens that are in several units.
 
-    Returns (their number, the tokens to merge, where each one's partial results begin in the next, and the partial results).
+    Returns (their number, the tokens to merge, where each one's partial results begin in the next,
+    and the partial results).
     """
     parts = np.zeros(limits.shape[0] + 1, np.int64)
     for u in range(units.shape[0]):
@@ -166,7 +200,10 @@ def _merges(units: Ints, tokens: Ints, limits: Ints) -> tuple[int, Ints, Ints, I
             while place > parts[token] and position[place - 1] > units[u, POSITION]:
                 order[place], position[place] = order[place - 1], position[place - 1]
                 place -= 1
-            order[place], position[place] = units[u, PARTIAL] + i if units[u, PARTIAL] >= 0 else -1, units[u, POSITION]
+            order[place], position[place] = (
+                units[u, PARTIAL] + i if units[u, PARTIAL] >= 0 else -1,
+                units[u, POSITION],
+            )
     kept = 0
     for i in range(many):
         if order[parts[merged[i]]] >= 0:
@@ -182,13 +219,21 @@ SIGNATURE = (
 
 
 def plan_units(
-    qo: Ints, kv: Ints, bounds: Ints, span_ptr: Ints, span_rows: Ints, group: int, threads: int, deterministic: bool
+    qo: Ints,
+    kv: Ints,
+    bounds: Ints,
+    span_ptr: Ints,
+    span_rows: Ints,
+    group: int,
+    threads: int,
+    deterministic: bool,
 ) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, int]:
     """The units of a step of rows `qo`, `kv` (see `asgl.kernels.api.Batch`).
 
-    Shared spans are given by `bounds` [spans, 2], and their rows in CSR form; `group` is the query heads of a KV head. Returns
-    units [units, 6]; the tokens that they name; limits: how many of its row's positions each token sees; the tokens to merge;
-    where a token's partial results begin, and partial results (rows) in the order of positions; the number of those.
+    Shared spans are given by `bounds` [spans, 2], and their rows in CSR form; `group` is the query
+    heads of a KV head. Returns units [units, 6]; the tokens that they name; limits: how many of its
+    row's positions each token sees; the tokens to merge; where a token's partial results begin, and
+    partial results (rows) in the order of positions; the number of those.
     """
     limits = np.empty(qo[-1], np.int64)
     for row in range(qo.shape[0] - 1):
@@ -199,7 +244,9 @@ def plan_units(
     for s in range(segments.shape[0]):
         cost += (segments[s, _END] - segments[s, _START]) * (PACKING + segments[s, _TOKENS] * group)
     target = cost // (threads * _SHARES)
-    count = _cut(segments, tokens, limits, group, target, deterministic, np.empty((0, UNIT), np.int64))
+    count = _cut(
+        segments, tokens, limits, group, target, deterministic, np.empty((0, UNIT), np.int64)
+    )
     units = np.empty((count, UNIT), np.int64)
     _cut(segments, tokens, limits, group, target, deterministic, units)
     partials, merged, parts, order = _merges(units, tokens, limits)

@@ -1,4 +1,5 @@
-"""Weights as the kernels stream them: tiles of 32 outputs (see dots.py), made once when a model is loaded."""
+"""Weights as the kernels stream them: tiles of 32 outputs (see dots.py), made once when a model is
+loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows to look up. `kind` 8: bytes with a scale and an offset for each `share`; 16: bfloat16; 32: float32."""
+    """Rows to look up. `kind` 8: bytes with a scale and an offset for each `share`; 16: bfloat16;
+    32: float32."""
 
     memory: Tensor
     scale: Tensor | None
@@ -41,17 +43,22 @@ class Table:
 
 
 def pack(
-    weight: Tensor | QuantizedTensor, arena: Arena, fill_tiles: Callable[..., None] = packing.fill_tiles
+    weight: Tensor | QuantizedTensor,
+    arena: Arena,
+    fill_tiles: Callable[..., None] = packing.fill_tiles,
 ) -> Packed:
-    """Tiles of the weights, in memory of the arena, in the format they have; dense ones as bfloat16.
+    """Tiles of the weights, in memory of the arena, in the format they have; dense ones as
+    bfloat16.
 
-    `fill_tiles` may be a compiled one. 4 and 8 bits need groups of a multiple of 32, else they become bfloat16; scales and
-    offsets are held in float16, as model files do. ConfigError if k is no multiple of 32.
+    `fill_tiles` may be a compiled one. 4 and 8 bits need groups of a multiple of 32, else they
+    become bfloat16; scales and offsets are held in float16, as model files do. ConfigError if k is
+    no multiple of 32.
     """
     outputs, k = weight.shape
     if k % GROUP:
         raise ConfigError(
-            f"the CPU kernels cannot multiply a matrix of {outputs} x {k}: its width must be a multiple of {GROUP}; use "
+            f"the CPU kernels cannot multiply a matrix of {outputs} x {k}: its width must be a "
+            f"multiple of {GROUP}; use "
             "kernels='reference'"
         )
     if isinstance(weight, QuantizedTensor) and weight.group % GROUP:
@@ -76,14 +83,19 @@ def _dense_tiles(weight: Tensor) -> Tensor:
     return pairs.permute(0, 3, 1, 2, 4).contiguous().view(torch.uint8)
 
 
-def _quantized_tiles(weight: QuantizedTensor, arena: Arena, fill_tiles: Callable[..., None]) -> Tensor:
+def _quantized_tiles(
+    weight: QuantizedTensor, arena: Arena, fill_tiles: Callable[..., None]
+) -> Tensor:
     outputs, k = weight.shape
     scale, offset = weight.scale, weight.offset
     if weight.bits == 8:  # bytes become signed
         offset = offset + 128 * scale
     repeats = weight.group // GROUP
     if repeats > 1:
-        scale, offset = scale.repeat_interleave(repeats, dim=1), offset.repeat_interleave(repeats, dim=1)
+        scale, offset = (
+            scale.repeat_interleave(repeats, dim=1),
+            offset.repeat_interleave(repeats, dim=1),
+        )
     size = -(-outputs // OUTPUTS) * (k // GROUP) * GROUP_BYTES[weight.bits]
     memory = arena.take(size)
     ends = [part.half().contiguous().view(torch.int16).numpy() for part in (scale, offset)]
@@ -96,17 +108,27 @@ def table(weight: Tensor | QuantizedTensor) -> Table:
     """A copy of the rows in the format they have."""
     d = weight.shape[1]
     if isinstance(weight, QuantizedTensor):
-        return Table(weight.quants.clone(), weight.scale.clone(), weight.offset.clone(), 8, weight.group, d)
+        return Table(
+            weight.quants.clone(), weight.scale.clone(), weight.offset.clone(), 8, weight.group, d
+        )
     kind = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
-    return Table(torch.empty(weight.shape, dtype=kind).copy_(weight), None, None, 8 * kind.itemsize, d, d)
+    return Table(
+        torch.empty(weight.shape, dtype=kind).copy_(weight), None, None, 8 * kind.itemsize, d, d
+    )
 
 
 def quantize(weight: Tensor, bits: int) -> QuantizedTensor:
-    """Rounds a dense matrix to 4 or 8 bits in groups of 32 along k, from each group's least value to its greatest."""
+    """Rounds a dense matrix to 4 or 8 bits in groups of 32 along k, from each group's least value
+    to its greatest."""
     n, k = weight.shape
     grouped = weight.float().view(n, k // GROUP, GROUP)
     low, high = grouped.aminmax(dim=2)
     low = low.half().float()  # as it is stored
     scale = ((high - low) / (2**bits - 1)).clamp_min(2.0**-24).half().float()
-    quants = ((grouped - low.unsqueeze(2)) / scale.unsqueeze(2)).round_().clamp_(0, 2**bits - 1).to(torch.uint8)
+    quants = (
+        ((grouped - low.unsqueeze(2)) / scale.unsqueeze(2))
+        .round_()
+        .clamp_(0, 2**bits - 1)
+        .to(torch.uint8)
+    )
     return QuantizedTensor(quants.view(n, k), scale, low, 4 if bits == 4 else 8, GROUP)

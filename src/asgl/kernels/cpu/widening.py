@@ -1,8 +1,10 @@
-"""What streaming.py does, for processors without products of bfloat16: keys and values become float32 on the way.
+"""What streaming.py does, for processors without products of bfloat16: keys and values become
+float32 on the way.
 
-A word of memory holds two bfloat16, and each is a float32 once the other is out of the way: the first by a shift, the second by a
-mask. So 16 elements are two vectors of 8: those at even places, and those at odd places. Queries are put into the same order
-beforehand, and mixtures back into theirs afterwards. What is loaded serves all queries of a block: three query heads share a key.
+A word of memory holds two bfloat16, and each is a float32 once the other is out of the way: the
+first by a shift, the second by a mask. So 16 elements are two vectors of 8: those at even places,
+and those at odd places. Queries are put into the same order beforehand, and mixtures back into
+theirs afterwards. What is loaded serves all queries of a block: three query heads share a key.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from asgl.kernels.cpu.streaming import paired
 QUERIES = 12
 """Up to so many queries, packing does not pay."""
 _KEYS = (0, 4, 2, 6, 1, 5, 3, 7)
-"""The keys of a block of scores, in the order in which their sums are paired: first those that end four lanes apart."""
+"""The keys of a block of scores, in the order in which their sums are paired: first those that end
+four lanes apart."""
 _WIDE = 8
 _WORDS, _FLOATS = ir.VectorType(I32, _WIDE), ir.VectorType(F32, _WIDE)
 _EVEN_ODD = [*range(0, 16, 2), *range(1, 16, 2)]
@@ -42,7 +45,11 @@ def _address(builder: Any, addresses: Any, index: Any, offset: Any) -> Any:
 def _widened(builder: Any, address: Any, half: int) -> Any:
     """Of 16 bfloat16 those at even places (`half` 0), or at odd places."""
     words = llvm.load(builder, address, _WORDS, 2)
-    moved = builder.and_(words, const(-65536, _WORDS)) if half else builder.shl(words, const(16, _WORDS))
+    moved = (
+        builder.and_(words, const(-65536, _WORDS))
+        if half
+        else builder.shl(words, const(16, _WORDS))
+    )
     return builder.bitcast(moved, _FLOATS)
 
 
@@ -56,26 +63,47 @@ def _multiply_add(builder: Any, a: Any, b: Any, slot: Any) -> None:
 
 
 def _score(rows: int, at_once: int) -> Any:
-    """Scores of 8 keys, `at_once` in a turn, for queries of `rows` rows in even-odd order; `chunks` of 16 elements are a head."""
+    """Scores of 8 keys, `at_once` in a turn, for queries of `rows` rows in even-odd order; `chunks`
+    of 16 elements are a head."""
 
-    def emit(builder: Any, addresses: Any, offset: Any, queries: Any, ldq: Any, chunks: Any, out: Any, ldo: Any) -> None:
+    def emit(
+        builder: Any,
+        addresses: Any,
+        offset: Any,
+        queries: Any,
+        ldq: Any,
+        chunks: Any,
+        out: Any,
+        ldo: Any,
+    ) -> None:
         waiting: list[list[Any]] = [[] for _ in range(rows)]
         for first in range(0, _WIDE, at_once):
-            slots = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(at_once)] for _ in range(rows)]
+            slots = [
+                [cgutils.alloca_once(builder, _FLOATS) for _ in range(at_once)] for _ in range(rows)
+            ]
             for slot in (slot for own in slots for slot in own):
                 builder.store(const(0.0, _FLOATS), slot)
-            keys = [_address(builder, addresses, ir.Constant(I64, key), offset) for key in _KEYS[first : first + at_once]]
+            keys = [
+                _address(builder, addresses, ir.Constant(I64, key), offset)
+                for key in _KEYS[first : first + at_once]
+            ]
             with cgutils.for_range(builder, chunks) as loop:
                 for half in range(2):
                     own = []
                     for row in range(rows):
                         at = _step(builder, _row(builder, queries, ldq, row), loop.index, 64)
-                        own.append(llvm.load(builder, builder.add(at, ir.Constant(I64, 32 * half)), _FLOATS, 4))
+                        own.append(
+                            llvm.load(
+                                builder, builder.add(at, ir.Constant(I64, 32 * half)), _FLOATS, 4
+                            )
+                        )
                     for i, key in enumerate(keys):
                         widened = _widened(builder, _step(builder, key, loop.index, 32), half)
                         for row in range(rows):
                             _multiply_add(builder, own[row], widened, slots[row][i])
-            for row in range(rows):  # sums are added up as soon as their partners are there, which keeps few of them
+            for row in range(
+                rows
+            ):  # sums are added up as soon as their partners are there, which keeps few of them
                 for i, slot in enumerate(slots[row]):
                     summed, done, step = builder.load(slot, typ=_FLOATS), first + i + 1, _WIDE // 2
                     while done % 2 == 0:
@@ -92,14 +120,29 @@ def _score(rows: int, at_once: int) -> Any:
 def _mix(rows: int, chunks: int) -> Any:
     """results += weights . values, for 16 * chunks of the outputs of `rows` queries."""
 
-    def emit(builder: Any, addresses: Any, offset: Any, tokens: Any, weights: Any, ldw: Any, results: Any, ldr: Any) -> None:
+    def emit(
+        builder: Any,
+        addresses: Any,
+        offset: Any,
+        tokens: Any,
+        weights: Any,
+        ldw: Any,
+        results: Any,
+        ldr: Any,
+    ) -> None:
         parts = [(row, chunk) for row in range(rows) for chunk in range(chunks)]
         slots = {part: [cgutils.alloca_once(builder, _FLOATS) for _ in range(2)] for part in parts}
-        places = {part: builder.add(_row(builder, results, ldr, part[0]), ir.Constant(I64, 64 * part[1])) for part in parts}
+        places = {
+            part: builder.add(_row(builder, results, ldr, part[0]), ir.Constant(I64, 64 * part[1]))
+            for part in parts
+        }
         for part in parts:
             held = llvm.load(builder, places[part], FVEC, 4)
             for half in range(2):
-                builder.store(_shuffled(builder, held, held, _EVEN_ODD[half * _WIDE : (half + 1) * _WIDE]), slots[part][half])
+                builder.store(
+                    _shuffled(builder, held, held, _EVEN_ODD[half * _WIDE : (half + 1) * _WIDE]),
+                    slots[part][half],
+                )
         with cgutils.for_range(builder, tokens) as loop:
             at = _address(builder, addresses, loop.index, offset)
             own = []
@@ -123,10 +166,13 @@ def _mix(rows: int, chunks: int) -> Any:
 def _split_chunk(builder: Any, address: Any) -> None:
     """16 float32, in place, to even-odd order."""
     held = llvm.load(builder, address, FVEC, 4)
-    llvm.store(builder, address, builder.shuffle_vector(held, held, ir.Constant(IVEC, _EVEN_ODD)), 4)
+    llvm.store(
+        builder, address, builder.shuffle_vector(held, held, ir.Constant(IVEC, _EVEN_ODD)), 4
+    )
 
 
-# As measured: of more sums at once LLVM keeps some in memory, and fewer wait for the multiply-add before.
+# As measured: of more sums at once LLVM keeps some in memory, and fewer wait for the multiply-add
+# before.
 _score_1, _score_2, _score_3 = _score(1, 4), _score(2, 2), _score(3, 2)
 _mix_1, _mix_2, _mix_3 = _mix(1, 2), _mix(2, 2), _mix(3, 1)
 
@@ -145,8 +191,11 @@ def prepare_queries(queries: int, elements: int) -> None:
 
 
 @kernel
-def score_rows(addresses: int, offset: int, count: int, q: int, rows: int, head_dim: int, scores: int, lds: int) -> None:
-    """scores [rows, count] of prepared queries [rows, head_dim] float32; `count` of up to 64 keys is rounded up to 8."""
+def score_rows(
+    addresses: int, offset: int, count: int, q: int, rows: int, head_dim: int, scores: int, lds: int
+) -> None:
+    """scores [rows, count] of prepared queries [rows, head_dim] float32; `count` of up to 64 keys
+    is rounded up to 8."""
     chunks, ldq, row = head_dim // 16, head_dim * 4, 0
     while row < rows:
         block, own, out = _at_once(rows - row), q + row * ldq, scores + row * lds
@@ -163,7 +212,14 @@ def score_rows(addresses: int, offset: int, count: int, q: int, rows: int, head_
 
 @kernel
 def mix_rows(
-    addresses: int, offset: int, steps: int, weights: int, ldw: int, rows: int, head_dim: int, results: int
+    addresses: int,
+    offset: int,
+    steps: int,
+    weights: int,
+    ldw: int,
+    rows: int,
+    head_dim: int,
+    results: int,
 ) -> None:
     """results [rows, head_dim] float32 += weights (float32, of `steps` tokens) . values."""
     ldr, row = head_dim * 4, 0

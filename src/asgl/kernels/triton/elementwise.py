@@ -1,18 +1,23 @@
-"""Norm, rotation, gate and copies, in Triton. One pass over memory each; all arithmetic in float32."""
+"""Norm, rotation, gate and copies, in Triton. One pass over memory each; all arithmetic in
+float32."""
 
-# no annotations from __future__: Triton's interpreter reads them as objects
-# Kernels are in Triton's language, whose values no checker of Python knows; the code that launches them is checked strictly.
-# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportIndexIssue=false
-# pyright: reportCallIssue=false, reportOptionalOperand=false, reportRedeclaration=false
+# no annotations from __future__: Triton's interpreter reads them as objects Kernels are in Triton's
+# language, whose values no checker of Python knows; the code that launches them is checked
+# strictly. pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false,
+# reportOperatorIssue=false, reportIndexIssue=false pyright: reportCallIssue=false,
+# reportOptionalOperand=false, reportRedeclaration=false
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def add_rms_norm_kernel(hidden, delta, weight, out, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
-    """hidden float32 [n, width] += delta [n, width] (if ADD); out [n, width] = hidden / rms(hidden) * weight float32 [width]
-    (Zhang and Sennrich, arXiv 1910.07467). Contiguous rows. Grid (n); BLOCK >= width, lanes past it are masked."""
+def add_rms_norm_kernel(
+    hidden, delta, weight, out, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr
+):
+    """hidden float32 [n, width] += delta [n, width] (if ADD); out [n, width] = hidden / rms(hidden)
+    * weight float32 [width] (Zhang and Sennrich, arXiv 1910.07467). Contiguous rows. Grid (n);
+    BLOCK >= width, lanes past it are masked."""
     row = tl.program_id(0).to(tl.int64) * width
     at = tl.arange(0, BLOCK)
     inside = at < width
@@ -26,13 +31,28 @@ def add_rms_norm_kernel(hidden, delta, weight, out, width, eps, ADD: tl.constexp
 
 
 @triton.jit
-def rope_and_store_kernel(qkv, positions, slots, rope, k_cache, v_cache, q_out, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-                          HALF: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """Rotates queries and keys (RoFormer, arXiv 2104.09864; halves of a head against each other), stores keys and values.
+def rope_and_store_kernel(
+    qkv,
+    positions,
+    slots,
+    rope,
+    k_cache,
+    v_cache,
+    q_out,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    # fmt: skip
+    HALF: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Rotates queries and keys (RoFormer, arXiv 2104.09864; halves of a head against each other),
+    stores keys and values.
 
-    qkv [n, HEADS + 2 KV_HEADS, 2 HALF]; rope float32 [context, 2 HALF]: cosines, then sines; k_cache, v_cache [slots, KV_HEADS,
-    2 HALF]; q_out [n, HEADS, 2 HALF]. Grid (n, ceil((HEADS + 2 KV_HEADS) / BLOCK_H)); BLOCK_D >= HALF. A token whose slot is
-    negative is padding: its keys and values are written nowhere.
+    qkv [n, HEADS + 2 KV_HEADS, 2 HALF]; rope float32 [context, 2 HALF]: cosines, then sines;
+    k_cache, v_cache [slots, KV_HEADS, 2 HALF]; q_out [n, HEADS, 2 HALF]. Grid (n, ceil((HEADS + 2
+    KV_HEADS) / BLOCK_H)); BLOCK_D >= HALF. A token whose slot is negative is padding: its keys and
+    values are written nowhere.
     """
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
@@ -67,23 +87,30 @@ def rope_and_store_kernel(qkv, positions, slots, rope, k_cache, v_cache, q_out, 
 
 @triton.jit
 def silu_and_mul_kernel(gate_up, out, width, BLOCK: tl.constexpr):
-    """gate_up [n, 2 width], a row's gates before its ups: silu(gate) * up -> out [n, width] (Shazeer, arXiv 2002.05202).
-    Contiguous. Grid (n, ceil(width / BLOCK)); lanes past the width are masked."""
+    """gate_up [n, 2 width], a row's gates before its ups: silu(gate) * up -> out [n, width]
+    (Shazeer, arXiv 2002.05202). Contiguous. Grid (n, ceil(width / BLOCK)); lanes past the width are
+    masked."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
     source = gate_up + row * 2 * width + at
     gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(source + width, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * width + at, (gate / (1.0 + tl.exp(-gate)) * up).to(out.dtype.element_ty), mask=inside)
+    tl.store(
+        out + row * width + at,
+        (gate / (1.0 + tl.exp(-gate)) * up).to(out.dtype.element_ty),
+        mask=inside,
+    )
 
 
 @triton.jit
 def copy_slots_kernel(pool, sources, destinations, layer_stride, width, BLOCK: tl.constexpr):
-    """pool[layer, destinations[i]] = pool[layer, sources[i]] for all of pool's layers, keys and values.
+    """pool[layer, destinations[i]] = pool[layer, sources[i]] for all of pool's layers, keys and
+    values.
 
-    pool [layers, slots, width], layer_stride elements from one layer to the next; sources, destinations int32 [copies].
-    Grid (copies, layers, ceil(width / BLOCK)). No destination may be a source or another's destination: copies are in no order.
+    pool [layers, slots, width], layer_stride elements from one layer to the next; sources,
+    destinations int32 [copies]. Grid (copies, layers, ceil(width / BLOCK)). No destination may be a
+    source or another's destination: copies are in no order.
     """
     copy = tl.program_id(0)
     layer = pool + tl.program_id(1).to(tl.int64) * layer_stride
@@ -97,10 +124,11 @@ def copy_slots_kernel(pool, sources, destinations, layer_stride, width, BLOCK: t
 @triton.jit(do_not_specialize=["m"])
 def head_kernel(x, weight, out, m, n, k, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
                 PRECISION: tl.constexpr):  # fmt: skip
-    """out float32 [m, n] = x [m, k] @ weight [n, k]^T, all contiguous: logits, which 16-bit products of libraries would round.
+    """out float32 [m, n] = x [m, k] @ weight [n, k]^T, all contiguous: logits, which 16-bit
+    products of libraries would round.
 
-    Grid (ceil(n / BLOCK_N), ceil(m / BLOCK_M)): a program holds a tile of results and goes over k in blocks; rows, columns and
-    the end of k are masked. With m <= BLOCK_M the weight is read once.
+    Grid (ceil(n / BLOCK_N), ceil(m / BLOCK_M)): a program holds a tile of results and goes over k
+    in blocks; rows, columns and the end of k are masked. With m <= BLOCK_M the weight is read once.
     """
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)

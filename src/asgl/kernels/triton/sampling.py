@@ -1,21 +1,24 @@
 """From logits to tokens, in Triton: one program per row, without sorting.
 
-A token's weight is w = exp((logit - greatest) / temperature), in (0, 1]. Tokens are ranked by weight, of equals the lower id
-first, so what filters keep is a *cut*: all tokens above a weight, and the first few of those that have it. Weights are
-positive floats, whose bits are ordered as they are; a cut is found by fixing three bits at a time from the highest down, with
-eight sums of the weights (or counts) of tokens above a candidate. Sums over fewer tokens in the same order are never greater,
-rounded or not, so that the search is exact with respect to its own sums. Top-k, top-p, and the draw (inversion of the
-cumulative weight at a uniform number) are the same search with different measures; min-p is a cut by itself.
+A token's weight is w = exp((logit - greatest) / temperature), in (0, 1]. Tokens are ranked by
+weight, of equals the lower id first, so what filters keep is a *cut*: all tokens above a weight,
+and the first few of those that have it. Weights are positive floats, whose bits are ordered as they
+are; a cut is found by fixing three bits at a time from the highest down, with eight sums of the
+weights (or counts) of tokens above a candidate. Sums over fewer tokens in the same order are never
+greater, rounded or not, so that the search is exact with respect to its own sums. Top-k, top-p, and
+the draw (inversion of the cumulative weight at a uniform number) are the same search with different
+measures; min-p is a cut by itself.
 
-The filters are those of Fan et al. (top-k, arXiv 1805.04833), Holtzman et al. (top-p, arXiv 1904.09751) and Nguyen et al. (min-p,
-arXiv 2407.01082); the search is radix selection (Alabi et al., Fast k-selection algorithms for graphics processing units, 2012)
-with sums in place of counts.
+The filters are those of Fan et al. (top-k, arXiv 1805.04833), Holtzman et al. (top-p, arXiv
+1904.09751) and Nguyen et al. (min-p, arXiv 2407.01082); the search is radix selection (Alabi et
+al., Fast k-selection algorithms for graphics processing units, 2012) with sums in place of counts.
 """
 
-# no annotations from __future__: Triton's interpreter reads them as objects
-# Kernels are in Triton's language, whose values no checker of Python knows; the code that launches them is checked strictly.
-# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportIndexIssue=false
-# pyright: reportCallIssue=false, reportOptionalOperand=false, reportRedeclaration=false
+# no annotations from __future__: Triton's interpreter reads them as objects Kernels are in Triton's
+# language, whose values no checker of Python knows; the code that launches them is checked
+# strictly. pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false,
+# reportOperatorIssue=false, reportIndexIssue=false pyright: reportCallIssue=false,
+# reportOptionalOperand=false, reportRedeclaration=false
 
 import triton
 import triton.language as tl
@@ -30,8 +33,11 @@ def _weights(logits, begin, vocabulary, greatest, temperature, BLOCK: tl.constex
 
 
 @triton.jit
-def _measure(logits, vocabulary, greatest, temperature, keys, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """float32 [8]: for each of the eight keys, the weight of all tokens with at least that key (or how many, if COUNT)."""
+def _measure(
+    logits, vocabulary, greatest, temperature, keys, COUNT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """float32 [8]: for each of the eight keys, the weight of all tokens with at least that key (or
+    how many, if COUNT)."""
     total = tl.zeros([8, BLOCK], tl.float32)
     for begin in range(0, vocabulary, BLOCK):
         w = _weights(logits, begin, vocabulary, greatest, temperature, BLOCK)
@@ -42,14 +48,25 @@ def _measure(logits, vocabulary, greatest, temperature, keys, COUNT: tl.constexp
 
 
 @triton.jit
-def _search(logits, vocabulary, greatest, temperature, goal, STRICT: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """The highest key so that tokens of at least that key weigh `goal` (more than it, if STRICT), or are so many; 0 if all
-    together do not. With it, the measure of all tokens above that key."""
+def _search(
+    logits,
+    vocabulary,
+    greatest,
+    temperature,
+    goal,
+    STRICT: tl.constexpr,
+    COUNT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The highest key so that tokens of at least that key weigh `goal` (more than it, if STRICT),
+    or are so many; 0 if all together do not. With it, the measure of all tokens above that key."""
     digit = tl.arange(0, 8)
     found = 0
     for place in range(0, 10):
         shift = 27 - 3 * place
-        held = _measure(logits, vocabulary, greatest, temperature, found + (digit << shift), COUNT, BLOCK)
+        held = _measure(
+            logits, vocabulary, greatest, temperature, found + (digit << shift), COUNT, BLOCK
+        )
         enough = held > goal if STRICT else held >= goal
         # the first candidate is what was found so far: enough, or else nothing is
         found += tl.maximum(tl.sum(enough.to(tl.int32), 0) - 1, 0) << shift
@@ -59,7 +76,8 @@ def _search(logits, vocabulary, greatest, temperature, goal, STRICT: tl.constexp
 
 @triton.jit
 def _held(logits, vocabulary, greatest, temperature, cut, BLOCK: tl.constexpr):
-    """Of the tokens above the cut the weight, of those at it the number, and the lowest key of either."""
+    """Of the tokens above the cut the weight, of those at it the number, and the lowest key of
+    either."""
     above = tl.zeros([BLOCK], tl.float32)
     equal = tl.zeros([BLOCK], tl.int32)
     lowest = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
@@ -92,9 +110,10 @@ def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens
                   GREEDY: tl.constexpr, FILTERED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Grid (m). logits float32 [m, vocabulary], `stride` from row to row; tokens int64 [m].
 
-    temperatures, top_ps, min_ps float32, top_ks int32, uniforms float64 [m]. GREEDY: no row is random. FILTERED: top-k, top-p or
-    min-p of some row is on. `asgl.kernels.api.Kernels.sample` says what is drawn. The token is in the vocabulary whatever the
-    logits are: one that is NaN is not drawn, and if all are -inf or NaN the token is 0.
+    temperatures, top_ps, min_ps float32, top_ks int32, uniforms float64 [m]. GREEDY: no row is
+    random. FILTERED: top-k, top-p or min-p of some row is on. `asgl.kernels.api.Kernels.sample`
+    says what is drawn. The token is in the vocabulary whatever the logits are: one that is NaN is
+    not drawn, and if all are -inf or NaN the token is 0.
     """
     row = tl.program_id(0)
     logits += row.to(tl.int64) * stride
@@ -109,24 +128,40 @@ def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens
     token = tl.min(tl.where(greatest == best, first, 0x7FFFFFFF), 0)
     if not GREEDY:
         temperature = tl.load(temperatures + row)
-        # where no weight is a number, of all banned tokens or of one that is forced by +inf, the row is as good as greedy
+        # where no weight is a number, of all banned tokens or of one that is forced by +inf, the
+        # row is as good as greedy
         if (temperature > 0.0) & (best > -float("inf")) & (best < float("inf")):
             # as good as 0, and far from where float32 loses its precision
             temperature = tl.maximum(temperature, 1e-30)
-            token = _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, uniforms, FILTERED, BLOCK)
+            token = _draw(
+                logits,
+                vocabulary,
+                best,
+                temperature,
+                row,
+                top_ks,
+                top_ps,
+                min_ps,
+                uniforms,
+                FILTERED,
+                BLOCK,
+            )
     tl.store(tokens + row, token.to(tl.int64))
 
 
 @triton.jit
 def _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, uniforms, FILTERED: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
-    """The token of a row that is random: finds the cut of the filters, then the token at the row's uniform number."""
+    """The token of a row that is random: finds the cut of the filters, then the token at the row's
+    uniform number."""
     cut = 1  # the lowest key of a weight above 0
     ties = 0x7FFFFFFF  # how many of the tokens at the cut are kept
     if FILTERED:
         top_k = tl.load(top_ks + row)
         if top_k > 0:
-            found, above = _search(logits, vocabulary, best, temperature, top_k.to(tl.float32), False, True, BLOCK)
+            found, above = _search(
+                logits, vocabulary, best, temperature, top_k.to(tl.float32), False, True, BLOCK
+            )
             if found > 0:
                 cut = found
                 ties = top_k - above.to(tl.int32)
@@ -164,10 +199,13 @@ def _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, un
 
 
 @triton.jit(do_not_specialize=["count"])
-def edit_kernel(logits, rows, tokens, values, count, stride, REPETITION: tl.constexpr, BLOCK: tl.constexpr):
-    """Changes single logits float32 [m, stride], named by triples (rows, tokens int64, values float32 [count]) that do not
-    repeat: adds, or (REPETITION) divides positive logits by the value and multiplies negative ones (Keskar et al., arXiv
-    1909.05858). Grid (ceil(count / BLOCK)); lanes past the count are masked."""
+def edit_kernel(
+    logits, rows, tokens, values, count, stride, REPETITION: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Changes single logits float32 [m, stride], named by triples (rows, tokens int64, values
+    float32 [count]) that do not repeat: adds, or (REPETITION) divides positive logits by the value
+    and multiplies negative ones (Keskar et al., arXiv 1909.05858). Grid (ceil(count / BLOCK));
+    lanes past the count are masked."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     row = tl.load(rows + at, mask=inside, other=0).to(tl.int64)
@@ -184,11 +222,16 @@ def edit_kernel(logits, rows, tokens, values, count, stride, REPETITION: tl.cons
 
 @triton.jit
 def mask_kernel(logits, allowed, vocabulary, stride, words, BLOCK: tl.constexpr):
-    """Puts -inf where a grammar does not allow a token. allowed int32 [m, words]: bit t % 32 of word t // 32 is token t, words
-    past the mask's end allow nothing. Grid (m, ceil(vocabulary / BLOCK))."""
+    """Puts -inf where a grammar does not allow a token. allowed int32 [m, words]: bit t % 32 of
+    word t // 32 is token t, words past the mask's end allow nothing. Grid (m, ceil(vocabulary /
+    BLOCK))."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < vocabulary
     word = tl.load(allowed + row * words + at // 32, mask=inside & (at // 32 < words), other=0)
     banned = ((word >> (at % 32)) & 1) == 0
-    tl.store(logits + row * stride + at, tl.full([BLOCK], -float("inf"), tl.float32), mask=inside & banned)
+    tl.store(
+        logits + row * stride + at,
+        tl.full([BLOCK], -float("inf"), tl.float32),
+        mask=inside & banned,
+    )

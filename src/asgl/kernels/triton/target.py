@@ -10,11 +10,21 @@ import torch
 from asgl.errors import ConfigError
 
 _SHARED_MEMORY = {
-    "sm_80": 166_912, "sm_86": 101_376, "sm_87": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448,
-    "sm_103": 232_448, "sm_120": 101_376, "sm_121": 101_376, "gfx90a": 65_536, "gfx942": 65_536, "gfx950": 163_840,
+    "sm_80": 166_912,
+    "sm_86": 101_376,
+    "sm_87": 166_912,
+    "sm_89": 101_376,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "sm_103": 232_448,
+    "sm_120": 101_376,
+    "sm_121": 101_376,
+    "gfx90a": 65_536,
+    "gfx942": 65_536,
+    "gfx950": 163_840,
 }
-"""Bytes of shared memory that one program may have: the opt-in maximum of NVIDIA's architectures, the LDS of AMD's. Compiling
-does not check it, launching does."""
+"""Bytes of shared memory that one program may have: the opt-in maximum of NVIDIA's architectures,
+the LDS of AMD's. Compiling does not check it, launching does."""
 _LEAST = 49_152
 """What any architecture that is not listed has."""
 
@@ -23,8 +33,8 @@ _LEAST = 49_152
 class Target:
     """A device, as far as tiles depend on it.
 
-    arch: "sm_90", "gfx942", or "interpreter" for Triton's interpreter on the CPU. multiprocessors: streaming multiprocessors, or
-    compute units. shared_memory: bytes for one program.
+    arch: "sm_90", "gfx942", or "interpreter" for Triton's interpreter on the CPU. multiprocessors:
+    streaming multiprocessors, or compute units. shared_memory: bytes for one program.
     """
 
     arch: str
@@ -39,7 +49,8 @@ class Target:
 
     @property
     def wide_products(self) -> bool:
-        """Whether tensor cores take tiles of 64 rows at once (wgmma of sm_90, tcgen05 of sm_100)."""
+        """Whether tensor cores take tiles of 64 rows at once (wgmma of sm_90, tcgen05 of
+        sm_100)."""
         return self.arch in ("sm_90", "sm_100", "sm_103")
 
 
@@ -53,14 +64,15 @@ def target_of(arch: str, multiprocessors: int) -> Target:
 
 
 def target_of_device(device: torch.device) -> Target:
-    """The target of a GPU that torch sees. ConfigError for GPUs older than sm_80: they have no bfloat16 and no asynchronous
-    copies, and nothing here was compiled for them."""
+    """The target of a GPU that torch sees. ConfigError for GPUs older than sm_80: they have no
+    bfloat16 and no asynchronous copies, and nothing here was compiled for them."""
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
         return target_of(properties.gcnArchName.split(":")[0], properties.multi_processor_count)
     if properties.major < 8:
         raise ConfigError(
-            f"the Triton kernels need compute capability 8.0 or later, and {properties.name} has {properties.major}."
+            f"the Triton kernels need compute capability 8.0 or later, and {properties.name} has "
+            f"{properties.major}."
             f"{properties.minor}; use kernels='reference'"
         )
     return target_of(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)

@@ -1,4 +1,5 @@
-"""The compiler: a program is traced to a graph, passes look at it and change it, and it runs without the program's Python.
+"""The compiler: a program is traced to a graph, passes look at it and change it, and it runs
+without the program's Python.
 
     symbols     what stands for values that are not known yet
     tracer      runs a program against streams that only write down what is submitted

@@ -21,7 +21,8 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Graph(Program[T_co]):
-    """A compiled program: made by `Function.graph`. It never changes, and can run any number of times, on any Runtime.
+    """A compiled program: made by `Function.graph`. It never changes, and can run any number of
+    times, on any Runtime.
 
     `print(graph)` lists its nodes.
     """
@@ -40,24 +41,31 @@ class Graph(Program[T_co]):
     @overload
     async def __call__(self, where: PromptStream, /, *args: Any, **kwargs: Any) -> T_co: ...
     @overload
-    async def __call__(self, where: Source, /, *args: Any, **kwargs: Any) -> ProgramStream[T_co]: ...
-    async def __call__(self, where: PromptStream | Source, /, *args: Any, **kwargs: Any) -> T_co | ProgramStream[T_co]:
+    async def __call__(
+        self, where: Source, /, *args: Any, **kwargs: Any
+    ) -> ProgramStream[T_co]: ...
+    async def __call__(
+        self, where: PromptStream | Source, /, *args: Any, **kwargs: Any
+    ) -> T_co | ProgramStream[T_co]:
         """Runs the graph as the program itself would run: see `Function.__call__`.
 
-        The open arguments are given by position, in the program's order, or by name; ConfigError if they do not fit: before
-        anything is submitted, unless only the engine can tell. If an op fails, all that was submitted is cancelled; a failure
-        in branches is raised as an ExceptionGroup.
+        The open arguments are given by position, in the program's order, or by name; ConfigError if
+        they do not fit: before anything is submitted, unless only the engine can tell. If an op
+        fails, all that was submitted is cancelled; a failure in branches is raised as an
+        ExceptionGroup.
         """
         return await self._run_on(where, args, kwargs)
 
     @property
     def prefix(self) -> str:
-        """The constant text that all runs begin with, without what a chat template writes around messages."""
+        """The constant text that all runs begin with, without what a chat template writes around
+        messages."""
         return passes.prefix_text(self.nodes, self.symbols)
 
     def reordered(self) -> Graph[T_co]:
-        """The graph after code movement: constant texts before those that values go into, where the runs part, so that they have
-        more in common. This changes the prompt. `asgl.language.compile.passes` has the rule."""
+        """The graph after code movement: constant texts before those that values go into, where the
+        runs part, so that they have more in common. This changes the prompt.
+        `asgl.language.compile.passes` has the rule."""
         return replace(self, nodes=passes.reordered(self.nodes))
 
     def __repr__(self) -> str:
@@ -66,8 +74,10 @@ class Graph(Program[T_co]):
     def __str__(self) -> str:
         streams = len({node.stream for node in self.nodes}) or 1
         common = f"; all runs begin with {shortened(self.prefix)!r}" if self.prefix else ""
-        head = (f"graph of {self.name}({', '.join(self._opened)}): {len(self.nodes)} ops on {streams} "
-                f"stream{'s' if streams > 1 else ''}{common}")
+        head = (
+            f"graph of {self.name}({', '.join(self._opened)}): {len(self.nodes)} ops on {streams} "
+            f"stream{'s' if streams > 1 else ''}{common}"
+        )
         return "\n".join([head, *listing(self.nodes, self.symbols)])
 
     @property
@@ -86,11 +96,16 @@ class Graph(Program[T_co]):
 
     async def _body(self, stream: PromptStream, /, *args: Any, **kwargs: Any) -> T_co:
         if isinstance(stream, TracedStream):
-            stream.refuse("a graph runs, and cannot be a part of another: call the program that it is the graph of")
+            stream.refuse(
+                "a graph runs, and cannot be a part of another: call the program that it is the "
+                "graph of"
+            )
         try:
             bound = self.signature.bind(stream, *args, **kwargs)
         except TypeError as error:
-            raise ConfigError(f"the arguments do not fit the graph of {self.name}{self.signature}: {error}") from None
+            raise ConfigError(
+                f"the arguments do not fit the graph of {self.name}{self.signature}: {error}"
+            ) from None
         bound.apply_defaults()
         return await Execution(self.nodes, self.symbols, bound.arguments, stream).run(self.returned)
 

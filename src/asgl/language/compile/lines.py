@@ -12,8 +12,11 @@ from typing import cast
 
 import anyio
 
-_OURS = (os.path.join(os.path.dirname(__file__).removesuffix(os.path.join("language", "compile")), ""),
-         os.path.join(os.path.dirname(anyio.__file__), ""), "<frozen")
+_OURS = (
+    os.path.join(os.path.dirname(__file__).removesuffix(os.path.join("language", "compile")), ""),
+    os.path.join(os.path.dirname(anyio.__file__), ""),
+    "<frozen",
+)
 _STANDARD_LIBRARY = os.path.join(sysconfig.get_path("stdlib"), "")
 _PACKAGES = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("purelib", "platlib"))
 
@@ -45,11 +48,14 @@ def line_of_error(error: BaseException) -> str | None:
 
 
 def _is_users(frame: FrameType) -> bool:
-    """Whether it is the program's, or that of a function of the user's: not asgl's, nor the standard library's."""
+    """Whether it is the program's, or that of a function of the user's: not asgl's, nor the
+    standard library's."""
     file = frame.f_code.co_filename
     if file == "<string>" and frame.f_code.co_name == "__init__":  # written by dataclasses
         return False
-    return not file.startswith(_OURS) and (file.startswith(_PACKAGES) or not file.startswith(_STANDARD_LIBRARY))
+    return not file.startswith(_OURS) and (
+        file.startswith(_PACKAGES) or not file.startswith(_STANDARD_LIBRARY)
+    )
 
 
 def _written(frame: FrameType, line: int | None) -> str:

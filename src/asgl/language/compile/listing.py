@@ -47,15 +47,29 @@ class _Lister:
     def work(self, work: Traced) -> tuple[str, str]:
         """What it is, and what it says."""
         if isinstance(work, Text | FromHandle | Extend | Role):
-            kind = "message" if isinstance(work, Role) else "extend" if isinstance(work, Extend) else "text"
+            kind = (
+                "message"
+                if isinstance(work, Role)
+                else "extend"
+                if isinstance(work, Extend)
+                else "text"
+            )
             return kind, self._content(work)
         if isinstance(work, Gen):
             return "gen", self._asked(work.name, self._options(work))
         if isinstance(work, Select):
-            return "select", self._asked(work.name, {"choices": work.choices, "method": work.method,
-                                                     "token_healing": work.token_healing})
+            return "select", self._asked(
+                work.name,
+                {
+                    "choices": work.choices,
+                    "method": work.method,
+                    "token_healing": work.token_healing,
+                },
+            )
         if isinstance(work, Call):
-            return "select" if work.make is ops.select else "gen", self._asked(work.name, dict(work.options))
+            return "select" if work.make is ops.select else "gen", self._asked(
+                work.name, dict(work.options)
+            )
         if isinstance(work, Fork):
             return "fork", " ".join(f"s{stream}" for stream in work.streams)
         if isinstance(work, Join):
@@ -64,12 +78,22 @@ class _Lister:
             return "set", f"{work.name} = {self._value(work.value)}"
         if isinstance(work, Rewind):
             return "rewind", f"to {self._numbers[work.point]}"
-        return ("end", f"of the {work.block.role} message") if isinstance(work, CloseTurn) else ("mark", "")
+        return (
+            ("end", f"of the {work.block.role} message")
+            if isinstance(work, CloseTurn)
+            else ("mark", "")
+        )
 
     def _content(self, part: Any) -> str:
         if isinstance(part, Text):
             pieces = self._symbols.pieces(part.text)
-            return " ".join(self._label(piece) if isinstance(piece, Use) else repr(shortened(piece)) for piece in pieces) or "''"
+            return (
+                " ".join(
+                    self._label(piece) if isinstance(piece, Use) else repr(shortened(piece))
+                    for piece in pieces
+                )
+                or "''"
+            )
         if isinstance(part, FromHandle):
             return self._label(Use(part.handle.item, "text"))
         if isinstance(part, Role | Extend):
@@ -79,21 +103,39 @@ class _Lister:
         return f"<{kind} {said}>"
 
     def _asked(self, name: str | None, options: dict[str, Any]) -> str:
-        said = [f"{option}={self._value(value)}" for option, value in options.items()
-                if isinstance(value, str) or (value is not None and value is not _UNLESS_GIVEN.get(option))]
-        return " ".join([self._symbols.shown(name, self._label) if name is not None else "-", *said])
+        said = [
+            f"{option}={self._value(value)}"
+            for option, value in options.items()
+            if isinstance(value, str)
+            or (value is not None and value is not _UNLESS_GIVEN.get(option))
+        ]
+        return " ".join(
+            [self._symbols.shown(name, self._label) if name is not None else "-", *said]
+        )
 
     def _options(self, gen: Gen) -> dict[str, Any]:
         params = {field.name: getattr(gen.params, field.name) for field in fields(gen.params)}
         source = gen.constraint.source if gen.constraint is not None else None
         limits = {} if source is None else {source.kind: source.text}
-        return {**params, **limits, "logprobs": gen.logprobs, "validate": gen.validate, "retries": gen.retries}
+        return {
+            **params,
+            **limits,
+            "logprobs": gen.logprobs,
+            "validate": gen.validate,
+            "retries": gen.retries,
+        }
 
     def _value(self, value: Any) -> str:
         """As Python would write it, with labels."""
         if isinstance(value, str):
             pieces = self._symbols.pieces(value)
-            return " ".join(self._label(piece) if isinstance(piece, Use) else repr(shortened(piece)) for piece in pieces) or "''"
+            return (
+                " ".join(
+                    self._label(piece) if isinstance(piece, Use) else repr(shortened(piece))
+                    for piece in pieces
+                )
+                or "''"
+            )
         if isinstance(value, list | tuple):
             return f"[{', '.join(map(self._value, value))}]"
         return shortened(repr(self._symbols.filled(value, lambda use: _Shown(self._label(use)))))

@@ -31,7 +31,8 @@ Traced: TypeAlias = Work | Fork | Call
 
 
 def parts_of(work: Traced) -> tuple[Traced, ...]:
-    """What it appends, one after the other: of a message or extend the content, else the work itself."""
+    """What it appends, one after the other: of a message or extend the content, else the work
+    itself."""
     return work.content if isinstance(work, Role | Extend) else (work,)
 
 

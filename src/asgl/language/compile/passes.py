@@ -3,15 +3,16 @@
     prefix       the ops, constant in all runs, that the program's stream begins with
     reordered    code movement: constant texts before those that values go into
 
-Code movement, by the rule of docs/how-to/compiling.md. A *group* is some texts of one stream with nothing else between them, in
-one message. On each stream the group in which the runs of a graph part is sorted, constant texts first, and no other:
+Code movement, by the rule of docs/how-to/compiling.md. A *group* is some texts of one stream with
+nothing else between them, in one message. On each stream the group in which the runs of a graph
+part is sorted, constant texts first, and no other:
 
     text {mail} | text GUIDE | text "Team:" | gen        the last is the cue of the gen, and stays
           \\___________/
     text GUIDE | text {mail} | text "Team:" | gen
 
-Constant texts depend on nothing, so they can go before anything in the group; a text with values only ever moves back, away
-from what it depends on. A text that another op refers to does not move.
+Constant texts depend on nothing, so they can go before anything in the group; a text with values
+only ever moves back, away from what it depends on. A text that another op refers to does not move.
 """
 
 from __future__ import annotations
@@ -66,8 +67,15 @@ def reordered(nodes: Sequence[Node]) -> tuple[Node, ...]:
             first, rest = nodes[places[0]], places[-1] + 1
             if stream not in parted and isinstance(first.work, Text | FromHandle):
                 ends = next((node for node in nodes[rest:] if node.stream == stream), None)
-                sorted_places = places[:-1] if ends is not None and isinstance(ends.work, Gen | Select | Call | Fork) else places
-                group = sorted((nodes[place] for place in sorted_places), key=lambda node: not _is_constant(node))
+                sorted_places = (
+                    places[:-1]
+                    if ends is not None and isinstance(ends.work, Gen | Select | Call | Fork)
+                    else places
+                )
+                group = sorted(
+                    (nodes[place] for place in sorted_places),
+                    key=lambda node: not _is_constant(node),
+                )
                 for place, node in zip(sorted_places, group, strict=True):
                     moved[place] = node
             if not all(_is_constant(nodes[place]) for place in places):
@@ -97,4 +105,7 @@ def _groups(nodes: Sequence[Node], stream: int, referred: set[Item]) -> Iterator
 
 def _is_constant(node: Node) -> bool:
     """Whether it is the same in all runs, and says the same."""
-    return not node.uses and all(isinstance(part, Text | Point | CloseTurn | Fork | SetVariable) for part in parts_of(node.work))
+    return not node.uses and all(
+        isinstance(part, Text | Point | CloseTurn | Fork | SetVariable)
+        for part in parts_of(node.work)
+    )

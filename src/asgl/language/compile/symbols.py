@@ -1,10 +1,11 @@
 """Symbols: strings that stand for values which a traced program does not have yet.
 
-A symbol's characters are a marker, so that it survives being added to text and put into f-strings. A marker cannot be forged:
-it is made of characters drawn at random for each trace. And it is fragile on purpose: it has blanks at both ends, quotes, a
-backslash, an ampersand, capitals and small letters, so that whatever would have changed the value itself, `.strip()`,
-`.upper()`, `.split()`, `json.dumps`, `html.escape`, breaks the marker, which is noticed. Only what the traced program wrote is
-searched for markers, never a value that is put in.
+A symbol's characters are a marker, so that it survives being added to text and put into f-strings.
+A marker cannot be forged: it is made of characters drawn at random for each trace. And it is
+fragile on purpose: it has blanks at both ends, quotes, a backslash, an ampersand, capitals and
+small letters, so that whatever would have changed the value itself, `.strip()`, `.upper()`,
+`.split()`, `json.dumps`, `html.escape`, breaks the marker, which is noticed. Only what the traced
+program wrote is searched for markers, never a value that is put in.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ _END, _MIDDLE = "\x1f", "\x1e"
 
 
 class Arg:
-    """The type of `asgl.arg`, which is given to `Function.graph` as an argument whose value comes when the graph runs."""
+    """The type of `asgl.arg`, which is given to `Function.graph` as an argument whose value comes
+    when the graph runs."""
 
     def __repr__(self) -> str:
         return "asgl.arg"
 
     def __format__(self, spec: str) -> NoReturn:
-        raise TypeError("asgl.arg is no text: it stands for an argument that stays open, in program.graph(name=asgl.arg)")
+        raise TypeError(
+            "asgl.arg is no text: it stands for an argument that stays open, in "
+            "program.graph(name=asgl.arg)"
+        )
 
     __str__ = cast(Any, lambda self: format(self))
 
@@ -64,9 +69,15 @@ class Use:
 
 def label_of(use: Use, place: str = "") -> str:
     """How a use is written for readers: {topic}, {price:.2f}; `place` says more of its source."""
-    names = (use.source, ) if isinstance(use.source, str) else (use.name, *use.source.names, "what the model said")
+    names = (
+        (use.source,)
+        if isinstance(use.source, str)
+        else (use.name, *use.source.names, "what the model said")
+    )
     name = next(name for name in names if name is not None)
-    return f"{{{name}{place}{'!r' if use.form == 'repr' else ''}{':' + use.spec if use.spec else ''}}}"
+    return (
+        f"{{{name}{place}{'!r' if use.form == 'repr' else ''}{':' + use.spec if use.spec else ''}}}"
+    )
 
 
 Fill: TypeAlias = Callable[[Use], Any]
@@ -86,7 +97,8 @@ class Symbols:
         """What is left of a marker that was cut or changed."""
         self._uses: list[Use] = []
         self._numbers: dict[Use, int] = {}
-        """Where in the list each is: the same use is the same text, so that it can be part of a variable's name."""
+        """Where in the list each is: the same use is the same text, so that it can be part of a
+        variable's name."""
         self._known: dict[str, Pieces] = {}
         self.error: CompileError | None = None
         """The first that was raised: the program may have caught it."""
@@ -114,27 +126,40 @@ class Symbols:
         if plain not in self._known:
             parts = self._marker.split(plain)
             if any(self._broken.search(part) for part in parts[::2]):
-                self.refuse("a text with an open value in it was cut, changed or encoded before it was used, and the value is "
-                            f"not known yet (or the text has a character {_END!r} or {_MIDDLE!r}): change the constant parts "
-                            "only, or do it to the argument before the graph runs")
-            found = [part if index % 2 == 0 else self._uses[int(part)] for index, part in enumerate(parts)]
+                self.refuse(
+                    "a text with an open value in it was cut, changed or encoded before it was "
+                    "used, and the value is "
+                    f"not known yet (or the text has a character {_END!r} or {_MIDDLE!r}): change "
+                    "the constant parts "
+                    "only, or do it to the argument before the graph runs"
+                )
+            found = [
+                part if index % 2 == 0 else self._uses[int(part)]
+                for index, part in enumerate(parts)
+            ]
             self._known[plain] = tuple(part for part in found if part != "")
         return self._known[plain]
 
     def text(self, text: str, fill: Fill) -> str:
         """The text with its values. ConfigError if one of them is no text."""
-        return "".join(piece if isinstance(piece, str) else _as_text(piece, fill(piece)) for piece in self.pieces(text))
+        return "".join(
+            piece if isinstance(piece, str) else _as_text(piece, fill(piece))
+            for piece in self.pieces(text)
+        )
 
     # --- anything
 
     def filled(self, value: Any, fill: Fill) -> Any:
-        """The value with its symbols replaced, also inside lists, tuples, dicts and dataclasses. Lists and dicts are new ones, so
-        that no run has those of another, or of the program; all else is itself if nothing in it changes."""
+        """The value with its symbols replaced, also inside lists, tuples, dicts and dataclasses.
+        Lists and dicts are new ones, so that no run has those of another, or of the program; all
+        else is itself if nothing in it changes."""
         if isinstance(value, str):
             pieces = self.pieces(value)
             if len(pieces) == 1 and isinstance(pieces[0], Use):
                 return fill(pieces[0])
-            return self.text(value, fill) if any(isinstance(piece, Use) for piece in pieces) else value
+            return (
+                self.text(value, fill) if any(isinstance(piece, Use) for piece in pieces) else value
+            )
         if isinstance(value, Text):
             text = self.text(value.text, fill)
             return value if text == str.__str__(value.text) else Text(text)
@@ -150,17 +175,31 @@ class Symbols:
             return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)  # pyright: ignore[reportUnknownVariableType]
         if isinstance(value, Mapping):
             before = dict(cast("Mapping[Any, Any]", value))
-            after = {self.filled(key, fill): self.filled(part, fill) for key, part in before.items()}
+            after = {
+                self.filled(key, fill): self.filled(part, fill) for key, part in before.items()
+            }
             if isinstance(value, dict):
                 kept = copy(cast("dict[Any, Any]", value))
                 kept.clear()
                 kept.update(after)
                 return kept
-            same = all(a is b for pair in zip(before.items(), after.items(), strict=True) for a, b in zip(*pair, strict=True))
+            same = all(
+                a is b
+                for pair in zip(before.items(), after.items(), strict=True)
+                for a, b in zip(*pair, strict=True)
+            )
             return value if same else after
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-            changed = {name: new for name, part in fields.items() if (new := self.filled(part, fill)) is not part}
+            fields = {
+                field.name: getattr(value, field.name)
+                for field in dataclasses.fields(value)
+                if field.init
+            }
+            changed = {
+                name: new
+                for name, part in fields.items()
+                if (new := self.filled(part, fill)) is not part
+            }
             return replace(value, **changed) if changed else value
         return value
 
@@ -174,12 +213,16 @@ class Symbols:
         elif isinstance(value, Mapping):
             parts = chain.from_iterable(cast("Mapping[Any, Any]", value).items())
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            parts = [getattr(value, field.name) for field in dataclasses.fields(value) if field.init]
+            parts = [
+                getattr(value, field.name) for field in dataclasses.fields(value) if field.init
+            ]
         return [use for part in parts for use in self.uses(part)]
 
     def shown(self, text: str, label: Callable[[Use], str] = label_of) -> str:
         """For readers: the text with {labels} in the place of values."""
-        return self._marker.sub(lambda match: self.shown(label(self._uses[int(match[1])]), label), str.__str__(text))
+        return self._marker.sub(
+            lambda match: self.shown(label(self._uses[int(match[1])]), label), str.__str__(text)
+        )
 
 
 class Symbol(str):
@@ -196,18 +239,31 @@ class Symbol(str):
     def __add__(self, other: Any) -> Any:
         if isinstance(other, Content):
             return NotImplemented  # which adds it as text
-        return Symbol(str.__add__(self, other), self._symbols) if isinstance(other, str) else self._refuse("+")
+        return (
+            Symbol(str.__add__(self, other), self._symbols)
+            if isinstance(other, str)
+            else self._refuse("+")
+        )
 
     def __radd__(self, other: Any) -> Any:
-        return Symbol(str.__add__(other, self), self._symbols) if isinstance(other, str) else self._refuse("+")
+        return (
+            Symbol(str.__add__(other, self), self._symbols)
+            if isinstance(other, str)
+            else self._refuse("+")
+        )
 
     def __rmod__(self, other: Any) -> Any:
-        return Symbol(other % (self,), self._symbols) if isinstance(other, str) else self._refuse("%")
+        return (
+            Symbol(other % (self,), self._symbols) if isinstance(other, str) else self._refuse("%")
+        )
 
     def __format__(self, spec: str) -> str:
         if self._symbols.uses(spec):
-            self._symbols.refuse("how an open value is to be formatted is open too: give the value of what stands in the format "
-                                 "to .graph(...), or format it before the graph runs")
+            self._symbols.refuse(
+                "how an open value is to be formatted is open too: give the value of what stands "
+                "in the format "
+                "to .graph(...), or format it before the graph runs"
+            )
         if self._use is None or self._use.form != "value":
             return self if not spec else self._refuse("a format")
         return self._symbols.symbol(replace(self._use, form="format", spec=spec))
@@ -228,15 +284,24 @@ class Symbol(str):
     def _refuse(self, what: str) -> NoReturn:
         use = self._use
         if use is None:
-            said, instead = "what a text with open values in it says is", "do it to the constant parts before they are added"
+            said, instead = (
+                "what a text with open values in it says is",
+                "do it to the constant parts before they are added",
+            )
         elif isinstance(use.source, str):
             said = f"the argument {use.source!r} is"
-            instead = (f"give its value instead of asgl.arg, .graph({use.source}=...), or do it before the graph runs; a "
-                       "parameter of an op can be open in s.gen(...) and s.select(...), and not in asgl.gen and asgl.select")
+            instead = (
+                f"give its value instead of asgl.arg, .graph({use.source}=...), or do it before "
+                "the graph runs; a "
+                "parameter of an op can be open in s.gen(...) and s.select(...), and not in "
+                "asgl.gen and asgl.select"
+            )
         else:
             said = "what the model says is"
-            instead = ("append it as it is, or run the part of the program that has to look at it directly, without compiling it")
-        self._symbols.refuse(f"{said} not known while the program is traced, and {what} needs it: {instead}")
+            instead = "append it as it is, or run the part of the program that has to look at it directly, without compiling it"
+        self._symbols.refuse(
+            f"{said} not known while the program is traced, and {what} needs it: {instead}"
+        )
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:
@@ -249,14 +314,50 @@ def _refused(name: str) -> Callable[..., NoReturn]:
 
 
 _OPERATORS: Mapping[str, str] = {
-    "__bool__": "its truth", "__eq__": "==", "__ne__": "!=", "__lt__": "<", "__le__": "<=", "__gt__": ">", "__ge__": ">=",
-    "__hash__": "a key of a dict or set", "__len__": "len", "__iter__": "a loop over it", "__getitem__": "[...]",
-    "__contains__": "in", "__index__": "a count", "__int__": "int", "__float__": "float", "__mul__": "*", "__rmul__": "*",
-    "__mod__": "%", "__rmod__": "%", "__sub__": "-", "__rsub__": "-", "__truediv__": "/", "__rtruediv__": "/",
-    "__floordiv__": "//", "__rfloordiv__": "//", "__neg__": "-", "__abs__": "abs", "__round__": "round", "__call__": "a call",
+    "__bool__": "its truth",
+    "__eq__": "==",
+    "__ne__": "!=",
+    "__lt__": "<",
+    "__le__": "<=",
+    "__gt__": ">",
+    "__ge__": ">=",
+    "__hash__": "a key of a dict or set",
+    "__len__": "len",
+    "__iter__": "a loop over it",
+    "__getitem__": "[...]",
+    "__contains__": "in",
+    "__index__": "a count",
+    "__int__": "int",
+    "__float__": "float",
+    "__mul__": "*",
+    "__rmul__": "*",
+    "__mod__": "%",
+    "__rmod__": "%",
+    "__sub__": "-",
+    "__rsub__": "-",
+    "__truediv__": "/",
+    "__rtruediv__": "/",
+    "__floordiv__": "//",
+    "__rfloordiv__": "//",
+    "__neg__": "-",
+    "__abs__": "abs",
+    "__round__": "round",
+    "__call__": "a call",
 }
-_KEPT = {"__new__", "__init__", "__class__", "__getattribute__", "__setattr__", "__delattr__", "__init_subclass__",
-         "__subclasshook__", "__doc__", "__sizeof__", "__dir__", *vars(Symbol)}
+_KEPT = {
+    "__new__",
+    "__init__",
+    "__class__",
+    "__getattribute__",
+    "__setattr__",
+    "__delattr__",
+    "__init_subclass__",
+    "__subclasshook__",
+    "__doc__",
+    "__sizeof__",
+    "__dir__",
+    *vars(Symbol),
+}
 for _name in {*dir(str), *_OPERATORS} - _KEPT:
     setattr(Symbol, _name, _refused(_name))
 
@@ -265,4 +366,7 @@ def _as_text(use: Use, value: Any) -> str:
     if isinstance(value, str):
         return value
     of = f"the argument {use.source!r}" if isinstance(use.source, str) else "a generated value"
-    raise ConfigError(f"{of} is appended as text, so it must be a str, not {value!r}: write an f-string, or str(...), around it")
+    raise ConfigError(
+        f"{of} is appended as text, so it must be a str, not {value!r}: write an f-string, or "
+        "str(...), around it"
+    )

@@ -30,8 +30,11 @@ ItemT = TypeVar("ItemT")
 class TracedCore(Core):
     """Keeps what is submitted, and which of it is surely done at this point of the program."""
 
-    def __init__(self, trace: Trace, parent: TracedCore | None = None, base: Item | None = None) -> None:
-        # Core's own constructor needs an engine. What it sets and this does not, a trace does not know: see __getattr__
+    def __init__(
+        self, trace: Trace, parent: TracedCore | None = None, base: Item | None = None
+    ) -> None:
+        # Core's own constructor needs an engine. What it sets and this does not, a trace does not
+        # know: see __getattr__
         self.trace = trace
         self.session = cast(Any, _Anywhere())
         self.name, self.id, self.root = trace.name, trace.streams, 0
@@ -52,12 +55,17 @@ class TracedCore(Core):
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-        self.trace.symbols.refuse("what a stream says, and how its ops end, is not known while the program is traced: use the "
-                                  "values of ops, `await s.gen(...)`, and of variables, or run the program directly")
+        self.trace.symbols.refuse(
+            "what a stream says, and how its ops end, is not known while the program is traced: "
+            "use the "
+            "values of ops, `await s.gen(...)`, and of variables, or run the program directly"
+        )
 
     # --- what cores do
 
-    def enqueue(self, work: Work, *, numbered: bool = False, bound: Allowance | None = None) -> Item:
+    def enqueue(
+        self, work: Work, *, numbered: bool = False, bound: Allowance | None = None
+    ) -> Item:
         return self.add(work)
 
     def children(self, n: int) -> list[Core]:
@@ -70,12 +78,19 @@ class TracedCore(Core):
         item = self.latest.get(name)
         if item is None:
             known = ", ".join(map(repr, sorted(self.latest))) or "none"
-            raise VariableError(f"there is no variable {name!r} (those there are: {known})", stream=self.stream, name=name)
+            raise VariableError(
+                f"there is no variable {name!r} (those there are: {known})",
+                stream=self.stream,
+                name=name,
+            )
         if isinstance(item.work, SetVariable):
             return item.work.value
         core, place = self.trace.where[item]
         if place > core.reached:
-            self.trace.symbols.refuse(f"the variable {name!r} may not be finished here: await its op, or s.get({name!r}), first")
+            self.trace.symbols.refuse(
+                f"the variable {name!r} may not be finished here: await its op, or "
+                f"s.get({name!r}), first"
+            )
         return self.value_of(item, name if isinstance(item.work, Role) else None)
 
     def emit_stream(self, kind: object, parent: object = None) -> None:
@@ -100,8 +115,14 @@ class TracedCore(Core):
 
     def reach(self, item: Item | None = None) -> None:
         """The program has waited for the item; or for all that was submitted."""
-        self.reached = max(self.reached, self.trace.where[item][1] if item is not None else len(self.trace.nodes))
-        if self.parent is not None and (parent := self.parent()) is not None and self.base is not None:
+        self.reached = max(
+            self.reached, self.trace.where[item][1] if item is not None else len(self.trace.nodes)
+        )
+        if (
+            self.parent is not None
+            and (parent := self.parent()) is not None
+            and self.base is not None
+        ):
             cast(TracedCore, parent).reach(self.base)
 
     def value_of(self, item: Item, name: str | None = None) -> Any:
@@ -135,23 +156,39 @@ class TracedStream(PromptStream):
     def gen(self, name: str | None = None, **options: Any) -> Any:
         return self._call(ops.gen, name, options) or super().gen(name, **options)
 
-    def select(self, name: str | None, choices: Sequence[str], *, method: SelectMethod = "token_length_normalized",
-               token_healing: bool = False) -> SelectHandle:
+    def select(
+        self,
+        name: str | None,
+        choices: Sequence[str],
+        *,
+        method: SelectMethod = "token_length_normalized",
+        token_healing: bool = False,
+    ) -> SelectHandle:
         options = {"choices": choices, "method": method, "token_healing": token_healing}
-        return self._call(ops.select, name, options) or super().select(name, choices, method=method, token_healing=token_healing)
+        return self._call(ops.select, name, options) or super().select(
+            name, choices, method=method, token_healing=token_healing
+        )
 
-    def _call(self, make: Callable[..., Gen | Select], name: str | None, options: dict[str, Any]) -> TracedHandle | None:
+    def _call(
+        self, make: Callable[..., Gen | Select], name: str | None, options: dict[str, Any]
+    ) -> TracedHandle | None:
         """Submits the op if parameters of it are open: it cannot be made yet."""
         core, symbols = self._traced, self._traced.trace.symbols
         if not symbols.uses(options):
             return None
-        options = symbols.filled(options, symbols.symbol)  # as it is now: the program may go on with its lists
+        options = symbols.filled(
+            options, symbols.symbol
+        )  # as it is now: the program may go on with its lists
         core.check_accepts(grows=True)
-        return TracedHandle(core, core.add(Call(make, name, options), () if name is None else (name,)))
+        return TracedHandle(
+            core, core.add(Call(make, name, options), () if name is None else (name,))
+        )
 
     async def sample(self, name: str | None = None, *, n: int, **options: Any) -> list[Any]:
         if options.get("seed") is not None:
-            self.refuse("s.sample with a seed cannot be compiled: give the seed to the Runtime, or fork")
+            self.refuse(
+                "s.sample with a seed cannot be compiled: give the seed to the Runtime, or fork"
+            )
         branches = [TracedStream(child) for child in self._core.children(_count(n))]
         values = [await branch.gen(name, **options) for branch in branches]
         if name is not None:
@@ -160,20 +197,29 @@ class TracedStream(PromptStream):
 
     def fork(self, n: int, *, on_error: OnError = "cancel") -> Branches:
         if on_error != "cancel":
-            self.refuse("what is done after a failure is not part of a graph: use on_error='cancel'")
+            self.refuse(
+                "what is done after a failure is not part of a graph: use on_error='cancel'"
+            )
         return TracedBranches(self, _count(n))
 
     def copy(self) -> PromptStream:
         return TracedStream(self._core.children(1)[0])
 
-    async def map(self, fn: Callable[[PromptStream, ItemT], Awaitable[T]], items: Iterable[ItemT], *,
-                  on_error: OnError = "cancel") -> list[Any]:
+    async def map(
+        self,
+        fn: Callable[[PromptStream, ItemT], Awaitable[T]],
+        items: Iterable[ItemT],
+        *,
+        on_error: OnError = "cancel",
+    ) -> list[Any]:
         work = list(items)
         if not work:
             return []
         tasks: list[TaskHandle[T]] = []
         async with self.fork(len(work), on_error=on_error) as branches:
-            tasks = [branch.start_soon(fn, item) for branch, item in zip(branches, work, strict=True)]
+            tasks = [
+                branch.start_soon(fn, item) for branch, item in zip(branches, work, strict=True)
+            ]
         return [await task for task in tasks]
 
     async def get(self, name: str) -> Any:
@@ -185,7 +231,10 @@ class TracedStream(PromptStream):
         self._traced.reach()
 
     async def call_tools(self, *_: Any, **__: Any) -> NoReturn:
-        self.refuse("a tool runs on what the model says, which a graph has no place for: run the program directly")
+        self.refuse(
+            "a tool runs on what the model says, which a graph has no place for: run the program "
+            "directly"
+        )
 
 
 class TracedHandle(SelectHandle):
@@ -202,26 +251,45 @@ class TracedHandle(SelectHandle):
     def text(self) -> str:
         core = cast(TracedCore, self.core)
         if not isinstance(self.item.work, Gen | Select | Role | Call):
-            core.trace.symbols.refuse("only what a gen, a select or a message says is a text that a graph can use again: use "
-                                      "what was appended itself, or append the handle to another stream")
+            core.trace.symbols.refuse(
+                "only what a gen, a select or a message says is a text that a graph can use again: "
+                "use "
+                "what was appended itself, or append the handle to another stream"
+            )
         if core.reached < core.trace.where[self.item][1]:
-            core.trace.symbols.refuse("the text of an op is not there before it was awaited: await the handle first")
+            core.trace.symbols.refuse(
+                "the text of an op is not there before it was awaited: await the handle first"
+            )
         return core.trace.symbols.symbol(Use(self.item, "text"))
 
 
 def _unknown(name: str) -> Any:
     def refuse(self: TracedHandle | TracedTask, *_: Any, **__: Any) -> NoReturn:
         trace = cast(TracedCore, self.core).trace
-        trace.symbols.refuse(f"how an op goes and ends, `.{name}`, is not known while the program is traced, and stopping one is "
-                             "not part of a graph: leave it out, or run the program directly")
+        trace.symbols.refuse(
+            f"how an op goes and ends, `.{name}`, is not known while the program is traced, and "
+            "stopping one is "
+            "not part of a graph: leave it out, or run the program directly"
+        )
 
     return refuse
 
 
 for _name in ("done", "cancel", "stop", "__aiter__"):
     setattr(TracedHandle, _name, _unknown(_name))
-for _name in ("token_ids", "finish_reason", "matched_stop", "logprobs", "prompt_tokens", "cached_tokens", "time_to_first_token",
-              "elapsed", "index", "scores", "token_logprobs"):
+for _name in (
+    "token_ids",
+    "finish_reason",
+    "matched_stop",
+    "logprobs",
+    "prompt_tokens",
+    "cached_tokens",
+    "time_to_first_token",
+    "elapsed",
+    "index",
+    "scores",
+    "token_logprobs",
+):
     setattr(TracedHandle, _name, property(_unknown(_name)))
 
 
@@ -245,7 +313,8 @@ for _name in ("done", "cancel"):
 
 
 class TracedBranches(Branches):
-    """The branches of a fork block. There is no task group: nothing runs side by side while a program is traced."""
+    """The branches of a fork block. There is no task group: nothing runs side by side while a
+    program is traced."""
 
     def __init__(self, parent: TracedStream, n: int) -> None:
         self._parent = parent
@@ -262,8 +331,12 @@ class TracedBranches(Branches):
         self._parent._core.forks += 1
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> Literal[False]:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[False]:
         if error is None:
             for task in self._pending:
                 await task

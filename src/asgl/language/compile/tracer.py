@@ -1,9 +1,10 @@
 """Tracing: a program runs once, against streams that only write down what is submitted.
 
-The streams are `PromptStream`s, so all that the language can do works as it does in a run. What stands below them differs:
-their cores keep a list instead of carrying anything out, and what would need more than the list, the text of a stream, say, is
-not there, which raises CompileError. Awaiting an op gives a symbol for its value at once. So the program's coroutine never
-waits, and is driven by hand, with something in the place of an event loop that refuses everything.
+The streams are `PromptStream`s, so all that the language can do works as it does in a run. What
+stands below them differs: their cores keep a list instead of carrying anything out, and what would
+need more than the list, the text of a stream, say, is not there, which raises CompileError.
+Awaiting an op gives a symbol for its value at once. So the program's coroutine never waits, and is
+driven by hand, with something in the place of an event loop that refuses everything.
 """
 
 from __future__ import annotations
@@ -30,31 +31,51 @@ T = TypeVar("T")
 _PLAIN = (type(None), bool, int, float, complex, bytes, Enum, type)
 
 
-def trace(fn: Callable[..., Coroutine[Any, Any, T]], name: str, signature: inspect.Signature, args: tuple[Any, ...],
-          kwargs: Mapping[str, Any]) -> Graph[T]:
-    """The graph of the program, open in the arguments that are given as `asgl.arg`: see `Function.graph`."""
+def trace(
+    fn: Callable[..., Coroutine[Any, Any, T]],
+    name: str,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Graph[T]:
+    """The graph of the program, open in the arguments that are given as `asgl.arg`: see
+    `Function.graph`."""
     try:
         bound = signature.bind(None, *args, **kwargs)
     except TypeError as error:
-        raise ConfigError(f"the arguments do not fit {name}{signature}: {error}; one that is to stay open is given as "
-                          "asgl.arg") from None
+        raise ConfigError(
+            f"the arguments do not fit {name}{signature}: {error}; one that is to stay open is "
+            "given as "
+            "asgl.arg"
+        ) from None
     symbols = Symbols()
     opened = {parameter for parameter, value in bound.arguments.items() if value is arg}
     for parameter, value in bound.arguments.items():
         if parameter in opened:
             bound.arguments[parameter] = symbols.symbol(Use(parameter))
         elif _holds_arg(value):
-            raise ConfigError(f"asgl.arg was given inside of {parameter!r}: only a named parameter of {name} can stay open")
+            raise ConfigError(
+                f"asgl.arg was given inside of {parameter!r}: only a named parameter of {name} can "
+                "stay open"
+            )
     stream, *rest = signature.parameters.values()
     tracing = Trace(name, symbols, line_of_program(fn))
     bound.arguments[stream.name] = TracedStream(TracedCore(tracing))
     returned = tracing.run(lambda: fn(*bound.args, **bound.kwargs))
     parameters = [stream, *(one for one in rest if one.name in opened)]
-    return Graph(name, signature.replace(parameters=parameters), tuple(tracing.nodes), symbols, returned)
+    return Graph(
+        name, signature.replace(parameters=parameters), tuple(tracing.nodes), symbols, returned
+    )
 
 
 def _holds_arg(value: Any) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    inner = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, list | tuple)
+        else ()
+    )
     return any(one is arg for one in cast("list[Any]", inner))
 
 
@@ -72,23 +93,43 @@ class Trace:
 
     def record(self, core: TracedCore, work: Traced, item: Item, block: Block | None) -> None:
         if budgets.opened() != self._budgets:
-            self.symbols.refuse("the program opens a budget, which a graph has no place for: open it around the run of the graph")
+            self.symbols.refuse(
+                "the program opens a budget, which a graph has no place for: open it around the "
+                "run of the graph"
+            )
         if isinstance(work, Role | CloseTurn):
             role = work.role if isinstance(work, Role) else work.block.role
             if self.symbols.uses(role):
-                self.symbols.refuse("the role of a message cannot be open: give the value that goes into it to .graph(...)")
-        if isinstance(work, SetVariable) and any(isinstance(use.source, Item) for use in self.symbols.uses(work.name)):
-            self.symbols.refuse("the name of a variable depends on what the model says, which is not known when it is set")
+                self.symbols.refuse(
+                    "the role of a message cannot be open: give the value that goes into it to "
+                    ".graph(...)"
+                )
+        if isinstance(work, SetVariable) and any(
+            isinstance(use.source, Item) for use in self.symbols.uses(work.name)
+        ):
+            self.symbols.refuse(
+                "the name of a variable depends on what the model says, which is not known when it "
+                "is set"
+            )
         if isinstance(work, SetVariable):
-            self._check_plain(work.value, f"the variable {self.symbols.shown(work.name)!r} is set to", "set it to")
+            self._check_plain(
+                work.value, f"the variable {self.symbols.shown(work.name)!r} is set to", "set it to"
+            )
         uses: list[Use] = []
         for part in parts_of(work):
             found = self.symbols.uses(part)
-            if isinstance(part, Gen | Select | Call) and any(isinstance(use.source, Item) for use in found):
-                self.symbols.refuse("a parameter of a gen or select depends on what the model says, which is not known when the "
-                                    "op is submitted: what the model says can go into text only")
+            if isinstance(part, Gen | Select | Call) and any(
+                isinstance(use.source, Item) for use in found
+            ):
+                self.symbols.refuse(
+                    "a parameter of a gen or select depends on what the model says, which is not "
+                    "known when the "
+                    "op is submitted: what the model says can go into text only"
+                )
             if isinstance(part, Gen | Call):
-                self._check_validator(part.validate if isinstance(part, Gen) else part.options.get("validate"))
+                self._check_validator(
+                    part.validate if isinstance(part, Gen) else part.options.get("validate")
+                )
             uses += found
         self.where[item] = core, len(self.nodes)
         self.nodes.append(Node(core.id, work, item, block, line_of(sys._getframe()), tuple(uses)))
@@ -125,15 +166,26 @@ class Trace:
             where = line_of_error(error)
         finally:
             coroutine.close()
-        return self.symbols.refuse("the program waits for something that is no op of its streams, which a graph has no place "
-                                   "for: do it before the graph runs, or run the program directly", where)
+        return self.symbols.refuse(
+            "the program waits for something that is no op of its streams, which a graph has no "
+            "place "
+            "for: do it before the graph runs, or run the program directly",
+            where,
+        )
 
     def _raised(self, error: Exception) -> CompileError:
         """For an error of the program's own."""
         said = f"{type(error).__name__}: {error}"
         shown = self.symbols.shown(said)
-        hint = " (what stands in braces is not known yet: give its value instead of asgl.arg)" if shown != said else ""
-        return CompileError(f"{line_of_error(error) or self._begins}: while it was traced, the program raised {shown}{hint}")
+        hint = (
+            " (what stands in braces is not known yet: give its value instead of asgl.arg)"
+            if shown != said
+            else ""
+        )
+        return CompileError(
+            f"{line_of_error(error) or self._begins}: while it was traced, the program raised "
+            f"{shown}{hint}"
+        )
 
     def _check_validator(self, validate: Any) -> None:
         """A function is called as it is, with whatever it has from around it."""
@@ -143,15 +195,25 @@ class Trace:
             except ValueError:  # nothing is there yet
                 continue
             if self.symbols.uses(held):
-                self.symbols.refuse("the validator uses an open value of the program around it, and would get a marker for it: "
-                                    "give the value to .graph(...), or run the program directly")
+                self.symbols.refuse(
+                    "the validator uses an open value of the program around it, and would get a "
+                    "marker for it: "
+                    "give the value to .graph(...), or run the program directly"
+                )
 
     def _check_unchanged(self) -> None:
-        """A list that a variable was set to may have grown, but by nothing open, of which its node would not know."""
+        """A list that a variable was set to may have grown, but by nothing open, of which its node
+        would not know."""
         for node in self.nodes:
-            if isinstance(node.work, SetVariable) and self.symbols.uses(node.work) != list(node.uses):
-                self.symbols.refuse(f"open values were put into what the variable {self.symbols.shown(node.work.name)!r} was set "
-                                    "to, or taken out of it, after that: set it when it is complete", node.line)
+            if isinstance(node.work, SetVariable) and self.symbols.uses(node.work) != list(
+                node.uses
+            ):
+                self.symbols.refuse(
+                    "open values were put into what the variable "
+                    f"{self.symbols.shown(node.work.name)!r} was set "
+                    "to, or taken out of it, after that: set it when it is complete",
+                    node.line,
+                )
 
     def _check_plain(self, value: Any, which: str, instead: str, where: str | None = None) -> None:
         """The value must be made of what symbols are found in."""
@@ -168,14 +230,19 @@ class Trace:
             parts = []
         else:
             kind = type(value).__name__.removeprefix("Traced")
-            self.symbols.refuse(f"{which} a {kind}, in which open values are not found: {instead} values, or lists, tuples, "
-                                "dicts and dataclasses of them", where)
+            self.symbols.refuse(
+                f"{which} a {kind}, in which open values are not found: {instead} values, or "
+                "lists, tuples, "
+                "dicts and dataclasses of them",
+                where,
+            )
         for part in parts:
             self._check_plain(part, which, instead, where)
 
 
 class _Waits(BaseException):
-    """Thrown into a coroutine to learn where it waits. No Exception, so that no program catches it."""
+    """Thrown into a coroutine to learn where it waits. No Exception, so that no program catches
+    it."""
 
 
 class _NoLoop:
@@ -186,9 +253,15 @@ class _NoLoop:
 
     def create_task(self, coroutine: Coroutine[Any, Any, Any], **_: Any) -> NoReturn:
         coroutine.close()
-        self._symbols.refuse("the program starts a task, which a graph has no place for: await the ops themselves, which run "
-                             "side by side if they are on different branches")
+        self._symbols.refuse(
+            "the program starts a task, which a graph has no place for: await the ops themselves, "
+            "which run "
+            "side by side if they are on different branches"
+        )
 
     def __getattr__(self, name: str) -> NoReturn:
-        self._symbols.refuse("the program waits, or uses the event loop, which a graph has no place for: do it around the run of "
-                             "the graph, or run the program directly")
+        self._symbols.refuse(
+            "the program waits, or uses the event loop, which a graph has no place for: do it "
+            "around the run of "
+            "the graph, or run the program directly"
+        )
