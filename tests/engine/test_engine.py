@@ -6,7 +6,17 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from engine_harness import Gate, Letters, Sentence, Waiter, generate, opened, settled, token_ids
+from engine_harness import (
+    Gate,
+    Letters,
+    Sentence,
+    Waiter,
+    follow,
+    generate,
+    opened,
+    settled,
+    token_ids,
+)
 from fake_runner import expected_output, expected_scores
 
 from asgl.engine.ticket import Ticket
@@ -31,8 +41,8 @@ async def test_a_generation_is_told_token_by_token_and_settled_once():
         ticket = generate(engine, [1, 2, 3], max_tokens=5)
         await settled(ticket)
         assert token_ids(ticket) == expected_output([1, 2, 3], 5)
-        assert ticket.listener.progress == [1, 2, 3, 4]
-        assert (ticket.finish_reason, ticket.error, ticket.listener.times) == ("length", None, 1)
+        assert ticket.asked.progress == [1, 2, 3, 4]
+        assert (ticket.finish_reason, ticket.error, ticket.asked.times) == ("length", None, 1)
         assert len(ticket.text) == 5
         assert ticket.submitted_at <= ticket.first_token_at <= ticket.finished_at
 
@@ -50,10 +60,10 @@ async def test_a_stop_string_ends_the_generation():
 async def test_scores_and_prefetch():
     async with opened() as engine:
         prompt, options = [1, 2, 3], [[4, 5], [4], [6, 7, 8]]
-        prefetch = engine.extend(prompt, listener=Waiter())
+        prefetch = follow(engine.extend(prompt, asked=Waiter()))
         await settled(prefetch)
         assert prefetch.error is None
-        score = engine.score(prompt, options, listener=Waiter())
+        score = follow(engine.score(prompt, options, asked=Waiter()))
         await settled(score)
         assert score.option_logprobs == [expected_scores(prompt, option) for option in options]
         assert score.cached_tokens == 2
@@ -65,14 +75,14 @@ async def test_bad_requests_settle_before_submit_returns():
             (generate(engine, [1] * 100, max_tokens=1), ContextLengthError),
             (generate(engine, [1] * 50, max_tokens=20), CapacityError),
             (generate(engine, [], max_tokens=1), RequestError),
-            (engine.extend([1] * 101, listener=Waiter()), ContextLengthError),
-            (engine.score([1] * 99, [[1, 2]], listener=Waiter()), ContextLengthError),
+            (follow(engine.extend([1] * 101, asked=Waiter())), ContextLengthError),
+            (follow(engine.score([1] * 99, [[1, 2]], asked=Waiter())), ContextLengthError),
         ]
         for ticket, kind in cases:
             assert ticket.settled
             assert type(ticket.error) is kind
             assert ticket.error.request_id == ticket.request_id
-            assert ticket.listener.times == 1
+            assert ticket.asked.times == 1
         with pytest.raises(ConfigError, match="no token 50"):
             engine.check_sampling(SamplingParams(logit_bias={50: 1.0}))
         engine.check_sampling(SamplingParams(logit_bias={49: 1.0}, stop_token_ids=[3]))
@@ -105,7 +115,7 @@ async def test_cancel_while_queued_running_and_in_flight():
         await settled(later)
         assert token_ids(later) == expected_output([1, 2, 3], 2)
         assert later.cached_tokens == 2
-        assert running.listener.times == queued.listener.times == 0
+        assert running.asked.times == queued.asked.times == 0
         assert engine.statistics().cancelled == 2
 
 
@@ -141,12 +151,12 @@ async def test_one_that_its_unheard_news_has_ended_is_not_stopped():
     async with opened() as engine:
         ticket = generate(engine, [1, 2, 3], grammar=Sentence(5, 6, 7), max_tokens=2)
         engine.stop(ticket)
-        assert (ticket.finish_reason, ticket.listener.times) == ("length", 1)
+        assert (ticket.finish_reason, ticket.asked.times) == ("length", 1)
         assert token_ids(ticket) == [5, 6]
 
 
-async def test_one_stopped_by_a_listener_has_the_tokens_of_its_text():
-    """Its news of this step is behind that of the listener's request."""
+async def test_one_stopped_by_a_callback_has_the_tokens_of_its_text():
+    """Its news of this step is behind that of the callback's request."""
     async with opened() as engine:
         waiter = Waiter()
         waiter.then = lambda ticket: engine.stop(other) if len(ticket.tokens) == 2 else None
@@ -159,7 +169,7 @@ async def test_one_stopped_by_a_listener_has_the_tokens_of_its_text():
         assert token_ids(ticket) == expected_output([1, 2, 3], 5)
 
 
-async def test_a_listener_may_cancel_another_request_and_submit_new_ones():
+async def test_a_callback_may_cancel_another_request_and_submit_new_ones():
     async with opened() as engine:
         more: list[Ticket] = []
         other = generate(engine, [9, 9], max_tokens=100)
@@ -178,7 +188,7 @@ async def test_a_listener_may_cancel_another_request_and_submit_new_ones():
         assert token_ids(more[0]) == expected_output([5, 6], 2)
 
 
-async def test_a_listener_that_raises_is_reported_and_the_others_go_on():
+async def test_a_callback_that_raises_is_reported_and_the_others_go_on():
     reports = []
     asyncio.get_running_loop().set_exception_handler(
         lambda loop, context: reports.append(context["exception"])
@@ -208,7 +218,7 @@ async def test_a_step_that_raises_reaches_every_waiter_with_its_cause(step):
             assert type(ticket.error) is EngineCrashedError
             assert "device lost" in str(ticket.error)
             assert type(ticket.error.__cause__) is RuntimeError
-            assert ticket.listener.times == 1
+            assert ticket.asked.times == 1
         late = generate(engine, [1], max_tokens=1)
         assert type(late.error) is EngineCrashedError
 
@@ -233,7 +243,7 @@ async def test_cancelling_all_at_step_k_leaves_the_books_balanced(step):
         tickets += [
             generate(engine, [1, 2, 3, 4, 5, 6, 7, number], max_tokens=4) for number in range(3)
         ]
-        tickets.append(engine.score([1, 2, 3, 4, 9], [[1, 2], [1, 3, 4]], listener=Waiter()))
+        tickets.append(follow(engine.score([1, 2, 3, 4, 9], [[1, 2], [1, 3, 4]], asked=Waiter())))
         ends = [asyncio.ensure_future(cancelled.wait()), asyncio.ensure_future(settled(*tickets))]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
@@ -268,15 +278,15 @@ async def test_close_while_busy_settles_everything():
         assert type(generate(engine, [1], max_tokens=1).error) is EngineClosedError
 
 
-async def test_a_listener_that_cancels_another_request_while_all_are_closed():
+async def test_a_callback_that_cancels_another_request_while_all_are_closed():
     reports = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: reports.append(context))
     gate = Gate()
     async with opened(before_step=gate) as engine:
 
         class Leader(Waiter):
-            def on_settled(self, ticket: Ticket) -> None:
-                super().on_settled(ticket)
+            def on_settled(self) -> None:
+                super().on_settled()
                 engine.cancel(follower)
 
         leader, follower = (
@@ -290,7 +300,7 @@ async def test_a_listener_that_cancels_another_request_while_all_are_closed():
         await closing
         assert type(leader.error) is EngineClosedError
         assert follower.settled
-        assert (follower.error, follower.listener.times) == (None, 0)
+        assert (follower.error, follower.asked.times) == (None, 0)
         assert reports == []
 
 
@@ -309,7 +319,7 @@ async def test_a_failure_beside_that_of_a_step_settles_all_the_same(monkeypatch)
         with pytest.raises(ValueError, match="the books do not balance"):
             await engine._task
         assert "device lost" in str(ticket.error)
-        assert ticket.listener.times == 1
+        assert ticket.asked.times == 1
 
 
 async def test_use_from_another_loop_raises():
@@ -384,7 +394,7 @@ async def test_cancelling_the_engines_task_lets_the_step_return_first():
 
 async def test_a_pin_ends_after_its_time_and_with_the_engine():
     async with opened() as engine:
-        await settled(engine.extend([1, 2, 3], listener=Waiter()))
+        await settled(follow(engine.extend([1, 2, 3], asked=Waiter())))
         engine.pin([1, 2, 3], seconds=0)
         assert engine.statistics().pinned == 3
         await asyncio.sleep(0)
@@ -398,7 +408,7 @@ async def test_a_pin_ends_after_its_time_and_with_the_engine():
 
 async def test_an_ended_pin_lets_in_who_waited_for_its_room():
     async with opened(capacity=20) as engine:
-        await settled(engine.extend([1] * 15, listener=Waiter()))
+        await settled(follow(engine.extend([1] * 15, asked=Waiter())))
         gate = asyncio.Event()
         running = Waiter()
         running.then = lambda ticket: gate.set()

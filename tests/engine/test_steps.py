@@ -14,7 +14,6 @@ from engine_harness import (
     Waiter,
     generate,
     opened,
-    params,
     settled,
     token_ids,
 )
@@ -23,7 +22,6 @@ from fake_runner import FakeRunner, expected_output
 from asgl.engine.engine import Engine
 from asgl.errors import EngineClosedError, EngineCrashedError
 from asgl.plan import StepPlan, StepResult
-from asgl.sampling import SamplingParams
 from asgl.scheduling.scheduler import Scheduler
 
 
@@ -108,12 +106,7 @@ async def decode(
     )
     engine.start()
     tickets = [
-        engine.generate(
-            [1, 2, number],
-            SamplingParams(max_tokens=100).over(params()),
-            seed=0,
-            listener=SlowWaiter(time, delivery_time),
-        )
+        generate(engine, [1, 2, number], SlowWaiter(time, delivery_time), max_tokens=100)
         for number in range(8)
     ]
     await settled(*tickets)
@@ -177,7 +170,7 @@ async def test_a_step_that_fails_when_it_is_collected(step):
         tickets = [generate(engine, [number, 1, 2, 3, 4], max_tokens=20) for number in range(4)]
         await settled(*tickets)
         assert all(
-            type(ticket.error) is EngineCrashedError and ticket.listener.times == 1
+            type(ticket.error) is EngineCrashedError and ticket.asked.times == 1
             for ticket in tickets
         )
         assert collected in (list(range(step + 1)), list(range(step + 2)))

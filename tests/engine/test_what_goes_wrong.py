@@ -30,6 +30,7 @@ from engine_harness import (
     Letters,
     LetterTokenizer,
     Waiter,
+    follow,
     generate,
     opened,
     settled,
@@ -89,7 +90,7 @@ async def test_cancel_in_the_step_that_would_finish_it_and_twice():
         later = generate(engine, [4], max_tokens=1)
         await settled(later)
         assert ticket.tokens == []
-        assert ticket.listener.times == 0
+        assert ticket.asked.times == 0
 
 
 async def test_a_request_that_was_told_its_last_token_can_no_longer_be_cancelled():
@@ -234,7 +235,9 @@ async def test_ten_thousand_idle_prefixes_do_not_starve_one_request():
     """What streams have computed and do not use is evicted when somebody needs the room."""
     async with opened(capacity=2000, context_length=3000, max_batch_tokens=512) as engine:
         prefetches = [
-            engine.extend([number % 50, number // 50 % 50, number // 2500, 1], listener=Waiter())
+            follow(
+                engine.extend([number % 50, number // 50 % 50, number // 2500, 1], asked=Waiter())
+            )
             for number in range(10_000)
         ]
         await settled(*prefetches)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from asgl.engine.output import OutputText
 from asgl.engine.stop_regex import compiled
-from asgl.engine.ticket import Listener, Ticket
+from asgl.engine.ticket import Ticket
 from asgl.errors import ConfigError, ContextLengthError
 from asgl.language import PromptStream, Session
 from asgl.plan import SampledToken
@@ -162,7 +162,7 @@ class FakeEngine:
         grammar: Any = None,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket:
         output = OutputText(
             lambda: FakeDetokenizer(self.tokenizer),
@@ -182,7 +182,7 @@ class FakeEngine:
             "namespace": namespace,
             "priority": priority,
         }
-        ticket = self._submit("generate", prompt, details, listener, output, params.max_tokens)
+        ticket = self._submit("generate", prompt, details, output, params.max_tokens)
         if not ticket.settled and params.max_tokens == 0:
             self._settle(ticket, reason="length")
         if not ticket.settled:
@@ -199,14 +199,14 @@ class FakeEngine:
         *,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket:
         details = {
             "options": [list(option) for option in options],
             "namespace": namespace,
             "priority": priority,
         }
-        return self._submit("score", prompt, details, listener, None, 0)
+        return self._submit("score", prompt, details, None, 0)
 
     def extend(
         self,
@@ -214,18 +214,17 @@ class FakeEngine:
         *,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket:
         return self._submit(
-            "extend", prompt, {"namespace": namespace, "priority": priority}, listener, None, 0
+            "extend", prompt, {"namespace": namespace, "priority": priority}, None, 0
         )
 
     def cancel(self, ticket: Ticket) -> None:
         if not ticket.settled:
             del self.active[ticket]
             self.cancelled.append(ticket)
-            ticket.settled = True
-            ticket.finished_at = float(self.steps)
+            ticket.withdraw(float(self.steps))
 
     def stop(self, ticket: Ticket) -> None:
         if not ticket.settled and ticket.output is not None:
@@ -279,14 +278,12 @@ class FakeEngine:
         kind: str,
         prompt: Sequence[int],
         details: dict[str, Any],
-        listener: Listener,
         output: OutputText | None,
         max_tokens: int,
     ) -> Ticket:
         assert len(prompt) > 0
         ticket = Ticket(
             Request(next(self._ids), prompt, max_tokens=max_tokens),
-            listener,
             output,
             float(self.steps),
         )
@@ -347,13 +344,15 @@ class FakeEngine:
             output.finish()
             reason = "length"
         if reason is not None:
-            return self._settle(ticket, reason=reason)
-        return ticket.listener.on_progress(ticket)
+            self._settle(ticket, reason=reason)
+            return
+        if ticket.on_progress is not None:
+            ticket.on_progress()
 
     def _settle(self, ticket: Ticket, **how: Any) -> None:
         del self.active[ticket]
         self.settled += 1
-        ticket.settle(float(self.steps), **how)
+        ticket.finish(float(self.steps), **how)
 
 
 class Source:

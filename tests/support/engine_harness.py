@@ -63,7 +63,7 @@ class Sentence:
 
 
 class Waiter:
-    """A listener that can be awaited."""
+    """Hears of a ticket's progress and end, and can be awaited."""
 
     def __init__(self) -> None:
         self.settled = asyncio.Event()
@@ -76,7 +76,7 @@ class Waiter:
         if self.then is not None:
             self.then(ticket)
 
-    def on_settled(self, ticket: Ticket) -> None:
+    def on_settled(self) -> None:
         self.times += 1
         self.settled.set()
 
@@ -146,15 +146,26 @@ def params(**fields) -> SamplingParams:
 def generate(
     engine: Engine, prompt, waiter: Waiter | None = None, grammar=None, **fields
 ) -> Ticket:
-    return engine.generate(
-        prompt, params(**fields), seed=0, grammar=grammar, listener=waiter or Waiter()
+    return follow(
+        engine.generate(prompt, params(**fields), seed=0, grammar=grammar, asked=waiter or Waiter())
     )
+
+
+def follow(ticket: Ticket) -> Ticket:
+    """Lets the Waiter that asked for the ticket hear of it."""
+    waiter = ticket.asked
+    if ticket.settled:
+        waiter.on_settled()
+    else:
+        ticket.on_progress = lambda: waiter.on_progress(ticket)
+        ticket.add_callback(waiter.on_settled)
+    return ticket
 
 
 async def settled(*tickets: Ticket) -> None:
     async with asyncio.timeout(60):
         for ticket in tickets:
-            await ticket.listener.settled.wait()
+            await ticket.asked.settled.wait()
 
 
 def token_ids(ticket: Ticket) -> list[int]:

@@ -35,7 +35,7 @@ class Delivery:
         self.emit("submitted", ticket)
 
     def deliver(self, updates: Iterable[Update]) -> bool:
-        """Hands the scheduler's news to the tickets; whether any was settled. A listener may call
+        """Hands the scheduler's news to the tickets; whether any was settled. A callback may call
         it: that hands out the rest."""
         self._news.extend(updates)
         settled = False
@@ -48,7 +48,7 @@ class Delivery:
     def _deliver_one(self, update: Update) -> None:
         ticket = self._tickets.get(update.request.id)
         if ticket is None:
-            return  # cancelled by the listener of another request, just now
+            return  # cancelled by a callback of another request, just now
         if update.event is not None:
             self.emit(update.event, ticket)
             return
@@ -57,7 +57,8 @@ class Delivery:
                 ticket.first_token_at = self._clock()
             ticket.tokens.append(update.token)
         if not update.ended:
-            _tell(ticket.listener.on_progress, ticket)
+            if ticket.on_progress is not None:
+                _tell(ticket.on_progress, ticket)
             return
         if update.request.branches is not None:
             ticket.option_logprobs = update.request.branches.results()
@@ -77,7 +78,7 @@ class Delivery:
         reason: FinishReason | None = None,
         error: BaseException | None = None,
     ) -> None:
-        """Settles the ticket, with a result or an error, and tells its listener."""
+        """Settles the ticket, with a result or an error, and tells its submitter."""
         self._tickets.pop(ticket.request_id, None)
         if ticket.output is not None and reason in ("length", "stopped", "grammar"):
             ticket.output.finish()
@@ -85,13 +86,12 @@ class Delivery:
             self.emit("failed", ticket, repr(error))
         else:
             self.emit("finished", ticket, reason or "")
-        _tell(lambda t: t.settle(self._clock(), reason=reason, error=error), ticket)
+        _tell(lambda: ticket.finish(self._clock(), reason=reason, error=error), ticket)
 
     def withdraw(self, ticket: Ticket) -> None:
-        """Settles the ticket as cancelled, without telling its listener."""
+        """Settles the ticket as cancelled, without telling its submitter."""
         del self._tickets[ticket.request_id]
-        ticket.settled = True
-        ticket.finished_at = self._clock()
+        ticket.withdraw(self._clock())
         self.emit("cancelled", ticket)
 
     def emit(self, kind: Any, ticket: Ticket, reason: str = "") -> None:
@@ -108,11 +108,11 @@ class Delivery:
             )
 
 
-def _tell(callback: Callable[[Ticket], None], ticket: Ticket) -> None:
-    """A listener that raises is a bug above; it must not end the engine and every other request
+def _tell(callback: Callable[[], object], ticket: Ticket) -> None:
+    """A callback that raises is a bug above; it must not end the engine and every other request
     with it."""
     try:
-        callback(ticket)
+        callback()
     except Exception as error:
-        message = f"a listener of request {ticket.request_id} raised"
+        message = f"a callback of request {ticket.request_id} raised"
         asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})

@@ -21,7 +21,7 @@ from asgl.engine.device import DeviceThread
 from asgl.engine.intake import Intake
 from asgl.engine.saved import SavedState
 from asgl.engine.steps import Launched, Runner, Steps
-from asgl.engine.ticket import Listener, Ticket
+from asgl.engine.ticket import Ticket
 from asgl.errors import AsglError, EngineClosedError, EngineCrashedError, EngineError, RequestError
 from asgl.execution.grammar import Compiler, Grammar
 from asgl.models.chat_template import ChatTemplate
@@ -119,7 +119,7 @@ class Engine:
         grammar: Grammar | None = None,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket:
         """Generates tokens after `prompt`. `params` must be complete: see `SamplingParams.over`.
 
@@ -139,7 +139,7 @@ class Engine:
             namespace=namespace,
             priority=priority,
         )
-        ticket = Ticket(request, listener, output, self._clock())
+        ticket = Ticket(request, output, self._clock(), asked)
         error = self._intake.too_long(request, 1, "leave no room to generate")
         if error is None and request.max_tokens == 0:
             self._delivery.add(ticket)
@@ -154,7 +154,7 @@ class Engine:
         *,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket:
         """Scores each option as a continuation of `prompt`: `ticket.option_logprobs`, in the order
         of the options."""
@@ -165,7 +165,7 @@ class Engine:
             namespace=namespace,
             priority=priority,
         )
-        ticket = Ticket(request, listener, None, self._clock())
+        ticket = Ticket(request, None, self._clock(), asked)
         longest = max(map(len, options), default=0)
         return self._submit(
             ticket, self._intake.too_long(request, longest, "and the longest option are too long")
@@ -177,15 +177,15 @@ class Engine:
         *,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket:
         """Computes the keys and values of `prompt`, so that they are in the cache."""
         request = Request(self._new_id(), prompt, namespace=namespace, priority=priority)
-        ticket = Ticket(request, listener, None, self._clock())
+        ticket = Ticket(request, None, self._clock(), asked)
         return self._submit(ticket, self._intake.too_long(request, 0, "are too many"))
 
     def cancel(self, ticket: Ticket) -> None:
-        """Settles the ticket without telling its listener. The request is in no step that is
+        """Settles the ticket without telling its submitter. The request is in no step that is
         planned from now on; those in flight still compute it. Idempotent."""
         if ticket.settled:
             return
@@ -329,7 +329,7 @@ class Engine:
             self._unpin(number)
         for ticket in self._delivery.open:
             if ticket.settled:
-                continue  # the listener of another one has cancelled it, just now
+                continue  # a callback of another one has cancelled it, just now
             self.scheduler.cancel(ticket.request)
             self._delivery.settle(ticket, error=why)
         self._wake.set()

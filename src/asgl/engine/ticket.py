@@ -1,61 +1,58 @@
 """A ticket: what the engine hands out for a request, and how news of it comes back.
 
-Tickets live on the event loop. A ticket settles exactly once: with a result (`error` is None) or
-with an error. The listener is called synchronously from the engine's loop; it must be quick, and
-may submit further requests.
+Tickets live on the event loop. A ticket settles exactly once, its value being itself, or with an
+error. `on_progress` and the callbacks are called from the engine's loop: they must be quick, and may
+submit further requests.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
+from asgl.completion import Completion
 from asgl.engine.output import OutputText
-from asgl.errors import InternalError
 from asgl.plan import SampledToken
 from asgl.scheduling.request import Request
 from asgl.types import FinishReason
 
 
-class Listener(Protocol):
-    def on_progress(self, ticket: Ticket, /) -> None:
-        """New tokens came (generation only). Not called once the ticket is settled."""
-
-    def on_settled(self, ticket: Ticket, /) -> None:
-        """The ticket is settled: `ticket.error` says how."""
-
-
-class Ticket:
+class Ticket(Completion["Ticket"]):
     """The state of one request, as its submitter sees it. Times are seconds of the engine's clock.
 
     Generation: `tokens`, `text`, `finish_reason`, `matched_stop`, and `output`, which says where a
-    stop cut. Scoring: `option_logprobs`, one list of floats per option.
+    stop cut. Scoring: `option_logprobs`, one list of floats per option. `on_progress` is called
+    when tokens came and the ticket is not settled by them. `asked` is the caller's: whatever it
+    says the request is for.
     """
 
     __slots__ = (
-        "error",
+        "asked",
         "finish_reason",
         "finished_at",
         "first_token_at",
-        "listener",
+        "on_progress",
         "option_logprobs",
         "output",
         "request",
-        "settled",
         "submitted_at",
         "tokens",
     )
 
     def __init__(
-        self, request: Request, listener: Listener, output: OutputText | None, submitted_at: float
+        self,
+        request: Request,
+        output: OutputText | None,
+        submitted_at: float,
+        asked: object = None,
     ) -> None:
+        super().__init__()
         self.request = request
-        self.listener = listener
         self.output = output
+        self.asked = asked
+        self.on_progress: Callable[[], object] | None = None
         self.tokens: list[SampledToken] = []
         self.option_logprobs: list[list[float]] = []
         self.finish_reason: FinishReason | None = None
-        self.error: BaseException | None = None
-        self.settled = False
         self.submitted_at = submitted_at
         self.first_token_at: float | None = None
         self.finished_at: float | None = None
@@ -89,12 +86,18 @@ class Ticket:
     def matched_stop(self) -> str | int | None:
         return self.output.matched_stop if self.output is not None else None
 
-    def settle(
+    def finish(
         self, now: float, *, reason: FinishReason | None = None, error: BaseException | None = None
     ) -> None:
-        if self.settled:
-            raise InternalError(f"request {self.request_id} was settled twice")
-        self.settled = True
+        """Settles the ticket: with a result and its reason, or with an error."""
         self.finished_at = now
-        self.finish_reason, self.error = reason, error
-        self.listener.on_settled(self)
+        self.finish_reason = reason
+        self.settle(self if error is None else None, error=error)
+
+    def withdraw(self, now: float) -> None:
+        """Settles the ticket as cancelled by its submitter, who is told nothing."""
+        self._callbacks.clear()
+        self.finish(now)
+
+    def __repr__(self) -> str:
+        return f"<Ticket of request {self.request_id}>"

@@ -77,11 +77,6 @@ class Ticket(Protocol):
     def whole(self) -> bool: ...
 
 
-class Listener(Protocol):
-    def on_progress(self, ticket: Any, /) -> None: ...
-    def on_settled(self, ticket: Any, /) -> None: ...
-
-
 class Grammars(Protocol):
     """Grammars by their sources. What they are is the engine's own business."""
 
@@ -138,7 +133,7 @@ class Engine(Protocol):
         grammar: Any = None,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket: ...
 
     def score(
@@ -148,7 +143,7 @@ class Engine(Protocol):
         *,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket: ...
 
     def extend(
@@ -157,11 +152,11 @@ class Engine(Protocol):
         *,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket: ...
 
     def cancel(self, ticket: Any, /) -> None:
-        """Settles the ticket now, without a call to its listener. Idempotent."""
+        """Settles the ticket now, without telling its submitter. Idempotent."""
 
     def stop(self, ticket: Any, /) -> None:
         """Ends a generation now and keeps its text: it finishes with the reason "stopped"."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from asgl.errors import OutputError, StreamError
 from asgl.language import roles, seeds
-from asgl.language.backend import Listener, Ticket
+from asgl.language.backend import Ticket
 from asgl.language.choices import best, scores_of
 from asgl.language.item import (
     Begin,
@@ -156,9 +156,9 @@ def _extend(work: Extend, item: Item, state: State, place: Place) -> Steps:
     yield from _seal(state, place)
     if state.tokens:
 
-        def submit(listener: Listener) -> Ticket:
+        def submit(asked: Any) -> Ticket:
             return place.engine.extend(
-                state.tokens, namespace=place.namespace, priority=place.priority, listener=listener
+                state.tokens, namespace=place.namespace, priority=place.priority, asked=asked
             )
 
         yield ForTicket(place, submit, item)
@@ -211,7 +211,7 @@ def _request(
     ends = () if params.ignore_eos else engine.tokenizer.end_tokens
     ends = tuple(dict.fromkeys((*ends, *roles.end_of_turn(state, engine))))
 
-    def submit(listener: Listener) -> Ticket:
+    def submit(asked: Any) -> Ticket:
         return engine.generate(
             prompt,
             params,
@@ -221,7 +221,7 @@ def _request(
             grammar=grammar,
             namespace=place.namespace,
             priority=place.priority,
-            listener=listener,
+            asked=asked,
         )
 
     ticket: Ticket = yield ForTicket(
@@ -326,9 +326,9 @@ def _encoded_options(work: Select, before: str, place: Place) -> Steps:
 
 
 def _score(prompt: Any, options: list[list[int]], item: Item, place: Place) -> Steps:
-    def submit(listener: Listener) -> Ticket:
+    def submit(asked: Any) -> Ticket:
         return place.engine.score(
-            prompt, options, namespace=place.namespace, priority=place.priority, listener=listener
+            prompt, options, namespace=place.namespace, priority=place.priority, asked=asked
         )
 
     ticket: Ticket = yield ForTicket(place, submit, item)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ReferenceType
 
 from asgl.errors import BudgetError
-from asgl.language.backend import Engine, Listener, Ticket
+from asgl.language.backend import Engine, Ticket
 from asgl.language.ops import Gen, Select
 from asgl.language.outcome import Failure, cancelled
 
@@ -79,7 +79,7 @@ class ForTicket:
     failure: Failure | None = None
 
     def __init__(
-        self, place: Place, submit: Callable[[Listener], Ticket], item: Item, *, live: bool = False
+        self, place: Place, submit: Callable[[Any], Ticket], item: Item, *, live: bool = False
     ) -> None:
         self._engine, self._deadline, self._submit, self._item, self._live = (
             place.engine,
@@ -92,7 +92,10 @@ class ForTicket:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, wake: Wake) -> None:
-        self.ticket = self._item.ticket = self._submit(wake)
+        self.ticket = ticket = self._item.ticket = self._submit(wake.part)
+        if not ticket.settled:
+            ticket.on_progress = lambda: wake.on_progress(ticket)
+            ticket.add_callback(lambda: wake.on_settled(ticket))
         if self._live:
             self._item.live = self.ticket
         if self._deadline is not None and not self.ticket.settled:

@@ -8,10 +8,9 @@ from itertools import count
 from typing import Any
 
 from asgl.engine.output import OutputText
-from asgl.engine.ticket import Listener, Ticket
+from asgl.engine.ticket import Ticket
 from asgl.errors import ContextLengthError, EngineClosedError
 from asgl.language.ops import Gen, Select
-from asgl.language.waits import Wake
 from asgl.plan import SampledToken
 from asgl.sampling import SamplingParams
 from asgl.scheduling.request import Request
@@ -76,7 +75,7 @@ class ScriptedEngine:
         grammar: Any = None,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket:
         output = OutputText(
             lambda: Words(self.tokenizer),
@@ -89,13 +88,12 @@ class ScriptedEngine:
         )
         assert params.max_tokens is not None
         room = max(0, self._context_length - len(prompt))
-        ticket = self._ticket(prompt, listener, output, min(params.max_tokens, room))
+        ticket = self._ticket(prompt, asked, output, min(params.max_tokens, room))
         if not room:
             return self._refuse(ticket, self._too_long(prompt))
-        part = _part(listener)
-        assert isinstance(part, Gen)
+        assert isinstance(asked, Gen)
         try:
-            answer = self._answers.next(part, self.tokenizer.decode(prompt))
+            answer = self._answers.next(asked, self.tokenizer.decode(prompt))
         except Exception as error:  # ScriptError, or what a function of the script raised
             answer = error
         if isinstance(answer, BaseException):
@@ -112,15 +110,17 @@ class ScriptedEngine:
         *,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket:
-        ticket = self._ticket(prompt, listener, None, 0)
+        ticket = self._ticket(prompt, asked, None, 0)
         if len(prompt) + max(map(len, options)) > self._context_length:
             return self._refuse(ticket, self._too_long(prompt))
-        part, chosen = _part(listener), -1
-        if isinstance(part, Select):  # else the options are scored by themselves, and all are alike
+        chosen = -1
+        if isinstance(
+            asked, Select
+        ):  # else the options are scored by themselves, and all are alike
             try:
-                chosen = self._answers.next(part, self.tokenizer.decode(prompt))
+                chosen = self._answers.next(asked, self.tokenizer.decode(prompt))
             except Exception as error:
                 return self._refuse(ticket, error)
             if isinstance(chosen, BaseException):
@@ -136,9 +136,9 @@ class ScriptedEngine:
         *,
         namespace: str | None = None,
         priority: int = 0,
-        listener: Listener,
+        asked: object = None,
     ) -> Ticket:
-        ticket = self._ticket(prompt, listener, None, 0)
+        ticket = self._ticket(prompt, asked, None, 0)
         if len(prompt) > self._context_length:
             return self._refuse(ticket, self._too_long(prompt))
         return self._start(ticket, iter(()))
@@ -147,8 +147,7 @@ class ScriptedEngine:
         if not ticket.settled:
             del self._running[ticket]
             self._cancelled += 1
-            ticket.settled = True
-            ticket.finished_at = self._loop.time()
+            ticket.withdraw(self._loop.time())
 
     def stop(self, ticket: Ticket, /) -> None:
         if not ticket.settled:
@@ -199,13 +198,13 @@ class ScriptedEngine:
     # --- inside
 
     def _ticket(
-        self, prompt: Sequence[int], listener: Listener, output: OutputText | None, max_tokens: int
+        self, prompt: Sequence[int], asked: object, output: OutputText | None, max_tokens: int
     ) -> Ticket:
         return Ticket(
             Request(next(self._ids), prompt, max_tokens=max_tokens),
-            listener,
             output,
             self._loop.time(),
+            asked,
         )
 
     def _too_long(self, prompt: Sequence[int]) -> ContextLengthError:
@@ -217,7 +216,7 @@ class ScriptedEngine:
         )
 
     def _refuse(self, ticket: Ticket, error: BaseException) -> Ticket:
-        ticket.settle(self._loop.time(), error=error)
+        ticket.finish(self._loop.time(), error=error)
         return ticket
 
     def _start(self, ticket: Ticket, tokens: Iterator[int]) -> Ticket:
@@ -254,7 +253,8 @@ class ScriptedEngine:
         if reason is None and (token == EOS or len(ticket.tokens) == ticket.request.max_tokens):
             reason = "eos" if token == EOS else "length"
         if reason is None:
-            ticket.listener.on_progress(ticket)
+            if ticket.on_progress is not None:
+                ticket.on_progress()
         else:
             self._settle(ticket, reason=reason)
 
@@ -268,10 +268,4 @@ class ScriptedEngine:
         self._running.pop(ticket, None)
         if ticket.output is not None and reason in ("length", "stopped"):
             ticket.output.finish()
-        ticket.settle(self._loop.time(), reason=reason, error=error)
-
-
-def _part(listener: Listener) -> Gen | Select | None:
-    """What asks: only streams do, whose listeners know it."""
-    assert isinstance(listener, Wake)
-    return listener.part
+        ticket.finish(self._loop.time(), reason=reason, error=error)
