@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from asgl.execution.runner import Runner
     from asgl.kernels.api import ActivationFormat, Kernels, WeightFormat
     from asgl.kernels.select import DTypeName, KernelName
-    from asgl.language.budgets import Budget
+    from asgl.language.budget import Budget
     from asgl.language.session import Session
     from asgl.language.stream import PromptStream
     from asgl.models.checkpoint import Checkpoint

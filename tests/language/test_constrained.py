@@ -320,15 +320,14 @@ async def test_values_are_of_the_type_that_was_asked_for(model: Path) -> None:
 
 async def test_a_number_ends_where_something_else_begins(model: Path) -> None:
     async with opened(model) as rt:
-        handles = [
-            rt.prompt(f"{number} apples: ").gen(dtype=int, seed=number) for number in range(30)
-        ]
-        for handle in handles:
+        streams = [rt.prompt(f"{number} apples: ") for number in range(30)]
+        handles = [s.gen(dtype=int, seed=number) for number, s in enumerate(streams)]
+        for s, handle in zip(streams, handles, strict=True):
             value = await handle
             assert re.fullmatch(r" ?-?(0|[1-9][0-9]{0,17})", handle.text)
             assert value == int(handle.text)
             assert handle.finish_reason in ("grammar", "eos")
-            assert handle.core.stream.text.endswith(handle.text)  # what ended it is no part of it
+            assert s.text.endswith(handle.text)  # what ended it is no part of it
 
 
 async def test_a_value_that_is_cut_short_is_an_error_that_has_the_text(model: Path) -> None:

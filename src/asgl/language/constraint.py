@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeAlias
 
+from asgl.engine.ticket import Ticket
 from asgl.errors import ConfigError, OutputError
-from asgl.language.backend import Ticket
 from asgl.types import GrammarSource
 
 

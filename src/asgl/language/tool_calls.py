@@ -6,14 +6,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import anyio
 
 from asgl.errors import ConfigError, ModelError, OutputError, StreamError, ToolError
-from asgl.language import roles
-from asgl.language.item import Piece, Write
-from asgl.language.outcome import cancelled
+from asgl.language import messages, ops
+from asgl.language.executor import Executor
+from asgl.language.failures import cancelled
+from asgl.language.handle import Handle
+from asgl.language.internal_ops import AppendTurn, Rewind, TakeSnapshot, TurnText
+from asgl.language.operation import Operation
 from asgl.language.tools import (
     Tool,
     ToolCall,
@@ -25,10 +28,6 @@ from asgl.language.tools import (
 )
 from asgl.models.tool_template import ToolParts, tool_parts
 from asgl.types import Message
-
-if TYPE_CHECKING:
-    from asgl.language.core import Core
-    from asgl.language.stream import Mark, PromptStream
 
 OnToolError: TypeAlias = Literal["model", "program"]
 MOST_CALLS = 8
@@ -56,55 +55,61 @@ class _Style:
         schema = call_schema(list(self.tools.values()), self.name_key, self.arguments_key)
         return {"json_schema": list_schema(schema, MOST_CALLS) if self.parallel else schema}
 
-    def opening(self) -> Write:
-        return Write(())
+    def opening(self) -> AppendTurn:
+        return AppendTurn(())
 
     def calls_of(self, text: str) -> list[Any]:
         value = json.loads(text)
         return value if self.parallel else [value]
 
-    def answer(self, text: str, calls: Sequence[ToolCall]) -> Write:
+    def answer(self, text: str, calls: Sequence[ToolCall]) -> AppendTurn:
         """What is written after the calls, which were `text`."""
-        return Write((("\n" + "".join(f"{_plain(call)}\n" for call in calls), False),))
+        return AppendTurn((TurnText("\n" + "".join(f"{_plain(call)}\n" for call in calls), False),))
 
 
 class _ChatStyle(_Style):
     """As messages, each result one of its own."""
 
-    def __init__(self, tools: Mapping[str, Tool[..., Any]], parallel: bool, core: Core) -> None:
+    def __init__(
+        self, tools: Mapping[str, Tool[..., Any]], parallel: bool, executor: Executor
+    ) -> None:
         super().__init__(tools, parallel)
-        self._call = roles.parts_of(core.place.engine, "assistant")
+        self._call = messages.parts_of(executor.engine, "assistant")
         try:
-            self._role, self._result = "tool", roles.parts_of(core.place.engine, "tool")
+            self._role, self._result = "tool", messages.parts_of(executor.engine, "tool")
         except ModelError:
-            self._role, self._result = "user", roles.parts_of(core.place.engine, "user")
+            self._role, self._result = "user", messages.parts_of(executor.engine, "user")
 
-    def opening(self) -> Write:
-        return Write(((self._call.prefix, True),))
+    def opening(self) -> AppendTurn:
+        return AppendTurn((TurnText(self._call.prefix, True),))
 
-    def answer(self, text: str, calls: Sequence[ToolCall]) -> Write:
-        pieces: list[Piece] = [(self._call.suffix, True)]
-        messages = [Message(role="assistant", content=text)]
+    def answer(self, text: str, calls: Sequence[ToolCall]) -> AppendTurn:
+        pieces: list[TurnText] = [TurnText(self._call.suffix, True)]
+        spoken = [Message(role="assistant", content=text)]
         for call in calls:
             pieces += [
-                (self._result.prefix, True),
-                (_plain(call), False),
-                (self._result.suffix, True),
+                TurnText(self._result.prefix, True),
+                TurnText(_plain(call), False),
+                TurnText(self._result.suffix, True),
             ]
-            messages.append(Message(role=self._role, content=_plain(call)))
-        return Write(tuple(pieces), tuple(messages))
+            spoken.append(Message(role=self._role, content=_plain(call)))
+        return AppendTurn(tuple(pieces), tuple(spoken))
 
 
 class _OwnStyle(_Style):
     """As the model's own template writes them."""
 
     def __init__(
-        self, tools: Mapping[str, Tool[..., Any]], parallel: bool, core: Core, parts: ToolParts
+        self,
+        tools: Mapping[str, Tool[..., Any]],
+        parallel: bool,
+        executor: Executor,
+        parts: ToolParts,
     ) -> None:
         super().__init__(tools, parallel)
         self._parts = parts
         self.name_key, self.arguments_key = parts.name_key, parts.arguments_key
-        special = core.place.engine.tokenizer.special_tokens
+        special = executor.engine.tokenizer.special_tokens
         if parallel and (
             parts.between_calls is None or any(token in parts.between_calls for token in special)
         ):
@@ -122,8 +127,8 @@ class _OwnStyle(_Style):
         more = f"({json.dumps(self._parts.between_calls)} call){{0,{MOST_CALLS - 1}}}"
         return {"grammar": f"start: call {more}\ncall: %json {call}"}
 
-    def opening(self) -> Write:
-        return Write(((self._parts.before, True),))
+    def opening(self) -> AppendTurn:
+        return AppendTurn((TurnText(self._parts.before, True),))
 
     def calls_of(self, text: str) -> list[Any]:
         calls: list[Any] = []
@@ -134,25 +139,23 @@ class _OwnStyle(_Style):
             at = end + (len(self._parts.between_calls or "") if end < len(text) else 0)
         return calls
 
-    def answer(self, text: str, calls: Sequence[ToolCall]) -> Write:
-        pieces: list[Piece] = [(self._parts.middle, True)]
-        messages = [Message(role="assistant", content=text)]
+    def answer(self, text: str, calls: Sequence[ToolCall]) -> AppendTurn:
+        pieces: list[TurnText] = [TurnText(self._parts.middle, True)]
+        spoken = [Message(role="assistant", content=text)]
         for index, call in enumerate(calls):
             content = result_text(
                 call.result if call.error is None else {"error": _told(call.error)}
             )
-            pieces += [(self._parts.between_results, True)] if index else []
-            pieces.append(
-                (json.dumps(content, ensure_ascii=False) if self._parts.quoted else content, False)
-            )
-            messages.append(Message(role="tool", content=content))
-        return Write((*pieces, (self._parts.after, True)), tuple(messages))
+            pieces += [TurnText(self._parts.between_results, True)] if index else []
+            text = json.dumps(content, ensure_ascii=False) if self._parts.quoted else content
+            pieces.append(TurnText(text, False))
+            spoken.append(Message(role="tool", content=content))
+        return AppendTurn((*pieces, TurnText(self._parts.after, True)), tuple(spoken))
 
 
 async def call_tools(
-    stream: PromptStream,
+    executor: Executor,
     tools: Sequence[Tool[..., Any]],
-    *,
     on_error: OnToolError,
     timeout: float | None,
     parallel: bool,
@@ -166,40 +169,37 @@ async def call_tools(
         isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0
     ):
         raise ConfigError(f"timeout must be a number of seconds above 0, not {timeout!r}")
-    core = stream._core
-    if core.block is not None:
+    if executor.message is not None:
         raise ConfigError(
-            f"call_tools writes messages of its own, and a {core.block.role!r} message is open: "
-            "leave it first"
+            f"call_tools writes messages of its own, and a {executor.message.role!r} message is "
+            "open: leave it first"
         )
-    await stream.sync()
-    mark = stream.mark()
-    await core.settled(mark.item)
-    style = _style_of(core, mark.item.result().has_roles, named, parallel)
+    await executor.sync()
+    before = executor.submit(TakeSnapshot(), grows=False)
+    await executor.ended(before)
+    style = _style_of(executor, before.result().has_roles, named, parallel)
     try:
-        core.submit(style.opening())
-        handle = stream.gen(None, **{**options, **style.constraint})
+        executor.submit(style.opening())
+        handle = Handle[str](executor.make(ops.gen, None, {**options, **style.constraint}))
         await handle
         asked = _asked(handle.text, handle.finish_reason or "", style)
         calls = await _run(asked, on_error, timeout)
-        core.submit(style.answer(handle.text, calls))
+        executor.submit(style.answer(handle.text, calls))
     except BaseException:
-        _take_back(stream, mark)
+        _take_back(executor, before)
         raise
     return calls
 
 
 def _style_of(
-    core: Core, has_roles: bool, tools: Mapping[str, Tool[..., Any]], parallel: bool
+    executor: Executor, has_roles: bool, tools: Mapping[str, Tool[..., Any]], parallel: bool
 ) -> _Style:
     if not has_roles:
         return _Style(tools, parallel)
-    parts = tool_parts(core.place.engine.chat_template)
-    return (
-        _ChatStyle(tools, parallel, core)
-        if parts is None
-        else _OwnStyle(tools, parallel, core, parts)
-    )
+    parts = tool_parts(executor.engine.chat_template)
+    if parts is None:
+        return _ChatStyle(tools, parallel, executor)
+    return _OwnStyle(tools, parallel, executor, parts)
 
 
 def _asked(text: str, finish_reason: str, style: _Style) -> list[_Asked]:
@@ -276,14 +276,13 @@ async def _run(
     return [calls[index] for index in range(len(asked))]
 
 
-def _take_back(stream: PromptStream, mark: Mark) -> None:
-    """The stream says again what it said before."""
-    core = stream._core
+def _take_back(executor: Executor, before: Operation) -> None:
+    """Lets the stream say again what it said before."""
     try:
-        stream.rewind(mark)
+        executor.submit(Rewind(before))
     except StreamError:  # it was closed meanwhile, or failed, and says so itself
-        if core.closed is not None:
-            core.state.restore(mark.item.result())
+        if executor.closed is not None:
+            executor.transcript.restore(before.result())
 
 
 def _plain(call: ToolCall) -> str:

@@ -28,7 +28,6 @@ from contextvars import ContextVar
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
-from weakref import WeakSet
 
 from asgl.errors import BudgetError, ConfigError
 from asgl.sampling import SamplingParams
@@ -62,7 +61,7 @@ class Budget:
         self.spent = 0
         """How many tokens were generated on this budget."""
         self._began: float | None = None
-        self._running: WeakSet[Allowance] = WeakSet()
+        self._running: set[Allowance] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
@@ -180,7 +179,7 @@ def budget(*, tokens: int | None = None, seconds: float | None = None) -> Budget
 class Allowance:
     """What one op may spend."""
 
-    __slots__ = ("__weakref__", "_budgets", "_clamped_by", "_counted", "_interrupt", "generating")
+    __slots__ = ("_budgets", "_clamped_by", "_counted", "_interrupt", "generating")
 
     def __init__(self, budgets: tuple[Budget, ...]) -> None:
         self._budgets = budgets

@@ -6,14 +6,13 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, overload
 
+from asgl.compile import passes
+from asgl.compile.graph_run import GraphRun, compute_prefix
+from asgl.compile.listing import listing, shortened
+from asgl.compile.nodes import Node
+from asgl.compile.symbols import Symbols
 from asgl.errors import ConfigError
-from asgl.language.compile import passes
-from asgl.language.compile.executor import Execution, compute_prefix
-from asgl.language.compile.listing import listing, shortened
-from asgl.language.compile.nodes import Node
-from asgl.language.compile.symbols import Symbols
-from asgl.language.compile.traced import TracedStream
-from asgl.language.function import Program, ProgramStream, Source
+from asgl.language.program import Program, ProgramStream, Source
 from asgl.language.stream import PromptStream
 
 T_co = TypeVar("T_co", covariant=True)
@@ -65,7 +64,7 @@ class Graph(Program[T_co]):
     def reordered(self) -> Graph[T_co]:
         """The graph after code movement: constant texts before those that values go into, where the
         runs part, so that they have more in common. This changes the prompt.
-        `asgl.language.compile.passes` has the rule."""
+        `asgl.compile.passes` has the rule."""
         return replace(self, nodes=passes.reordered(self.nodes))
 
     def __repr__(self) -> str:
@@ -95,11 +94,7 @@ class Graph(Program[T_co]):
         return self.signature
 
     async def _body(self, stream: PromptStream, /, *args: Any, **kwargs: Any) -> T_co:
-        if isinstance(stream, TracedStream):
-            stream.refuse(
-                "a graph runs, and cannot be a part of another: call the program that it is the "
-                "graph of"
-            )
+        executor = stream._queue.executor("graph")
         try:
             bound = self.signature.bind(stream, *args, **kwargs)
         except TypeError as error:
@@ -107,7 +102,9 @@ class Graph(Program[T_co]):
                 f"the arguments do not fit the graph of {self.name}{self.signature}: {error}"
             ) from None
         bound.apply_defaults()
-        return await Execution(self.nodes, self.symbols, bound.arguments, stream).run(self.returned)
+        return await GraphRun(self.nodes, self.symbols, bound.arguments, executor).run(
+            self.returned
+        )
 
     async def _prepare(self, rt: Source, runs: int, /) -> None:
         prefix = passes.prefix(self.nodes, self.symbols)

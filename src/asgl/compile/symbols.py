@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal, NoReturn, TypeAlias, cast
 
+from asgl.compile.lines import line_of
 from asgl.errors import CompileError, ConfigError
-from asgl.language.compile.lines import line_of
-from asgl.language.item import Item
+from asgl.language.operation import Operation
 from asgl.language.ops import Content, Text
 
 _END, _MIDDLE = "\x1f", "\x1e"
@@ -53,7 +53,7 @@ arg: Any = Arg()
 class Use:
     """One way in which a value is used: as it is, its text, formatted, or as its repr."""
 
-    source: str | Item
+    source: str | Operation
     """The name of an argument, or the op whose value it is."""
     form: Literal["value", "text", "format", "repr"] = "value"
     spec: str = ""

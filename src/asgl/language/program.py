@@ -7,7 +7,7 @@ s = await tips(rt, "health")                    # on a Runtime: a fresh stream, 
 tip = await tips(s, "health")                   # on a stream: inside it, and the value of the function
 outcomes = await tips.batch(rt, ["health", "sleep"])
 async with tips.as_completed(rt, topics) as results: ...
-graph = tips.graph(topic=asgl.arg)              # compiled: see asgl.language.compile
+graph = tips.graph(topic=asgl.arg)              # compiled: see asgl.compile
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ import contextlib
 import inspect
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import update_wrapper
 from types import TracebackType
 from typing import (
-    TYPE_CHECKING,
     Any,
-    Concatenate,
     Generic,
     Literal,
     ParamSpec,
@@ -36,13 +33,11 @@ from typing import (
 
 import anyio
 
+from asgl.completion import Signal
 from asgl.errors import ConfigError
-from asgl.language.core import Core
-from asgl.language.outcome import Signal, cancelled
+from asgl.language.failures import cancelled
+from asgl.language.op_queue import OpQueue
 from asgl.language.stream import PromptStream
-
-if TYPE_CHECKING:
-    from asgl.language.compile.graph import Graph
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,8 +62,8 @@ class ProgramStream(PromptStream, Generic[T_co]):
 
     __slots__ = ("returned",)
 
-    def __init__(self, core: Core) -> None:
-        super().__init__(core)
+    def __init__(self, queue: OpQueue) -> None:
+        super().__init__(queue)
         self.returned: T_co
         """What the program returned."""
 
@@ -195,68 +190,14 @@ class Program(ABC, Generic[T_co]):
     async def _run(
         self, rt: Source, name: str, /, *args: Any, **kwargs: Any
     ) -> ProgramStream[T_co]:
-        stream: ProgramStream[T_co] = ProgramStream(rt.prompt(name=name)._core)
+        stream: ProgramStream[T_co] = ProgramStream(rt.prompt(name=name)._queue)
         try:
             stream.returned = await self._body(stream, *args, **kwargs)
             await stream.sync()
         except BaseException:
-            stream._core.close("its program failed or was cancelled")
+            stream._queue.close("its program failed or was cancelled")
             raise
         return stream
-
-
-class Function(Program[T_co], Generic[P, T_co]):
-    """A program: made by `asgl.function`."""
-
-    def __init__(
-        self, fn: Callable[Concatenate[PromptStream, P], Coroutine[Any, Any, T_co]]
-    ) -> None:
-        if not inspect.iscoroutinefunction(fn):
-            raise ConfigError(
-                "asgl.function takes an `async def` function whose first parameter is the stream, "
-                f"not {fn!r}"
-            )
-        self.fn = fn
-        self._parameters = inspect.signature(fn)
-        if not self._parameters.parameters:
-            raise ConfigError(
-                f"{fn.__name__} has no parameters: the first is the stream that it runs on"
-            )
-        update_wrapper(self, fn)
-
-    @overload
-    async def __call__(self, where: PromptStream, /, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
-    @overload
-    async def __call__(
-        self, where: Source, /, *args: P.args, **kwargs: P.kwargs
-    ) -> ProgramStream[T_co]: ...
-    async def __call__(
-        self, where: PromptStream | Source, /, *args: P.args, **kwargs: P.kwargs
-    ) -> T_co | ProgramStream[T_co]:
-        """Runs the program. On a stream: as a part of it; returns what the function returns. On a
-        Runtime: on a fresh stream that carries the program's name, which is returned once all that
-        was submitted is done, with the function's value as `returned`. If the program fails or is
-        cancelled, what it submitted to that stream is cancelled."""
-        return await self._run_on(where, args, kwargs)
-
-    def graph(self, /, *args: P.args, **kwargs: P.kwargs) -> Graph[T_co]:
-        """Compiles the program: runs it once without a model, and gives what it submits as a graph,
-        whose arguments are those given here as `asgl.arg`. Raises CompileError for what cannot be
-        traced, ConfigError if the arguments do not fit."""
-        from asgl.language.compile.tracer import trace  # stands above: it traces functions
-
-        return trace(self.fn, self._name, self._signature, args, kwargs)
-
-    @property
-    def _name(self) -> str:
-        return getattr(self.fn, "__name__", "program")
-
-    @property
-    def _signature(self) -> inspect.Signature:
-        return self._parameters
-
-    async def _body(self, stream: PromptStream, /, *args: P.args, **kwargs: P.kwargs) -> T_co:
-        return await self.fn(stream, *args, **kwargs)
 
 
 class Completed(Generic[T_co]):
@@ -354,12 +295,6 @@ class Completed(Generic[T_co]):
                 self._failed = True
             self._ended.append((index, outcome))
             self._changed.notify()
-
-
-def function(fn: Callable[Concatenate[PromptStream, P], Coroutine[Any, Any, T]]) -> Function[P, T]:
-    """Makes an `async def` function whose first parameter is a prompt stream a program: see
-    `Function`."""
-    return Function(fn)
 
 
 def _check_source(where: object) -> None:

@@ -17,15 +17,17 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any, NoReturn, TypeVar, cast
 
+from asgl.compile.graph import Graph
+from asgl.compile.lines import line_of, line_of_error, line_of_program
+from asgl.compile.nodes import Call, Node, parts_of
+from asgl.compile.symbols import Symbols, Use, arg
+from asgl.compile.traced import TracedQueue
 from asgl.errors import CompileError, ConfigError
-from asgl.language import budgets
-from asgl.language.compile.graph import Graph
-from asgl.language.compile.lines import line_of, line_of_error, line_of_program
-from asgl.language.compile.nodes import Call, Node, Traced, parts_of
-from asgl.language.compile.symbols import Symbols, Use, arg
-from asgl.language.compile.traced import TracedCore, TracedStream
-from asgl.language.item import Block, CloseTurn, Item, SetVariable
+from asgl.language.budget import opened
+from asgl.language.internal_ops import CloseMessage, SetVariable
+from asgl.language.operation import Operation
 from asgl.language.ops import Gen, Role, Select
+from asgl.language.stream import PromptStream
 
 T = TypeVar("T")
 _PLAIN = (type(None), bool, int, float, complex, bytes, Enum, type)
@@ -60,7 +62,7 @@ def trace(
             )
     stream, *rest = signature.parameters.values()
     tracing = Trace(name, symbols, line_of_program(fn))
-    bound.arguments[stream.name] = TracedStream(TracedCore(tracing))
+    bound.arguments[stream.name] = PromptStream(TracedQueue(tracing))
     returned = tracing.run(lambda: fn(*bound.args, **bound.kwargs))
     parameters = [stream, *(one for one in rest if one.name in opened)]
     return Graph(
@@ -85,41 +87,47 @@ class Trace:
     def __init__(self, name: str, symbols: Symbols, begins: str) -> None:
         self.name, self.symbols, self._begins = name, symbols, begins
         self.nodes: list[Node] = []
-        self.where: dict[Item, tuple[TracedCore, int]] = {}
-        """For each item the core that it was submitted to, and its place among all nodes."""
+        self.where: dict[Operation, tuple[TracedQueue, int]] = {}
+        """For each op the queue that it was submitted to, and its place among all nodes."""
         self.streams = 0
         """How many streams there are."""
-        self._budgets = budgets.opened()
+        self._budgets = opened()
 
-    def record(self, core: TracedCore, work: Traced, item: Item, block: Block | None) -> None:
-        if budgets.opened() != self._budgets:
+    def new_stream(self) -> int:
+        self.streams += 1
+        return self.streams - 1
+
+    def record(self, queue: TracedQueue, op: Operation) -> None:
+        """Writes down the op, and what is open in it."""
+        spec: Any = op.spec
+        if opened() != self._budgets:
             self.symbols.refuse(
                 "the program opens a budget, which a graph has no place for: open it around the "
                 "run of the graph"
             )
-        if isinstance(work, Role | CloseTurn):
-            role = work.role if isinstance(work, Role) else work.block.role
+        if isinstance(spec, Role | CloseMessage):
+            role = spec.role if isinstance(spec, Role) else spec.message.role
             if self.symbols.uses(role):
                 self.symbols.refuse(
                     "the role of a message cannot be open: give the value that goes into it to "
                     ".graph(...)"
                 )
-        if isinstance(work, SetVariable) and any(
-            isinstance(use.source, Item) for use in self.symbols.uses(work.name)
+        if isinstance(spec, SetVariable) and any(
+            isinstance(use.source, Operation) for use in self.symbols.uses(spec.name)
         ):
             self.symbols.refuse(
                 "the name of a variable depends on what the model says, which is not known when it "
                 "is set"
             )
-        if isinstance(work, SetVariable):
+        if isinstance(spec, SetVariable):
             self._check_plain(
-                work.value, f"the variable {self.symbols.shown(work.name)!r} is set to", "set it to"
+                spec.value, f"the variable {self.symbols.shown(spec.name)!r} is set to", "set it to"
             )
         uses: list[Use] = []
-        for part in parts_of(work):
+        for part in parts_of(spec):
             found = self.symbols.uses(part)
             if isinstance(part, Gen | Select | Call) and any(
-                isinstance(use.source, Item) for use in found
+                isinstance(use.source, Operation) for use in found
             ):
                 self.symbols.refuse(
                     "a parameter of a gen or select depends on what the model says, which is not "
@@ -131,8 +139,9 @@ class Trace:
                     part.validate if isinstance(part, Gen) else part.options.get("validate")
                 )
             uses += found
-        self.where[item] = core, len(self.nodes)
-        self.nodes.append(Node(core.id, work, item, block, line_of(sys._getframe()), tuple(uses)))
+        self.where[op] = queue, len(self.nodes)
+        line = line_of(sys._getframe())
+        self.nodes.append(Node(queue.number, spec, op, op.message, line, tuple(uses)))
 
     # --- running the program
 
@@ -205,12 +214,12 @@ class Trace:
         """A list that a variable was set to may have grown, but by nothing open, of which its node
         would not know."""
         for node in self.nodes:
-            if isinstance(node.work, SetVariable) and self.symbols.uses(node.work) != list(
+            if isinstance(node.spec, SetVariable) and self.symbols.uses(node.spec) != list(
                 node.uses
             ):
                 self.symbols.refuse(
                     "open values were put into what the variable "
-                    f"{self.symbols.shown(node.work.name)!r} was set "
+                    f"{self.symbols.shown(node.spec.name)!r} was set "
                     "to, or taken out of it, after that: set it when it is complete",
                     node.line,
                 )

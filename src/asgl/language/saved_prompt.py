@@ -1,16 +1,33 @@
-"""The state of a prompt as JSON, for files."""
+"""Prompts in files: what a stream says, as JSON."""
 
 from __future__ import annotations
 
 import json
 from array import array
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from asgl.errors import ConfigError, ModelError
-from asgl.language.state import Snapshot
+from asgl.language.executor import Executor
+from asgl.language.transcript import Snapshot
 from asgl.plan import INT
 from asgl.types import Message
+
+
+async def save(executor: Executor, path: Path, kv: bool) -> None:
+    """Writes the stream as it is once all that is submitted by now is done."""
+    ops = executor.ops
+    snapshot = await executor.snapshot()
+    options, engine = executor.context.options, executor.engine
+    state = to_json(snapshot) | {
+        "name": options.name,
+        "origin": options.origin,
+        "path": executor.context.path,
+        "ops": ops,
+    }
+    tokens = snapshot.tokens if kv else None
+    await engine.saved.save_prompt(path, state, tokens, options.cache_salt)
 
 
 class SavedPrompt(NamedTuple):

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asgl
+from asgl.compile import passes
 from asgl.language import PromptStream
-from asgl.language.compile import passes
 
 Fn = Callable[[PromptStream, str], Coroutine[Any, Any, Any]]
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from asgl.compile.nodes import Call, Fork, Node
+from asgl.compile.symbols import Symbols, Use, label_of
 from asgl.language import ops
-from asgl.language.compile.nodes import Call, Fork, Node, Traced
-from asgl.language.compile.symbols import Symbols, Use, label_of
-from asgl.language.item import CloseTurn, Item, Join, Rewind, SetVariable
-from asgl.language.ops import Extend, FromHandle, Gen, Role, Select, Text
+from asgl.language.internal_ops import CloseMessage, Join, Rewind, SetVariable
+from asgl.language.operation import Operation
+from asgl.language.ops import Extend, Gen, Role, Select, Text, TextOf
 
 _SHOWN = 96
 """Longer texts are shown by their beginning and their end."""
@@ -25,11 +26,11 @@ def shortened(text: str) -> str:
 
 def listing(nodes: Sequence[Node], symbols: Symbols) -> list[str]:
     """A line for each node: its number, the stream, what it is, and what it says."""
-    lister = _Lister(symbols, {node.item: place for place, node in enumerate(nodes)})
+    lister = _Lister(symbols, {node.op: place for place, node in enumerate(nodes)})
     wide = len(f"s{max((node.stream for node in nodes), default=0)}")
     lines: list[str] = []
     for place, node in enumerate(nodes):
-        kind, said = lister.work(node.work)
+        kind, said = lister.spec(node.spec)
         lines.append(f"  {place:>2}  {f's{node.stream}':<{wide}}  {kind:<7} {said}".rstrip())
     return lines
 
@@ -41,46 +42,46 @@ class _Shown(str):
 
 
 class _Lister:
-    def __init__(self, symbols: Symbols, numbers: dict[Item, int]) -> None:
+    def __init__(self, symbols: Symbols, numbers: dict[Operation, int]) -> None:
         self._symbols, self._numbers = symbols, numbers
 
-    def work(self, work: Traced) -> tuple[str, str]:
+    def spec(self, spec: Any) -> tuple[str, str]:
         """What it is, and what it says."""
-        if isinstance(work, Text | FromHandle | Extend | Role):
+        if isinstance(spec, Text | TextOf | Extend | Role):
             kind = (
                 "message"
-                if isinstance(work, Role)
+                if isinstance(spec, Role)
                 else "extend"
-                if isinstance(work, Extend)
+                if isinstance(spec, Extend)
                 else "text"
             )
-            return kind, self._content(work)
-        if isinstance(work, Gen):
-            return "gen", self._asked(work.name, self._options(work))
-        if isinstance(work, Select):
+            return kind, self._content(spec)
+        if isinstance(spec, Gen):
+            return "gen", self._asked(spec.name, self._options(spec))
+        if isinstance(spec, Select):
             return "select", self._asked(
-                work.name,
+                spec.name,
                 {
-                    "choices": work.choices,
-                    "method": work.method,
-                    "token_healing": work.token_healing,
+                    "choices": spec.choices,
+                    "method": spec.method,
+                    "token_healing": spec.token_healing,
                 },
             )
-        if isinstance(work, Call):
-            return "select" if work.make is ops.select else "gen", self._asked(
-                work.name, dict(work.options)
+        if isinstance(spec, Call):
+            return "select" if spec.make is ops.select else "gen", self._asked(
+                spec.name, dict(spec.options)
             )
-        if isinstance(work, Fork):
-            return "fork", " ".join(f"s{stream}" for stream in work.streams)
-        if isinstance(work, Join):
-            return "join", " ".join(f"s{end.core.id}" for _, end in work.spans)
-        if isinstance(work, SetVariable):
-            return "set", f"{work.name} = {self._value(work.value)}"
-        if isinstance(work, Rewind):
-            return "rewind", f"to {self._numbers[work.point]}"
+        if isinstance(spec, Fork):
+            return "fork", " ".join(f"s{stream}" for stream in spec.streams)
+        if isinstance(spec, Join):
+            return "join", " ".join(f"s{end.owner.number}" for _, end in spec.branches)
+        if isinstance(spec, SetVariable):
+            return "set", f"{spec.name} = {self._value(spec.value)}"
+        if isinstance(spec, Rewind):
+            return "rewind", f"to {self._numbers[spec.snapshot]}"
         return (
-            ("end", f"of the {work.block.role} message")
-            if isinstance(work, CloseTurn)
+            ("end", f"of the {spec.message.role} message")
+            if isinstance(spec, CloseMessage)
             else ("mark", "")
         )
 
@@ -94,12 +95,12 @@ class _Lister:
                 )
                 or "''"
             )
-        if isinstance(part, FromHandle):
-            return self._label(Use(part.handle.item, "text"))
+        if isinstance(part, TextOf):
+            return self._label(Use(part.source, "text"))
         if isinstance(part, Role | Extend):
             said = " ".join(map(self._content, part.content))
             return f"{part.role}: {said}" if isinstance(part, Role) else said
-        kind, said = self.work(part)
+        kind, said = self.spec(part)
         return f"<{kind} {said}>"
 
     def _asked(self, name: str | None, options: dict[str, Any]) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar
 
-from asgl.language.compile.symbols import Use
-from asgl.language.item import Block, Item, Work
+from asgl.compile.symbols import Use
+from asgl.language.internal_ops import Internal
+from asgl.language.operation import OpenMessage, Operation, Spec
 from asgl.language.ops import Extend, Gen, Role, Select
 
 
 @dataclass(frozen=True)
-class Fork:
-    """Makes streams that begin from here."""
+class Fork(Internal):
+    """Makes streams that start from here."""
 
+    kind: ClassVar[str] = "fork"
     streams: tuple[int, ...]
 
 
@@ -22,18 +24,20 @@ class Fork:
 class Call:
     """A gen or select some of whose parameters are open: it is made when they are known."""
 
-    make: Callable[..., Gen | Select]
+    kind: ClassVar[str] = "call"
+    make: Callable[..., Spec]
     name: str | None
     options: Mapping[str, Any]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return () if self.name is None else (self.name,)
 
-Traced: TypeAlias = Work | Fork | Call
 
-
-def parts_of(work: Traced) -> tuple[Traced, ...]:
-    """What it appends, one after the other: of a message or extend the content, else the work
+def parts_of(spec: Spec) -> tuple[Spec, ...]:
+    """What it appends, one after the other: of a message or extend the content, else the op
     itself."""
-    return work.content if isinstance(work, Role | Extend) else (work,)
+    return spec.content if isinstance(spec, Role | Extend) else (spec,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +46,11 @@ class Node:
 
     stream: int
     """Which stream it is submitted to; 0 is that of the program."""
-    work: Traced
-    item: Item
-    """What was given to the program for it: other works refer to the node by it."""
-    block: Block | None
+    spec: Any
+    """What the op is to do: a `Spec`."""
+    op: Operation
+    """The op of the trace, which other specs refer to."""
+    message: OpenMessage | None
     """The role block that is open there."""
     line: str
     """Where in the program: "file:line, in function"."""
@@ -55,4 +60,4 @@ class Node:
     @property
     def generated(self) -> bool:
         """Whether what the model says goes into it."""
-        return any(isinstance(use.source, Item) for use in self.uses)
+        return any(isinstance(use.source, Operation) for use in self.uses)

@@ -13,8 +13,8 @@ from typing import Any
 
 from asgl.errors import ModelError
 from asgl.language.backend import ChatTemplate, Engine, RoleParts
-from asgl.language.state import State, Turn
 from asgl.language.tools import Tool, described, function_schemas
+from asgl.language.transcript import Transcript, Turn
 from asgl.models import chat_template as models
 from asgl.models.chat_template import segments
 from asgl.models.tool_template import system_with_tools, tool_parts
@@ -22,7 +22,11 @@ from asgl.types import Message
 
 
 def begin_turn(
-    state: State, engine: Engine, block: object, role: str, tools: Sequence[Tool[..., Any]] = ()
+    transcript: Transcript,
+    engine: Engine,
+    opened_by: object,
+    role: str,
+    tools: Sequence[Tool[..., Any]] = (),
 ) -> str:
     """Writes the header of a message, and before the first one what the template puts before all:
     the default system message.
@@ -49,38 +53,38 @@ def begin_turn(
         suffix = parts.suffix
     elif tools:
         told = "\n\n" + described(tools)
-    if not state.has_roles:
-        if not state.text_length and not state.tokens:
-            write(state, engine, template.head)
+    if not transcript.has_roles:
+        if not transcript.text_length and not transcript.tokens:
+            write(transcript, engine, template.head)
         if role != "system" and template.default_system is not None:
-            write(state, engine, template.default_system)
-        state.has_roles = True
-    write(state, engine, parts.prefix)
-    state.turn = Turn(block, role, state.text_length, suffix)
+            write(transcript, engine, template.default_system)
+        transcript.has_roles = True
+    write(transcript, engine, parts.prefix)
+    transcript.turn = Turn(opened_by, role, transcript.text_length, suffix)
     return told
 
 
-def end_turn(state: State, engine: Engine) -> None:
+def end_turn(transcript: Transcript, engine: Engine) -> None:
     """Writes what comes after the content of the message that is open, and puts it among the
     messages."""
-    turn = state.turn
+    turn = transcript.turn
     assert turn is not None
-    state.messages.append(Message(role=turn.role, content=state.text[turn.start :]))
+    transcript.messages.append(Message(role=turn.role, content=transcript.text[turn.start :]))
     write(
-        state,
+        transcript,
         engine,
         turn.suffix if turn.suffix is not None else _template(engine).role_parts(turn.role).suffix,
     )
-    state.turn = None
+    transcript.turn = None
 
 
-def end_of_turn(state: State, engine: Engine) -> tuple[int, ...]:
+def end_of_turn(transcript: Transcript, engine: Engine) -> tuple[int, ...]:
     """The control token that ends the message that is open, if there is one: the first that the
     template writes after it."""
-    if state.turn is None:
+    if transcript.turn is None:
         return ()
     suffix = segments(
-        _template(engine).role_parts(state.turn.role).suffix, engine.tokenizer.special_tokens
+        _template(engine).role_parts(transcript.turn.role).suffix, engine.tokenizer.special_tokens
     )
     return tuple(part for part in suffix if isinstance(part, int))[:1]
 
@@ -98,10 +102,10 @@ def _template(engine: Engine) -> ChatTemplate:
     return engine.chat_template
 
 
-def write(state: State, engine: Engine, text: str) -> None:
+def write(transcript: Transcript, engine: Engine, text: str) -> None:
     """Appends text of the template: control tokens in it are meant."""
     for part in segments(text, engine.tokenizer.special_tokens):
         if isinstance(part, int):
-            state.append_control(part, engine.tokenizer.decode([part]))
+            transcript.append_control(part, engine.tokenizer.decode([part]))
         else:
-            state.append(part)
+            transcript.append(part)

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asgl.compile.symbols import Symbols, Use, label_of
 from asgl.errors import CompileError, ConfigError
 from asgl.language import ops
-from asgl.language.compile.symbols import Symbols, Use, label_of
 from asgl.language.ops import Text
 
 
@@ -89,10 +89,10 @@ def test_what_changes_a_value_breaks_its_marker(change: Callable[..., str]) -> N
     "look",
     [
         lambda t: t == "x",
-        lambda t: "x" == t,
+        lambda t: t == "x",
         lambda t: t != "x",
         lambda t: t < "x",
-        lambda t: t in ["x"],  # noqa: SIM300
+        lambda t: t in ["x"],
         len,
         bool,
         int,

@@ -13,7 +13,7 @@ from typing import cast
 import anyio
 
 _OURS = (
-    os.path.join(os.path.dirname(__file__).removesuffix(os.path.join("language", "compile")), ""),
+    os.path.join(os.path.dirname(os.path.dirname(__file__)), ""),
     os.path.join(os.path.dirname(anyio.__file__), ""),
     "<frozen",
 )
