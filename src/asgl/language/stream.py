@@ -14,7 +14,7 @@ from asgl.errors import ConfigError, VariableError
 from asgl.language import ops, samples, saved
 from asgl.language.budgets import allowance
 from asgl.language.calling import OnToolError, call_tools
-from asgl.language.constraint import JsonSchema
+from asgl.language.constraint import JsonSchema, ValueType
 from asgl.language.core import Core
 from asgl.language.fork import Branches, OnError, TaskHandle
 from asgl.language.handle import Handle, SelectHandle
@@ -25,13 +25,13 @@ from asgl.language.ops import (
     Extend,
     Gen,
     GenOptions,
-    ModelT,
     Op,
     Role,
     ScalarT,
     Select,
     SelectMethod,
     TypedGen,
+    ValueT,
 )
 from asgl.language.outcome import telling
 from asgl.language.pieces import StreamPieces
@@ -112,8 +112,12 @@ class PromptStream:
     ) -> Handle[ScalarT]: ...
     @overload
     def gen(
-        self, name: str | None = None, *, json_schema: type[ModelT], **options: Unpack[GenOptions]
-    ) -> Handle[ModelT]: ...
+        self,
+        name: str | None = None,
+        *,
+        json_schema: ValueType[ValueT],
+        **options: Unpack[GenOptions],
+    ) -> Handle[ValueT]: ...
     @overload
     def gen(
         self,
@@ -122,6 +126,10 @@ class PromptStream:
         json_schema: JsonSchema | None = None,
         **options: Unpack[GenOptions],
     ) -> Handle[str]: ...
+    @overload
+    def gen(
+        self, name: str | None = None, *, json_schema: object, **options: Unpack[GenOptions]
+    ) -> Handle[Any]: ...
     def gen(self, name: str | None = None, **options: Any) -> Handle[Any]:
         """Generates text; the handle's value is the text, or what the text stands for (`dtype`,
         `json_schema`: see `asgl.gen`).
@@ -160,9 +168,9 @@ class PromptStream:
         name: str | None = None,
         *,
         n: int,
-        json_schema: type[ModelT],
+        json_schema: ValueType[ValueT],
         **options: Unpack[GenOptions],
-    ) -> list[ModelT]: ...
+    ) -> list[ValueT]: ...
     @overload
     async def sample(
         self,
@@ -172,6 +180,15 @@ class PromptStream:
         json_schema: JsonSchema | None = None,
         **options: Unpack[GenOptions],
     ) -> list[str]: ...
+    @overload
+    async def sample(
+        self,
+        name: str | None = None,
+        *,
+        n: int,
+        json_schema: object,
+        **options: Unpack[GenOptions],
+    ) -> list[Any]: ...
     async def sample(self, name: str | None = None, *, n: int, **options: Any) -> list[Any]:
         """`n` different continuations from this point, by forking. Appends nothing; sets the
         variable `name` to the list.
