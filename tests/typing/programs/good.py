@@ -135,6 +135,7 @@ async def tools(s: asgl.PromptStream) -> None:
     assert_type(call.tool.name, str)
     assert_type(await weather("Lyon", days=2), dict[str, str])
     assert_type(await search("x"), str)
+    assert_type(await asgl.tool(search.function, name="again")("x"), str)
 
 
 async def length(s: asgl.PromptStream, topic: str) -> int:
