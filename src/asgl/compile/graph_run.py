@@ -67,7 +67,7 @@ class GraphRun:
         finally:
             self._ended = True
             for child in self._children:
-                child.group = None
+                child.on_failure = None
             self._ops.clear()  # they refer to specs that refer to this, and to all streams
 
     # --- submitting
@@ -94,7 +94,7 @@ class GraphRun:
             children = executor.children(len(spec.streams))
             for stream, child in zip(spec.streams, children, strict=True):
                 assert child.base is not None
-                self._executors[stream], child.group = child, self
+                self._executors[stream], child.on_failure = child, self._stop_all
                 self._ops[node.op] = child.base
             return None
         assert not isinstance(spec, Call)
@@ -107,7 +107,8 @@ class GraphRun:
         self._ops[node.op] = op
         if isinstance(real, Join):
             for _, end in real.branches:
-                end.owner.context.emit_stream("joined", executor.context.id)
+                branch: Any = end.owner
+                branch.context.emit_stream("joined", executor.context.id)
         return op
 
     def _with_arguments(self, node: Node) -> Any:
@@ -199,7 +200,7 @@ class GraphRun:
             await child.idle()
         self._raise_failures()
 
-    def notice(self, queue: object, failure: Failure) -> None:
+    def _stop_all(self, queue: object, failure: Failure) -> None:
         """An op of a branch failed: all stops, in the engine too."""
         if not self._ended:
             self._stop()

@@ -10,7 +10,6 @@ from asgl.compile.nodes import Call, Fork, Node
 from asgl.compile.symbols import Symbols, Use, label_of
 from asgl.language import ops
 from asgl.language.internal_ops import CloseMessage, Join, Rewind, SetVariable
-from asgl.language.operation import Operation
 from asgl.language.ops import Extend, Gen, Role, Select, Text, TextOf
 
 _SHOWN = 96
@@ -26,7 +25,7 @@ def shortened(text: str) -> str:
 
 def listing(nodes: Sequence[Node], symbols: Symbols) -> list[str]:
     """A line for each node: its number, the stream, what it is, and what it says."""
-    lister = _Lister(symbols, {node.op: place for place, node in enumerate(nodes)})
+    lister = _Lister(symbols, nodes)
     wide = len(f"s{max((node.stream for node in nodes), default=0)}")
     lines: list[str] = []
     for place, node in enumerate(nodes):
@@ -42,8 +41,10 @@ class _Shown(str):
 
 
 class _Lister:
-    def __init__(self, symbols: Symbols, numbers: dict[Operation, int]) -> None:
-        self._symbols, self._numbers = symbols, numbers
+    def __init__(self, symbols: Symbols, nodes: Sequence[Node]) -> None:
+        self._symbols = symbols
+        self._numbers = {node.op: place for place, node in enumerate(nodes)}
+        self._streams = {node.op: node.stream for node in nodes}
 
     def spec(self, spec: Any) -> tuple[str, str]:
         """What it is, and what it says."""
@@ -74,7 +75,7 @@ class _Lister:
         if isinstance(spec, Fork):
             return "fork", " ".join(f"s{stream}" for stream in spec.streams)
         if isinstance(spec, Join):
-            return "join", " ".join(f"s{end.owner.number}" for _, end in spec.branches)
+            return "join", " ".join(f"s{self._streams[end]}" for _, end in spec.branches)
         if isinstance(spec, SetVariable):
             return "set", f"{spec.name} = {self._value(spec.value)}"
         if isinstance(spec, Rewind):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from asgl.compile.symbols import Use
 from asgl.language.internal_ops import Internal
 from asgl.language.operation import OpenMessage, Operation, Spec
-from asgl.language.ops import Extend, Gen, Role, Select
+from asgl.language.ops import Extend, Role
 
 
 @dataclass(frozen=True)

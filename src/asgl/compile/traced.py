@@ -328,6 +328,3 @@ class TracedFork:
         task = TracedTask(queue.trace.symbols, call)
         self._tasks.append(task)
         return task
-
-    def notice(self, queue: object, failure: object) -> None:
-        """Nothing fails while a program is traced but the trace itself."""

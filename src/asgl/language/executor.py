@@ -80,6 +80,7 @@ class Executor:
         """Notified when there is new text, and when an op ends."""
         self.stream: Any = None
         self.group: ForkBlock | None = None
+        self.on_failure: Callable[[Any, Failure], object] | None = None
         self.base: Operation | None = None
         self.error: BaseException | None = None
         self._submitted: dict[str, Operation] = {}
@@ -338,8 +339,8 @@ class Executor:
         name = self.context.describe()
         self._drop(behind, f"queued behind a {op.kind} of {name} that failed: {error}", failure)
         self._ended()
-        if self.group is not None:
-            self.context.session.loop.call_soon(self.group.notice, self, failure)
+        if self.on_failure is not None:
+            self.context.session.loop.call_soon(self.on_failure, self, failure)
 
     def cancel(self, op: Operation, why: str = "") -> bool:
         """Cancels the op if it has not ended, in the engine too, and with it what is queued behind

@@ -85,7 +85,7 @@ class TaskGroupFork:
         self._parent.open_forks += 1
         self._open = True
         for branch in self._branches:
-            branch.group = self
+            branch.group, branch.on_failure = self, self._notice
         return self._branches
 
     async def close(self, error: BaseException | None) -> None:
@@ -149,7 +149,7 @@ class TaskGroupFork:
             self._open = False
             self._parent.open_forks -= 1
             for branch in self._branches:
-                branch.group = None
+                branch.group = branch.on_failure = None
                 # what a stopped task submitted while it cleaned up
                 branch.cancel_all("its fork block was left")
         return None
@@ -182,7 +182,7 @@ class TaskGroupFork:
 
     # --- failures
 
-    def notice(self, queue: ForkableQueue, failure: Failure) -> None:
+    def _notice(self, queue: ForkableQueue, failure: Failure) -> None:
         if failure.seen or not self._open:
             return
         self._take(failure, queue)
@@ -231,7 +231,7 @@ class TaskGroupFork:
         except Exception as error:
             outcome.failure = failure = Failure(error)
             outcome.settle(error=error)
-            branch.context.session.loop.call_soon(self.notice, branch, failure)
+            branch.context.session.loop.call_soon(self._notice, branch, failure)
         except (KeyboardInterrupt, SystemExit) as error:
             self._exit = error
             self._abort()

@@ -9,6 +9,7 @@ clauses, and the executor rolls the transcript back.
 from __future__ import annotations
 
 import asyncio
+import dis
 import inspect
 from array import array
 from collections.abc import Callable, Generator, Sequence
@@ -416,7 +417,7 @@ class _Verdict(NamedTuple):
     def __str__(self) -> str:
         if self.error is not None:
             return repr(self.error)
-        return self.feedback or "the validator returned False"
+        return self.feedback or "the validator returned False, or None from what it called"
 
 
 def _judge(spec: Gen, ticket: Ticket) -> tuple[Any, _Verdict]:
@@ -434,7 +435,27 @@ def _judge(spec: Gen, ticket: Ticket) -> tuple[Any, _Verdict]:
         return value, _Verdict(False, error=error)
     if isinstance(said, str) and said:
         return value, _Verdict(False, said)
+    if said is None and not _ends_without_a_value(spec.validate):
+        said = False
     return value, _Verdict(said is not False)
+
+
+def _ends_without_a_value(validate: Callable[..., object]) -> bool:
+    """Whether the validator is a Python function that can end without a return: then its None says
+    nothing. That of any other, of `re.compile(...).fullmatch` and a lambda that calls it, say,
+    comes from what it calls, and means no."""
+    code = getattr(validate, "__code__", None)
+    if code is None:
+        return False
+    instructions = list(dis.get_instructions(code))
+    return any(
+        last.opname == "RETURN_CONST"
+        and last.argval is None
+        or last.opname == "RETURN_VALUE"
+        and before.opname == "LOAD_CONST"
+        and before.argval is None
+        for before, last in zip(instructions, instructions[1:], strict=False)
+    )
 
 
 # --- select

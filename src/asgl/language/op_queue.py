@@ -63,10 +63,6 @@ class ForkBlock(Protocol):
         """Runs `call` as a task of a branch; its TaskHandle."""
         ...
 
-    def notice(self, queue: Any, failure: Failure) -> None:
-        """An op of a branch failed. Called after those who await it had their turn."""
-        ...
-
 
 class OpQueue(Protocol):
     """Takes the ops of one stream, in order."""
@@ -170,6 +166,8 @@ class ForkableQueue(OpQueue, Protocol):
 
     failure: Failure | None
     """The last failure of an op."""
+    on_failure: Callable[[Any, Failure], object] | None
+    """Called with the queue when an op has failed, after those who await it had their turn."""
 
     @property
     def queue(self) -> Sequence[Operation]: ...

@@ -24,14 +24,14 @@ from typing import (
 
 from asgl.errors import ConfigError
 from asgl.language.choices import SelectMethod
-from asgl.language.constraint import Constraint, JsonModel, JsonSchema, checked_choices, constraint
+from asgl.language.constraint import Constraint, JsonSchema, ValueType, checked_choices, constraint
 from asgl.language.operation import Operation
 from asgl.language.tools import Tool, by_name
 from asgl.sampling import SamplingParams
 
 T_co = TypeVar("T_co", covariant=True)
 ScalarT = TypeVar("ScalarT", bound=int | float)
-ModelT = TypeVar("ModelT", bound=JsonModel)
+ValueT = TypeVar("ValueT")
 
 
 class Content:
@@ -253,12 +253,16 @@ def gen(
 ) -> TypedGen[ScalarT]: ...
 @overload
 def gen(
-    name: str | None = None, *, json_schema: type[ModelT], **options: Unpack[GenOptions]
-) -> TypedGen[ModelT]: ...
+    name: str | None = None, *, json_schema: ValueType[ValueT], **options: Unpack[GenOptions]
+) -> TypedGen[ValueT]: ...
 @overload
 def gen(
     name: str | None = None, *, json_schema: JsonSchema | None = None, **options: Unpack[GenOptions]
 ) -> Gen: ...
+@overload  # a union or a Literal, say: to type checkers these are objects
+def gen(
+    name: str | None = None, *, json_schema: object, **options: Unpack[GenOptions]
+) -> TypedGen[Any]: ...
 def gen(
     name: str | None = None,
     *,
@@ -266,7 +270,7 @@ def gen(
     validate: Callable[[Any], object] | None = None,
     retries: int = 0,
     regex: str | None = None,
-    json_schema: JsonSchema | type[JsonModel] | None = None,
+    json_schema: object = None,
     grammar: str | None = None,
     choices: Sequence[str] | None = None,
     dtype: type | None = None,
@@ -278,13 +282,14 @@ def gen(
     `logprobs=k` reports each generated token's log-probability beside those of the k likeliest.
 
     At most one of these says what the text must be, from its first character to its last: `regex`,
-    a regular expression; `json_schema`, a JSON schema, or a pydantic model class, of which the
-    value then is an instance; `grammar`, a grammar in Lark's notation; `choices`, a list of texts;
+    a regular expression; `json_schema`, a JSON schema, or a type that pydantic makes of JSON (a
+    model, a dataclass, list[Model], a Literal, a TypeAdapter), of which the value then is one;
+    `grammar`, a grammar in Lark's notation; `choices`, a list of texts;
     `dtype`, int, float or bool, of which the value then is one. GrammarError if it does not
     compile; OutputError, which has the text, if max_tokens cut the text short.
 
-    `validate` is called with the value. It is invalid if it raises, or returns False; then the
-    generation is repeated from the same point with another seed, `retries` times at most, and after
+    `validate` is called with the value. It is invalid if it raises, or returns False, or
+    a None that is not its own, as `re.compile(...).fullmatch` does; then the generation is repeated from the same point with another seed, `retries` times at most, and after
     that ends with OutputError, whose cause is what the validator raised last. A validator may also
     return a string, which is invalid too: feedback that the next try gets to see appended to the
     prompt, and that is gone afterwards. No text is shown while it runs: only a valid one becomes

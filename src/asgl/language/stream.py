@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, 
 
 from asgl.errors import ConfigError, VariableError
 from asgl.language import ops, saved_prompt
-from asgl.language.constraint import JsonSchema
+from asgl.language.constraint import JsonSchema, ValueType
 from asgl.language.fork import TaskHandle
 from asgl.language.handle import Handle, SelectHandle
 from asgl.language.internal_ops import CloseMessage, Rewind, SetVariable, TakeSnapshot
@@ -22,12 +22,12 @@ from asgl.language.ops import (
     Extend,
     Gen,
     GenOptions,
-    ModelT,
     Role,
     ScalarT,
     Select,
     SelectMethod,
     TypedGen,
+    ValueT,
 )
 from asgl.language.tool_calls import OnToolError, call_tools
 from asgl.language.tools import Tool, ToolCall
@@ -178,8 +178,12 @@ class PromptStream:
     ) -> Handle[ScalarT]: ...
     @overload
     def gen(
-        self, name: str | None = None, *, json_schema: type[ModelT], **options: Unpack[GenOptions]
-    ) -> Handle[ModelT]: ...
+        self,
+        name: str | None = None,
+        *,
+        json_schema: ValueType[ValueT],
+        **options: Unpack[GenOptions],
+    ) -> Handle[ValueT]: ...
     @overload
     def gen(
         self,
@@ -188,6 +192,10 @@ class PromptStream:
         json_schema: JsonSchema | None = None,
         **options: Unpack[GenOptions],
     ) -> Handle[str]: ...
+    @overload
+    def gen(
+        self, name: str | None = None, *, json_schema: object, **options: Unpack[GenOptions]
+    ) -> Handle[Any]: ...
     def gen(self, name: str | None = None, **options: Any) -> Handle[Any]:
         """Generates text; the handle's value is the text, or what the text stands for (`dtype`,
         `json_schema`: see `asgl.gen`).
@@ -228,9 +236,9 @@ class PromptStream:
         name: str | None = None,
         *,
         n: int,
-        json_schema: type[ModelT],
+        json_schema: ValueType[ValueT],
         **options: Unpack[GenOptions],
-    ) -> list[ModelT]: ...
+    ) -> list[ValueT]: ...
     @overload
     async def sample(
         self,
@@ -240,6 +248,15 @@ class PromptStream:
         json_schema: JsonSchema | None = None,
         **options: Unpack[GenOptions],
     ) -> list[str]: ...
+    @overload
+    async def sample(
+        self,
+        name: str | None = None,
+        *,
+        n: int,
+        json_schema: object,
+        **options: Unpack[GenOptions],
+    ) -> list[Any]: ...
     async def sample(self, name: str | None = None, *, n: int, **options: Any) -> list[Any]:
         """`n` different continuations from this point, by forking. Appends nothing; sets the
         variable `name` to the list.
