@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from asgl.completion import Completion
@@ -441,20 +442,20 @@ def _judge(spec: Gen, ticket: Ticket) -> tuple[Any, _Verdict]:
 
 
 def _ends_without_a_value(validate: Callable[..., object]) -> bool:
-    """Whether the validator is a Python function that can end without a return: then its None says
-    nothing. That of any other, of `re.compile(...).fullmatch` and a lambda that calls it, say,
+    """Whether the validator is a Python function that says None by itself, or ends without a return:
+    then its None is content. That of any other, of `re.compile(...).fullmatch` and a lambda that calls it, say,
     comes from what it calls, and means no."""
     code = getattr(validate, "__code__", None)
     if code is None:
         return False
     instructions = list(dis.get_instructions(code))
     return any(
-        last.opname == "RETURN_CONST"
-        and last.argval is None
-        or last.opname == "RETURN_VALUE"
-        and before.opname == "LOAD_CONST"
-        and before.argval is None
-        for before, last in zip(instructions, instructions[1:], strict=False)
+        one.argval is None
+        and (
+            one.opname == "RETURN_CONST"
+            or (one.opname == "LOAD_CONST" and after.opname in ("RETURN_VALUE", "JUMP_FORWARD"))
+        )
+        for one, after in pairwise([*instructions, instructions[-1]])
     )
 
 
