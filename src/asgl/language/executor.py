@@ -39,11 +39,12 @@ from asgl.language.internal_ops import (
     StartFrom,
     TakeSnapshot,
 )
-from asgl.language.interpreter import Steps, close_message, interpret
+from asgl.language.interpreter import close_message, interpret
 from asgl.language.op_queue import ForkBlock, OnError, OpQueue, check_not_forked, check_op
 from asgl.language.operation import OpenMessage, Operation, Spec
 from asgl.language.ops import Computed, Extend, Gen, Op, Role, Select, TextOf, map_gens
 from asgl.language.transcript import Savepoint, Snapshot, Transcript
+from asgl.language.waiting import Steps
 from asgl.types import Message
 
 _NUMBERED = ("extend", "gen", "select", "role")
