@@ -61,7 +61,6 @@ def batch_of(
         kv_indptr=ints(kv),
         kv_indices=ints([slot for context in contexts for slot in context]),
         decode_rows=next((i for i, n in enumerate(new) if n > 1), len(new)),
-        max_qo=max(new),
         max_kv=max(map(len, contexts)),
         shared=shared,
     )

@@ -36,7 +36,6 @@ def batch_of(
         kv_indptr=ints(kv),
         kv_indices=ints([slot for context in contexts for slot in context]),
         decode_rows=0,
-        max_qo=max(new),
         max_kv=max(map(len, contexts)),
         shared=shared,
     )

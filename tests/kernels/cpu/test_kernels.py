@@ -14,7 +14,7 @@ from tests.kernels.cpu.conftest import Span, batch_of
 from torch import Tensor
 
 from asgl.errors import ConfigError, EngineError
-from asgl.kernels.api import Batch, LayerWeights, SamplingBatch
+from asgl.kernels.api import Batch, LayerWeights, SamplingBatch, quantize
 from asgl.kernels.cpu.kernels import CpuKernels
 from asgl.kernels.cpu.layers import LAYER_PHASES
 
@@ -35,8 +35,6 @@ class Model:
         self.kernels = kernels
 
         def matrix(n: int, k: int, seed: int):
-            from asgl.kernels.cpu.weights import quantize
-
             dense = torch.randn(n, k, generator=generator(seed)) / k**0.5
             return kernels.pack_linear(quantize(dense, bits) if bits < 16 else dense)
 
@@ -167,8 +165,6 @@ def test_deterministic_results_depend_on_nothing_but_the_tokens(make: Make) -> N
 
 
 def test_deterministic_logits_do_not_depend_on_the_batch(make: Make) -> None:
-    from asgl.kernels.cpu.weights import quantize
-
     kernels = make(weights="auto", deterministic=True)
     head = kernels.pack_head(quantize(torch.randn(500, D, generator=generator(1)), 8))
     x = torch.randn(70, D, generator=generator(2))
@@ -266,7 +262,8 @@ import torch
 from numba import njit
 from asgl.kernels.cpu import dots, linear, llvm, pairs
 from asgl.kernels.cpu.target import TARGET
-from asgl.kernels.cpu.weights import pack, quantize
+from asgl.kernels.api import quantize
+from asgl.kernels.cpu.weights import pack
 from asgl.kernels.memory import Arena
 
 assert linear.PAIRS and llvm.PER_WORD == 1 and TARGET.pair_words in (0, 4) and not TARGET.half_conversion, TARGET
@@ -386,8 +383,6 @@ def test_the_contract_on_a_processor_without_wide_vectors() -> None:
 def test_head_some_gives_the_very_columns_of_head(kernels, bits, rows):
     if kernels.name != "cpu":
         pytest.skip("other back ends come close, but not to the last bit")
-    from asgl.kernels.cpu.weights import quantize
-
     weight = torch.randn(500, D, generator=generator(1))
     head = kernels.pack_head(weight if bits == 16 else quantize(weight, bits))
     x = torch.randn(rows, D, generator=generator(2)).bfloat16()

@@ -194,8 +194,8 @@ MUTATIONS = {
     ),
     "no scale": ("input_precision=PRECISION) * scale", "input_precision=PRECISION)"),
     "not divided by the sum": (
-        "(result / total[:, None]).to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit(",
-        "result.to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit(",
+        "(result / total[:, None]).to(out.dtype.element_ty),\n            mask=within,\n        )\n",
+        "result.to(out.dtype.element_ty),\n            mask=within,\n        )\n",
     ),
     "the prefix is left out": (
         "kv_head, 0, whole,",

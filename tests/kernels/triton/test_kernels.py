@@ -1,4 +1,4 @@
-"""What the contract does not say of the Triton back end: padding, masks, copies, traffic, and what
+"""What the contract does not say of the Triton back end: padding, masks, traffic, and what
 it refuses."""
 
 from __future__ import annotations
@@ -57,27 +57,6 @@ def test_masks_ban_what_a_grammar_does_not_allow(kernels: TritonKernels, monitor
     kernels.mask_logits(short, torch.full((m, 10), -1, dtype=torch.int32))
     assert (short[:, :320] == 0).all()
     assert (short[:, 320:] == -torch.inf).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_copy_slots(monitor: Monitor, dtype: torch.dtype) -> None:
-    kernels = TritonKernels("cpu", dtype)
-    pool = (
-        torch.randn(3, 2, 12, 3, 20, generator=generator(1)).to(dtype).view(6, 12, 3, 20)
-    )  # keys and values are layers alike
-    expected = pool.clone()
-    expected[:, [1, 7, 11]] = expected[:, [4, 0, 4]]
-    sources, destinations = (
-        torch.tensor([4, 0, 4], dtype=torch.int32),
-        torch.tensor([1, 7, 11], dtype=torch.int32),
-    )
-    kernels.copy_slots(pool, sources, destinations)
-    assert torch.equal(pool, expected)
-    assert (
-        monitor.launches[0].read["pool"]
-        == monitor.launches[0].written["pool"]
-        == 6 * 3 * 60 * dtype.itemsize
-    )
 
 
 def test_elementwise_kernels_read_and_write_each_element_once(

@@ -18,6 +18,7 @@ from asgl.kernels.api import (
     QuantizedTensor,
     SamplingBatch,
     WeightFormat,
+    quantize,
 )
 from asgl.kernels.cpu import attention, linear, sampling, weights
 from asgl.kernels.cpu.compile import Compiled
@@ -47,7 +48,6 @@ from asgl.kernels.cpu.weights import Packed, Table
 from asgl.kernels.memory import Arena
 
 MAX_LAYERS = 256
-_BITS: dict[WeightFormat, int] = {"dense": 16, "int8": 8, "int4": 4}
 
 
 class _Units:
@@ -198,14 +198,10 @@ class CpuKernels:
             return (
                 weight.dequantize(torch.float32) if isinstance(weight, QuantizedTensor) else weight
             )
-        bits = _BITS[self.weights]
-        if isinstance(weight, QuantizedTensor):
-            return (
-                weight
-                if weight.bits <= bits
-                else weights.quantize(weight.dequantize(torch.float32), bits)
-            )
-        return weights.quantize(weight, bits)
+        bits = 8 if self.weights == "int8" else 4
+        if not isinstance(weight, QuantizedTensor):
+            return quantize(weight, bits)
+        return weight if weight.bits <= bits else quantize(weight.dequantize(torch.float32), bits)
 
     def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Table:
         return weights.table(weight)

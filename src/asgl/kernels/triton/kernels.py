@@ -336,24 +336,6 @@ class TritonKernels:
         )
         return out
 
-    def copy_slots(self, pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
-        """Copies keys and values of whole tokens: pool [layers, slots, ...], slots int32 [copies]
-        on the device. No destination may be a source, or another's destination."""
-        layers, slots = pool.shape[:2]
-        width = pool[0, 0].numel()
-        block, warps = tiles.flat_tile(width, pool.dtype, self.target)
-        _run(
-            elementwise.copy_slots_kernel,
-            (sources.shape[0], layers, triton.cdiv(width, block)),
-            pool,
-            sources,
-            destinations,
-            slots * width,
-            width,
-            BLOCK=block,
-            **_options(warps),
-        )
-
     # --- logits ---
 
     def head(self, x: Tensor, weight: Any) -> Tensor:
