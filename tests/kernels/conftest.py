@@ -48,7 +48,7 @@ BACKENDS += [
 # own (make test-interpret).
 _TRITON = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else os.environ.get("ASGL_TEST_GPU")
 if _TRITON is not None:
-    from triton_backends import triton_backends
+    from tests.kernels.triton_backends import triton_backends
 
     BACKENDS = [Backend(*fields) for fields in triton_backends(_TRITON)]
 

@@ -8,9 +8,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from access import Monitor
-from test_contract import batch_of, generator, how_to_sample, make_batch, rope_table
-from triton_bfloat16 import repair
+from tests.kernels.batches import batch_of, generator, how_to_sample, make_batch, rope_table
+from tests.kernels.triton.access import Monitor
+from tests.kernels.triton_bfloat16 import repair
 
 import asgl.kernels.triton.kernels as backend
 from asgl.errors import ConfigError
@@ -28,7 +28,7 @@ def kernels() -> TritonKernels:
 
 def test_padding_is_written_nowhere(kernels: TritonKernels, monitor: Monitor) -> None:
     """A negative slot: rows that only fill up a batch of fixed size."""
-    batch = batch_of(kernels, [[3, 5], [9], [9]], [1, 1, 1])
+    batch = batch_of([[3, 5], [9], [9]], [1, 1, 1])
     batch.slots[1:] = -1
     cache = torch.full((2, 10, 2, 16), torch.nan)
     qkv = torch.randn(3, 8 * 16, generator=generator(1))
@@ -71,7 +71,7 @@ def test_elementwise_kernels_read_and_write_each_element_once(
     kernels.silu_and_mul(torch.randn(n, 2 * d))
     assert monitor.launches[-1].read == {"gate_up": 2 * n * d * 4}
     assert monitor.launches[-1].written == {"out": n * d * 4}
-    batch = batch_of(kernels, [list(range(n))], [n])
+    batch = batch_of([list(range(n))], [n])
     caches = torch.randn(2, 10, 2, 16)
     kernels.rope_and_store(
         torch.randn(n, 8 * 16), batch, rope_table(kernels, 64, 16), caches[0], caches[1]

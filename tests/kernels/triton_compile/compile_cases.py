@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from fake_driver import Launch, fake_driver
+from tests.kernels.triton_compile.fake_driver import Launch, fake_driver
 
 from asgl.kernels.api import Batch, SamplingBatch
 from asgl.kernels.triton.kernels import TritonKernels

@@ -1,7 +1,7 @@
 """The checked-in table of what each kernel compiles to. Run this file to write it anew, after a
 change that is meant:
 
-TRITON_INTERPRET= python tests/kernels/triton_compile/compile_table.py
+TRITON_INTERPRET= python -m tests.kernels.triton_compile.compile_table
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 import triton
-from compile_cases import SHAPES, cases
-from fake_driver import TARGETS, Launch
-from machine_code import Resources, resources
+from tests.kernels.triton_compile.compile_cases import SHAPES, cases
+from tests.kernels.triton_compile.fake_driver import TARGETS, Launch
+from tests.kernels.triton_compile.machine_code import Resources, resources
 
 TABLE = Path(__file__).parent / "resources.csv"
 _DESCRIPTION = f"""\
-# What Triton's kernels compile to, in bfloat16. Written by compile_table.py with Triton
-# {triton.__version__}; test_compile.py compares.
+# What Triton's kernels compile to, in bfloat16. Written with Triton {triton.__version__};
+# by compile_table.py, and test_compile.py compares.
 # shape: the model whose sizes are used (compile_cases.py). grid: programs of the launch.
 # warps: of a program.
 # registers: of a thread, 255 at most (AMD: vector registers, 512 at most).

@@ -9,10 +9,10 @@ import compile_table
 import pytest
 import torch
 import triton
-from compile_cases import SHAPES, attention_cases
-from compile_table import taken
-from fake_driver import TARGETS, Launch
-from machine_code import Resources
+from tests.kernels.triton_compile.compile_cases import SHAPES, attention_cases
+from tests.kernels.triton_compile.compile_table import taken
+from tests.kernels.triton_compile.fake_driver import TARGETS, Launch
+from tests.kernels.triton_compile.machine_code import Resources
 
 from asgl.errors import ConfigError
 from asgl.kernels.triton import tiles

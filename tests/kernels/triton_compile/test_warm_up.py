@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import FakeCuda
-from fake_driver import fake_driver
 from steps import GREEDY, TINY, MemoryCheckpoint, Row, step
+from tests.kernels.triton_compile.fake_driver import fake_driver
 
 from asgl.execution.cuda_runner import CudaRunner
 from asgl.kernels.triton.kernels import TritonKernels
