@@ -147,6 +147,17 @@ class SamplingBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes of a model that a back end may be unable to compute."""
+
+    head_dim: int
+    group: int
+    """Query heads that share a KV head."""
+    widths: tuple[int, ...]
+    """Inputs of its linear layers."""
+
+
+@dataclass(frozen=True, slots=True)
 class LayerWeights:
     """A layer: weights as `Kernels.pack_linear` gave them; norms and biases are float32."""
 

@@ -15,6 +15,7 @@ from asgl.kernels.api import (
     ActivationFormat,
     Batch,
     LayerWeights,
+    ModelShape,
     QuantizedTensor,
     SamplingBatch,
     WeightFormat,
@@ -164,6 +165,13 @@ class CpuKernels:
         self._arena = Arena()
         self._buffers: dict[str, Tensor] = {}
         self._units: _Units | None = None
+
+    @staticmethod
+    def check_shape(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> None:
+        """ConfigError if these kernels cannot compute models of that shape."""
+        _check_head_dim(shape.head_dim)
+        for width in shape.widths:
+            weights.check_width(width)
 
     # --- weights ---
 

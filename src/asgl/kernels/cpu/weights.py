@@ -55,12 +55,7 @@ def pack(
     multiple of 32.
     """
     outputs, k = weight.shape
-    if k % GROUP:
-        raise ConfigError(
-            f"the CPU kernels cannot multiply a matrix of {outputs} x {k}: its width must be a "
-            f"multiple of {GROUP}; use "
-            "kernels='reference'"
-        )
+    check_width(k)
     if isinstance(weight, QuantizedTensor):
         ends = _ends(weight)
         if ends is not None:
@@ -70,6 +65,15 @@ def pack(
     tiles = _dense_tiles(weight)
     memory = arena.take(tiles.numel()).copy_(tiles.reshape(-1))
     return Packed(memory, memory.data_ptr(), 16, outputs, k)
+
+
+def check_width(k: int) -> None:
+    """ConfigError if matrices of k inputs cannot be packed."""
+    if k % GROUP:
+        raise ConfigError(
+            f"the CPU kernels cannot multiply a matrix of {k} inputs, which must be a multiple of "
+            f"{GROUP}; use kernels='reference'"
+        )
 
 
 def _padded(matrix: Tensor) -> Tensor:

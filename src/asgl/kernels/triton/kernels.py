@@ -13,7 +13,14 @@ import triton
 from torch import Tensor
 
 from asgl.errors import ConfigError
-from asgl.kernels.api import ActivationFormat, Batch, QuantizedTensor, SamplingBatch, WeightFormat
+from asgl.kernels.api import (
+    ActivationFormat,
+    Batch,
+    ModelShape,
+    QuantizedTensor,
+    SamplingBatch,
+    WeightFormat,
+)
 from asgl.kernels.triton import attention, elementwise, sampling, tiles
 from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, Spans, plan_spans
 from asgl.kernels.triton.target import INTERPRETER, Target, target_of_device
@@ -87,6 +94,13 @@ class TritonKernels:
         )  # of products of float32; 16-bit ones do not ask
         self._planned: tuple[Batch, Spans | None] | None = None
         """The spans of the batch of the last call: all layers of a step ask for the same."""
+
+    @staticmethod
+    def check_shape(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> None:
+        """ConfigError if these kernels cannot compute models of that shape on that device."""
+        target = INTERPRETER if interpreting() else target_of_device(device)
+        for tile in (tiles.extend_tile, tiles.decode_tile, tiles.span_tile):
+            tile(shape.head_dim, shape.group, dtype, target)
 
     # --- weights ---
 
