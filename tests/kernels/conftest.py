@@ -58,12 +58,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return request.param
 
 
-_made: dict[str, Kernels] = {}
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kernels(backend: Backend) -> Kernels:
     """Made once: some back ends compile."""
-    if backend.name not in _made:
-        _made[backend.name] = backend.make()
-    return _made[backend.name]
+    return backend.make()

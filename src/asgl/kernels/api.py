@@ -9,8 +9,9 @@ that its next call of the same function overwrites: consume it before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from asgl.errors import ConfigError
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 WeightFormat = Literal["dense", "int8", "int4"]
 ActivationFormat = Literal["auto", "int8"]
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Told the name of the kernel that is being compiled, how many are ready, and how many there
+are."""
 
 _CACHED = 2**19
 """So many elements are worked on at once: what is in between stays in the CPU's cache."""

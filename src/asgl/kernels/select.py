@@ -6,18 +6,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from asgl.errors import ConfigError
-from asgl.kernels.api import ActivationFormat, Kernels, ModelShape, WeightFormat
+from asgl.kernels.api import ActivationFormat, Kernels, ModelShape, Progress, WeightFormat
 from asgl.kernels.reference import ReferenceKernels
 
 KernelName = Literal["auto", "reference", "cpu", "triton"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
-Progress: TypeAlias = Callable[[str, int, int], None]
 
 _LAZY = {
     "cpu": ("asgl.kernels.cpu.kernels", "CpuKernels", "numba"),

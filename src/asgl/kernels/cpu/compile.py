@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +11,10 @@ import numba
 import numpy as np
 from numba import cfunc, njit, types
 
+from asgl.kernels.api import Progress
 from asgl.kernels.cpu import entries, linear, packing, sampling, units
 from asgl.kernels.cpu.cache import cached
 from asgl.kernels.cpu.threads import Team
-
-Progress = Callable[[str, int, int], None]
-"""Told the name of the kernel that is being compiled, how many are ready, and how many there
-are."""
 
 
 class Entry:
@@ -26,6 +24,7 @@ class Entry:
     def __init__(self, name: str, team: Team, phases: int) -> None:
         pairs = [field.partition(":") for field in entries.FIELDS[name].split()]
         self._name, self._fields = name, [field for field, _, _ in pairs]
+        self._ordered = operator.itemgetter(*self._fields)
         self._pack = struct.Struct(
             "=" + "".join("d" if kind else "q" for _, _, kind in pairs)
         ).pack_into
@@ -39,7 +38,7 @@ class Entry:
         self.function = cached(
             lambda cache: cfunc(signature, cache=cache, error_model="numpy")(getattr(entries, name))
         )
-        self._job = team.address
+        self._job, self._code = team.address, self.function.address
         team.keep.append((self._record, self.function))
         self._run = team.run
         self._address, self._source = self._record.ctypes.data, values.ctypes.data
@@ -52,15 +51,17 @@ class Entry:
 
     def __call__(self, **fields: float) -> None:
         fields["job"] = self._job
-        if len(fields) != len(self._fields) or not all(name in fields for name in self._fields):
+        try:
+            values = self._ordered(fields)
+        except KeyError:
+            values = ()
+        if len(values) != len(fields):
             raise TypeError(
                 f"{self._name} takes {', '.join(self._fields)}, not {', '.join(fields)}"
             )
         # not to the record, which a late helper of the last call may be reading
-        self._pack(self._values, 0, *[fields[name] for name in self._fields])
-        self._run(
-            self.function.address, self._address, self.phases, self._source, len(self._values)
-        )
+        self._pack(self._values, 0, *values)
+        self._run(self._code, self._address, self.phases, self._source, len(values))
 
 
 class Compiled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from asgl.kernels.api import (
     Batch,
     LayerWeights,
     ModelShape,
+    Progress,
     QuantizedTensor,
     SamplingBatch,
     WeightFormat,
@@ -134,7 +135,7 @@ class CpuKernels:
         weights: WeightFormat | Literal["auto"] = "auto",
         deterministic: bool = False,
         activations: ActivationFormat = "auto",
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
         threads: int | None = None,
     ) -> None:
         self.device = torch.device(device)
@@ -143,8 +144,7 @@ class CpuKernels:
         if dtype != torch.bfloat16:
             raise ConfigError(
                 f"the CPU kernels hold keys and values in bfloat16, not in {dtype}; use "
-                "dtype='bfloat16', or "
-                "kernels='reference' for float32"
+                "dtype='bfloat16', or kernels='reference' for float32"
             )
         self.kv_dtype = dtype
         self.weights: WeightFormat = "dense" if weights == "auto" else weights
@@ -507,8 +507,8 @@ class CpuKernels:
         if os.getpid() != self._pid:
             raise EngineError(
                 "this process was forked from one that had opened the CPU kernels, whose threads "
-                "did not come "
-                "along; open the Runtime in the child, or start it by multiprocessing's 'spawn'"
+                "did not come along; open the Runtime in the child, or start it by "
+                "multiprocessing's 'spawn'"
             )
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from asgl.kernels.api import (
     ActivationFormat,
     Batch,
     ModelShape,
+    Progress,
     QuantizedTensor,
     SamplingBatch,
     WeightFormat,
@@ -61,7 +61,7 @@ class TritonKernels:
         dtype: torch.dtype = torch.bfloat16,
         weights: WeightFormat | Literal["auto"] = "dense",
         deterministic: bool = False,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
         target: Target | None = None,
     ) -> None:
         self.device = torch.device(device)
@@ -72,8 +72,7 @@ class TritonKernels:
         if weights not in ("auto", "dense"):
             raise ConfigError(
                 f"the Triton kernels hold weights in {dtype}, and have none for "
-                f"weights={weights!r}; use "
-                "weights='auto': files of 4 and 8 bits are taken too"
+                f"weights={weights!r}; use weights='auto': files of 4 and 8 bits are taken too"
             )
         if deterministic:
             raise ConfigError(
@@ -82,8 +81,7 @@ class TritonKernels:
         if target is None and self.device.type == "cpu" and not interpreting():
             raise ConfigError(
                 "kernels='triton' runs on GPUs, and on device 'cpu' only in Triton's interpreter: "
-                "set "
-                "TRITON_INTERPRET=1 before Python starts, or use kernels='auto'"
+                "set TRITON_INTERPRET=1 before Python starts, or use kernels='auto'"
             )
         if target is None:
             target = INTERPRETER if interpreting() else target_of_device(self.device)
