@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 
-import compile_table
+from tests.kernels.triton_compile import compile_table
 import pytest
 import torch
 import triton
