@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import functools
 
-from tests.kernels.triton_compile import compile_table
 import pytest
 import torch
 import triton
+from tests.kernels.triton_compile import compile_table
 from tests.kernels.triton_compile.compile_cases import SHAPES, attention_cases
 from tests.kernels.triton_compile.compile_table import taken
 from tests.kernels.triton_compile.fake_driver import TARGETS, Launch
