@@ -263,7 +263,6 @@ class CudaRunner(Runner):
             _batch(
                 sent[:count],
                 batch.decode_rows,
-                batch.max_qo,
                 batch.max_kv,
                 None if spans is None else spans.partials,
             ),
@@ -350,7 +349,7 @@ class CudaRunner(Runner):
         assert self._pool is not None
         model, layers = self._model, self._pool.layers
         sent = self._device.upload(packed, self._static)
-        batch = _batch(sent, bucket, 1, self._config.context_length, _PARTIALS if spanned else None)
+        batch = _batch(sent, bucket, self._config.context_length, _PARTIALS if spanned else None)
         every = torch.arange(bucket, device=self._device.device)
 
         def launch() -> Tensor:
@@ -376,7 +375,7 @@ class CudaRunner(Runner):
             ):  # the largest first: the others fit into its memory
                 one = torch.zeros(1, dtype=torch.int32)
                 ends = torch.tensor([0, 1], dtype=torch.int32)
-                alone = Batch(one, one, one, ends, ends, one, decode_rows=1, max_qo=1, max_kv=1)
+                alone = Batch(one, one, one, ends, ends, one, decode_rows=1, max_kv=1)
                 if (bucket, False) in self._graphs:
                     continue
                 try:
@@ -407,9 +406,7 @@ class CudaRunner(Runner):
             self._device.cuda.empty_cache()
 
 
-def _batch(
-    sent: list[Tensor], decode_rows: int, max_qo: int, max_kv: int, partials: int | None
-) -> SpannedBatch:
+def _batch(sent: list[Tensor], decode_rows: int, max_kv: int, partials: int | None) -> SpannedBatch:
     """The batch of uploaded tensors: five, then the tables of spans unless `partials` is None, then
     the slots."""
     spans = None if partials is None else Spans(sent[5], sent[6], sent[7], partials)
@@ -422,7 +419,6 @@ def _batch(
         kv_indptr,
         sent[-1],
         decode_rows=decode_rows,
-        max_qo=max_qo,
         max_kv=max_kv,
         spans=spans,
     )
