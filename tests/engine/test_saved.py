@@ -160,16 +160,22 @@ async def test_what_is_not_for_this_model_is_refused(
     model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     other = tiny_directory(tmp_path_factory.mktemp("other"), seed=1)
+    merged = tiny_directory(tmp_path_factory.mktemp("merged"))
+    weights = load_file(merged / "model.safetensors")
+    adapted = weights["model.layers.0.self_attn.k_proj.weight"]
+    adapted += torch.outer(torch.linspace(-1, 1, 32), torch.linspace(1, -1, 64))
+    save_file(weights, merged / "model.safetensors")
     async with opened(model) as rt:
         await filled(rt)
         await rt.save_cache(tmp_path / "cache")
         s = rt.prompt("the prompt")
         await s.save(tmp_path / "prompt", kv=True)
-    async with opened(other) as rt:
-        with pytest.raises(asgl.ModelError, match="saved by the model"):
-            await rt.load_cache(tmp_path / "cache")
-        with pytest.raises(asgl.ModelError, match="saved by the model"):
-            rt.load(tmp_path / "prompt")
+    for another in (other, merged):
+        async with opened(another) as rt:
+            with pytest.raises(asgl.ModelError, match="saved by the model"):
+                await rt.load_cache(tmp_path / "cache")
+            with pytest.raises(asgl.ModelError, match="saved by the model"):
+                rt.load(tmp_path / "prompt")
     async with opened(model, dtype="bfloat16") as rt:
         with pytest.raises(asgl.ModelError, match="dtype='float32'"):
             await rt.load_cache(tmp_path / "cache")

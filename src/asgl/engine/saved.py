@@ -371,5 +371,5 @@ def _sha256(text: str) -> str:
 def _checksum(tensor: Tensor) -> str:
     """The SHA-256 of a tensor's bytes, type and shape."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,25 +1,18 @@
-"""From what a user names to an opened checkpoint, and from a checkpoint's architecture to the class
-that computes it."""
+"""From what a user names to an opened checkpoint."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asgl.errors import ModelError
-from asgl.models.config import ModelConfig
 from asgl.models.pull import REGISTERED, Progress, pull
 
 if TYPE_CHECKING:
     from asgl.models.checkpoint import Checkpoint
-
-ARCHITECTURES = {"llama": "asgl.models.llama:Llama"}
-"""The class of each architecture, as "module:name": imported when a model of that architecture is
-opened."""
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
@@ -57,19 +50,6 @@ def open_checkpoint(
     raise _no_such_model(os.fspath(model))
 
 
-def model_class(config: ModelConfig) -> Any:
-    """The class that computes models of that architecture. ModelError, with the known ones, if
-    there is none."""
-    target = ARCHITECTURES.get(config.architecture)
-    if target is None:
-        raise ModelError(
-            f"models of the architecture {config.architecture!r} are not known; known are "
-            f"{', '.join(sorted(ARCHITECTURES))}"
-        )
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def _directory(path: Path, name: str | None) -> Checkpoint:
     from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint
 
@@ -88,10 +68,8 @@ def _snapshot(repository: str) -> Path:
     except Exception as error:  # of many kinds: of the hub, of HTTP, of files
         raise ModelError(
             f"{repository!r} is no file, directory or registered name here, and cannot be fetched "
-            "from "
-            f"the Hugging Face hub: {error}. Check the name and the network, or give a directory "
-            "that has "
-            f"its files; registered names are {', '.join(sorted(REGISTERED))}"
+            f"from the Hugging Face hub: {error}. Check the name and the network, or give a "
+            f"directory that has its files; registered names are {', '.join(sorted(REGISTERED))}"
         ) from error
 
 
