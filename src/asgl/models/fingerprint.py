@@ -6,7 +6,7 @@ import hashlib
 
 from asgl.models.checkpoint import Checkpoint
 
-_BLOCK = 4096
+_BLOCK = 1024
 _BLOCKS = 16
 """Of a tensor so many blocks of so many bytes are hashed: all of a small one."""
 
