@@ -160,6 +160,11 @@ KEYS = [
     "general.name",
     "split.count",
     "llama.rope.scaling.type",
+    "llama.rope.scaling.factor",
+    "llama.rope.scaling.original_context_length",
+    "llama.rope.scale_linear",
+    "llama.attention.key_length",
+    "llama.attention.sliding_window",
 ]
 VALUES = [
     None,
@@ -173,6 +178,7 @@ VALUES = [
     "",
     "llama",
     "a b",
+    "yarn",
     ["a"],
     [0],
     [1.5],

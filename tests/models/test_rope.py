@@ -123,7 +123,8 @@ def test_the_table_is_that_of_transformers(tmp_path: Path, how: str) -> None:
         ({"rope_scaling": 2.0}, "rope_scaling is 2.0"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary"),
-        ({"rope_scaling": YARN, "rope_theta": 1.0}, "YaRN of the base 1"),
+        ({"rope_scaling": YARN, "rope_theta": 1.0}, "rope scaling that makes no sense"),
+        ({"rope_scaling": {**YARN, "factor": 10**400}}, "factor is 1000"),
         ({"rope_scaling": {**YARN, "factor": 1e-320, "rope_theta": 1e300}}, "divisor"),
         ({"rope_scaling": {**YARN, "original_max_position_embeddings": 0}}, "is 0"),
         ({"rope_theta": float("nan")}, "rope_theta is nan"),
@@ -182,6 +183,13 @@ def test_gguf_scaling_by_the_rules_of_llama_cpp(
         ({"rope.scaling.yarn_beta_fast": 16.0}, "yarn_beta_fast is 16.0"),
         ({"rope.dimension_sections": [4, 4, 4]}, "dimension_sections"),
         ({"rope.dimension_count": 8}, "rope.dimension_count is 8"),
+        (
+            dict.fromkeys(
+                ("attention.key_length", "attention.value_length", "rope.dimension_count"),
+                2**31 - 2,
+            ),
+            "head_dim is 2147483646",
+        ),
     ],
 )
 def test_gguf_scaling_that_cannot_be_computed(

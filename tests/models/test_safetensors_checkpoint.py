@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sentencepiece_model import train
 
 from asgl.errors import ModelError
 from asgl.models.layout import expected_shapes
+from asgl.models.rope import rope_table
 from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint
-from tiny import IM_END, tiny_config, tiny_directory, tiny_weights, vocabulary
+from tiny import CONFIG, IM_END, tiny_config, tiny_directory, tiny_weights, vocabulary
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -242,6 +246,45 @@ def test_shards_without_an_index(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"missing; (a file|it is not a whole model)"):
             SafetensorsCheckpoint(path)
         shard.write_bytes(content)
+
+
+def test_an_adapter_that_would_be_left_out(tmp_path: Path) -> None:
+    """transformers would apply it."""
+    path = tiny_directory(tmp_path / "tiny")
+    (path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"adapter_config\.json: .* merge it"):
+        SafetensorsCheckpoint(path)
+
+
+KEYS = [*sorted(CONFIG), "rope_scaling", "rope_parameters", "partial_rotary_factor", "x"]
+ROPE = ["rope_type", "type", "factor", "rope_theta", "low_freq_factor", "high_freq_factor",
+        "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+        "attention_factor", "truncate"]  # fmt: skip
+VALUES = st.one_of(
+    st.sampled_from([None, True, 0, -1, 10**400, 1e300, 5e-324, float("nan"), "llama", "yarn"]),
+    st.sampled_from(["llama3", "linear", [], [1], {}, {"a": 1}, float("inf")]),
+    st.integers(-4, 4000),
+    st.floats(-10, 100),
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    top=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3),
+    rope=st.dictionaries(st.sampled_from(ROPE), VALUES, max_size=6),
+    kind=st.sampled_from(["yarn", "llama3", "linear", "dynamic"]),
+)
+def test_no_config_raises_anything_but_a_model_error(
+    tmp_path: Path, top: dict[str, Any], rope: dict[str, Any], kind: str
+) -> None:
+    path = tmp_path / "tiny"
+    if not path.exists():
+        tiny_directory(path)
+    content = {**tiny_config(), "rope_scaling": {"rope_type": kind, **rope}, **top}
+    (path / "config.json").write_text(json.dumps(content))
+    with contextlib.suppress(ModelError):
+        config = SafetensorsCheckpoint(path).config
+        assert rope_table(config, 10).isfinite().all()
 
 
 def test_a_panic_of_the_tokenizers_library(tmp_path: Path) -> None:

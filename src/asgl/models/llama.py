@@ -213,7 +213,9 @@ def check_window(settings: Settings, key: str, context: int, default: int | None
     """ModelError if attention has a sliding window of that key, and the context is longer."""
     window = settings.integer(key, default)
     if window and window < context:
-        raise settings.error(key, f"windows below the context of {context} tokens are not computed")
+        raise settings.error(
+            key, f"a window of {window} tokens in a context of {context} is not computed"
+        )
 
 
 HUGGING_FACE = FileLayout(

@@ -29,9 +29,7 @@ def open_checkpoint(
     such model, it cannot be fetched, or is damaged.
     """
     if isinstance(model, str) and model in REGISTERED:
-        from asgl.models.gguf_checkpoint import GgufCheckpoint
-
-        return GgufCheckpoint(pull(model, progress=progress), name=model)
+        return _file(pull(model, progress=progress), model)
     if not os.fspath(model):  # a Path of it would be the current directory
         raise _no_such_model("")
     path = Path(model).expanduser()
@@ -42,16 +40,21 @@ def open_checkpoint(
             raise ModelError(
                 f"{path}: a model is a .gguf file or a directory with config.json and *.safetensors"
             )
-        from asgl.models.gguf_checkpoint import GgufCheckpoint
-
-        return GgufCheckpoint(path)
+        return _file(path, None)
     if isinstance(model, str) and _REPOSITORY.fullmatch(model) and path.suffix != ".gguf":
         return _directory(_snapshot(model), model)
     raise _no_such_model(os.fspath(model))
 
 
+def _file(path: Path, name: str | None) -> Checkpoint:
+    # imported only here: who names models, as `asgl models` does, should not wait for torch
+    from asgl.models.gguf_checkpoint import GgufCheckpoint
+
+    return GgufCheckpoint(path, name)
+
+
 def _directory(path: Path, name: str | None) -> Checkpoint:
-    from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint
+    from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint  # only here: as above
 
     if not (path / "config.json").exists() and (files := sorted(path.glob("*.gguf"))):
         raise ModelError(f"{path}: the directory has GGUF files; name one, such as {files[0]}")
@@ -61,7 +64,7 @@ def _directory(path: Path, name: str | None) -> Checkpoint:
 def _snapshot(repository: str) -> Path:
     """The local copy of a repository of the Hugging Face hub; the hub's library shows its own
     progress."""
-    import huggingface_hub
+    import huggingface_hub  # only here: few need the hub, and it takes a second
 
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES))

@@ -3,8 +3,9 @@ of them."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,11 @@ from torch import Tensor
 from asgl.errors import ModelError
 from asgl.models.config import ModelConfig, RopeScaling
 from asgl.models.settings import Settings
+
+_ROWS = 1 << 16
+"""So many rows of a table are computed at once, in float64."""
+_MOST_DIMENSIONS = 1 << 16
+"""No head is larger: bounds what a damaged file can make this module compute."""
 
 
 def rope_table(config: ModelConfig, positions: int) -> Tensor:
@@ -26,9 +32,13 @@ def rope_table(config: ModelConfig, positions: int) -> Tensor:
     if (scaling := config.rope_scaling) is not None:
         frequencies = frequencies / torch.tensor(scaling.divisors, dtype=torch.float64)
         magnitude = scaling.magnitude
-    rows = torch.arange(min(positions, config.context_length), dtype=torch.float64)
-    angles = torch.outer(rows, frequencies)
-    return (torch.cat((angles.cos(), angles.sin()), dim=1) * magnitude).float()
+    table = torch.empty(min(positions, config.context_length), config.head_dim)
+    for begin in range(0, len(table), _ROWS):
+        rows = table[begin : begin + _ROWS]
+        angles = torch.arange(begin, begin + len(rows), dtype=torch.float64)[:, None] * frequencies
+        rows[:, :half] = angles.cos() * magnitude
+        rows[:, half:] = angles.sin() * magnitude
+    return table
 
 
 def hugging_face_rope(
@@ -50,22 +60,21 @@ def hugging_face_rope(
     for place in (settings, rope):
         if place.number("partial_rotary_factor", 1.0) != 1.0:
             raise place.error("partial_rotary_factor", "only whole heads can be rotated")
-    if original < 1:
-        raise ModelError(f"{settings.path}: original_max_position_embeddings is {original}")
     scaling: RopeScaling | None = None
-    if kind == "linear":
-        scaling = _linear(head_dim, rope.positive("factor"))
-    elif kind == "llama3":
-        scaling = _llama3(rope, theta, head_dim, original)
-    elif kind == "yarn":
-        scaling = _yarn(rope, theta, head_dim, context, original)
-    elif kind == "dynamic":  # stretches only beyond the declared context, where nobody gets
-        rope.positive("factor")
-    elif kind != "default":
-        raise rope.error(
-            "rope_type" if rope.mentions("rope_type") else "type",
-            "only default, linear, dynamic, llama3 and yarn can be computed",
-        )
+    with _checked(settings, head_dim, original):
+        if kind == "linear":
+            scaling = _linear(head_dim, rope.positive("factor"))
+        elif kind == "llama3":
+            scaling = _llama3(rope, theta, head_dim, original)
+        elif kind == "yarn":
+            scaling = _yarn(rope, theta, head_dim, context, original)
+        elif kind == "dynamic":  # stretches only beyond the declared context, where nobody gets
+            rope.positive("factor")
+        elif kind != "default":
+            raise rope.error(
+                "rope_type" if rope.mentions("rope_type") else "type",
+                "only default, linear, dynamic, llama3 and yarn can be computed",
+            )
     rope.finish(frozenset(), {"factor": (1, 1.0)})
     return theta, scaling
 
@@ -79,17 +88,16 @@ def gguf_rope(settings: Settings, head_dim: int, context: int) -> tuple[float, R
     old = settings.number("rope.scale_linear", 0.0)
     factor = settings.number("rope.scaling.factor", old) or 1.0
     original = settings.integer("rope.scaling.original_context_length", context)
-    if not 0 < factor < math.inf or original < 1:
-        raise ModelError(
-            f"{settings.path}: rope scaling by {factor} of a context of {original} makes no sense"
-        )
+    if not 0 < factor < math.inf:
+        raise ModelError(f"{settings.path}: rope scaling by {factor} makes no sense")
     scaling: RopeScaling | None = None
-    if kind == "linear":
-        scaling = _linear(head_dim, factor) if factor != 1.0 else None
-    elif kind == "yarn":
-        scaling = _yarn_scaling(settings, theta, head_dim, original, factor)
-    elif kind != "none":
-        raise settings.error("rope.scaling.type", "only none, linear and yarn can be computed")
+    with _checked(settings, head_dim, original):
+        if kind == "linear":
+            scaling = _linear(head_dim, factor) if factor != 1.0 else None
+        elif kind == "yarn":
+            scaling = _yarn_scaling(theta, head_dim, original, factor)
+        elif kind != "none":
+            raise settings.error("rope.scaling.type", "only none, linear and yarn can be computed")
     return theta, scaling
 
 
@@ -99,6 +107,19 @@ def with_rope_factors(config: ModelConfig, factors: Sequence[float]) -> ModelCon
     before = config.rope_scaling or _linear(config.head_dim, 1.0)
     divisors = tuple(a * b for a, b in zip(before.divisors, factors, strict=True))
     return replace(config, rope_scaling=RopeScaling(divisors, before.magnitude))
+
+
+@contextlib.contextmanager
+def _checked(settings: Settings, head_dim: int, original: int) -> Generator[None]:
+    """Raises ModelError for numbers of which no frequencies can be computed."""
+    if not 0 < head_dim <= _MOST_DIMENSIONS:
+        raise ModelError(f"{settings.path}: head_dim is {head_dim}, which no model has")
+    if original < 1:
+        raise ModelError(f"{settings.path}: the original context of rope is {original} tokens")
+    try:
+        yield
+    except (ArithmeticError, ValueError) as error:
+        raise ModelError(f"{settings.path}: rope scaling that makes no sense: {error}") from error
 
 
 def _linear(head_dim: int, factor: float) -> RopeScaling:
@@ -127,7 +148,6 @@ def _yarn(rope: Settings, theta: float, head_dim: int, context: int, original: i
     if magnitude and all_dim:
         inferred = _yarn_magnitude(factor, magnitude) / _yarn_magnitude(factor, all_dim)
     return _yarn_scaling(
-        rope,
         theta,
         head_dim,
         original,
@@ -140,7 +160,6 @@ def _yarn(rope: Settings, theta: float, head_dim: int, context: int, original: i
 
 
 def _yarn_scaling(
-    settings: Settings,
     theta: float,
     head_dim: int,
     original: int,
@@ -153,8 +172,6 @@ def _yarn_scaling(
 ) -> RopeScaling:
     """YaRN (arXiv 2309.00071): a ramp between the dimensions that turn `fast` and `slow` times in
     the original context; `magnitude` None is the paper's."""
-    if theta <= 1:
-        raise ModelError(f"{settings.path}: YaRN of the base {theta} makes no sense")
 
     def dimension(turns: float) -> float:
         return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))

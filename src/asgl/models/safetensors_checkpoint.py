@@ -41,6 +41,11 @@ class SafetensorsCheckpoint:
         self.name = name or self._directory.resolve().name
         path = self._directory / "config.json"
         config = _json(path)
+        if (adapter := self._directory / "adapter_config.json").exists():
+            raise ModelError(
+                f"{adapter}: an adapter belongs to this model, and none is applied; merge it, or "
+                "delete its files if the weights have it already"
+            )
         self._layout = hugging_face_layout(path, config.get("model_type"))
         self._files: dict[str, Any] = {}
         self._where = self._find_tensors()

@@ -23,12 +23,14 @@ _GENERATION = """
     suppress_tokens temperature top_k top_p typical_p use_cache
 """
 _TRAINING = """
-    attention_dropout finetuning_task id2label initializer_range label2id num_labels
-    pretraining_tp problem_type task_specific_params tf_legacy_loss
+    attention_dropout classifier_dropout finetuning_task gradient_checkpointing id2label
+    initializer_range label2id num_labels pretraining_tp problem_type task_specific_params
+    tf_legacy_loss
 """
 _BOOKKEEPING = """
-    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures
-    attn_implementation chunk_size_feed_forward dtype model_type name_or_path prefix pruned_heads
+    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled
+    _name_or_path architectures attn_implementation chunk_size_feed_forward dtype
+    max_sequence_length model_max_length model_type name_or_path prefix pruned_heads
     tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
     unsloth_fixed unsloth_version use_bfloat16
 """
@@ -152,6 +154,7 @@ class Settings:
             if default is _REQUIRED:
                 raise self.error(key, f"{what} is needed")
             return default
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        huge = isinstance(value, int) and not -(1 << 63) <= value < 1 << 63
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or huge:
             raise self.error(key, f"{what} is needed")
         return value
