@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from llama_oracle import all_logprobs
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from asgl.errors import ModelError
+from asgl.execution.runner import Runner
+from asgl.kernels.reference import ReferenceKernels
 from asgl.models.gguf_checkpoint import GgufCheckpoint
 from asgl.models.rope import rope_table
 from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint
@@ -208,3 +211,9 @@ def test_the_table_is_as_long_as_the_cache(tmp_path: Path) -> None:
     assert rope_table(long.config, 64).shape == (64, 16)
     short = SafetensorsCheckpoint(tiny_directory(tmp_path / "short", max_position_embeddings=32))
     assert rope_table(short.config, 64).shape == (32, 16)
+    tokens = list(range(60))
+    found, expected = (
+        all_logprobs(Runner(checkpoint, ReferenceKernels(), 64), tokens)
+        for checkpoint in (long, SafetensorsCheckpoint(tiny_directory(tmp_path / "usual")))
+    )
+    assert torch.equal(found, expected)

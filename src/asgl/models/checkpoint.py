@@ -41,8 +41,8 @@ class Checkpoint(Protocol):
         ...
 
     def raw(self) -> Iterator[tuple[str, memoryview]]:
-        """What each tensor of the files is (name, type and shape), and its bytes as the file has
-        them, in an order of their own. The views are for the loop only: nothing is copied."""
+        """For each tensor of the files, sorted by name: its name, type and shape as one text, and
+        its bytes as the file has them. The bytes are no copy: release a view before `close`."""
         ...
 
     def close(self) -> None:
