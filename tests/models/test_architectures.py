@@ -260,20 +260,28 @@ def test_a_mistral_that_does_not_mention_its_window(tmp_path: Path) -> None:
     agrees(edited(path, sliding_window=None))
 
 
-def test_gguf_architectures(tmp_path: Path) -> None:
-    """Rows of q and k lie otherwise for llama than for qwen2; both give what the directory does."""
-    for number, overrides in enumerate(
-        ({}, {"model_type": "qwen2", "attention_bias": True, "mlp_bias": None})
-    ):
-        runners = [
-            Runner(open_checkpoint(path), ReferenceKernels(), 200)
-            for path in (
-                tiny_directory(tmp_path / str(number), **overrides),
-                tiny_gguf(tmp_path / f"{number}.gguf", **overrides),
-            )
-        ]
-        one, other = (all_logprobs(runner, TOKENS) for runner in runners)
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+@pytest.mark.parametrize(
+    ("directory", "gguf"),
+    [
+        ({}, {}),
+        ({"model_type": "qwen2", "mlp_bias": None}, {"model_type": "qwen2"}),
+        ({"model_type": "qwen2", "mlp_bias": None}, {"model_type": "llama"}),
+    ],
+)
+def test_gguf_architectures(
+    tmp_path: Path, directory: dict[str, Any], gguf: dict[str, Any]
+) -> None:
+    """Rows of q, k and their biases lie otherwise for llama than for qwen2; llama.cpp takes biases
+    of q, k and v for both, if the file has them."""
+    biases = {"attention_bias": bool(directory)}
+    found, expected = (
+        all_logprobs(Runner(open_checkpoint(path), ReferenceKernels(), 200), TOKENS)
+        for path in (
+            tiny_gguf(tmp_path / "tiny.gguf", **gguf, **biases),
+            tiny_directory(tmp_path / "tiny", **directory, **biases),
+        )
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

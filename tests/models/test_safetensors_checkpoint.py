@@ -177,6 +177,8 @@ def test_a_head_is_tied_as_transformers_ties_it(tmp_path: Path) -> None:
     assert SafetensorsCheckpoint(tied).config.tied_head
     save_file({**weights, "lm_head.weight": embedding + 1}, tied / "model.safetensors")
     assert torch.equal(weights_of(tied)[1], embedding + 1)
+    save_file({**weights, "lm_head.weight": embedding.bfloat16()}, tied / "model.safetensors")
+    assert torch.equal(SafetensorsCheckpoint(tied).tensor("head"), embedding.bfloat16())
 
     tiny_directory(untied, tie_word_embeddings=False)
     assert not torch.equal(weights_of(untied)[1], embedding)

@@ -77,8 +77,7 @@ class SafetensorsCheckpoint:
         """See `Checkpoint.raw`."""
         for name in sorted(self._where):
             tensor = self._read(name)
-            data = tensor.reshape(-1).view(torch.uint8).numpy().data
-            yield f"{name} {tensor.dtype} {list(tensor.shape)}", data
+            yield f"{name} {tensor.dtype} {list(tensor.shape)}", _bytes(tensor).numpy().data
 
     def close(self) -> None:
         """Lets go of the files."""
@@ -168,7 +167,10 @@ class SafetensorsCheckpoint:
         if not config.tied_head or not self._where.keys() >= set(names):
             return config
         embedding, head = (self._read(name) for name in names)
-        return dataclasses.replace(config, tied_head=torch.equal(embedding, head))
+        same = (embedding.dtype, embedding.shape) == (head.dtype, head.shape)
+        return dataclasses.replace(
+            config, tied_head=same and torch.equal(_bytes(embedding), _bytes(head))
+        )
 
     def _check_names(self) -> None:
         """ModelError if a tensor is missing, or one would be ignored."""
@@ -200,6 +202,7 @@ class SafetensorsCheckpoint:
             )
         path = self._directory / "tokenizer.model"
         if path.exists():
+            # only here: few models need it, and it imports sentencepiece
             from asgl.models.tokenizer_sentencepiece import tokenizer_model
 
             added = settings.get("added_tokens_decoder")
@@ -238,6 +241,11 @@ class SafetensorsCheckpoint:
         return ChatTemplate(
             source, bos=_text(settings.get("bos_token")), eos=_text(settings.get("eos_token"))
         )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, without a copy."""
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _json(path: Path, optional: bool = False) -> dict[str, Any]:
