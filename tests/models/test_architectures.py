@@ -205,6 +205,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     ("mistral", {"sliding_window": 16}, "sliding_window is 16"),
+    ("mistral", {"sliding_window": 0}, "sliding_window is 0"),
     ("mistral", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
      "layer_types is .*'sliding_attention'"),

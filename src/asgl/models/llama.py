@@ -189,7 +189,8 @@ def gguf(settings: Settings, tensors: Collection[str]) -> ModelConfig:
         if settings.integer(key, head_dim) != head_dim:
             raise settings.error(key, f"only the {head_dim} dimensions of a head can be computed")
     context = settings.integer("context_length")
-    check_window(settings, "attention.sliding_window", context)
+    window = settings.integer("attention.sliding_window", 0) or None
+    check_window(settings, "attention.sliding_window", window, context)
     theta, scaling = gguf_rope(settings, head_dim, context)
     return ModelConfig(
         architecture=settings.architecture,
@@ -209,10 +210,10 @@ def gguf(settings: Settings, tensors: Collection[str]) -> ModelConfig:
     )
 
 
-def check_window(settings: Settings, key: str, context: int, default: int | None = None) -> None:
-    """ModelError if attention has a sliding window of that key, and the context is longer."""
-    window = settings.integer(key, default)
-    if window and window < context:
+def check_window(settings: Settings, key: str, window: int | None, context: int) -> None:
+    """ModelError if attention has a sliding window, which is of that key, and the context is
+    longer: nothing else of a window would be felt."""
+    if window is not None and window < context:
         raise settings.error(
             key, f"a window of {window} tokens in a context of {context} is not computed"
         )

@@ -15,7 +15,8 @@ def _hugging_face(settings: Settings, tensors: Collection[str]) -> ModelConfig:
     config = llama.hugging_face(settings, tensors)
     # transformers takes a key that is not there for a window of 4096, and null for none
     absent = None if settings.mentions("sliding_window") else 4096
-    llama.check_window(settings, "sliding_window", config.context_length, absent)
+    window = settings.integer("sliding_window", absent)
+    llama.check_window(settings, "sliding_window", window, config.context_length)
     return config
 
 

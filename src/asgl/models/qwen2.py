@@ -19,10 +19,11 @@ def _hugging_face(settings: Settings, tensors: Collection[str]) -> ModelConfig:
     kinds = settings.items("layer_types")
     if any(kind not in _FULL for kind in kinds):
         raise settings.error("layer_types", "only full_attention can be computed")
-    settings.integer("sliding_window", 4096)  # without use_sliding_window it is not used
-    beyond = settings.integer("max_window_layers", 28) >= config.layers
-    if settings.flag("use_sliding_window", False) and not (kinds or beyond):
-        llama.check_window(settings, "sliding_window", config.context_length, 4096)
+    # the layers after the first max_window_layers have the window, unless layer_types says it
+    windowed = settings.integer("max_window_layers", 28) < config.layers and not kinds
+    window = settings.integer("sliding_window", 4096)
+    if settings.flag("use_sliding_window", False) and windowed:
+        llama.check_window(settings, "sliding_window", window, config.context_length)
     return dataclasses.replace(config, attention_bias=True)
 
 
