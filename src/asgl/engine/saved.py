@@ -2,8 +2,8 @@
 by another.
 
 A file is in the safetensors format. Its metadata has two strings. "asgl" is a JSON object, the
-header: what kind of file it is, for which model, what goes with the tensors, and a SHA-256 of each
-tensor. "sha256" is that of the header itself. Both are checked when they are read: damaged keys and
+header: what kind of file it is, for which model, what goes with the tensors, and the CRC-32 of each
+tensor. "crc32" is that of the header itself. Both are checked when they are read: damaged keys and
 values would not fail, but change what is generated.
 
     cache     tokens [n] int32, nodes [m, 4] int64, kv [layers, 2, n, kv_heads, head_dim]
@@ -18,10 +18,10 @@ or not at all.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
+import zlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -326,7 +326,7 @@ def write_file(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tens
 def sealed(header: Mapping[str, Any]) -> dict[str, str]:
     """The metadata of a file with this header, as `read_header` takes it."""
     text = json.dumps(header)
-    return {"asgl": text, "sha256": _sha256(text)}
+    return {"asgl": text, "crc32": _crc32(text)}
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -341,7 +341,7 @@ def read_header(path: Path) -> dict[str, Any]:
         header = json.loads(metadata["asgl"])
         if not isinstance(header, dict):
             raise ValueError("its metadata is no object")
-        if header.get("format") == FORMAT and metadata.get("sha256") != _sha256(metadata["asgl"]):
+        if header.get("format") == FORMAT and metadata.get("crc32") != _crc32(metadata["asgl"]):
             raise ValueError("its header is not what was written; the file is damaged")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: not a file that asgl saved: {error!r}") from error
@@ -364,12 +364,11 @@ def _read_tensors(path: Path, header: Mapping[str, Any], names: Sequence[str]) -
     return wanted
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _crc32(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
-def _checksum(tensor: Tensor) -> str:
-    """The SHA-256 of a tensor's bytes, type and shape."""
-    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _checksum(tensor: Tensor) -> int:
+    """The CRC-32 of a tensor's type, shape and bytes."""
+    start = zlib.crc32(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    return zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data, start)
