@@ -31,6 +31,7 @@ from asgl.execution.runner import Runner
 from asgl.kernels.api import Batch, Kernels
 from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, SpanPlan, Spans, plan_spans
 from asgl.kernels.triton.target import Target
+from asgl.models.architectures import architecture
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.llama import Llama
 from asgl.plan import StepPlan, StepResult
@@ -106,7 +107,10 @@ class CudaRunner(Runner):
         self._ended = 0.0
         with torch.inference_mode(), self._device.on_stream():
             try:
-                self._model: Llama | None = Llama(checkpoint, kernels)
+                each = slot_bytes(config, kernels.kv_dtype)
+                positions = capacity or self._device.free_memory() // each
+                model = architecture(config.architecture).model
+                self._model: Llama | None = model(checkpoint, kernels, positions)
                 self._static = Buffer(self._static_bytes(), kernels.device)
             except cuda.OutOfMemoryError as error:
                 raise ConfigError(
@@ -170,7 +174,7 @@ class CudaRunner(Runner):
             plan,
             capacity=self.capacity,
             vocabulary=info.vocabulary,
-            context=info.context_length,
+            context=min(info.context_length, self.capacity),
             device=torch.device("cpu"),
         )
         self._device.begin_step()

@@ -17,6 +17,7 @@ from asgl.execution.kv_pool import KVPool, default_capacity
 from asgl.execution.masks import forbidden, split
 from asgl.execution.sampler import sample, sample_among, score
 from asgl.kernels.api import Kernels
+from asgl.models.architectures import architecture
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.llama import Llama
 from asgl.plan import INT, SampledToken, SampleRow, ScoreRow, StepPlan, StepResult
@@ -54,7 +55,8 @@ class Runner:
         self._clock = clock
         with torch.inference_mode():
             self._pool: KVPool | None = KVPool(config, capacity, kernels.device, kernels.kv_dtype)
-            self._model: Llama | None = Llama(checkpoint, kernels)
+            model = architecture(config.architecture).model
+            self._model: Llama | None = model(checkpoint, kernels, capacity)
         self.info = self._describe(checkpoint, kernels, self._model)
 
     @staticmethod
@@ -85,7 +87,7 @@ class Runner:
             plan,
             capacity=self.capacity,
             vocabulary=info.vocabulary,
-            context=info.context_length,
+            context=min(info.context_length, self.capacity),  # the rope table has no more
             device=self._kernels.device,
         )
         indices = [row.index for row in plan.samples] + [row.index for row in plan.scores]
