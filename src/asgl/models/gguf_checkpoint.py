@@ -13,11 +13,10 @@ from torch import Tensor
 
 from asgl.errors import ModelError
 from asgl.kernels.api import QuantizedTensor
-from asgl.models.chat_template import ChatTemplate
 from asgl.models.config import ModelConfig, RopeScaling
 from asgl.models.gguf import GgufFile
 from asgl.models.layout import check_config, check_tensor, expected_shapes
-from asgl.models.tokenizer_gguf import tokenizer_gguf
+from asgl.models.tokenizer_gguf import chat_template_gguf, tokenizer_gguf
 
 _INTERLEAVED = frozenset({"llama"})
 """Architectures whose q and k rows GGUF stores for a rope of neighbouring pairs."""
@@ -51,13 +50,13 @@ class GgufCheckpoint:
             self.config = _config(self._file)
             self._shapes = expected_shapes(self.config)
             self._check_names()
-            self.tokenizer = tokenizer_gguf(self._file.path, metadata)
+            self.chat_template = chat_template_gguf(metadata)
+            self.tokenizer = tokenizer_gguf(self._file.path, metadata, self.chat_template)
             if self.tokenizer.vocabulary != self.config.vocabulary:
                 raise ModelError(
                     f"{self._file.path}: the tokenizer has {self.tokenizer.vocabulary} tokens, the "
                     f"embedding {self.config.vocabulary} rows"
                 )
-            self.chat_template = self._template(metadata)
         except BaseException:
             self._file.close()
             raise
@@ -104,14 +103,6 @@ class GgufCheckpoint:
                     f"{path}: tensor {name!r} at offset {there[name].offset} has shape "
                     f"{list(there[name].shape)}, where the model's config needs {list(shape)}"
                 )
-
-    def _template(self, metadata: dict[str, Any]) -> ChatTemplate | None:
-        source = metadata.get("tokenizer.chat_template")
-        if not isinstance(source, str):
-            return None
-        ids = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos")]
-        bos, eos = ["" if id is None else self.tokenizer.decode([id]) for id in ids]
-        return ChatTemplate(source, bos=bos, eos=eos)
 
 
 def _stored_name(name: str) -> str:

@@ -1,0 +1,130 @@
+"""The tokens of conversations, message by message, against transformers' `apply_chat_template`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_shapes import SHAPES, Shape
+from small_tokenizers import SCHEMES, VOCABULARY, directory
+from transformers import PreTrainedTokenizerFast
+
+from asgl.errors import ModelError
+from asgl.models.chat_template import ChatTemplate
+from asgl.models.tokenizer import Tokenizer
+from asgl.models.tokenizer_directory import open_tokenizer
+
+ROLES = {"s": "system", "u": "user", "a": "assistant"}
+CONVERSATIONS = [
+    "u", "ua", "uau", "uaua", "uauau", "su", "sua", "suau", "suaua", "suauau", "uauauauauau",
+    "usu", "suaus", "uu", "auau", "ss", "sau",
+]  # fmt: skip
+CONTENTS = [
+    "Hi",
+    " the other",
+    "is\n  it? ",
+    "\n\nA: b",
+    "日本 🙂",
+    "x",
+    "the  end\t",
+    "[1] <b>{{ x }}</b>",
+]
+SPACED = [scheme for scheme in SCHEMES if scheme != "bytes"]
+
+
+def opened(
+    path: Path, shape: Shape, scheme: str
+) -> tuple[Tokenizer, ChatTemplate, PreTrainedTokenizerFast]:
+    ends = [text for text in (shape.bos, shape.eos) if text]
+    config: dict[str, Any] = {"chat_template": shape.template, "eos_token": shape.eos}
+    if shape.bos:
+        config["bos_token"] = shape.bos
+    special = [text for text in (*ends, *shape.special) if text not in shape.plain]
+    directory(
+        path, scheme, special=special, plain=shape.plain, flags=shape.flags, config=config
+    )  # fmt: skip
+    tokenizer, template = open_tokenizer(path, vocabulary=VOCABULARY, end_tokens=set())
+    assert template is not None
+    return tokenizer, template, PreTrainedTokenizerFast.from_pretrained(path)
+
+
+def conversation(initials: str) -> list[dict[str, str]]:
+    contents = itertools.cycle(CONTENTS)
+    return [{"role": ROLES[initial], "content": next(contents)} for initial in initials]
+
+
+def written(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[dict[str, str]],
+    generation: bool,
+) -> list[int]:
+    """What a prompt stream makes of the messages."""
+    parts: list[int | str] = []
+    roles: list[str] = []
+
+    def append(*more: int | str) -> None:
+        for part in more:
+            if isinstance(part, str) and parts and isinstance(parts[-1], str):
+                parts[-1] += part
+            else:
+                parts.append(part)
+
+    for message in messages:
+        around = template.parts(roles, message["role"])
+        content = message["content"].lstrip(around.trims_left).rstrip(around.trims_right)
+        append(*tokenizer.split(around.prefix), content, *tokenizer.split(around.suffix))
+        roles.append(message["role"])
+    if generation:
+        append(*tokenizer.split(template.generation(roles)))
+    return tokenizer.encode_run(parts)
+
+
+def compare(path: Path, shape: Shape, scheme: str) -> list[str]:
+    """All conversations, with and without a prompt for an answer. What was refused, of what
+    transformers renders."""
+    tokenizer, template, oracle = opened(path, shape, scheme)
+    refused: list[str] = []
+    for initials, generation in itertools.product(CONVERSATIONS, (True, False)):
+        messages = conversation(initials)
+        if generation == initials.endswith("a") or (not generation and shape.last_apart):
+            continue
+        try:
+            expected = oracle.apply_chat_template(
+                messages, add_generation_prompt=generation, tokenize=True, return_dict=False
+            )
+        except Exception:
+            with pytest.raises(ModelError):
+                written(tokenizer, template, messages, generation)
+            continue
+        try:
+            tokens = written(tokenizer, template, messages, generation)
+        except ModelError:
+            if all_in_order(oracle.decode(expected), messages):
+                refused.append(initials)
+            continue
+        assert tokens == expected, (
+            f"{initials}, {generation}: {tokenizer.decode(tokens)!r} for {oracle.decode(expected)!r}"
+        )
+    return refused
+
+
+def all_in_order(text: str, messages: Sequence[dict[str, str]]) -> bool:
+    """Whether the text has all contents in it; a template that leaves some out may be refused."""
+    for message in messages:
+        _, found, text = text.partition(message["content"].strip())
+        if not found:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_tokens_are_those_of_transformers(tmp_path: Path, name: str) -> None:
+    shape = SHAPES[name]
+    spaced = SPACED[list(SHAPES).index(name) % len(SPACED)]
+    for scheme in ("bytes", spaced):
+        refused = compare(tmp_path, shape, scheme)
+        assert set(refused) <= set(shape.refuses), refused
