@@ -86,7 +86,7 @@ PIPES = tokens("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 INST = tokens("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 LLAMA3 = tokens("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 TURNS = tokens("<start_of_turn>", "<end_of_turn>")
-DEEP = tokens("<｜User｜>", "<｜Assistant｜>")  # noqa: RUF001
+DEEP = tokens("<｜User｜>", "<｜Assistant｜>")
 
 LOOPED_CHATML = (
     "{% for message in messages %}"
@@ -309,11 +309,11 @@ VICUNA = """\
 R1 = (
     "{%- set ns = namespace(system='') -%}{%- for m in messages -%}{%- if m.role == 'system' -%}"
     "{%- set ns.system = m.content -%}{%- endif -%}{%- endfor -%}{{ bos_token }}{{ ns.system }}"
-    "{%- for m in messages -%}{%- if m.role == 'user' -%}{{ '<｜User｜>' + m.content }}"  # noqa: RUF001
+    "{%- for m in messages -%}{%- if m.role == 'user' -%}{{ '<｜User｜>' + m.content }}"
     "{%- elif m.role == 'assistant' -%}{% set content = m.content %}"
     "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
-    "{{ '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}{%- endif -%}{%- endfor -%}"  # noqa: RUF001
-    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"  # noqa: RUF001
+    "{{ '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}{%- endif -%}{%- endfor -%}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"
 )
 GRANITE3 = """\
 {%- if messages[0]['role'] == 'system' %}
@@ -401,8 +401,9 @@ CHATGLM2 = """\
 {% for message in messages %}{% if loop.first and message.role == 'system' %}
 {{- raise_exception('no system') }}{% endif %}
 {% if message['role'] == 'user' %}{{ '[Round ' ~ (loop.index0 // 2 + 1) ~ ']\n\n问：' }}
-{{- message['content'] }}{% elif message['role'] == 'assistant' %}{{ '\n\n答：' + message['content'] + '\n\n' }}
-{%- endif %}{% endfor %}{% if add_generation_prompt %}{{ '\n\n答：' }}{% endif %}"""  # noqa: RUF001
+{{- message['content'] }}{% elif message['role'] == 'assistant' %}
+{{- '\n\n答：' + message['content'] + '\n\n' }}
+{%- endif %}{% endfor %}{% if add_generation_prompt %}{{ '\n\n答：' }}{% endif %}"""
 GLM4 = """\
 [gMASK]<sop>
 {%- for m in messages %}
@@ -434,7 +435,8 @@ GLM45 = """\
 DBRX = """\
 {% if messages[0]['role'] == 'system' %}{% set turns = messages[1:] %}
 {% set system_message = messages[0]['content'] %}{% else %}{% set turns = messages %}
-{% set system_message = 'You are D.' %}{% endif %}{% for message in turns %}{% if loop.index0 == 0 %}
+{% set system_message = 'You are D.' %}{% endif %}
+{% for message in turns %}{% if loop.index0 == 0 %}
 {{ '<|im_start|>system\n' + system_message | trim + '<|im_end|>\n' }}
 {{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}{% else %}
 {{ '\n' + '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}{% endif %}
@@ -444,7 +446,8 @@ QWEN35 = """\
 {%- if not messages | selectattr('role', 'equalto', 'user') | list %}
     {{- raise_exception('No user query found in messages.') }}{%- endif %}
 {%- for m in messages %}{%- set content = m.content | trim %}
-    {%- if m.role == 'system' and not loop.first %}{{- raise_exception('System first.') }}{%- endif %}
+    {%- if m.role == 'system' and not loop.first %}
+        {{- raise_exception('System first.') }}{%- endif %}
     {{- '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"""
@@ -485,7 +488,7 @@ SHAPES: dict[str, Shape] = {
     "qwen 3": Shape(
         QWEN3, IM, tokens("<think>", "</think>"), eos="<|im_end|>", last_apart=True
     ),
-    "qwen 3.5": Shape(QWEN35, IM, tokens("<think>", "</think>"), eos="<|im_end|>"),
+    "qwen 3.5": Shape(QWEN35, IM, ("<think>",), eos="<|im_end|>"),
     "qwq": Shape(
         LOOPED_CHATML.replace("assistant\n'", "assistant\n<think>\n'"), IM, ("<think>",)
     ),
@@ -572,16 +575,17 @@ SHAPES: dict[str, Shape] = {
         simple("User: @\n\n", "Assistant: @$", "Assistant:", "@\n\n", head="bos_token")
     ),
     "deepseek 3": Shape(
-        simple("<｜User｜>@", "<｜Assistant｜>@$", "<｜Assistant｜>", "@", head="bos_token"),  # noqa: RUF001
-        (), DEEP, bos="<｜begin▁of▁sentence｜>", eos="<｜end▁of▁sentence｜>",  # noqa: RUF001
+        simple("<｜User｜>@", "<｜Assistant｜>@$", "<｜Assistant｜>", "@", head="bos_token"),
+        (), DEEP, bos="<｜begin▁of▁sentence｜>", eos="<｜end▁of▁sentence｜>",
     ),
     "deepseek r1": Shape(
         R1, (), (*DEEP, "<think>", "</think>"),
-        bos="<｜begin▁of▁sentence｜>", eos="<｜end▁of▁sentence｜>",  # noqa: RUF001
+        bos="<｜begin▁of▁sentence｜>", eos="<｜end▁of▁sentence｜>",
     ),
     "hunyuan": Shape(
-        simple("<｜hy_User｜>@", "<｜hy_Assistant｜>@$", "<｜hy_Assistant｜>", "@", head="bos_token"),  # noqa: RUF001
-        ("<｜hy_User｜>", "<｜hy_Assistant｜>"),  # noqa: RUF001
+        simple("<｜hy_User｜>@", "<｜hy_Assistant｜>@$", "<｜hy_Assistant｜>", "@",
+               head="bos_token"),
+        ("<｜hy_User｜>", "<｜hy_Assistant｜>"),
     ),
     "llama 2": Shape(LLAMA2),
     "llama 3": Shape(

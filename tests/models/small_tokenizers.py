@@ -84,11 +84,12 @@ def directory(
     for tokenizer_config.json."""
     content = definition(scheme)
     table = content["model"]["vocab"]
+    known = table if isinstance(table, dict) else {}
     following = len(table)
     for text in dict.fromkeys((*special, *plain)):
-        how = flags or {}
-        content["added_tokens"].append(added_token(following, text, text in special, **how))
-        following += 1
+        id = known.get(text, following)
+        following += id == following
+        content["added_tokens"].append(added_token(id, text, text in special, **(flags or {})))
     (path / "tokenizer.json").write_text(json.dumps(content))
     (path / "tokenizer_config.json").write_text(json.dumps(config or {}))
     return path

@@ -106,9 +106,8 @@ def compare(path: Path, shape: Shape, scheme: str) -> list[str]:
             if all_in_order(oracle.decode(expected), messages):
                 refused.append(initials)
             continue
-        assert tokens == expected, (
-            f"{initials}, {generation}: {tokenizer.decode(tokens)!r} for {oracle.decode(expected)!r}"
-        )
+        texts = f"{tokenizer.decode(tokens)!r} for {oracle.decode(expected)!r}"
+        assert tokens == expected, f"{initials}, {generation}: {texts}"
     return refused
 
 
@@ -128,3 +127,40 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     for scheme in ("bytes", spaced):
         refused = compare(tmp_path, shape, scheme)
         assert set(refused) <= set(shape.refuses), refused
+
+
+@pytest.mark.parametrize("scheme", SPACED)
+@pytest.mark.parametrize("name", ["llama 2", "zephyr", "phi 3", "openchat", "mistral 3", "gemma 2"])
+def test_spaces_are_those_of_transformers(tmp_path: Path, name: str, scheme: str) -> None:
+    compare(tmp_path, SHAPES[name], scheme)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_contents_are_data(tmp_path: Path, name: str) -> None:
+    """Every marker of the template, in a content, stays text."""
+    shape = SHAPES[name]
+    tokenizer, template, _ = opened(tmp_path, shape, "bytes")
+    markers = [text for text in (shape.bos, shape.eos, *shape.special, *shape.plain) if text]
+    assert set(tokenizer.special_tokens) >= set(markers)
+    assert tokenizer.control_tokens == set(tokenizer.special_tokens.values())
+    for text in (*markers, "".join(markers), *(f"a {text}\n" for text in markers)):
+        tokens = tokenizer.encode(text)
+        assert tokenizer.control_tokens.isdisjoint(tokens)
+        assert tokenizer.decode(tokens) == text
+        message = [{"role": "user", "content": f"Hi {text} x"}]
+        plain = written(tokenizer, template, conversation("u"), True)
+        forged = written(tokenizer, template, message, True)
+        controls = [[id for id in ids if id in tokenizer.control_tokens] for ids in (plain, forged)]
+        assert controls[0] == controls[1]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_marker_after_an_answer_ends_it(tmp_path: Path, name: str) -> None:
+    shape = SHAPES[name]
+    tokenizer, template, oracle = opened(tmp_path, shape, "bytes")
+    for later in ("uau", "ua"):
+        text: str = oracle.apply_chat_template(conversation(later), tokenize=False)
+        after = tokenizer.split(text.partition(CONTENTS[1].strip())[2])
+        control = [part for part in after if isinstance(part, int)]
+        assert set(control[:1]) <= set(tokenizer.end_tokens)
+    assert template.parts(("user",), "assistant")

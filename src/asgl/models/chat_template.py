@@ -236,7 +236,7 @@ class ChatTemplate:
                 f"it changes what it wrote before when a message of the role {role!r} follows "
                 f"{', '.join(before)}"
             )
-        suffix = self._suffix(before, role)
+        suffix = self._suffix(before, role, gaps[len(before) + 1])
         return RoleParts(text[len(written) :], suffix, *self._trims(roles, len(before)))
 
     def _going_on(
@@ -264,10 +264,11 @@ class ChatTemplate:
             text += parts.prefix + _SENTINEL.format(order) + parts.suffix
         return text
 
-    def _suffix(self, before: tuple[str, ...], role: str) -> str:
-        """What follows the content, whatever follows the message: as far as all that may follow
-        begins in the same way, but no part of a marker."""
+    def _suffix(self, before: tuple[str, ...], role: str, tail: str) -> str:
+        """What follows the content, `tail` in one conversation, whatever follows the message: as
+        far as all that may follow begins in the same way, but no part of a marker."""
         last, others = self._tails(before, role)
+        others.append(tail)
         tails = others if last is None else [last, *others]
         suffix = tails[0]
         for tail in tails:

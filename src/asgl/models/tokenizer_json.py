@@ -164,9 +164,10 @@ def _build(
     with_spaces = json.dumps(content)
     spacing = _without_spacing(content)
     # The space before a text can be given as text, unless it matters where added tokens begin
-    spaced = backend_encode(path, with_spaces) if spacing is not None and words else None
+    ids = {token["content"]: id for id, token in words.items()}
+    spaced = backend_encode(path, with_spaces, ids) if spacing is not None and words else None
     return Tokenizer(
-        backend_encode(path, json.dumps(content)),
+        backend_encode(path, json.dumps(content), ids),
         pieces,
         control,
         bos=by_text.get(bos or ""),
@@ -179,20 +180,25 @@ def _build(
     )
 
 
-def backend_encode(path: Path, definition: str) -> Encode:
+def backend_encode(path: Path, definition: str, words: Mapping[str, int] | None = None) -> Encode:
     """`encode` of the `tokenizers` library for that definition. ModelError if it is refused, and
-    when a text is encoded that it cannot take."""
+    when a text is encoded that it cannot take.
+
+    The library numbers added tokens by itself: `words` are the ids that they have in truth.
+    """
     try:
         backend = Backend.from_str(definition)
     except BaseException as error:
         raise _refused(path, error) from error
     backend.encode_special_tokens = True
+    true_ids = {backend.token_to_id(word): id for word, id in (words or {}).items()}
 
     def encode(text: str) -> list[int]:
         try:
-            return backend.encode(text, add_special_tokens=False).ids
+            ids = backend.encode(text, add_special_tokens=False).ids
         except BaseException as error:
             raise _refused(path, error) from error
+        return [true_ids.get(id, id) for id in ids] if true_ids else ids
 
     return encode
 
@@ -277,24 +283,22 @@ def _as_data(
     spaces. `texts` are those of all added tokens."""
     model: Json = content["model"]
     hidden = (texts - {token["content"] for token in words.values()}) | set(control.values())
+    # Ids without a text of their own get a name that no text has: spaces are another character by
+    # the time that the model sees them
     if model.get("type", "BPE") == "BPE":
-        model["vocab"] = {text: id for text, id in model["vocab"].items() if text not in hidden} | {
-            token["content"]: id for id, token in words.items()
-        }
+        known = {text: id for text, id in model["vocab"].items() if text not in hidden}
+        holes = set(range(vocabulary)).difference(known.values())
+        model["vocab"] = known | {f" {id}": id for id in holes}
         model["merges"] = without_control(model["merges"], hidden)
         model["dropout"] = None
         if model.get("unk_token") in hidden:
             model["unk_token"] = None
     else:
-        # Unigram numbers its pieces by position: a control token stays there, under a name that no
-        # text has, for spaces are U+2581 by then
         lowest = min(score for _, score in model["vocab"])
         model["vocab"] = [
             [f" {id}" if piece in hidden else piece, score]
             for id, (piece, score) in enumerate(model["vocab"])
-        ]
-        for id in range(len(model["vocab"]), vocabulary):
-            model["vocab"].append([words[id]["content"] if id in words else f" {id}", lowest])
+        ] + [[f" {id}", lowest] for id in range(len(model["vocab"]), vocabulary)]
     content["added_tokens"] = [{**_ADDED, **token, "special": False} for token in words.values()]
     content["truncation"] = content["padding"] = content["post_processor"] = None
 
