@@ -35,17 +35,14 @@ CONTENTS = [
 SPACED = [scheme for scheme in SCHEMES if scheme != "bytes"]
 
 
-def opened(
-    path: Path, shape: Shape, scheme: str
-) -> tuple[Tokenizer, ChatTemplate, PreTrainedTokenizerFast]:
+def opened(path: Path, shape: Shape, scheme: str) -> tuple[Tokenizer, ChatTemplate, Any]:
+    """The tokenizer, the chat template and transformers' own tokenizer."""
     ends = [text for text in (shape.bos, shape.eos) if text]
     config: dict[str, Any] = {"chat_template": shape.template, "eos_token": shape.eos}
     if shape.bos:
         config["bos_token"] = shape.bos
     special = [text for text in (*ends, *shape.special) if text not in shape.plain]
-    directory(
-        path, scheme, special=special, plain=shape.plain, flags=shape.flags, config=config
-    )  # fmt: skip
+    directory(path, scheme, special=special, plain=shape.plain, flags=shape.flags, config=config)
     tokenizer, template = open_tokenizer(path, vocabulary=VOCABULARY, end_tokens=set())
     assert template is not None
     return tokenizer, template, PreTrainedTokenizerFast.from_pretrained(path)

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from datetime import datetime
+
+import jinja2
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from asgl.errors import ModelError
 from asgl.models.template_sandbox import MAX_TEMPLATE, CompiledTemplate
@@ -45,6 +49,62 @@ def test_what_templates_do(source: str, text: str) -> None:
     render = CompiledTemplate(source).render
     assert render(MESSAGES) == text
     assert render(MESSAGES) == text, "and again"
+
+
+AS_TRANSFORMERS = [
+    "{{ value | tojson }}",
+    "{{ value | tojson(indent=2) }}",
+    "{{ value | tojson(indent='\t', sort_keys=true) }}",
+    "{{ value | tojson(true) }}",
+    "{{ value | tojson(ensure_ascii=true, separators=(',', ':')) }}",
+    "{{ value | tojson(separators=(', ', ' = '), sort_keys=True) }}",
+    "{{ 1.0 | tojson }}{{ none | tojson }}{{ [true, 1e30] | tojson }}",
+    "{{ strftime_now('%Y-%m') }} {{ strftime_now('%B') | upper }}",
+    "{{ ['a', 'b', 'c'] | batch(2, 'x') | list }}{{ [1, 2, 3] | slice(2) | list }}",
+    "{{ 'text' | center(20) }}|{{ 'a\nb' | indent(4, true) }}|{{ 'a b c' | wordwrap(1) }}",
+    "{{ '%s is %5.2f' | format('x', 2) }}{{ '%s %d' % ('y', 3) }}{{ '{:>8} {}'.format('z', 4) }}",
+    "{{ 'a-b'.join(['x', 'y']) }}{{ 'x'.ljust(3) }}|{{ '7'.zfill(3) }}{{ 'a\tb'.expandtabs(2) }}",
+    "{{ value.items() | groupby(0) | list | length }}{{ 'a b' | wordcount }}",
+    "{{ value | pprint }}{{ 'a b' | urlencode }}{{ 1234567 | filesizeformat }}{{ 'x' | e }}",
+    "{{ '<b>x</b>' | striptags }}{{ 'a long text here' | truncate(9, true) }}",
+    "{% set a = joiner(', ') %}{% for i in [1, 2] %}{{ a() }}{{ i }}{% endfor %}",
+    "{% set c = cycler('x', 'y') %}{% for i in range(3) %}{{ c.next() }}{% endfor %}",
+    "{% set ns = namespace(a=1, b='c') %}{% set ns.a = 2 %}{{ ns.a }}{{ ns.b }}",
+    "{{ dict(a=1) }}{{ dict.fromkeys(['x'], 1) }}",
+    "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
+    "{% generation %}  a\n{% endgeneration %}\n b",
+    "{% for x in [1, 2, 3] if x > 1 %}{{ loop.index }}{{ loop.previtem }}{% endfor %}",
+    "{{ undefined_thing }}{{ undefined_thing is defined }}{{ value.nothing }}{{ value['né'] }}",
+    "{{ 'Ab'.casefold() }}{{ 'ab'.swapcase() }}{{ 'a'.isascii() }}{{ 'abc'.rindex('c') }}",
+    "{{ 1 is number }}{{ 'x' is string }}{{ value is mapping }}{{ [1] is iterable }}{{ 3 is odd }}",
+    "{%- filter upper -%} text {%- endfilter -%}{% call(x) m() %}{{ x }}{% endcall %}"
+    "{% macro m() %}<{{ caller('y') }}>{% endmacro %}",
+    "{% with a = 1 %}{{ a }}{% endwith %}{% set b %}x{{ 1 }}{% endset %}{{ b | length }}",
+]
+
+
+@pytest.mark.parametrize("source", AS_TRANSFORMERS)
+def test_what_a_template_writes_is_what_it_writes_in_transformers(source: str) -> None:
+    variables = {"value": {"b": [1, "é <'\"&>", None], "a": {"c": 0.5}}, "messages": []}
+    try:
+        expected, _ = render_jinja_template(
+            conversations=[[]], chat_template=source, value=variables["value"]
+        )
+    except jinja2.TemplateError:
+        with pytest.raises(ModelError):
+            CompiledTemplate(source).render(variables)
+        return
+    assert CompiledTemplate(source).render(variables) == expected[0]
+
+
+def test_times() -> None:
+    now = datetime(2031, 5, 7, 12, 30)
+    template = CompiledTemplate("{{ strftime_now('%d %b %Y') }}", now=lambda: now)
+    assert template.times() == ()
+    assert template.render({}) == "07 May 2031"
+    assert template.times() == ("07 May 2031",)
+    now = datetime(2031, 5, 8)
+    assert template.times() == ("08 May 2031",)
 
 
 def again(start: str, expression: str) -> str:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -138,8 +139,6 @@ class Tokenizer:
         SentencePiece models, else "". `encode` never adds it, `encode_run` does."""
         self._spacing = spacing
         self._added = added or {}
-        late = {text for text, id in self.special_tokens.items() if self._found(id).late}
-        self._searches = [search_for(self.special_tokens.keys() - late), search_for(late)]
 
     def split(self, text: str) -> list[int | str]:
         """Cuts text of a chat template (never of a program) at its markers: ints are control
@@ -194,6 +193,11 @@ class Tokenizer:
             ids += tokens
             after = tokens[-1] if tokens else after
         return ids
+
+    @cached_property
+    def _searches(self) -> list[re.Pattern[str] | None]:
+        late = {text for text, id in self.special_tokens.items() if self._found(id).late}
+        return [search_for(self.special_tokens.keys() - late), search_for(late)]
 
     def _found(self, token: int) -> Added:
         return self._added.get(token, _PLAIN)

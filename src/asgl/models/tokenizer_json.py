@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from asgl.errors import ModelError
-from asgl.models.chat_template import ChatTemplate, segments
+from asgl.models.chat_template import ChatTemplate
 from asgl.models.tokenizer import (
     Added,
     Encode,
@@ -25,6 +25,7 @@ from asgl.models.tokenizer import (
     byte_fallback_piece,
     byte_level_piece,
     is_marker,
+    search_for,
 )
 
 Json = dict[str, Any]
@@ -137,8 +138,9 @@ def answer_ends(template: ChatTemplate | None, special_tokens: Mapping[str, int]
         tails = [] if template is None else template.after_answers()
     except ModelError:
         return set()
-    found = ([id for id in segments(tail, special_tokens) if isinstance(id, int)] for tail in tails)
-    return {ids[0] for ids in found if ids}
+    search = search_for(special_tokens)
+    found = [search.search(tail) for tail in tails] if search is not None else []
+    return {special_tokens[marker[0]] for marker in found if marker is not None}
 
 
 def _build(
@@ -160,12 +162,12 @@ def _build(
     if adds_bos is None:
         adds_bos = bos is not None and first == bos
     _as_data(content, {token["content"] for token in added.values()}, control, words, len(pieces))
-    flags = _flags(content, {id: added[id] for id in control})
-    with_spaces = json.dumps(content)
+    flags = _flags(path, content, {id: added[id] for id in control})
+    with_spaces = json.dumps(content) if words else ""
     spacing = _without_spacing(content)
     # The space before a text can be given as text, unless it matters where added tokens begin
     ids = {token["content"]: id for id, token in words.items()}
-    spaced = backend_encode(path, with_spaces, ids) if spacing is not None and words else None
+    spaced = backend_encode(path, with_spaces, ids) if words and spacing is not None else None
     return Tokenizer(
         backend_encode(path, json.dumps(content), ids),
         pieces,
@@ -186,10 +188,7 @@ def backend_encode(path: Path, definition: str, words: Mapping[str, int] | None 
 
     The library numbers added tokens by itself: `words` are the ids that they have in truth.
     """
-    try:
-        backend = Backend.from_str(definition)
-    except BaseException as error:
-        raise _refused(path, error) from error
+    backend = _backend(path, definition)
     backend.encode_special_tokens = True
     true_ids = {backend.token_to_id(word): id for word, id in (words or {}).items()}
 
@@ -201,6 +200,13 @@ def backend_encode(path: Path, definition: str, words: Mapping[str, int] | None 
         return [true_ids.get(id, id) for id in ids] if true_ids else ids
 
     return encode
+
+
+def _backend(path: Path, definition: str) -> Backend:
+    try:
+        return Backend.from_str(definition)
+    except BaseException as error:
+        raise _refused(path, error) from error
 
 
 def _refused(path: Path, error: BaseException) -> ModelError:
@@ -306,13 +312,11 @@ def _as_data(
 _ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
-def _flags(content: Json, control: Mapping[int, Json]) -> dict[int, Added]:
+def _flags(path: Path, content: Json, control: Mapping[int, Json]) -> dict[int, Added]:
     """How control tokens are found in a text (`AddedVocabulary` of the `tokenizers` library)."""
-    empty = Backend(BPE())
-    if content.get("normalizer") is not None:
-        definition = {**json.loads(empty.to_str()), "normalizer": content["normalizer"]}
-        empty = Backend.from_str(json.dumps(definition))
-    normalize = empty.normalizer.normalize_str if empty.normalizer is not None else str
+    definition = json.loads(Backend(BPE()).to_str()) | {"normalizer": content.get("normalizer")}
+    normalizer = _backend(path, json.dumps(definition)).normalizer
+    normalize = str if normalizer is None else normalizer.normalize_str
     return {
         id: added_flags(token, normalize(token["content"]) != token["content"])
         for id, token in control.items()
