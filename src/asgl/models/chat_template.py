@@ -44,6 +44,8 @@ _OTHERS_GO_ON = (("assistant", "user"), ("assistant",), ("user",), ())
 renders is taken."""
 _MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
 """What looks like a marker: a suffix does not end inside of one."""
+_NAME = re.compile(r"\w[\w-]*")
+"""A role: no text of a template that could be a marker."""
 _REPEATS = 3
 _PERIODS = (1, 2, 3, 4)
 
@@ -130,8 +132,9 @@ class ChatTemplate:
         return text[len(written) :]
 
     def role_parts(self, role: str) -> RoleParts:
-        """What goes around the content of a message of that role wherever it stands, `head` and
-        `default_system` left out. ModelError if that depends on the place: `parts` knows it."""
+        """What goes around the content of a message of that role wherever it stands (of the system:
+        at the beginning), `head` and `default_system` left out. ModelError if that depends on the
+        place: `parts` knows it."""
         turn = ("user", "assistant")
         before = {"system": (), "assistant": ("user",)}.get(role, turn)
         parts, user = self.parts(before, role), self.parts(turn, "user")
@@ -151,13 +154,24 @@ class ChatTemplate:
     @property
     def head(self) -> str:
         """What the template writes before everything else: the bos text, or nothing."""
-        return self._opening[0]
+        # "<|im_start|>" is the bos text of some models, and begins the messages of others: only the
+        # variable tells.
+        named = self._render(_conversation(["user"], ["text"]), bos=_SENTINEL)
+        first, later = (
+            self.parts((), "user").prefix,
+            self.parts(("user", "assistant"), "user").prefix,
+        )
+        begins = first.removesuffix(later).startswith(self._bos)
+        return self._bos if begins and named.startswith(_SENTINEL) else ""
 
     @property
     def default_system(self) -> str | None:
         """The whole text that the template puts before a first message that is no system message;
         None if there is none."""
-        return self._opening[1]
+        first, later = self.parts((), "user"), self.parts(("user", "assistant"), "user")
+        if not first.prefix.endswith(later.prefix):
+            raise _unsplittable("it treats the first message of a user unlike later ones")
+        return first.prefix[len(self.head) : len(first.prefix) - len(later.prefix)] or None
 
     def after_answers(self) -> list[str]:
         """What may follow the content of an answer: an end of the message, or what begins the
@@ -205,28 +219,15 @@ class ChatTemplate:
         if (times := self._compiled.times()) != self._times:
             self._found.clear()
             self._rendered.clear()
-            self.__dict__.pop("_opening", None)
             self._times = times
 
-    @cached_property
-    def _opening(self) -> tuple[str, str | None]:
-        """`head` and `default_system`."""
-        first, later = self.parts((), "user"), self.parts(("user", "assistant"), "user")
-        if not first.prefix.endswith(later.prefix):
-            raise _unsplittable("it treats the first message of a user unlike later ones")
-        before = first.prefix[: len(first.prefix) - len(later.prefix)]
-        # "<|im_start|>" is the bos text of some models, and begins the messages of others: only the
-        # variable tells.
-        named = self._render(_conversation(["user"], ["text"]), bos=_SENTINEL)
-        head = self._bos if named.startswith(_SENTINEL) and before.startswith(self._bos) else ""
-        return head, before[len(head) :] or None
-
     def _find(self, before: tuple[str, ...], role: str) -> RoleParts:
-        if role not in _COMMON_ROLES and role not in self._compiled.literals:
-            known = ", ".join(sorted(_COMMON_ROLES))
+        if role not in _COMMON_ROLES and not (
+            _NAME.fullmatch(role) and role in self._compiled.literals
+        ):
             raise ModelError(
                 f"the model's chat template does not know the role {role!r}: it names no such "
-                f"role, and it is none of {known}"
+                f"role, and it is none of {', '.join(sorted(_COMMON_ROLES))}"
             )
         roles, gaps = self._going_on(before, role)
         text = _joined(gaps[: len(before) + 1])
@@ -332,8 +333,8 @@ class ChatTemplate:
             kept.append(role)
             for period in _PERIODS:
                 last = kept[-period:]
-                if kept[-(_REPEATS + 1) * period :] == last * (_REPEATS + 1):
-                    del kept[-period:]
+                if kept[-(_REPEATS + 2) * period :] == last * (_REPEATS + 2):
+                    del kept[-2 * period :]  # an even number, for templates that check parity
         return tuple(kept)
 
     @cached_property
@@ -416,6 +417,5 @@ def _conversation(roles: Sequence[str], contents: Sequence[str]) -> list[Message
 def _unsplittable(why: str) -> ModelError:
     return ModelError(
         f"the model's chat template cannot be split into roles: {why}; write the prompt as plain "
-        "text "
-        "instead"
+        "text instead"
     )
