@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from sentencepiece_model import train
@@ -343,3 +343,51 @@ def test_sentencepiece_pieces_that_are_wrong() -> None:
         )
     with pytest.raises(ModelError, match="scores must list"):
         tokenizer_gguf(PATH, metadata | {"tokenizer.ggml.scores": [0.0]})
+
+
+STRANGE = st.sampled_from(
+    [None, True, -1, 0, 7, 10**20, 1.5, "", "gpt2", "llama", [], [1], ["a"], [[]]]
+)
+KEYS = (
+    "model pre tokens token_type merges scores bos_token_id padding_token_id add_bos_token "
+    "add_space_prefix"
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(["gpt2", "llama"]),
+    changes=st.dictionaries(
+        st.sampled_from(KEYS.split()),
+        STRANGE | st.tuples(st.sampled_from(["cut", "swap", "repeat"]), st.integers(0, 20)),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_damaged_metadata_is_a_model_error_or_works(kind: str, changes: dict[str, Any]) -> None:
+    tokens, _ = vocabulary()
+    metadata: dict[str, Any] = {
+        "model": kind,
+        "tokens": tokens,
+        "token_type": [2, *[1] * (len(tokens) - 1)] if kind == "llama" else [1] * len(tokens),
+        "scores": [-float(id) for id in range(len(tokens))],
+        "merges": MERGES,
+    }
+    for key, change in changes.items():
+        old = metadata.get(key)
+        if not isinstance(change, tuple):
+            metadata[key] = change
+        elif isinstance(old, list):
+            how, at = change
+            part = {"cut": [], "swap": old[at : at + 2][::-1], "repeat": old[at : at + 2] * 2}[how]
+            metadata[key] = [*old[:at], *part, *old[at + 2 :]]
+    try:
+        tokenizer = tokenizer_gguf(
+            PATH, {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+        )
+        tokenizer.encode("the <|bos|> and")
+    except ModelError as error:
+        told = str(error)
+    else:
+        told = str(PATH)
+    assert str(PATH) in told

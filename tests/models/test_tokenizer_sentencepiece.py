@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from sentencepiece_model import train
@@ -136,3 +136,28 @@ def test_files_that_are_wrong(tmp_path: Path) -> None:
     path.write_bytes(train())
     with pytest.raises(ModelError, match="but the model's vocabulary is 10"):
         tokenizer_model(path, vocabulary=10)
+
+
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4)
+)
+def test_a_damaged_model_is_a_model_error_or_works(
+    tmp_path: Path, changes: list[tuple[int, int]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    proto = bytearray(train())
+    for at, byte in changes:
+        proto[at % len(proto)] = byte
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(proto)
+    try:
+        tokenizer = tokenizer_model(path, vocabulary=400, named=["<s>", "the"])
+    except ModelError as error:
+        told = str(error)
+    else:
+        told = str(path)
+        assert tokenizer.control_tokens.isdisjoint(tokenizer.encode("the <s> small"))
+    assert str(path) in told
+    capfd.readouterr()  # the library writes of it to stderr, too

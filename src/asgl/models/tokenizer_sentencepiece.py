@@ -61,8 +61,11 @@ def tokenizer_model(
             f"{path}: {count} pieces, but the model's vocabulary is {vocabulary}; the tokenizer is "
             "that of another model"
         )
-    texts = [model.id_to_piece(id) for id in range(count)]
-    defined = [id for id, kind in enumerate(_types(proto)) if kind == USER_DEFINED]
+    try:
+        texts = [model.id_to_piece(id) for id in range(count)]
+        defined = [id for id, kind in enumerate(_types(proto)) if kind == USER_DEFINED]
+    except (ValueError, IndexError) as error:
+        raise ModelError(f"{path}: the pieces of the tokenizer are damaged: {error}") from error
     tokens = {id: token for id, token in (added or {}).items() if id < vocabulary}
     known = {texts[id]: id for id in defined} | {
         token["content"]: id for id, token in tokens.items()
