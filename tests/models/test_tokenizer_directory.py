@@ -71,6 +71,16 @@ def test_added_tokens_of_other_files(tmp_path: Path) -> None:
     assert 301 in tokenizer.end_tokens
 
 
+def test_no_file_makes_a_special_token_a_plain_one(tmp_path: Path) -> None:
+    directory(tmp_path, "bytes", special=["<|u|>"])
+    id = opened(tmp_path)[0].special_tokens["<|u|>"]
+    plain = {"content": "<|u|>", "special": False, "rstrip": True}
+    wrote(tmp_path, tokenizer_config={"added_tokens_decoder": {str(id): plain}})
+    tokenizer, _ = opened(wrote(tmp_path, added_tokens={"<|u|>": id}))
+    assert tokenizer.special_tokens["<|u|>"] == id
+    assert tokenizer.encode_run([id, " a"]) == [id, 97], "what else the newer file says is taken"
+
+
 WORDS = ["   ", "\n\n", "<|word|>", "hello", "▁of", "a b", "日本", "ü"]
 TEXTS = [
     "a   b\n\nc <|word|> hello hellos a b日本語 ▁of of ü",

@@ -84,14 +84,16 @@ def tokenizer_json(
 
 
 def _added_tokens(content: Json, further: Mapping[int, Json]) -> dict[int, Json]:
-    """The added tokens by id; what `further` says of a token wins over the file."""
+    """The added tokens by id; what `further` says of a token wins over the file, but that it is no
+    special one."""
     tokens: dict[int, Json] = {token["id"]: token for token in content.get("added_tokens") or ()}
     ids = {token["content"]: id for id, token in tokens.items()}
     known = _table(content["model"])
     for id, token in further.items():
         id = ids.get(token["content"], known.get(token["content"], id))
-        if id not in tokens or tokens[id]["content"] == token["content"]:
-            tokens[id] = {**tokens.get(id, {}), **token, "id": id}
+        old = tokens.get(id, {"content": token["content"], "special": False})
+        if old["content"] == token["content"]:
+            tokens[id] = {**old, **token, "id": id, "special": old["special"] or token["special"]}
     for id, token in tokens.items():
         if not isinstance(id, int) or id < 0 or not isinstance(token["content"], str):
             raise ValueError(f"added token {id!r:.40} is {token['content']!r:.40}")
@@ -112,11 +114,11 @@ def _control(
     for text in named - texts:
         if text in table and is_marker(text):
             added[table[text]] = {"id": table[text], "content": text, "special": True}
-    written = markers_written(template, texts)
+    named = named | markers_written(template, texts)
     control: dict[int, str] = {}
     for id, token in added.items():
         text = token["content"]
-        if id < vocabulary and len(text) > 1 and (token["special"] or text in named | written):
+        if id < vocabulary and len(text) > 1 and (token["special"] or text in named):
             control[id] = text
     return control
 
