@@ -132,6 +132,31 @@ def test_spaces_are_those_of_transformers(tmp_path: Path, name: str, scheme: str
     compare(tmp_path, SHAPES[name], scheme)
 
 
+FOUND = [
+    {"lstrip": True},
+    {"rstrip": True},
+    {"lstrip": True, "rstrip": True, "normalized": True},
+    {"normalized": True},
+    {"single_word": True},
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("flags", FOUND, ids=" ".join)
+def test_markers_are_found_as_transformers_does(
+    tmp_path: Path, flags: dict[str, bool], scheme: str
+) -> None:
+    """Or they are refused: where what is around a marker in a text decides whether it is one."""
+    doubtful = "single_word" in flags or ("normalized" in flags and scheme == "prepend")
+    for name in ("chatml", "zephyr"):
+        refused = compare(tmp_path, SHAPES[name]._replace(flags=flags), scheme)
+        assert bool(refused) == doubtful
+    if doubtful:
+        tokenizer, template, _ = opened(tmp_path, SHAPES["zephyr"]._replace(flags=flags), scheme)
+        with pytest.raises(ModelError, match="'</s>', which the tokenizer finds only"):
+            written(tokenizer, template, conversation("u"), True)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_contents_are_data(tmp_path: Path, name: str) -> None:
     """Every marker of the template, in a content, stays text."""
