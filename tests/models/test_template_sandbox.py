@@ -154,6 +154,8 @@ TOO_MUCH = {
     "a width from a value": "{{ '%*d' % (1000000000, 1) }}",
     "a width from a value, the other way": "{{ '{:{w}}'.format(1, w=1000000000) }}",
     "separators": "{{ ([1] * 100000) | tojson(separators=('y' * 100000, ':')) }}",
+    "separators by place": "{{ ([1] * 100000) | tojson(false, none, ('y' * 100000, ':')) }}",
+    "time formats": "{% for i in range(99) %}{{ strftime_now('%Y' ~ i) }}{% endfor %}",
     "an indent of text": "{{ [[1]] | tojson(indent='x' * 100000) }}",
     "a time format": "{{ strftime_now('%Y' * 100000) }}",
     "endless recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",

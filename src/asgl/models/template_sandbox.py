@@ -101,6 +101,7 @@ _PADDING = frozenset(
 """Filters and text methods that make a text or list as long as a number says."""
 _MAX_INDENT = 16
 _MAX_TIME_FORMAT = 100
+_MAX_TIME_FORMATS = 16
 
 
 class TemplateError(Exception):
@@ -241,7 +242,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         elif name == "format":
             _check_format(str(value))
         elif name == "tojson":
-            marks = sum(len(str(mark)) for mark in kwargs.get("separators") or ())
+            separators = kwargs.get("separators") or (args[2] if len(args) > 2 else None) or ()
+            marks = sum(len(str(mark)) for mark in separators)
             self._spend(marks * self._size(value, 0))
         elif name in _PADDING:
             lines = str(value).count("\n") + str(value).count("\t") + 1
@@ -271,8 +273,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         )
 
     def _strftime_now(self, format: str) -> str:
-        if len(format) > _MAX_TIME_FORMAT:
-            raise TemplateError(f"a time format of {len(format)} characters is not allowed")
+        if len(format) > _MAX_TIME_FORMAT or len(self.time_formats) > _MAX_TIME_FORMATS:
+            raise TemplateError("too long a time format, or too many of them")
         self.time_formats.add(format)
         return self._now().strftime(format)
 
