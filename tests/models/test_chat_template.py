@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import datetime
 
 import pytest
 
@@ -41,7 +42,8 @@ INSTRUCTIONS = """\
         {{- raise_exception('Roles must alternate user/assistant') -}}
     {%- endif -%}
     {%- if message['role'] == 'user' -%}
-        {{- bos_token + '[INST] ' + ('<<SYS>>' + system + '<</SYS>>' if loop.first and system is defined else '') -}}
+        {{- bos_token + '[INST] ' -}}
+        {{- '<<SYS>>' + system + '<</SYS>>' if loop.first and system is defined else '' -}}
         {{- message['content'].strip() + ' [/INST]' -}}
     {%- else -%}
         {{- ' ' + message['content'].strip() + ' ' + eos_token -}}
@@ -58,7 +60,7 @@ SPLITTABLE = {
     "default system message": (ChatTemplate(WITH_DEFAULT), {"system", "user", "assistant"}),
     "headers, trimmed": (
         ChatTemplate(HEADERS, bos="<|bos|>"),
-        {"system", "user", "assistant", "ipython"},
+        {"system", "user", "assistant", "tool"},
     ),
     "instructions": (ChatTemplate(INSTRUCTIONS, bos="<s>", eos="</s>"), {"user", "assistant"}),
     "other names": (ChatTemplate(OTHER_NAMES, bos="<bos>"), {"user", "assistant"}),
@@ -74,16 +76,15 @@ CONTENTS = [
 ]
 
 
-def assembled(template: ChatTemplate, messages: list[Message]) -> str:
+def assembled(template: ChatTemplate, messages: list[Message], generation: bool = False) -> str:
     """What a prompt stream builds of the parts."""
-    text = template.head + (
-        "" if messages[0]["role"] == "system" else template.default_system or ""
-    )
+    text, roles = "", list[str]()
     for message in messages:
-        parts = template.role_parts(message["role"])
-        content = message["content"].strip() if parts.trims else message["content"]
+        parts = template.parts(roles, message["role"])
+        content = message["content"].lstrip(parts.trims_left).rstrip(parts.trims_right)
         text += parts.prefix + content + parts.suffix
-    return text
+        roles.append(message["role"])
+    return text + (template.generation(roles) if generation else "")
 
 
 @pytest.mark.parametrize("name", SPLITTABLE)
@@ -96,15 +97,16 @@ def test_parts_put_together_are_what_the_template_renders(name: str) -> None:
         order = [*start, *(("user", "assistant")[turn % 2] for turn in range(turns))]
         messages = [Message(role=role, content=next(contents)) for role in order]
         assert assembled(template, messages) == template.render(messages)
-        if order[-1] == "user" and name != "instructions":
+        if order[-1] == "user":
             prompt = template.render(messages, add_generation_prompt=True)
-            assert prompt == assembled(template, messages) + template.role_parts("assistant").prefix
+            assert prompt == assembled(template, messages, generation=True)
 
 
 def test_parts_of_chatml() -> None:
     template = ChatTemplate(CHATML, bos="<|im_start|>")
-    assert template.role_parts("user") == ("<|im_start|>user\n", "<|im_end|>\n", False)
-    assert template.role_parts("tool") == ("<|im_start|>tool\n", "<|im_end|>\n", False)
+    for before in ((), ("user", "assistant"), ("system",) * 9):
+        assert template.parts(before, "user") == ("<|im_start|>user\n", "<|im_end|>\n", "", "")
+    assert template.role_parts("tool") == ("<|im_start|>tool\n", "<|im_end|>\n", "", "")
     assert template.default_system is None
     assert template.head == "", (
         "the bos text begins every message here; the template does not write it by that name"
@@ -112,10 +114,11 @@ def test_parts_of_chatml() -> None:
 
 
 def test_default_system_message_and_head() -> None:
-    assert (
-        SPLITTABLE["default system message"][0].default_system
-        == "<|im_start|>system\nYou are helpful.<|im_end|>\n"
-    )
+    default = "<|im_start|>system\nYou are helpful.<|im_end|>\n"
+    template = SPLITTABLE["default system message"][0]
+    assert template.default_system == default
+    assert template.parts((), "user").prefix == default + "<|im_start|>user\n"
+    assert template.parts((), "system").prefix == "<|im_start|>system\n"
     assert SPLITTABLE["headers, trimmed"][0].head == "<|bos|>"
     assert SPLITTABLE["headers, trimmed"][0].role_parts("user").trims
     assert SPLITTABLE["instructions"][0].head == ""
@@ -134,11 +137,10 @@ UNSPLITTABLE = {
         "'</>' }}{% endfor %}",
         "changes the content of a message of the role 'user'",
     ),
-    "strips one end": (
-        "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'].lstrip() "
-        "+ '</>' }}"
-        "{% endfor %}",
-        "changes the content",
+    "strips some other characters": (
+        "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content']"
+        ".rstrip('\\t\\n ]') + '</>' }}{% endfor %}",
+        "changes the content of a message of the role 'user'",
     ),
     "leaves out": (
         "{% for message in messages %}{% if message['role'] == 'user' %}"
@@ -154,49 +156,131 @@ UNSPLITTABLE = {
         "{% for message in messages %}" + TURN + TURN + "{% endfor %}",
         "repeats or reorders",
     ),
-    "numbers turns": (
-        "{% for message in messages %}{{ loop.index ~ message['role'] ~ message['content'] ~ '\n' "
-        "}}{% endfor %}",
-        "unlike later ones",
-    ),
-    "treats the last answer apart": (
-        "{% for message in messages %}{{ '<' + message['role'] + '>' + ('<think></think>' if "
-        "loop.last and "
-        "message['role'] == 'assistant' else '') + message['content'] + '</>' }}{% endfor %}",
-        "differently by its place",
-    ),
-    "begins a generation apart": (
-        "{% for message in messages %}" + TURN + "{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<assistant><think>' }}{% endif %}",
-        "begins an answer",
-    ),
-    "ends with the conversation": (
-        "{% for message in messages %}" + TURN + "{% endfor %}{{ eos_token }}",
-        "depends on what follows",
-    ),
     "does not compile": ("{% for message in messages %}", "does not compile"),
     "refuses": ("{{ raise_exception('no chat today') }}", "no chat today"),
     "undefined": ("{{ messages[0].content.nothing.at_all }}", "cannot be rendered"),
     "not a number": ("{{ 1 + messages[0]['content'] }}", "cannot be rendered"),
 }
+GOING_ON = {
+    "numbers turns": (
+        "{% for message in messages %}{{ loop.index ~ message['role'] ~ message['content'] ~ '\n' "
+        "}}{% endfor %}{% if add_generation_prompt %}{{ messages | length + 1 }}assistant"
+        "{% endif %}",
+        "1userx\n2assistanty\n3userz\n4assistant",
+    ),
+    "treats the last answer apart": (
+        "{% for message in messages %}{{ '<' + message['role'] + '>' + ('<think></think>' if "
+        "loop.last and message['role'] == 'assistant' else '') + message['content'] + '</>' }}"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+        "<user>x</><assistant>y</><user>z</><assistant>",
+    ),
+    "opens a thought": (
+        "{% for message in messages %}" + TURN + "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant><think>' }}{% endif %}",
+        "<user>x</><assistant>y</><user>z</><assistant><think>",
+    ),
+    "ends with the conversation": (
+        "{% for message in messages %}" + TURN + "{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% else %}{{ eos_token }}{% endif %}",
+        "<user>x</><assistant>y</><user>z</><assistant>",
+    ),
+    "has no prompt for an answer": (
+        "{% for message in messages %}" + TURN + "{% endfor %}",
+        "<user>x</><assistant>y</><user>z</><assistant>",
+    ),
+    "has a prompt of white space": (
+        "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}",
+        "x\ny\nz\n",
+    ),
+}
+XYZ = [
+    Message(role="user", content="x"),
+    Message(role="assistant", content="y"),
+    Message(role="user", content="z"),
+]
 
 
 @pytest.mark.parametrize("case", UNSPLITTABLE)
 def test_templates_that_cannot_be_split(case: str) -> None:
     source, message = UNSPLITTABLE[case]
-    with pytest.raises(ModelError, match=message):
-        ChatTemplate(source, eos="</s>").role_parts("user")
+    for ask in (lambda it: it.parts((), "user"), lambda it: it.role_parts("user")):
+        with pytest.raises(ModelError, match=message):
+            ask(ChatTemplate(source, eos="</s>"))
+
+
+@pytest.mark.parametrize("case", GOING_ON)
+def test_a_message_is_written_as_where_the_conversation_goes_on(case: str) -> None:
+    source, text = GOING_ON[case]
+    template = ChatTemplate(source, eos="</s>")
+    assert assembled(template, XYZ, generation=True) == text
+    if case != "has no prompt for an answer":
+        assert template.render(XYZ, add_generation_prompt=True) == text
+
+
+def test_long_conversations_cost_no_more_and_numbers_stay_right() -> None:
+    roles = ["user", "assistant"] * 300
+    chatml, numbered = ChatTemplate(CHATML), ChatTemplate(GOING_ON["numbers turns"][0])
+    assert chatml.parts(roles, "user").prefix == "<|im_start|>user\n"
+    assert numbered.parts(roles[:60], "user").prefix == "61user"
+
+
+def test_a_later_system_message_has_the_header_that_the_template_gives_it() -> None:
+    dated = ChatTemplate(
+        "{% for m in messages %}<{{ m.role }}>{% if loop.first %}{{ strftime_now('%d %b %Y') }}"
+        "{% endif %}{{ m.content }}</>{% endfor %}",
+        now=lambda: datetime(2031, 5, 7, 12),
+    )
+    assert dated.parts((), "system").prefix == "<system>07 May 2031"
+    assert dated.parts(("system", "user", "assistant"), "system").prefix == "<system>"
+
+
+def test_a_date_that_is_over_is_not_kept() -> None:
+    days = iter(range(1, 32))
+    today = datetime(2031, 5, 1)
+    template = ChatTemplate(
+        "{{ strftime_now('%d') }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
+        now=lambda: today,
+    )
+    for day in days:
+        today = datetime(2031, 5, day)
+        assert template.parts((), "user").prefix == f"{day:02}<user>"
+
+
+@pytest.mark.parametrize(
+    "role",
+    ["asistant", "User", "", "user ", "x<|im_end|>\n<|im_start|>system", "developer", "<|im_end|>"],
+)
+def test_a_role_that_the_template_does_not_know(role: str) -> None:
+    with pytest.raises(ModelError, match="does not know the role") as raised:
+        ChatTemplate(CHATML).parts(("user",), role)
+    assert repr(role) in str(raised.value)
+
+
+def test_a_role_that_the_template_names() -> None:
+    named = ChatTemplate(CHATML.replace("{% for", "{% set known = ['developer'] %}{% for", 1))
+    assert named.parts((), "developer").prefix == "<|im_start|>developer\n"
+
+
+def test_what_changes_what_was_written_is_refused_when_it_does() -> None:
+    moved = ChatTemplate(
+        "{% for m in messages %}{{ 'Late ' if messages | length > 4 }}{{ m.content }}\n{% endfor %}"
+    )
+    assert moved.parts((), "user").prefix == ""
+    with pytest.raises(ModelError, match="changes what it wrote"):
+        for count in range(8):
+            moved.parts(("user", "assistant") * count, "user")
 
 
 def test_a_role_that_cannot_be_split_leaves_the_others_usable() -> None:
     template = SPLITTABLE["instructions"][0]
-    with pytest.raises(ModelError, match="cannot be split"):
+    assert template.parts((), "system").prefix == "<s>[INST] <<SYS>>"
+    with pytest.raises(ModelError, match="by its place"):
         template.role_parts("system")
     with pytest.raises(ModelError, match="System role not supported"):
-        SPLITTABLE["other names"][0].role_parts("system")
+        SPLITTABLE["other names"][0].parts((), "system")
     with pytest.raises(ModelError, match="must alternate"):
-        template.role_parts("tool")
-    assert template.role_parts("assistant").suffix == " </s>"
+        template.parts(("user", "assistant"), "tool")
+    assert template.parts(("user",), "assistant").suffix == " </s>"
 
 
 def test_nothing_is_compiled_before_it_is_needed() -> None:

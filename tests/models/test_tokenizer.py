@@ -6,11 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asgl.errors import ModelError
 from asgl.models.tokenizer import (
     BYTE_ALPHABET,
+    Added,
+    Spacing,
     Tokenizer,
     byte_fallback_piece,
     byte_level_piece,
+    is_marker,
     spaced_piece,
 )
 
@@ -94,6 +98,44 @@ def test_no_piece_has_half_a_character(text: str) -> None:
     assert detokenizer.flush() == ""
 
 
+@given(ids, st.integers(0, 12), st.booleans())
+def test_a_character_cut_between_calls_is_whole_again(
+    tokens: list[int], cut: int, control: bool
+) -> None:
+    """The second decoder goes on where the first one ended, with no more than its last tokens."""
+    tokenizer = byte_tokenizer()
+    before, after = tokens[:cut], tokens[cut:]
+    begun = tokenizer.cut_bytes(before)
+    text = tokenizer.decode(before)
+    assert text.endswith("\ufffd" if begun else "")
+    first = tokenizer.detokenizer()
+    whole = "".join(map(first.push, before))
+    assert whole + ("\ufffd" if begun else "") == text
+    assert first.pending == bool(begun)
+    second = tokenizer.detokenizer(begun=begun)
+    assert second.pending == first.pending
+    pieces = "".join(map(second.push, after))
+    assert whole + pieces + second.flush() == tokenizer.decode(tokens)
+    shown = tokenizer.detokenizer(control=control)
+    assert "".join(map(shown.push, tokens)) + shown.flush() == tokenizer.decode(
+        tokens, control=control
+    )
+
+
+def test_cut_bytes() -> None:
+    tokenizer = byte_tokenizer()
+    smile = list("🙂".encode())
+    assert [tokenizer.cut_bytes([65, *smile[:count]]) for count in range(5)] == [
+        b"",
+        bytes(smile[:1]),
+        bytes(smile[:2]),
+        bytes(smile[:3]),
+        b"",
+    ]
+    assert tokenizer.cut_bytes([*smile[:2], 300]) == b"", "a control token is no part of it"
+    assert tokenizer.cut_bytes([]) == b""
+
+
 def test_flush_gives_what_is_incomplete_and_begins_anew() -> None:
     detokenizer = byte_tokenizer().detokenizer()
     assert detokenizer.push(0xE2) == ""
@@ -137,3 +179,61 @@ def test_threads_may_encode_at_once(tmp_path_factory: pytest.TempPathFactory) ->
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_what_looks_like_a_marker() -> None:
+    markers = ["<|im_end|>", "</s>", "[INST]", "### User:", "<｜User｜>", "<think>"]
+    assert all(map(is_marker, markers))
+    assert not any(map(is_marker, ["", "!", "user", "   ", "\n\n\n", "two words", "日本語", "->"]))
+
+
+SPACED_BYTES = [*(bytes([byte]) for byte in range(256)), b"x", b"y", b"z"]
+
+
+def spaced(spacing: Spacing, **added: Added) -> Tokenizer:
+    return Tokenizer(
+        lambda text: list(text.encode()),
+        SPACED_BYTES,
+        {256: "<a>", 257: "<b>", 258: "<a><b>"},
+        bos=None,
+        adds_bos=False,
+        end_tokens=[],
+        space_prefix=" ",
+        spacing=spacing,
+        added={256 + "ab".index(name): how for name, how in added.items()},
+    )
+
+
+def test_where_spaces_go_before_a_text() -> None:
+    run = ["x", 256, "y", 256, " z"]
+    assert spaced(Spacing()).encode_run(run) == [*b" x", 256, *b"y", 256, *b" z"]
+    always = spaced(Spacing(after_control=True))
+    assert always.encode_run(run) == [*b" x", 256, *b" y", 256, *b" z"]
+    doubled = spaced(Spacing(after_control=True, doubled=True))
+    assert doubled.encode_run(run) == [*b" x", 256, *b" y", 256, *b"  z"]
+    for tokenizer in (always, doubled):
+        assert tokenizer.encode_run(["y"], after=256) == [*b" y"]
+        assert tokenizer.encode_run(["y"], after=120) == [*b"y"], "in the middle of a text"
+        assert tokenizer.encode("y") == [*b"y"]
+
+
+def test_white_space_that_belongs_to_markers() -> None:
+    tokenizer = spaced(Spacing(doubled=True), a=Added(lstrip=True), b=Added(rstrip=True))
+    run: list[int | str] = [" x \n", 256, "\n y \x1c", 257, " \u2003\n z ", 257, " \n "]
+    expected = [*b"  x", 256, *b"\n y \x1c", 257, *b"z ", 257]
+    assert tokenizer.encode_run(run) == expected
+    assert tokenizer.encode_run([" \n"], after=257) == []
+    assert tokenizer.encode_run([" y"], after=257) == [*b"y"]
+
+
+def test_splitting_at_markers() -> None:
+    tokenizer = spaced(Spacing(), b=Added(late=True))
+    assert tokenizer.split("x<a>y<a><a><b>") == ["x", 256, "y", 256, 258]
+    assert tokenizer.split("<a><b><b>") == [258, 257]
+    late = spaced(Spacing(), a=Added(late=True), b=Added(late=True))
+    assert late.split("<a><b> <a>") == [258, " ", 256]
+    assert tokenizer.split("") == []
+    doubtful = spaced(Spacing(), a=Added(doubtful="finds only as a word of its own"))
+    assert doubtful.split("<b>") == [257]
+    with pytest.raises(ModelError, match="'<a>', which the tokenizer finds only as a word"):
+        doubtful.split("x <a> y")

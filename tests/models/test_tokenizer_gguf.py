@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from sentencepiece_model import train
 
 from asgl.errors import ModelError
+from asgl.models.chat_template import ChatTemplate
 from asgl.models.registry import open_checkpoint
 from asgl.models.tokenizer import Tokenizer
-from asgl.models.tokenizer_gguf import tokenizer_gguf
+from asgl.models.tokenizer_gguf import chat_template_gguf, tokenizer_gguf
 from tiny import IM_END, MERGES, vocabulary
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "smollm2_tokens.json").read_text())
@@ -154,6 +155,72 @@ def test_user_defined_tokens_are_found_in_text_and_control_tokens_are_not() -> N
     assert tokens.index(IM_END) not in tokenizer.encode(IM_END)
 
 
+TEMPLATE = (
+    "{% for m in messages %}<|spare0|>{{ m.role }}\n{{ m.content }}"
+    "{{ '<|spare' ~ (1 if m.role == 'assistant' else 2) ~ '|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|spare0|>assistant\n{% endif %}"
+)
+
+
+def with_defined(template: str | None, defined: list[str], **changes: Any) -> Tokenizer:
+    """The tokenizer in which those tokens are user-defined."""
+    tokens, _ = vocabulary()
+    kinds = [3 if token.startswith("<|") and token.endswith("|>") else 1 for token in tokens]
+    for text in defined:
+        kinds[tokens.index(text)] = 4
+    metadata = {"tokenizer.ggml." + key: value for key, value in changes.items()}
+    return tokenizer_gguf(
+        PATH,
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.merges": MERGES,
+            "tokenizer.ggml.token_type": kinds,
+            **metadata,
+        },
+        None if template is None else ChatTemplate(template),
+    )
+
+
+def test_user_defined_tokens_that_the_template_writes_are_control_tokens() -> None:
+    tokens, _ = vocabulary()
+    defined = ["<|spare0|>", "<|spare1|>", "<|spare2|>", "<|spare3|>", "the"]
+    tokenizer = with_defined(TEMPLATE, defined)
+    assert {"<|spare0|>", "<|spare1|>", "<|spare2|>"} <= set(tokenizer.special_tokens)
+    assert {"<|spare3|>", "the"}.isdisjoint(tokenizer.special_tokens)
+    assert tokenizer.control_tokens.isdisjoint(tokenizer.encode("".join(tokens[256:])))
+    assert tokens.index("<|spare1|>") in tokenizer.end_tokens, "it ends an answer"
+    assert tokens.index("<|spare2|>") not in tokenizer.end_tokens
+    plain = with_defined(None, defined)
+    assert tokens.index("<|spare0|>") in plain.encode("<|spare0|>")
+
+
+def test_tokens_that_the_metadata_names_are_control_tokens() -> None:
+    tokens, _ = vocabulary()
+    for name in ("bos", "eos", "eot", "eom", "padding", "seperator"):
+        id = tokens.index("<|spare0|>")
+        tokenizer = with_defined(None, ["<|spare0|>"], **{f"{name}_token_id": id})
+        assert id in tokenizer.control_tokens
+        assert id not in tokenizer.encode("<|spare0|>")
+    assert 33 not in with_defined(None, [], padding_token_id=33).control_tokens, "a plain letter"
+    assert tokens.index(IM_END) in with_defined(None, [IM_END]).control_tokens, "known by its text"
+
+
+def test_the_chat_template_of_the_metadata() -> None:
+    metadata = {
+        "tokenizer.chat_template": "{{ bos_token }}{% for m in messages %}{{ m.content }}"
+        "{{ eos_token }}{% endfor %}",
+        "tokenizer.ggml.tokens": ["<s>", "</s>"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+    template = chat_template_gguf(metadata)
+    assert template is not None
+    assert template.parts((), "user")[:2] == ("<s>", "</s>")
+    assert chat_template_gguf({**metadata, "tokenizer.chat_template": None}) is None
+    assert chat_template_gguf({**metadata, "tokenizer.ggml.bos_token_id": 7}) is not None
+
+
 def test_a_control_token_that_merges_could_make() -> None:
     """ "ab" is a control token: neither merging nor taking a whole word may give it."""
     for pre in ("gpt-2", "llama-bpe"):
@@ -259,6 +326,14 @@ def test_sentencepiece_facts() -> None:
     )
 
 
+def test_a_space_goes_before_each_text_after_a_control_token() -> None:
+    """As llama.cpp does it (`llama_vocab::impl::tokenize`, `is_prev_special`): always one."""
+    _, tokenizer = sentencepiece_pair()
+    ids = tokenizer.encode_run([1, "the", 2, " a", 2])
+    assert ids == [1, *tokenizer.encode(" the"), 2, *tokenizer.encode("  a"), 2]
+    assert tokenizer.encode_run(["the"], after=tokenizer.encode("x")[-1]) == tokenizer.encode("the")
+
+
 def test_sentencepiece_pieces_that_are_wrong() -> None:
     _, metadata = sentencepiece_metadata(train())
     with pytest.raises(ModelError, match="SentencePiece refuses"):
@@ -268,3 +343,51 @@ def test_sentencepiece_pieces_that_are_wrong() -> None:
         )
     with pytest.raises(ModelError, match="scores must list"):
         tokenizer_gguf(PATH, metadata | {"tokenizer.ggml.scores": [0.0]})
+
+
+STRANGE = st.sampled_from(
+    [None, True, -1, 0, 7, 10**20, 1.5, "", "gpt2", "llama", [], [1], ["a"], [[]]]
+)
+KEYS = (
+    "model pre tokens token_type merges scores bos_token_id padding_token_id add_bos_token "
+    "add_space_prefix"
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(["gpt2", "llama"]),
+    changes=st.dictionaries(
+        st.sampled_from(KEYS.split()),
+        STRANGE | st.tuples(st.sampled_from(["cut", "swap", "repeat"]), st.integers(0, 20)),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_damaged_metadata_is_a_model_error_or_works(kind: str, changes: dict[str, Any]) -> None:
+    tokens, _ = vocabulary()
+    metadata: dict[str, Any] = {
+        "model": kind,
+        "tokens": tokens,
+        "token_type": [2, *[1] * (len(tokens) - 1)] if kind == "llama" else [1] * len(tokens),
+        "scores": [-float(id) for id in range(len(tokens))],
+        "merges": MERGES,
+    }
+    for key, change in changes.items():
+        old = metadata.get(key)
+        if not isinstance(change, tuple):
+            metadata[key] = change
+        elif isinstance(old, list):
+            how, at = change
+            part = {"cut": [], "swap": old[at : at + 2][::-1], "repeat": old[at : at + 2] * 2}[how]
+            metadata[key] = [*old[:at], *part, *old[at + 2 :]]
+    try:
+        tokenizer = tokenizer_gguf(
+            PATH, {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+        )
+        tokenizer.encode("the <|bos|> and")
+    except ModelError as error:
+        told = str(error)
+    else:
+        told = str(PATH)
+    assert str(PATH) in told

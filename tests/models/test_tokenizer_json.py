@@ -221,6 +221,98 @@ def test_a_file_that_is_wrong(
         opened(tmp_path, change)
 
 
+PANICS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a merge longer than any token": lambda content: content["model"].update(
+        merges=[["a" * 50, "b"]], vocab={"a": 0, "b": 1, "a" * 50: 2}
+    ),
+    "a prefix longer than any token": lambda content: content["model"].update(
+        continuing_subword_prefix="#" * 50
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PANICS)
+def test_a_panic_of_the_library_is_a_model_error(
+    tmp_path: Path, case: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ModelError, match=r"tokenizer\.json: the tokenizer is refused: .*range"):
+        opened(tmp_path, PANICS[case])
+    capfd.readouterr()  # the library writes of it to stderr, too
+
+
+def values(old: object) -> st.SearchStrategy[object]:
+    strange = st.sampled_from(
+        [None, True, -1, 0, 3, 287, 10**20, 1.5, "", "a b", "<|im_end|>", [], {}, [[]], [{}], [""]]
+    )
+    return strange | st.just([old]) | st.just({"type": old})
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> dict[str, Any]:
+    """The definition with up to three values, of any depth, replaced or left out."""
+    content = json.loads(json.dumps(tokenizer_definition()))
+    for _ in range(draw(st.integers(1, 3))):
+        place: Any = content
+        for _ in range(draw(st.integers(0, 4))):
+            inner = list(place.values() if isinstance(place, dict) else place)
+            inner = [value for value in inner if isinstance(value, dict | list) and value]
+            if not inner:
+                break
+            place = draw(st.sampled_from(inner))
+        key = draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+        if draw(st.booleans()):
+            place[key] = draw(values(place[key]))
+        else:
+            del place[key]
+        if not content:
+            break
+    return content
+
+
+@settings(
+    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(content=damages())
+def test_a_damaged_file_is_a_model_error_or_works(
+    tmp_path: Path, content: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    try:
+        tokenizer = tokenizer_json(path, vocabulary=288)
+        tokens = tokenizer.encode(f"the {IM_END} a\n")
+    except ModelError as error:
+        told = str(error)
+    else:
+        told = "tokenizer.json"
+        assert tokenizer.control_tokens.isdisjoint(tokens)
+        assert all(0 <= token < 288 for token in tokens)
+        tokenizer.decode(range(288))
+    assert "tokenizer.json" in told
+    capfd.readouterr()
+
+
+def test_nesting_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="RecursionError"):
+        tokenizer_json(path, vocabulary=288)
+
+
+def test_a_text_that_the_library_refuses(tmp_path: Path) -> None:
+    """A Unigram model without an unknown piece, and a character that it lacks."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["model"] = {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0], ["▁", -2.0]]}
+        content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "split": False}
+        content["decoder"], content["added_tokens"] = None, []
+
+    tokenizer = opened(tmp_path, change)
+    assert tokenizer.encode("aa") == [0, 0]
+    with pytest.raises(ModelError, match=r"tokenizer\.json: the tokenizer is refused"):
+        tokenizer.encode("b")
+
+
 def test_a_file_that_is_missing_or_no_json(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     with pytest.raises(ModelError, match="FileNotFoundError"):

@@ -5,19 +5,24 @@ from __future__ import annotations
 
 WRAPPED = r"""
 {%- if tools %}{{- '<|im_start|>system\n' }}
-{%- if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{% endif %}{{- '# Tools\n' }}
+{%- if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{% endif %}
+{{- '# Tools\n' }}
 {%- for tool in tools %}{{- tool | tojson }}{{- '\n' }}{% endfor %}{{- '<|im_end|>\n' }}
-{%- elif messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{% endif %}
+{%- elif messages[0].role == 'system' %}
+{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{% endif %}
 {%- for m in messages %}
 {%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}
 {{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
-{%- elif m.role == 'assistant' %}{{- '<|im_start|>assistant' }}{{- '\n' + m.content if m.content else '' }}
-{%- for c in m.tool_calls %}{{- '\n<tool_call>\n{"name": "' + c.function.name + '", "arguments": ' }}
+{%- elif m.role == 'assistant' %}{{- '<|im_start|>assistant' }}
+{{- '\n' + m.content if m.content else '' }}
+{%- for c in m.tool_calls %}
+{{- '\n<tool_call>\n{"name": "' + c.function.name + '", "arguments": ' }}
 {{- c.function.arguments | tojson }}{{- '}\n</tool_call>' }}{% endfor %}{{- '<|im_end|>\n' }}
 {%- elif m.role == 'tool' %}
 {%- if loop.previtem.role != 'tool' %}{{- '<|im_start|>user' }}{% endif %}
 {{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
-{%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\n' }}{% endif %}{% endif %}{% endfor %}
+{%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\n' }}{% endif %}
+{%- endif %}{% endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}"""
 """As Hermes and Qwen: calls in tags, several in one message, results in a message of the user."""
 

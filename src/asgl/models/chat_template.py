@@ -1,5 +1,4 @@
-"""A model's chat template, taken apart: what it writes before and after the content of each role's
-messages.
+"""A model's chat template, taken apart: what it writes before and after the content of a message.
 
 Programs write a message piece by piece, with generation in between, so a template that turns a
 whole conversation into text is of no use. It is rendered with sentinels for contents, and cut at
@@ -9,24 +8,46 @@ them:
                                          content    |  content
                                    suffix of user --+-- prefix of assistant
 
-and what was found is put together again for several conversations, which must give what the
-template gives. A template for which it does not (it changes contents, or treats a message
-differently by its place) is refused, role by role.
+A template may write a message in one way or another by what came before it, so the question is
+always: what goes around a message of this role, after messages of those roles? What was written is
+never written anew. So every message is written as the template writes it once the conversation has
+gone on (some write the last answer in a way of its own, or a mark behind the last message), and a
+template that changes what it wrote before is refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from asgl.errors import ModelError
-from asgl.models.template_sandbox import compile_template
+from asgl.models.template_sandbox import CompiledTemplate
 from asgl.types import Message
 
 _SENTINEL = "Zq{}contentqZ"
-_AWKWARD = " \n\t <b>&amp; \"quoted\" 'text' {{{{ x }}}} " + _SENTINEL + " \n "
+_AWKWARD = "<b>&amp; \"quoted\" 'text' {{{{ x }}}} " + _SENTINEL + " [1]"
+_WHITE_SPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+_TRIMMED = ("", _WHITE_SPACE, "\n", " ")
+"""Characters that templates take off at an end of contents."""
+_COMMON_ROLES = frozenset({"system", "user", "assistant", "tool"})
+"""Roles that any template may be asked for. Others must be named in it."""
+_GOES_ON: Mapping[str, Sequence[tuple[str, ...]]] = {
+    "user": (("assistant", "user", "assistant"), ("assistant", "user"), ("assistant",), ()),
+    "assistant": (("user", "assistant", "user"), ("user", "assistant"), ("user",), ()),
+    "system": (("user", "assistant", "user"), ("user", "assistant"), ("user",), ()),
+}
+_OTHERS_GO_ON = (("assistant", "user"), ("assistant",), ("user",), ())
+"""How a conversation may go on after a message, the longest first: the first that the template
+renders is taken."""
+_MARK = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
+"""What looks like a marker: a suffix does not end inside of one."""
+_NAME = re.compile(r"\w[\w-]*")
+"""A role: no text of a template that could be a marker."""
+_REPEATS = 3
+_PERIODS = (1, 2, 3, 4)
 
 
 class RoleParts(NamedTuple):
@@ -34,21 +55,40 @@ class RoleParts(NamedTuple):
 
     prefix: str
     suffix: str
-    trims: bool = False
-    """Whether the template strips white space at both ends of the content."""
+    trims_left: str = ""
+    """Characters that it takes off at the beginning of the content."""
+    trims_right: str = ""
+
+    @property
+    def trims(self) -> bool:
+        """Whether it strips all white space at both ends."""
+        return self.trims_left == self.trims_right == _WHITE_SPACE
 
 
 class ChatTemplate:
-    """The template with the Jinja text `source`; `bos` and `eos` are the texts it knows as
-    bos_token and eos_token.
+    """The template with the Jinja text `source`.
+
+    `bos` and `eos` are the texts it knows as bos_token and eos_token, `tokens` further ones by
+    their names (pad_token, say). `now` is the clock of templates that write the date.
 
     Nothing is compiled before it is needed. Every method raises ModelError for a template that does
-    not compile, does not render (`role_parts`: or cannot be split).
+    not compile or does not render, or cannot be split where that is asked for.
     """
 
-    def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
-        self.source, self._bos, self._eos = source, bos, eos
-        self._parts: dict[str, RoleParts] = {}
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos: str = "",
+        eos: str = "",
+        tokens: Mapping[str, str] | None = None,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        self.source, self._bos, self._now = source, bos, now
+        self._tokens = {**(tokens or {}), "bos_token": bos, "eos_token": eos}
+        self._found: dict[tuple[tuple[str, ...], str], RoleParts] = {}
+        self._rendered: dict[tuple[tuple[str, ...], bool], str | ModelError] = {}
+        self._times: tuple[str, ...] = ()
 
     def render(
         self,
@@ -59,184 +99,298 @@ class ChatTemplate:
     ) -> str:
         """The whole conversation as text; `tools` as JSON schemas of functions, in the form that
         templates expect."""
-        return self._render(messages, add_generation_prompt, self._bos, tools)
+        return self._render(messages, add_generation_prompt, tools=tools)
+
+    def parts(self, before: Sequence[str], role: str) -> RoleParts:
+        """What goes around the content of a message of that role after messages of the roles
+        `before`.
+
+        The prefix of the first message has in it what the template writes before everything: the
+        bos text, and a default system message. ModelError for a role that the template does not
+        know, and where the template refuses such a conversation or changes what it wrote before.
+        """
+        self._forget_old_times()
+        before = self._shortened(before)
+        if (before, role) not in self._found:
+            self._found[before, role] = self._find(before, role)
+        return self._found[before, role]
+
+    def generation(self, before: Sequence[str]) -> str:
+        """What begins an answer that is to be generated after messages of the roles `before`: it
+        takes the place of the prefix that a given answer has.
+
+        A template that knows no such prompt gets that prefix, unless it is mere white space.
+        """
+        self._forget_old_times()
+        before = self._shortened(before)
+        written = self._written(before)
+        text = _joined(self._gaps(before, generation=True))
+        if not text.startswith(written):
+            raise _unsplittable("it changes what it wrote before when an answer is generated")
+        if text == written and (prefix := self.parts(before, "assistant").prefix).strip():
+            return prefix
+        return text[len(written) :]
 
     def role_parts(self, role: str) -> RoleParts:
-        """What goes around the content of a message of that role, at any place in a conversation.
-
-        A system message is meant to be the first one; what the template does with later ones is not
-        looked at.
-        """
-        if role not in self._parts:
-            self._parts[role] = self._find(role)
-        return self._parts[role]
+        """What goes around the content of a message of that role wherever it stands (of the system:
+        at the beginning), `head` and `default_system` left out. ModelError if that depends on the
+        place: `parts` knows it."""
+        turn = ("user", "assistant")
+        before = {"system": (), "assistant": ("user",)}.get(role, turn)
+        parts, user = self.parts(before, role), self.parts(turn, "user")
+        head = self.head if role == "system" else ""
+        if (
+            not parts.prefix.startswith(head)
+            or (role == "system" and self.parts((role,), "user") != user)
+            or (role != "system" and self.parts((*turn, *before), role) != parts)
+        ):
+            raise _unsplittable("a message is written differently by its place")
+        if role == "assistant" and self.generation(before).strip() != parts.prefix.strip():
+            raise _unsplittable("it begins an answer to be generated unlike one that was given")
+        if not parts.trims and (parts.trims_left or parts.trims_right):
+            raise _unsplittable("it strips some white space of contents, but not all")
+        return parts._replace(prefix=parts.prefix[len(head) :])
 
     @property
     def head(self) -> str:
         """What the template writes before everything else: the bos text, or nothing."""
-        return self._turns.head
+        # "<|im_start|>" is the bos text of some models, and begins the messages of others: only the
+        # variable tells.
+        named = self._render(_conversation(["user"], ["text"]), bos=_SENTINEL)
+        first, later = (
+            self.parts((), "user").prefix,
+            self.parts(("user", "assistant"), "user").prefix,
+        )
+        begins = first.removesuffix(later).startswith(self._bos)
+        return self._bos if begins and named.startswith(_SENTINEL) else ""
 
     @property
     def default_system(self) -> str | None:
         """The whole text that the template puts before a first message that is no system message;
         None if there is none."""
-        return self._turns.default_system
+        first, later = self.parts((), "user"), self.parts(("user", "assistant"), "user")
+        if not first.prefix.endswith(later.prefix):
+            raise _unsplittable("it treats the first message of a user unlike later ones")
+        return first.prefix[len(self.head) : len(first.prefix) - len(later.prefix)] or None
+
+    def after_answers(self) -> list[str]:
+        """What may follow the content of an answer: an end of the message, or what begins the
+        next one."""
+        last, others = self._tails(("user",), "assistant")
+        return others if last is None else [last, *others]
+
+    def writes(self, texts: Iterable[str]) -> set[str]:
+        """Those of the texts that the template has in it, or writes around contents."""
+        own = list(self._compiled.literals)
+        for roles in (("system", "user"), ("user", "assistant", "user"), ("user", "tool")):
+            try:
+                own += self._gaps(roles, generation=True)
+            except ModelError:
+                continue  # a conversation that the template refuses
+        written = "\0".join(own)
+        return {text for text in texts if text in written}
 
     def _render(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
-        add_generation_prompt: bool,
-        bos: str,
+        add_generation_prompt: bool = False,
+        bos: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        return self._rendered(
-            {
-                "messages": [dict(message) for message in messages],
-                "add_generation_prompt": add_generation_prompt,
-                "bos_token": bos,
-                "eos_token": self._eos,
-                "tools": tools,
-                "documents": None,
-                "tools_in_user_message": False,  # where some templates put tools if nobody objects
-            }
-        )
+        variables = {
+            **self._tokens,
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "tools": tools,
+            "documents": None,
+        }
+        if bos is not None:
+            variables["bos_token"] = bos
+        if tools is not None:
+            variables["tools_in_user_message"] = False  # where some put tools if nobody objects
+        return self._compiled.render(variables)
 
     @cached_property
-    def _rendered(self) -> Callable[[Mapping[str, Any]], str]:
-        return compile_template(self.source)
+    def _compiled(self) -> CompiledTemplate:
+        return CompiledTemplate(self.source, self._now)
 
-    @cached_property
-    def _turns(self) -> _Turns:
-        """The parts of user and assistant, from which those of other roles are found."""
-        first, *_ = self._gaps(["user", "assistant", "user"])
-        user_end = self._gaps(["user"])[-1]
-        assistant_end = self._gaps(["user", "assistant"])[-1]
-        _, middle, between, _ = self._gaps(["user", "assistant", "user"])
-        assistant = RoleParts(self._cut(middle, user_end, "user"), assistant_end)
-        user = RoleParts(self._cut(between, assistant_end, "assistant"), user_end)
-        if not first.endswith(user.prefix):
-            raise _unsplittable("it treats the first message of a user unlike later ones")
-        before = first[: len(first) - len(user.prefix)]
-        # "<|im_start|>" is the bos text of some models, and begins the messages of others: only the
-        # variable tells.
-        named = self._render(_conversation(["user"], ["text"]), False, _SENTINEL).startswith(
-            _SENTINEL
-        )
-        head = self._bos if named and before.startswith(self._bos) else ""
-        turns = _Turns(head, before[len(head) :] or None, user, assistant)
-        self._verify(turns, {})
-        return turns
+    def _forget_old_times(self) -> None:
+        """Parts with a date in them are found again when it changes."""
+        if (times := self._compiled.times()) != self._times:
+            self._found.clear()
+            self._rendered.clear()
+            self._times = times
 
-    def _find(self, role: str) -> RoleParts:
-        turns = self._turns
-        if role == "user":
-            parts = turns.user
-        elif role == "assistant":
-            parts = turns.assistant
-        elif role == "system":
-            before, after, *_ = self._gaps(["system", "user"])
-            if not before.startswith(turns.head) or not after.endswith(turns.user.prefix):
-                raise _unsplittable("it writes the system message into the message of the user")
-            parts = RoleParts(
-                before[len(turns.head) :], after[: len(after) - len(turns.user.prefix)]
+    def _find(self, before: tuple[str, ...], role: str) -> RoleParts:
+        if role not in _COMMON_ROLES and not (
+            _NAME.fullmatch(role) and role in self._compiled.literals
+        ):
+            raise ModelError(
+                f"the model's chat template does not know the role {role!r}: it names no such "
+                f"role, and it is none of {', '.join(sorted(_COMMON_ROLES))}"
             )
-        else:
-            _, _, before, after, *_ = self._gaps(["user", "assistant", role, "assistant"])
-            if not after.endswith(turns.assistant.prefix):
-                raise _unsplittable(
-                    f"what follows a message of the role {role!r} is not as elsewhere"
-                )
-            parts = RoleParts(
-                self._cut(before, turns.assistant.suffix, "assistant"),
-                after[: len(after) - len(turns.assistant.prefix)],
-            )
-        if role not in ("user", "assistant"):
-            self._verify(turns, {role: parts})
-        return parts._replace(trims=self._trims(role))
-
-    def _gaps(self, roles: Sequence[str]) -> list[str]:
-        """What the template writes before, between and after the contents."""
-        contents = [_SENTINEL.format(order) for order in range(len(roles))]
-        text = self.render(_conversation(roles, contents))
-        gaps: list[str] = []
-        for role, content in zip(roles, contents, strict=True):
-            gap, found, text = text.partition(content)
-            if not found:
-                raise _unsplittable(
-                    f"it leaves out or changes the content of a message of the role {role!r}"
-                )
-            gaps.append(gap)
-        if "contentqZ" in "".join([*gaps, text]):
-            raise _unsplittable("it repeats or reorders contents")
-        return [*gaps, text]
-
-    def _cut(self, gap: str, suffix: str, role: str) -> str:
-        if not gap.startswith(suffix):
+        roles, gaps = self._going_on(before, role)
+        text = _joined(gaps[: len(before) + 1])
+        written = self._written(before)
+        if not text.startswith(written):
             raise _unsplittable(
-                f"what it writes after a message of the role {role!r} depends on what follows"
+                f"it changes what it wrote before when a message of the role {role!r} follows "
+                f"{', '.join(before)}"
             )
-        return gap[len(suffix) :]
+        suffix = self._suffix(before, role, gaps[len(before) + 1])
+        return RoleParts(text[len(written) :], suffix, *self._trims(roles, len(before)))
 
-    def _verify(self, turns: _Turns, others: Mapping[str, RoleParts]) -> None:
-        """Whether putting the parts together gives what the template renders."""
-        parts = {"user": turns.user, "assistant": turns.assistant, **others}
-        conversations = [
-            ["user"],
-            ["user", "assistant"],
-            ["user", "assistant", "user"],
-            ["user", "assistant"] * 2,
-        ]
-        for role in others:
-            if role == "system":
-                conversations = [[role, *roles] for roles in conversations]
+    def _going_on(
+        self, before: tuple[str, ...], role: str
+    ) -> tuple[tuple[str, ...], Sequence[str]]:
+        """A conversation in which such a message is not the last, if the template renders one, and
+        its gaps."""
+        error: ModelError | None = None
+        for more in _GOES_ON.get(role, _OTHERS_GO_ON):
+            roles = (*before, role, *more)
+            try:
+                text = self._render_sentinels(roles)
+            except ModelError as refused:
+                error = refused
             else:
-                begun = ["user", "assistant", role]
-                conversations = [begun, [*begun, "assistant", "user", "assistant"]]
-        for roles in conversations:
-            contents = [_SENTINEL.format(order) for order in range(len(roles))]
-            built = turns.head + ("" if roles[0] == "system" else turns.default_system or "")
-            built += "".join(
-                [
-                    parts[role].prefix + content + parts[role].suffix
-                    for role, content in zip(roles, contents, strict=True)
-                ]
-            )
-            messages = _conversation(roles, contents)
-            if built != self.render(messages):
-                raise _unsplittable(
-                    f"a message is written differently by its place in {', '.join(roles)}"
-                )
-            if roles[-1] != "assistant":
-                prompt = self.render(messages, add_generation_prompt=True)
-                if prompt not in (built + turns.assistant.prefix, built):
-                    raise _unsplittable(
-                        "it begins an answer to be generated unlike an answer that was given"
-                    )
+                return roles, _cut(text, roles)
+        assert error is not None
+        raise error
 
-    def _trims(self, role: str) -> bool:
-        """Whether contents are stripped; ModelError if they are changed in any other way."""
-        roles = {
-            "user": ["user"],
-            "assistant": ["user", "assistant"],
-            "system": ["system", "user"],
-        }.get(role, ["user", "assistant", role])
-        at = roles.index(role)
+    def _written(self, before: tuple[str, ...]) -> str:
+        """What was written when messages of these roles are complete."""
+        text = ""
+        for order, role in enumerate(before):
+            parts = self.parts(before[:order], role)
+            text += parts.prefix + _SENTINEL.format(order) + parts.suffix
+        return text
+
+    def _suffix(self, before: tuple[str, ...], role: str, tail: str) -> str:
+        """What follows the content, `tail` in one conversation, whatever follows the message: as
+        far as all that may follow begins in the same way, but no part of a marker."""
+        last, others = self._tails(before, role)
+        others.append(tail)
+        tails = others if last is None else [last, *others]
+        suffix = tails[0]
+        for tail in tails:
+            suffix = suffix[: _common(suffix, tail)]
+        if suffix == last:
+            return suffix
+        marks = [mark.span() for tail in tails for mark in _MARK.finditer(tail)]
+        inside = [begin for begin, end in marks if begin < len(suffix) < end]
+        suffix = suffix[: min(inside, default=len(suffix))]
+        if last is None:  # a second marker begins the only message that may follow
+            second = [mark.start() for mark in _MARK.finditer(suffix)][1:]
+            return suffix[: min(second, default=len(suffix))]
+        ends = {mark[0] for tail in others if (mark := _MARK.match(tail, len(suffix))) is not None}
+        if not _MARK.search(suffix) and len(ends) == 1 and _MARK.match(last, len(suffix)):
+            return suffix + ends.pop()  # another marker takes its place where a conversation ends
+        return suffix
+
+    def _tails(self, before: tuple[str, ...], role: str) -> tuple[str | None, list[str]]:
+        """What follows the content of such a message if it is the last one, None if it cannot be,
+        and what follows it where the conversation goes on."""
+
+        def tail(*ways: tuple[tuple[str, ...], bool]) -> str | None:
+            """In the first way that the template renders."""
+            for more, generation in ways:
+                try:
+                    return self._gaps((*before, role, *more), generation)[len(before) + 1]
+                except ModelError:
+                    continue
+            return None
+
+        others = [tail(((), True))]
+        for follower in sorted(_COMMON_ROLES):
+            others.append(tail(((follower,), False), ((follower, "user"), False)))
+        return tail(((), False)), [other for other in others if other is not None]
+
+    def _trims(self, roles: Sequence[str], at: int) -> tuple[str, str]:
+        """The characters that are taken off at the ends of the content of that message; ModelError
+        if it is changed in any other way."""
         contents = [_SENTINEL.format(order) for order in range(len(roles))]
-        plain = self.render(_conversation(roles, contents))
-        awkward = _AWKWARD.format(at)
-        text = self.render(_conversation(roles, [*contents[:at], awkward, *contents[at + 1 :]]))
-        if text == plain.replace(contents[at], awkward):
-            return False
-        if text == plain.replace(contents[at], awkward.strip()):
+        plain = self._render_sentinels(roles)
+        ways = [(left, right) for left in _TRIMMED for right in _TRIMMED]
+        for before, after in (("\n \t", "\t \n"), (" \n\t", "\t\n ")):
+            awkward = before + _AWKWARD.format(at) + after
+            text = self.render(_conversation(roles, [*contents[:at], awkward, *contents[at + 1 :]]))
+            ways = [
+                (left, right)
+                for left, right in ways
+                if text == plain.replace(contents[at], awkward.lstrip(left).rstrip(right))
+            ]
+        if not ways:
+            raise _unsplittable(f"it changes the content of a message of the role {roles[at]!r}")
+        return ways[0]
+
+    def _shortened(self, roles: Sequence[str]) -> tuple[str, ...]:
+        """The roles, with turns that repeat over and over left out: what a template writes does not
+        depend on how often they did, unless it numbers them."""
+        if len(roles) <= _REPEATS or self._numbers_turns:
+            return tuple(roles)
+        kept: list[str] = []
+        for role in roles:
+            kept.append(role)
+            for period in _PERIODS:
+                last = kept[-period:]
+                if kept[-(_REPEATS + 2) * period :] == last * (_REPEATS + 2):
+                    del kept[-2 * period :]  # an even number, for templates that check parity
+        return tuple(kept)
+
+    @cached_property
+    def _numbers_turns(self) -> bool:
+        turns = ("user", "assistant") * (_REPEATS + 3)
+        try:
+            gaps = self._gaps(turns)
+        except ModelError:
             return True
-        raise _unsplittable(f"it changes the content of a message of the role {role!r}")
+        return gaps[2 * _REPEATS - 1 : -4] != gaps[2 * _REPEATS + 1 : -2]
+
+    def _gaps(self, roles: Sequence[str], generation: bool = False) -> list[str]:
+        """What the template writes before, between and after the contents."""
+        return _cut(self._render_sentinels(roles, generation), roles)
+
+    def _render_sentinels(self, roles: Sequence[str], generation: bool = False) -> str:
+        """The conversation with sentinels for contents. Refusals are remembered as well."""
+        key = (tuple(roles), generation)
+        if key not in self._rendered:
+            contents = [_SENTINEL.format(order) for order in range(len(roles))]
+            try:
+                self._rendered[key] = self._render(_conversation(roles, contents), generation)
+            except ModelError as error:
+                self._rendered[key] = error
+        text = self._rendered[key]
+        if isinstance(text, ModelError):
+            raise ModelError(str(text)) from text.__cause__
+        return text
 
 
-class _Turns(NamedTuple):
-    head: str
-    default_system: str | None
-    user: RoleParts
-    assistant: RoleParts
+def _cut(text: str, roles: Sequence[str]) -> list[str]:
+    gaps: list[str] = []
+    for order, role in enumerate(roles):
+        gap, found, text = text.partition(_SENTINEL.format(order))
+        if not found:
+            raise _unsplittable(
+                f"it leaves out or changes the content of a message of the role {role!r}"
+            )
+        gaps.append(gap)
+    if "contentqZ" in "".join([*gaps, text]):
+        raise _unsplittable("it repeats or reorders contents")
+    return [*gaps, text]
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters the texts begin with in common."""
+    shorter = min(len(one), len(other))
+    return next((at for at in range(shorter) if one[at] != other[at]), shorter)
+
+
+def _joined(gaps: Sequence[str]) -> str:
+    """The gaps with sentinels between them."""
+    text = gaps[0]
+    for order, gap in enumerate(gaps[1:]):
+        text += _SENTINEL.format(order) + gap
+    return text
 
 
 def segments(text: str, special_tokens: Mapping[str, int]) -> list[int | str]:
@@ -263,6 +417,5 @@ def _conversation(roles: Sequence[str], contents: Sequence[str]) -> list[Message
 def _unsplittable(why: str) -> ModelError:
     return ModelError(
         f"the model's chat template cannot be split into roles: {why}; write the prompt as plain "
-        "text "
-        "instead"
+        "text instead"
     )

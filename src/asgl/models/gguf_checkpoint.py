@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from torch import Tensor
 from asgl.errors import ModelError
 from asgl.kernels.api import QuantizedTensor
 from asgl.models.architectures import gguf_layout
-from asgl.models.chat_template import ChatTemplate
 from asgl.models.config import ModelConfig
 from asgl.models.gguf import GgufFile
 from asgl.models.layout import (
@@ -27,7 +25,7 @@ from asgl.models.layout import (
 )
 from asgl.models.rope import with_rope_factors
 from asgl.models.settings import GGUF_HARMLESS, GGUF_NEUTRAL, Settings
-from asgl.models.tokenizer_gguf import tokenizer_gguf
+from asgl.models.tokenizer_gguf import chat_template_gguf, tokenizer_gguf
 
 _EMBEDDING, _ROPE_FACTORS = "token_embd.weight", "rope_freqs.weight"
 
@@ -46,13 +44,13 @@ class GgufCheckpoint:
             self._shapes = expected_shapes(self.config)
             self._check_names()
             with panics_refused(self._file.path):
-                self.tokenizer = tokenizer_gguf(self._file.path, metadata)
+                self.chat_template = chat_template_gguf(metadata)
+                self.tokenizer = tokenizer_gguf(self._file.path, metadata, self.chat_template)
             if self.tokenizer.vocabulary != self.config.vocabulary:
                 raise ModelError(
                     f"{self._file.path}: the tokenizer has {self.tokenizer.vocabulary} tokens, the "
                     f"embedding {self.config.vocabulary} rows"
                 )
-            self.chat_template = self._template(metadata)
         except BaseException:
             self._file.close()
             raise
@@ -92,14 +90,6 @@ class GgufCheckpoint:
                     f"{path}: tensor {name!r} at offset {there[name].offset} has shape "
                     f"{list(there[name].shape)}, where the model's config needs {list(shape)}"
                 )
-
-    def _template(self, metadata: dict[str, Any]) -> ChatTemplate | None:
-        source = metadata.get("tokenizer.chat_template")
-        if not isinstance(source, str):
-            return None
-        ids = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos")]
-        bos, eos = ["" if id is None else self.tokenizer.decode([id]) for id in ids]
-        return ChatTemplate(source, bos=bos, eos=eos)
 
 
 def _config(file: GgufFile, layout: FileLayout) -> ModelConfig:

@@ -4,7 +4,6 @@ chat template."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from asgl.errors import ModelError
 from asgl.models.architectures import hugging_face_layout
-from asgl.models.chat_template import ChatTemplate
 from asgl.models.config import ModelConfig
 from asgl.models.layout import (
     check_config,
@@ -26,8 +24,7 @@ from asgl.models.layout import (
     panics_refused,
 )
 from asgl.models.settings import HUGGING_FACE_HARMLESS, HUGGING_FACE_NEUTRAL, Settings
-from asgl.models.tokenizer import Tokenizer
-from asgl.models.tokenizer_json import tokenizer_json
+from asgl.models.tokenizer_directory import open_tokenizer, read_json
 
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
@@ -40,7 +37,7 @@ class SafetensorsCheckpoint:
         self._directory = Path(directory)
         self.name = name or self._directory.resolve().name
         path = self._directory / "config.json"
-        config = _json(path)
+        config = read_json(path)
         if (adapter := self._directory / "adapter_config.json").exists():
             raise ModelError(
                 f"{adapter}: an adapter belongs to this model, and none is applied; merge it, or "
@@ -52,11 +49,13 @@ class SafetensorsCheckpoint:
         self.config = self._with_head(self._config(path, config))
         self._shapes = expected_shapes(self.config)
         self._check_names()
-        settings = _json(self._directory / "tokenizer_config.json", optional=True)
-        generation = _json(self._directory / "generation_config.json", optional=True)
+        generation = read_json(self._directory / "generation_config.json", optional=True)
         with panics_refused(self._directory):
-            self.tokenizer = self._tokenizer(settings, _ids(config) | _ids(generation))
-        self.chat_template = self._template(settings)
+            self.tokenizer, self.chat_template = open_tokenizer(
+                self._directory,
+                vocabulary=self.config.vocabulary,
+                end_tokens=_ids(config) | _ids(generation),
+            )
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name, in the dtype of the file."""
@@ -118,7 +117,7 @@ class SafetensorsCheckpoint:
         return where
 
     def _weight_map(self, index: Path) -> Mapping[str, str]:
-        named: Any = _json(index).get("weight_map")
+        named: Any = read_json(index).get("weight_map")
         if not isinstance(named, dict) or any(
             file != Path(str(file)).name for file in named.values()
         ):
@@ -187,83 +186,10 @@ class SafetensorsCheckpoint:
             ignored.add(head)
         check_tensor_names(self._directory, self.config, needed, self._where.keys() - ignored)
 
-    def _tokenizer(self, settings: Mapping[str, Any], end_tokens: set[int]) -> Tokenizer:
-        path, vocabulary = self._directory / "tokenizer.json", self.config.vocabulary
-        adds_bos = settings.get("add_bos_token")
-        if path.exists():
-            eos = _text(settings.get("eos_token"))
-            return tokenizer_json(
-                path,
-                vocabulary=vocabulary,
-                bos=_text(settings.get("bos_token")) or None,
-                adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
-                end_texts=[eos] if eos else [],
-                end_tokens=end_tokens,
-            )
-        path = self._directory / "tokenizer.model"
-        if path.exists():
-            # only here: few models need it, and it imports sentencepiece
-            from asgl.models.tokenizer_sentencepiece import tokenizer_model
-
-            added = settings.get("added_tokens_decoder")
-            tokens: dict[str, Any] = added if isinstance(added, dict) else {}
-            control = {
-                int(id): str(token["content"])
-                for id, token in tokens.items()
-                if token.get("special")
-            }
-            return tokenizer_model(
-                path,
-                vocabulary=vocabulary,
-                control=control,
-                adds_bos=adds_bos is not False,
-                end_tokens=end_tokens,
-            )
-        raise ModelError(f"{self._directory}: there is no tokenizer.json and no tokenizer.model")
-
-    def _template(self, settings: Mapping[str, Any]) -> ChatTemplate | None:
-        path = self._directory / "chat_template.jinja"
-        source: Any = settings.get("chat_template")
-        if path.exists():
-            try:
-                source = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ModelError(f"{path}: cannot be read: {error}") from error
-        if isinstance(source, list):  # several, by name
-            named = {
-                entry.get("name"): entry.get("template")
-                for entry in source
-                if isinstance(entry, dict)
-            }
-            source = named.get("default")
-        if not isinstance(source, str):
-            return None
-        return ChatTemplate(
-            source, bos=_text(settings.get("bos_token")), eos=_text(settings.get("eos_token"))
-        )
-
 
 def _bytes(tensor: Tensor) -> Tensor:
     """The bytes of a tensor, without a copy."""
     return tensor.reshape(-1).view(torch.uint8)
-
-
-def _json(path: Path, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return content
-
-
-def _text(token: Any) -> str:
-    """The text of a token that a tokenizer_config.json gives as a string or as an object."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else ""
 
 
 def _ids(config: Mapping[str, Any]) -> set[int]:

@@ -10,7 +10,9 @@ are put into the template's syntax tree, where it cannot reach them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, Never
 
 import jinja2
@@ -31,59 +33,34 @@ _TURN = 16
 _ELEMENT = 4
 _MAX_DEPTH = 64
 
-_FILTERS = (
-    "abs",
-    "capitalize",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "first",
-    "float",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "sort",
-    "string",
-    "sum",
-    "title",
-    "trim",
-    "unique",
-    "upper",
-)
+_WITHHELD = frozenset({"random"})
+"""Filters that transformers gives and this module does not: what a template writes must not change
+from one rendering to the next."""
 _LOOKERS = frozenset({"count", "d", "default", "first", "last", "length"})
 """Filters that take constant time. A template may ask for the length of the conversation at each of
 its messages."""
 _TEXT_METHODS = frozenset(
     {
         "capitalize",
+        "casefold",
+        "center",
         "count",
         "endswith",
+        "expandtabs",
         "find",
         "index",
         "isalnum",
         "isalpha",
+        "isascii",
+        "isdecimal",
         "isdigit",
         "islower",
+        "isnumeric",
         "isspace",
+        "istitle",
         "isupper",
+        "join",
+        "ljust",
         "lower",
         "lstrip",
         "partition",
@@ -91,6 +68,8 @@ _TEXT_METHODS = frozenset(
         "removesuffix",
         "replace",
         "rfind",
+        "rindex",
+        "rjust",
         "rpartition",
         "rsplit",
         "rstrip",
@@ -98,11 +77,31 @@ _TEXT_METHODS = frozenset(
         "splitlines",
         "startswith",
         "strip",
+        "swapcase",
         "title",
         "upper",
+        "zfill",
     }
 )
-"""The others can make a long text of a short one: "".ljust(10**12)."""
+_UNBOUNDED_FORMAT = re.compile(r"\d{4}|\*|\{[^{}]*\{")
+"""A format that asks for a wide field, or takes a width from a value."""
+_PADDING = frozenset(
+    {
+        "batch",
+        "center",
+        "expandtabs",
+        "indent",
+        "ljust",
+        "rjust",
+        "slice",
+        "wordwrap",
+        "zfill",
+    }
+)
+"""Filters and text methods that make a text or list as long as a number says."""
+_MAX_INDENT = 16
+_MAX_TIME_FORMAT = 100
+_MAX_TIME_FORMATS = 16
 
 
 class TemplateError(Exception):
@@ -115,14 +114,15 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [nodes.Scope(body, lineno=line)]
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], datetime]) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -131,18 +131,31 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             extensions=[loopcontrols, _Generation],
         )
         self.left = 0
-        filters: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _FILTERS} | {
-            "tojson": _to_json
+        self.time_formats: set[str] = set()
+        """What the template asked `strftime_now` for: its text changes when these do."""
+        self._now = now
+        filters: dict[str, Callable[..., Any]] = {**self.filters, "tojson": self._to_json}
+        self.filters = {
+            name: self._charged(name, filter)
+            for name, filter in filters.items()
+            if name not in _WITHHELD
         }
-        self.filters = {name: self._charged(name, filter) for name, filter in filters.items()}
-        self.globals: Any = {name: self.globals[name] for name in ("range", "dict", "namespace")}
+        given = ("range", "dict", "namespace", "cycler", "joiner")
+        self.globals: Any = {name: self.globals[name] for name in given}
         self.globals["raise_exception"] = _raise
+        self.globals["strftime_now"] = self._strftime_now
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Jinja's safe `str.format` still pads to any width."""
-        if super().wrap_str_format(value) is not None:
-            raise TemplateError("the text method 'format' is not allowed")
-        return None
+        """Jinja's safe `str.format`, which pads to any width, without wide fields."""
+        safe = super().wrap_str_format(value)
+        if safe is None:
+            return None
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            _check_format(value.__self__)
+            return self.charge(safe(*args, **kwargs))
+
+        return bounded
 
     def turn(self) -> str:
         """Charged at each turn of a loop and each call of a macro."""
@@ -158,8 +171,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return "".join([str(self.charge(part)) for part in parts])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" or (operator == "%" and isinstance(left, str)):
-            raise TemplateError(f"the operator {operator} is not allowed")
+        if operator == "**":
+            raise TemplateError("the operator ** is not allowed")
+        if operator == "%" and isinstance(left, str):
+            _check_format(left)
         if operator == "*":
             self._spend(
                 max(self._size(left, 0), 1) * max(right, 0)
@@ -180,8 +195,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             if __obj.__name__ not in _TEXT_METHODS:
                 raise TemplateError(f"the text method {__obj.__name__!r} is not allowed")
             __self.charge(owner)
-            if __obj.__name__ == "replace":
-                __self._replaces(owner, *args)
+            __self._charge_growth(__obj.__name__, owner, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -200,12 +214,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             self._spend(_TURN)
             if name in _LOOKERS:
                 return filter(*args, **kwargs)
-            values: list[Any] = [arg for arg in args if isinstance(arg, str | list | tuple | dict)]
-            self.charge(values)
-            if name == "replace":
-                self._replaces(*map(str, values))
-            if name == "join" and len(values) > 1:
-                self._spend(len(values[0]) * len(values[1]))
+            given = args[1:] if getattr(filter, "jinja_pass_arg", None) is not None else args
+            self.charge([arg for arg in given if isinstance(arg, str | list | tuple | dict)])
+            self._charge_growth(name, given[0] if given else "", given[1:], kwargs)
             result = filter(*args, **kwargs)
             if hasattr(result, "__next__"):
                 result = list(result)
@@ -214,8 +225,58 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         charged.__dict__.update(getattr(filter, "__dict__", {}))
         return charged
 
-    def _replaces(self, text: str, old: str = "", new: str = "", *_: Any) -> None:
-        self._spend((text.count(old) + 1) * len(new))
+    def _charge_growth(
+        self, name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Charges what the filter or text method `name` makes of `value`, before it makes it, where
+        that can be much longer than what it is given."""
+        given = [*args, *kwargs.values()]
+        if name == "replace":
+            old, new = (str(text) for text in (*given, "", "")[:2])
+            self._spend((str(value).count(old) + 1) * len(new))
+        elif name == "join":
+            texts, between = (value, given[:1]) if not isinstance(value, str) else (given, [value])
+            parts = texts[0] if isinstance(value, str) and texts else texts
+            if hasattr(parts, "__len__"):
+                self._spend(sum(len(str(text)) for text in between) * len(parts))
+        elif name == "format":
+            _check_format(str(value))
+        elif name == "tojson":
+            separators = kwargs.get("separators") or (args[2] if len(args) > 2 else None) or ()
+            marks = sum(len(str(mark)) for mark in separators)
+            self._spend(marks * self._size(value, 0))
+        elif name in _PADDING:
+            lines = str(value).count("\n") + str(value).count("\t") + 1
+            for width in given:
+                if isinstance(width, int):
+                    self._spend(max(width, 0) * lines)
+                elif isinstance(width, str) and name in ("indent", "wordwrap"):
+                    self._spend(len(width) * (len(str(value)) if name == "wordwrap" else lines))
+
+    def _to_json(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """As transformers' own: characters as they are, not for embedding in HTML."""
+        if (len(indent) if isinstance(indent, str) else indent or 0) > _MAX_INDENT:
+            raise TemplateError(f"an indent of {indent!r:.40} is not allowed")
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    def _strftime_now(self, format: str) -> str:
+        if len(format) > _MAX_TIME_FORMAT or len(self.time_formats) > _MAX_TIME_FORMATS:
+            raise TemplateError("too long a time format, or too many of them")
+        self.time_formats.add(format)
+        return self._now().strftime(format)
 
     def _size(self, value: Any, depth: int) -> int:
         if isinstance(value, str):
@@ -266,55 +327,70 @@ def _is_long(value: Any) -> bool:
     return isinstance(value, str | list | tuple)
 
 
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    """As Hugging Face templates expect it: characters as they are, not for embedding in HTML."""
-    if indent is not None and not 0 <= indent <= 16:
-        raise TemplateError(f"an indent of {indent} is not allowed")
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _check_format(text: str) -> None:
+    if _UNBOUNDED_FORMAT.search(text):
+        raise TemplateError(f"the format {text!r:.40} may make too much text")
 
 
 def _raise(message: str) -> Never:
     raise TemplateError(f"it says: {message}")
 
 
-def compile_template(source: str) -> Callable[[Mapping[str, Any]], str]:
-    """A function that renders the template with variables. Both raise ModelError, with the reason.
+class CompiledTemplate:
+    """A template that can be rendered. ModelError, with the reason, if it does not compile.
 
-    Rendering changes no state but the sandbox's own budget; do not call it from two threads at
-    once.
+    `now` is the clock of `strftime_now`. Rendering changes no state but the sandbox's own; do not
+    render from two threads at once.
     """
-    if len(source) > MAX_TEMPLATE:
-        raise ModelError(
-            f"the chat template has {len(source)} characters; more than {MAX_TEMPLATE} are not read"
-        )
-    sandbox = _Sandbox()
-    try:
-        template = sandbox.from_string(source)
-    except (
-        jinja2.TemplateError,
-        TemplateError,
-        RecursionError,
-        SyntaxError,
-        ValueError,
-        MemoryError,
-    ) as error:
-        raise ModelError(f"the chat template does not compile: {error}") from error
 
-    def render(variables: Mapping[str, Any]) -> str:
-        sandbox.left = 1 << 62
-        sandbox.left = MAX_WORK + 16 * sandbox._size(variables, 0)
+    def __init__(self, source: str, now: Callable[[], datetime] = datetime.now) -> None:
+        if len(source) > MAX_TEMPLATE:
+            raise ModelError(
+                f"the chat template has {len(source)} characters; more than {MAX_TEMPLATE} are not "
+                "read"
+            )
+        self._now, self._sandbox = now, _Sandbox(now)
         try:
-            return template.render(variables)
-        except (
-            jinja2.TemplateError,
-            TemplateError,
-            RecursionError,
-            ArithmeticError,
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-        ) as error:
+            tree = self._sandbox.parse(source)
+            self._template = self._sandbox.from_string(tree)
+        except _COMPILING as error:
+            raise ModelError(f"the chat template does not compile: {error}") from error
+        self.literals: frozenset[str] = frozenset(
+            [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+            + [node.data for node in tree.find_all(nodes.TemplateData)]
+        )
+        """The texts that the template has in it: its string constants, and what it writes as is."""
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """The text. ModelError, with the reason, if the template raises or costs too much."""
+        self._sandbox.left = 1 << 62
+        self._sandbox.left = MAX_WORK + 16 * self._sandbox._size(variables, 0)
+        try:
+            return self._template.render(variables)
+        except _RENDERING as error:
             raise ModelError(f"the chat template cannot be rendered: {error}") from error
 
-    return render
+    def times(self) -> tuple[str, ...]:
+        """What `strftime_now` gives now for all that it was asked for: renderings that are kept are
+        out of date once this changes."""
+        return tuple(self._now().strftime(form) for form in sorted(self._sandbox.time_formats))
+
+
+_COMPILING = (
+    jinja2.TemplateError,
+    TemplateError,
+    RecursionError,
+    SyntaxError,
+    ValueError,
+    MemoryError,
+)
+_RENDERING = (
+    jinja2.TemplateError,
+    TemplateError,
+    RecursionError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)

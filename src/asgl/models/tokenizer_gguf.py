@@ -9,16 +9,34 @@ gives wrong tokens silently. Names and expressions are those of llama.cpp.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from asgl.errors import ModelError
-from asgl.models.tokenizer import Tokenizer, byte_level_piece
-from asgl.models.tokenizer_json import backend_encode, without_control
-from asgl.models.tokenizer_sentencepiece import CONTROL, UNKNOWN, tokenizer_pieces
+from asgl.models.chat_template import ChatTemplate
+from asgl.models.tokenizer import (
+    END_OF_GENERATION,
+    Spacing,
+    Tokenizer,
+    byte_level_piece,
+    is_marker,
+)
+from asgl.models.tokenizer_json import (
+    answer_ends,
+    backend_encode,
+    markers_written,
+    without_control,
+)
+from asgl.models.tokenizer_sentencepiece import (
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    tokenizer_pieces,
+)
 
-_USER_DEFINED = 4
+_NAMED = ("bos", "eos", "eot", "eom", "padding", "unknown", "seperator", "cls", "mask")
+"""Tokens that metadata names by id; llama.cpp spells the separator so."""
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -47,9 +65,11 @@ _WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "p
 _BOS_BY_DEFAULT = _WHOLE_WORDS_FIRST - {"falcon3"}
 
 
-def tokenizer_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a GGUF file. ModelError if it has none, or one that is damaged or not
-    known."""
+def tokenizer_gguf(
+    path: Path, metadata: Mapping[str, Any], template: ChatTemplate | None = None
+) -> Tokenizer:
+    """The tokenizer of a GGUF file whose chat template is `template`. ModelError if it has none, or
+    one that is damaged or not known."""
     kind = _get(path, metadata, "model", str, None)
     if kind is None:
         raise ModelError(f"{path}: the file has no tokenizer (tokenizer.ggml.model is missing)")
@@ -61,10 +81,11 @@ def tokenizer_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     types = _list(path, metadata, "token_type", int, len(tokens))
     if len(set(tokens)) != len(tokens):
         raise ModelError(f"{path}: tokenizer.ggml.tokens lists a token twice")
-    ids = {
-        name: _token_id(path, metadata, name, len(tokens)) for name in ("bos", "eos", "eot", "eom")
-    }
-    ends = [id for name, id in ids.items() if name != "bos" and id is not None]
+    ids = {name: _token_id(path, metadata, name, len(tokens)) for name in _NAMED}
+    types = _with_markers(tokens, types, ids.values(), template)
+    control = {id: tokens[id] for id, kind in enumerate(types) if kind in (CONTROL, UNKNOWN)}
+    ends = {id for name in ("eos", "eot", "eom") if (id := ids[name]) is not None}
+    ends |= answer_ends(template, {text: id for id, text in control.items()})
     if kind == "llama":
         scores = _list(path, metadata, "scores", float, len(tokens))
         return tokenizer_pieces(
@@ -84,9 +105,8 @@ def tokenizer_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
             f"{', '.join(sorted(_WORDS))}"
         )
     definition = _byte_level_bpe(pre, tokens, types, _list(path, metadata, "merges", str, None))
-    control = {id: tokens[id] for id, kind in enumerate(types) if kind in (CONTROL, UNKNOWN)}
     pieces = [
-        text.encode() if kind == _USER_DEFINED else byte_level_piece(text)
+        text.encode() if kind == USER_DEFINED else byte_level_piece(text)
         for text, kind in zip(tokens, types, strict=True)
     ]
     return Tokenizer(
@@ -97,7 +117,38 @@ def tokenizer_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
         end_tokens=ends,
         adds_bos=_get(path, metadata, "add_bos_token", bool, pre in _BOS_BY_DEFAULT),
         space_prefix=" " if _get(path, metadata, "add_space_prefix", bool, False) else "",
+        spacing=Spacing(after_control=True),
     )
+
+
+def chat_template_gguf(metadata: Mapping[str, Any]) -> ChatTemplate | None:
+    """The chat template of a GGUF file, if it has one."""
+    source, tokens = (metadata.get(f"tokenizer.{key}") for key in ("chat_template", "ggml.tokens"))
+    if not isinstance(source, str):
+        return None
+    texts = {"bos": "", "eos": ""}
+    for name in texts:
+        id = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if isinstance(id, int) and isinstance(tokens, list) and 0 <= id < len(tokens):
+            texts[name] = tokens[id]
+    return ChatTemplate(source, bos=texts["bos"], eos=texts["eos"])
+
+
+def _with_markers(
+    tokens: list[str],
+    types: list[int],
+    named: Iterable[int | None],
+    template: ChatTemplate | None,
+) -> list[int]:
+    """The types of tokens, where user-defined tokens that are markers are control tokens, and those
+    that are named or known to end a generation."""
+    defined = [text for text, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
+    markers = markers_written(template, defined) | END_OF_GENERATION
+    markers |= {tokens[id] for id in named if id is not None and is_marker(tokens[id])}
+    return [
+        CONTROL if text in markers and kind != UNKNOWN else kind
+        for text, kind in zip(tokens, types, strict=True)
+    ]
 
 
 def _byte_level_bpe(
@@ -117,7 +168,7 @@ def _byte_level_bpe(
             "normalized": False,
         }
         for id, (text, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind == _USER_DEFINED
+        if kind == USER_DEFINED
     ]
     cuts = [
         {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}

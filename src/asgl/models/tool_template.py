@@ -1,8 +1,11 @@
 """What a chat template writes around the calls of tools and their results, found by rendering it
 with sentinels.
 
-    <|im_start|>assistant\\n <tool_call>\\n{"name": N, "arguments": {K: V}}\\n</tool_call> <|im_end|>\\n ... S0 ...
-                          | before      | JSON                         | middle                       | result | after
+    before   "<|im_start|>assistant\\n<tool_call>\\n"
+    a call   {"name": N, "arguments": {K: V}}
+    middle   "\\n</tool_call><|im_end|>\\n<|im_start|>user\\n<tool_response>\\n"
+    a result S0
+    after    "\\n</tool_response><|im_end|>\\n"
 
 Templates agree on how messages look that they are given: `tool_calls` in a message of the
 assistant, results in messages of the role "tool". What they make of it differs: a template for
@@ -73,9 +76,9 @@ def tool_parts(template: object) -> ToolParts | None:
 
 
 def system_with_tools(template: ChatTemplate, tools: Sequence[Mapping[str, Any]]) -> RoleParts:
-    """What goes around the content of a system message that tells of the tools. ModelError if that
-    cannot be told apart."""
-    user = template.role_parts("user")
+    """What goes around the content of a first message, of the system, that tells of the tools;
+    `template.head` is not in it. ModelError if that cannot be told apart."""
+    system, user = template.parts((), "system"), template.parts(("system",), "user")
     text = template.render(
         [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}], tools=tools
     )
@@ -86,7 +89,7 @@ def system_with_tools(template: ChatTemplate, tools: Sequence[Mapping[str, Any]]
             "the model's chat template does not write a system message beside tools: describe the "
             "tools in text"
         )
-    return RoleParts(before[len(template.head) :], after, template.role_parts("system").trims)
+    return system._replace(prefix=before[len(template.head) :], suffix=after)
 
 
 def _parts_of(template: ChatTemplate, calls: int) -> ToolParts | None:
@@ -115,7 +118,7 @@ def _parts_of(template: ChatTemplate, calls: int) -> ToolParts | None:
         *results,
     ]
     try:
-        text, user = template.render(messages, tools=[_TOOL]), template.role_parts("user")
+        text, user = template.render(messages, tools=[_TOOL]), template.parts((), "user")
     except ModelError:
         return None  # it raises for what it does not know
     _, found, text = text.partition(_USER)
