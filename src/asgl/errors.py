@@ -14,6 +14,7 @@
         OutputError                  .text .finish_reason; a typed value that was cut short, or that no retry made valid
         BudgetError                  .spent .limit
         QueueFullError               .waiting .limit
+        NumericalError               the model computed NaN or infinity for the request; others go on
       ToolError                      .tool .arguments; a tool raised or timed out (the cause is chained)
       CompileError                   a program that cannot be compiled: the line, and what to write instead
       EngineError
@@ -133,6 +134,11 @@ class QueueFullError(RequestError):
     ) -> None:
         super().__init__(message, request_id=request_id)
         self.waiting, self.limit = waiting, limit
+
+
+class NumericalError(RequestError):
+    """The model computed NaN or infinity for the request, so that there is nothing to sample from.
+    Other requests go on."""
 
 
 class ToolError(AsglError):

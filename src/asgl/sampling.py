@@ -105,6 +105,18 @@ class SamplingParams:
                 object.__setattr__(self, name, check(name, value))
         self._check_limits()
 
+    def spec(self, *, seed: int, logprobs: int | None = None) -> SamplingSpec:
+        """What the sampler needs to know: these parameters, which must be complete but for the
+        seed (ConfigError), with the request's own `seed` and `logprobs`."""
+        if unset := [name for name in _CHECKS if getattr(self, name) is None and name != "seed"]:
+            raise ConfigError(
+                f"{', '.join(unset)} of the sampling parameters are unset: merge them over the "
+                "library's defaults"
+            )
+        values = {name: getattr(self, name) for name in SamplingSpec._fields if name in _CHECKS}
+        values["logit_bias"] = tuple(values["logit_bias"].items())
+        return SamplingSpec(**values | {"seed": seed, "logprobs": logprobs})
+
     def over(self, base: SamplingParams) -> SamplingParams:
         """These parameters, with what is unset taken from `base`."""
         # both are checked already, so their fields are taken as they are

@@ -21,7 +21,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import anyio.to_thread
 import torch
@@ -31,24 +31,13 @@ from torch import Tensor
 
 from asgl.engine.device import DeviceThread
 from asgl.errors import ConfigError, ModelError
+from asgl.execution.runner import Runner
 from asgl.plan import INT
-from asgl.scheduling.ledger import Ledger
+from asgl.scheduling.kv_cache import KVCache
 from asgl.scheduling.radix_cache import Node
-from asgl.types import ModelInfo
 
 FORMAT = 1
 _MOST_HEADER = 256 * 2**20
-
-
-class KVRunner(Protocol):
-    """The part of `asgl.execution.runner.Runner` that reads and writes keys and values."""
-
-    @property
-    def info(self) -> ModelInfo: ...
-
-    def read_kv(self, slots: Sequence[int], /) -> Tensor: ...
-
-    def write_kv(self, slots: Sequence[int], values: Tensor, /) -> None: ...
 
 
 class _Part(NamedTuple):
@@ -71,15 +60,15 @@ class SavedState:
 
     def __init__(
         self,
-        ledger: Ledger,
+        kv_cache: KVCache,
         device: DeviceThread,
-        runner: KVRunner,
+        runner: Runner,
         fingerprint: str,
         *,
         spare: Callable[[], int],
         on_change: Callable[[], None],
     ) -> None:
-        self._ledger, self._device, self._runner = ledger, device, runner
+        self._kv_cache, self._device, self._runner = kv_cache, device, runner
         self._fingerprint = fingerprint
         self._spare, self._on_change = spare, on_change
 
@@ -87,7 +76,7 @@ class SavedState:
 
     async def save_cache(self, path: Path) -> int:
         """Writes all that is cached; how many tokens that was."""
-        nodes = list(self._ledger.cache.nodes())
+        nodes = list(self._kv_cache.cache.nodes())
         places = {node: index for index, node in enumerate(nodes)}
         namespaces = list(dict.fromkeys(node.namespace for node in nodes))
         order = {namespace: index for index, namespace in enumerate(namespaces)}
@@ -120,13 +109,13 @@ class SavedState:
         tensors = await anyio.to_thread.run_sync(_read_tensors, path, ("tokens", "nodes", "kv"))
         kv = await self._checked_kv(path, tensors["kv"], len(tensors["tokens"]))
         parts = self._wanted(_parts_of(path, header, tensors), self._spare())
-        slots = self._ledger.reserve(sum(part.size for part in parts))
+        slots = self._kv_cache.reserve(sum(part.size for part in parts))
         columns = [column for part in parts for column in range(part.first, part.first + part.size)]
         await self._fill(slots, kv, columns)
         loaded = 0
         for part in parts:
             mine, slots = slots[: part.size], slots[part.size :]
-            loaded += self._ledger.adopt(part.path, mine, part.namespace)
+            loaded += self._kv_cache.adopt(part.path, mine, part.namespace)
         self._on_change()
         return loaded
 
@@ -135,7 +124,7 @@ class SavedState:
         short."""
         wanted: list[_Part] = []
         for part in parts:
-            cached = self._ledger.cache.peek(part.path, part.namespace)
+            cached = self._kv_cache.cache.peek(part.path, part.namespace)
             known = max(0, cached - (len(part.path) - part.size))
             count = min(part.size - known, room)
             if count > 0:
@@ -155,7 +144,7 @@ class SavedState:
         are cached."""
         tensors: dict[str, Tensor] = {}
         if tokens is not None:
-            slots = self._ledger.cache.match(tokens, namespace, len(tokens)).slots
+            slots = self._kv_cache.cache.match(tokens, namespace, len(tokens)).slots
             tensors["kv"] = await self._device.run(self._runner.read_kv, slots)
         header = self._header("prompt", {"state": dict(state), "kv": len(tensors)})
         await anyio.to_thread.run_sync(write_file, path, header, tensors)
@@ -192,9 +181,9 @@ class SavedState:
         if not parts:
             return 0
         part = parts[0]
-        slots = self._ledger.reserve(part.size)
+        slots = self._kv_cache.reserve(part.size)
         await self._fill(slots, kv, range(part.first, part.first + part.size))
-        loaded = self._ledger.adopt(part.path, slots, namespace)
+        loaded = self._kv_cache.adopt(part.path, slots, namespace)
         self._on_change()
         return loaded
 
@@ -209,7 +198,7 @@ class SavedState:
         try:
             await self._device.run(write)
         except BaseException:
-            self._ledger.give_back(slots)
+            self._kv_cache.give_back(slots)
             self._on_change()
             raise
 

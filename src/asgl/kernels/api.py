@@ -218,7 +218,8 @@ class Kernels(Protocol):
         equals the lower id; `top_k` keeps the first k, `top_p` the fewest of those that hold the
         share top_p of *their* probability (at least one), `min_p` those with at least min_p times
         the probability of the likeliest; of what is left the first token whose cumulative share
-        passes `uniform` is taken. Greedy rows take the first of the ranking.
+        passes `uniform` is taken. Greedy rows take the first of the ranking. A row that is no
+        distribution gives -1: after `edits` one of its logits is NaN or +inf, or all are -inf.
         """
         ...
 

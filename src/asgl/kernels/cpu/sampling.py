@@ -21,6 +21,7 @@ from asgl.kernels.cpu.simd import (
     div,
     exp,
     exp_scalar,
+    fma,
     get_f32,
     get_f64,
     get_i32,
@@ -56,15 +57,23 @@ def rank_words(n: int) -> int:
 
 @kernel
 def _greatest(row: int, n: int) -> Any:
+    """The greatest logit; NaN if one is NaN or +inf."""
     best = np.float32(-np.inf)
+    marks = zero()  # NaN in a lane that had such a logit, else 0: `maximum` forgets a NaN
     if n >= LANES:
-        lanes = load(row)
-        for i in range(LANES, n - LANES + 1, LANES):
-            lanes = maximum(lanes, load(row + i * 4))
+        lanes, finite = load(row), splat(np.float32(-1e30))
+        for i in range(0, n - LANES + 1, LANES):
+            logits = load(row + i * 4)
+            lanes = maximum(lanes, logits)
+            marks = fma(maximum(finite, logits), zero(), marks)
         best = greatest(lanes)
+    mark = total(marks)
     for i in range(n // LANES * LANES, n):
-        best = max(best, get_f32(row + i * 4))
-    return best
+        logit = get_f32(row + i * 4)
+        best = max(best, logit)
+        if not logit < np.inf:
+            mark = np.float32(np.nan)
+    return best + mark
 
 
 @kernel
@@ -252,7 +261,7 @@ def sample_phase(
     out: int,
 ) -> None:
     """One thread's part of sampling the rows of logits [m, n], which become weights. `ranks` has
-    `rank_words(n)` int64 for each thread."""
+    `rank_words(n)` int64 for each thread. A row that is no distribution gives -1."""
     room = carray(int64_at(ranks + thread * (2 * n + BUCKETS) * 8), 2 * n + BUCKETS)
     tokens, spare, ends = room[:n], room[n : 2 * n], room[2 * n :]
     while True:
@@ -261,7 +270,9 @@ def sample_phase(
             break
         at = logits + row * n * 4
         top = _greatest(at, n)
-        if greedy or get_f32(temperature + row * 4) == 0:
+        if not top > -np.inf:
+            set_i64(out + row * 8, -1)
+        elif greedy or get_f32(temperature + row * 4) == 0:
             set_i64(out + row * 8, _first(at, n, top))
         else:
             summed = _weigh(at, n, top, get_f32(temperature + row * 4))
