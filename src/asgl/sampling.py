@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asgl.checks import flag, integer, number, strings, token_ids
 from asgl.errors import ConfigError
@@ -113,9 +113,13 @@ class SamplingParams:
                 f"{', '.join(unset)} of the sampling parameters are unset: merge them over the "
                 "library's defaults"
             )
-        values = {name: getattr(self, name) for name in SamplingSpec._fields if name in _CHECKS}
+        # a field that both have means the same
+        values: dict[str, Any] = {
+            name: getattr(self, name) for name in SamplingSpec._fields if name in _CHECKS
+        }
         values["logit_bias"] = tuple(values["logit_bias"].items())
-        return SamplingSpec(**values | {"seed": seed, "logprobs": logprobs})
+        values["seed"], values["logprobs"] = seed, logprobs
+        return SamplingSpec(**values)
 
     def over(self, base: SamplingParams) -> SamplingParams:
         """These parameters, with what is unset taken from `base`."""

@@ -8,7 +8,7 @@ from array import array
 from contextlib import suppress
 
 import pytest
-from fake_runner import VOCABULARY, expected_output
+from fake_runner import POISON, VOCABULARY, expected_output
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -85,6 +85,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def score_many(self, prompt, options):
         self.score(prompt, options)
+
+    @rule(prompt=TOKENS, tail=TOKENS, max_tokens=st.integers(0, 8), select=st.booleans())
+    def submit_poisoned(self, prompt, tail, max_tokens, select):
+        with suppress(CapacityError):
+            self.harness.submit(
+                [*prompt, POISON, *tail],
+                max_tokens=0 if select else max_tokens,
+                options=[tail, prompt] if select else None,
+            )
 
     @rule(prompt=TOKENS)
     def pin(self, prompt):
@@ -669,3 +678,20 @@ def test_the_lowest_priority_gives_way_first():
     harness.run()
     harness.verify_ended()
     harness.verify_idle()
+
+
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+def test_a_request_without_logits_fails_alone_and_leaves_nothing_in_the_cache(steps_in_flight):
+    harness = Harness(1000, max_batch_tokens=64, steps_in_flight=steps_in_flight)
+    prefix = tokens(100)
+    poisoned = [
+        harness.submit([*prefix, POISON, *tokens(30, 1)], max_tokens=9),
+        harness.submit([*prefix, POISON], options=[[1, 2], [1, 3]]),
+    ]
+    sound = harness.submit([*prefix, 1], max_tokens=9)
+    harness.run()
+    assert set(harness.failed) == {request.id for request in poisoned}
+    assert all(error.request_id == number for number, error in harness.failed.items())
+    harness.verify_ended()
+    harness.verify_idle()
+    assert harness.scheduler.kv_cache.cache.size == len(sound.tokens) - 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
-from fake_runner import VOCABULARY, FakeRunner, expected_output, expected_scores
+from fake_runner import POISON, VOCABULARY, FakeRunner, expected_output, expected_scores
 
+from asgl.errors import NumericalError, RequestError
 from asgl.plan import StepPlan, StepResult
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
@@ -41,6 +42,7 @@ class Harness:
         self.runner = FakeRunner(capacity, steps_in_flight=steps_in_flight)
         self.outputs: dict[int, list[int]] = {}
         self.ended: dict[int, str | None] = {}
+        self.failed: dict[int, RequestError] = {}
         self.requests: dict[int, SequenceState] = {}
 
     @property
@@ -89,6 +91,8 @@ class Harness:
             assert update.sequence.id not in self.ended, "a request ended twice"
             if update.token is not None:
                 self.outputs[update.sequence.id].append(update.token.token_id)
+            if update.error is not None:
+                self.failed[update.sequence.id] = update.error
             if update.ended:
                 self.ended[update.sequence.id] = update.reason
 
@@ -101,6 +105,10 @@ class Harness:
     def verify_ended(self) -> None:
         for number in self.ended:
             sequence, request = self.requests[number], self.requests[number].request
+            poisoned = POISON in request.prompt and sequence.wants_logits
+            assert (type(self.failed.get(number)) is NumericalError) == poisoned
+            if poisoned:
+                continue
             if request.max_tokens:
                 wanted = expected_output(request.prompt, request.max_tokens)
                 if isinstance(request.output, StopAt) and request.output.token in wanted:

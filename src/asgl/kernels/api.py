@@ -184,6 +184,10 @@ class Kernels(Protocol):
         head_dim]: cosines of the head_dim / 2 angles of a position, then their sines; halves are
         rotated (x1, x2 are the two halves of a head). k_cache, v_cache [slots, kv_heads, head_dim]
         of one layer, written at `batch.slots`. Returns [n, heads, head_dim].
+
+        Where a key or a value is not finite, NaN goes into the key and zeros into the value: who
+        attends to the token gets NaN, and who must not see it does not, for a weight of 0 times NaN
+        would be NaN. (Not in Triton yet.)
         """
         ...
 

@@ -163,7 +163,7 @@ def rope_phase(
 ) -> None:
     """Queries of qkv [rows, heads + 2 kv_heads, head_dim] float32, rotated, to `out` as elements;
     keys, rotated, and values to the caches [slots, kv_heads, head_dim] as bfloat16. `bias` (unless
-    0) is added to qkv first, in place."""
+    0) is added to qkv first, in place. What is not finite: see `Kernels.rope_and_store`."""
     half = head_dim // 2
     while True:
         first = team.claim(job, phase, number, GRAIN, rows)
@@ -182,10 +182,19 @@ def rope_phase(
                 source += head_dim * 4
             place = get_i32(slots + row * 4) * kv_heads * head_dim * 2
             for head in range(kv_heads):
-                _rotate(source, angles, half, k_cache + place + head * head_dim * 2, False)
+                _rotate(source, angles, half, k_cache + place, False)
+                values = source + kv_heads * head_dim * 4
+                marks = zero()  # stays 0 if all numbers of the head are finite, else is NaN
+                for i in range(0, head_dim, LANES):
+                    value = load(values + i * 4)
+                    marks = fma(value, zero(), fma(load(source + i * 4), zero(), marks))
+                    store_bf16(v_cache + place + i * 2, value)
+                if not total(marks) == 0:
+                    for i in range(0, head_dim, LANES):
+                        store_bf16(k_cache + place + i * 2, splat(np.float32(np.nan)))
+                        store_bf16(v_cache + place + i * 2, zero())
                 source += head_dim * 4
-            for i in range(0, kv_heads * head_dim, LANES):
-                store_bf16(v_cache + place + i * 2, load(source + i * 4))
+                place += head_dim * 2
         team.finish(job, phase, last - first)
     team.wait(job, phase, number, rows)
 
