@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_directory
 
 import asgl
+from tiny import tiny_directory
 
 POISON = "q"
 SOUND = ["the other thing on", "the", "and now something else", "the other thing, and then the"]

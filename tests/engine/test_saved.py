@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import asgl
-from asgl.engine.saved import read_header
+from asgl.engine.kv_files import read_header
 from tiny import tiny_directory
 
 PROMPTS = ["the other thing and the other", "the other thing on", "and now something else", "the"]

@@ -1,7 +1,7 @@
 """Random programs on the real language, engine and scheduler, with the runner that knows what every
 slot must hold.
 
-    python tests/support/soak.py --seconds 600        what `make soak` runs; prints the seed of each life
+    python tests/support/soak.py --seconds 600     what `make soak` runs; prints each life's seed
 
 A life is an engine with random options under a crowd of random programs: nested forks, selects,
 rewinds, pins, flushes, two namespaces and priorities, tasks cancelled at random steps, sometimes a

@@ -1,5 +1,5 @@
-"""The engine: three beats a step. Plan (scheduler), run (the device thread), commit (scheduler), and
-deliver what came of it.
+"""The engine: three beats a step. Plan (scheduler), run (the device thread), commit (scheduler),
+and deliver what came of it.
 
 Everything here runs on the event loop; only the runner runs elsewhere, and on devices that take two
 steps at once the next one is planned while it does: see `pipeline`. `generate`, `score` and
@@ -18,9 +18,9 @@ import anyio.to_thread
 
 from asgl.engine.device import DeviceThread
 from asgl.engine.input_processor import InputProcessor
+from asgl.engine.kv_files import SavedState
 from asgl.engine.output_processor import OutputProcessor
 from asgl.engine.pipeline import Pipeline, PlannedStep
-from asgl.engine.saved import SavedState
 from asgl.engine.ticket import Ticket
 from asgl.errors import AsglError, EngineClosedError, EngineCrashedError, EngineError, RequestError
 from asgl.execution.grammar import Compiler, Grammar

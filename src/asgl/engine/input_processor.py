@@ -1,5 +1,5 @@
-"""Makes requests of what is asked for: checks the parameters, heals the end of the prompt, and gives
-each generation an output that knows its stops."""
+"""Makes requests of what is asked for: checks the parameters, heals the end of the prompt, and
+gives each generation an output that knows its stops."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The pipeline of steps: plans go to the device, results come back, in order. A runner says how many
-steps it takes at once.
+"""The pipeline of steps: plans go to the device, results come back, in order. A runner says how
+many steps it takes at once.
 
     one (CPUs)     plan 1 | run 1 ........... commit 1 | plan 2 | run 2 ........... commit 2 | ...
 

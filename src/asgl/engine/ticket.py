@@ -1,8 +1,8 @@
 """A ticket: what the engine hands out for a request, and how news of it comes back.
 
 Tickets live on the event loop. A ticket settles exactly once, its value being itself, or with an
-error. `on_progress` and the callbacks are called from the engine's loop: they must be quick, and may
-submit further requests.
+error. `on_progress` and the callbacks are called from the engine's loop: they must be quick, and
+may submit further requests.
 """
 
 from __future__ import annotations

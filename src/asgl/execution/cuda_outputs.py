@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,8 +27,19 @@ from asgl.execution.sampler import (
     scored,
 )
 from asgl.kernels.api import Kernels, SamplingBatch
+from asgl.kernels.triton.target import Target
 from asgl.models.llama import Llama
 from asgl.plan import SampledToken, SampleRow, ScoreRow, StepPlan
+
+
+class GraphKernels(Kernels, Protocol):
+    """A back end whose launches can be captured: none depends on what the device computed."""
+
+    target: Target
+
+    def rows_of_span_tile(self, heads: int, kv_heads: int, head_dim: int) -> int: ...
+
+    def mask_logits(self, logits: Tensor, allowed: Tensor) -> None: ...
 
 
 @dataclass(slots=True)
@@ -46,7 +58,7 @@ class Outputs:
     launches; `read` after the wait."""
 
     def __init__(
-        self, plan: StepPlan, device: CudaDevice, kernels: Kernels, vocabulary: int
+        self, plan: StepPlan, device: CudaDevice, kernels: GraphKernels, vocabulary: int
     ) -> None:
         self.inputs: list[Tensor] = []
         self.sent: list[Tensor] = []
@@ -154,7 +166,7 @@ class Outputs:
             asking = self.sent[part.asking_at]
             logprobs = self._kernels.log_softmax(logits.index_select(0, asking))
         if part.mask_at is not None:
-            self._kernels.mask_logits(logits, self.sent[part.mask_at])  # pyright: ignore[reportAttributeAccessIssue]
+            self._kernels.mask_logits(logits, self.sent[part.mask_at])
         tokens = self._kernels.sample(logits, how)
         self._sampled.append(tokens)
         results = [tokens]

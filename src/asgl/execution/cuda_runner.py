@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +24,12 @@ from torch import Tensor
 from asgl.errors import ConfigError, EngineError
 from asgl.execution.batch import lower
 from asgl.execution.cuda_device import Buffer, CudaDevice, Landing
-from asgl.execution.cuda_outputs import Outputs
+from asgl.execution.cuda_outputs import GraphKernels, Outputs
 from asgl.execution.kv_pool import KVPool, slot_bytes
 from asgl.execution.loaded_model import LoadedModel, describe
 from asgl.execution.warm_up import gpu_warm_up_plans, warm_up_plans
-from asgl.kernels.api import Batch, Kernels
+from asgl.kernels.api import Batch
 from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, SpanPlan, Spans, plan_spans
-from asgl.kernels.triton.target import Target
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.llama import Llama
 from asgl.plan import StepPlan, StepResult
@@ -46,16 +45,6 @@ _RESERVE = 10
 _RESERVE_LEAST = 512 * 2**20
 """and at least so many."""
 _LEAST_CAPACITY = 256
-
-
-class GraphKernels(Kernels, Protocol):
-    """A back end whose launches can be captured: none depends on what the device computed."""
-
-    target: Target
-
-    def rows_of_span_tile(self, heads: int, kv_heads: int, head_dim: int) -> int: ...
-
-    def mask_logits(self, logits: Tensor, allowed: Tensor) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

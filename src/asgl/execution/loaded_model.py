@@ -1,4 +1,4 @@
-"""What a runner holds of a model while it is open: the weights, and the memory of keys and values."""
+"""What a runner holds of a model while it is open: weights, and memory for keys and values."""
 
 from __future__ import annotations
 

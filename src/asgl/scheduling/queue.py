@@ -168,8 +168,8 @@ class DepthFirstQueue:
     last, so that a subtree is served to its end before the next one is begun; then the one with
     most waiting requests below.
 
-    Requests wait at the node where their match ends (`SequenceState.watched_at`); those at a node itself
-    come after its children. Higher priorities come first, each with a visit of its own.
+    Requests wait at the node where their match ends (`SequenceState.watched_at`); those at a node
+    itself come after its children. Higher priorities come first, each with a visit of its own.
     """
 
     def __init__(self) -> None:

@@ -7,8 +7,8 @@ _LEAST = 32
 """Tokens that a step may have, however slow the device is: below that a prompt would take for
 ever."""
 _SAMPLE = 16
-"""A step with fewer tokens of prompts says little about the time of one. Less than `_LEAST`: steps of
-the smallest budget must still be learnt from, or it would never grow again."""
+"""A step with fewer tokens of prompts says little about the time of one. Less than `_LEAST`: steps
+of the smallest budget must still be learnt from, or it would never grow again."""
 
 
 class StepBudget:

@@ -5,8 +5,8 @@ A file is in the safetensors format. Its metadata, under "asgl", is a JSON objec
 it is, for which model, and what goes with the tensors.
 
     cache     tokens [n] int32, nodes [m, 4] int64, kv [layers, 2, n, kv_heads, head_dim]
-              nodes: the radix tree, parents first: index of the parent (-1: a root), index of the namespace, how many of the
-              tokens (those of node 0 come first), and when it was last used
+              nodes: the radix tree, parents first: index of the parent (-1: a root), index of the
+              namespace, how many of the tokens (those of node 0 come first), when last used
     prompt    kv as above, of the first n tokens; or nothing
 
 Keys and values are read and written by the device thread, between two steps. A file appears whole
