@@ -15,7 +15,10 @@ WRITERS = {
     "radix_cache": {"matched", "watched_at"},
     "scheduler": {"state", "admissions", "retracted", "cached_tokens", "poisoned"},
 }
-AT_BIRTH = {"request", "tree", "arrival", "arrived_at"}
+AT_BIRTH = {
+    *("request", "id", "prompt", "namespace", "most_computed"),
+    *("tree", "arrival", "arrived_at"),
+}
 MUTATORS = {"append", "extend", "remove", "clear", "pop", "insert"}
 SEQUENCES = {"sequence", "borrower", "lender", "other", "one", "watcher", "each", "victim"}
 

@@ -18,17 +18,28 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     return [generator.randrange(VOCABULARY) for _ in range(count)]
 
 
+OFTEN, SELDOM = 400, 16
+
+
 class CheckedScheduler(Scheduler):
-    """Checks its books after each plan and each commit."""
+    """Checks its books after each plan and each commit; in a long run, after each 16th, for a check
+    costs as much as the cache has slots."""
+
+    calls = 0
 
     def plan(self) -> StepPlan | None:
         plan = super().plan()
-        self.check()
+        self.check_now_and_then()
         return plan
 
     def commit(self, result: StepResult) -> None:
         super().commit(result)
-        self.check()
+        self.check_now_and_then()
+
+    def check_now_and_then(self) -> None:
+        self.calls += 1
+        if self.calls <= OFTEN or self.calls % SELDOM == 0:
+            self.check()
 
 
 class Harness:

@@ -229,13 +229,16 @@ class Scheduler:
             self.kv_cache.settle(row.sequence)
         for row in rows:
             sequence = row.sequence
-            scored = row.edge is not None or (sequence.tree is not None and not sequence.remaining)
-            sampled = sequence.state == "running" and sequence.id in samples
-            token = samples[sequence.id] if sampled else None
-            if (scored and not _record_scores(row, scores)) or (sampled and token is None):
-                self._fail(sequence)
-                continue
+            sound, token = True, None
+            if sequence.tree is None:
+                token = samples.get(sequence.id)
+                sound = token is not None or sequence.id not in samples
+            elif row.edge is not None or not sequence.remaining:
+                sound = _record_scores(row, scores)
             if sequence.state != "running":
+                continue
+            if not sound:
+                self._fail(sequence)
                 continue
             if self._share_in_batch and row.position < len(sequence.prompt):
                 self.kv_cache.cache_computed(sequence)
@@ -362,9 +365,7 @@ class Scheduler:
             self.kv_cache.cache_edge(sequence, edge)
 
     def _fail(self, sequence: SequenceState) -> None:
-        """Ends a request whose logits are no numbers: no token can be drawn from them."""
-        if sequence.state != "running":
-            return
+        """Ends a running request whose logits are no numbers: no token can be drawn from them."""
         sequence.poisoned = True
         sequence.state = "ended"
         self._leave(sequence)

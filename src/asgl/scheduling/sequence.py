@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from asgl.errors import RequestError
@@ -50,11 +49,15 @@ class SequenceState:
         "computed",
         "covered",
         "grammar",
+        "id",
         "lender",
         "matched",
+        "most_computed",
+        "namespace",
         "node",
         "pending",
         "poisoned",
+        "prompt",
         "request",
         "retracted",
         "slots",
@@ -66,6 +69,10 @@ class SequenceState:
 
     def __init__(self, request: Request, *, arrival: int = 0, arrived_at: int = 0) -> None:
         self.request = request
+        # said again, because every step reads them of every request
+        self.id, self.prompt, self.namespace = request.id, request.prompt, request.namespace
+        self.most_computed = len(request.prompt) + max(request.max_tokens - 1, 0)
+        """How many of its tokens are ever computed: the last one of a generation is not."""
         self.tree = SelectTree(request.options) if request.options is not None else None
         """The options of a select, and how far they are scored."""
         self.arrival = arrival
@@ -104,18 +111,6 @@ class SequenceState:
         self.watched_at: Node | None = None
 
     @property
-    def id(self) -> int:
-        return self.request.id
-
-    @property
-    def prompt(self) -> Sequence[int]:
-        return self.request.prompt
-
-    @property
-    def namespace(self) -> str | None:
-        return self.request.namespace
-
-    @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.prompt)
 
@@ -128,10 +123,8 @@ class SequenceState:
     def unplanned(self) -> int:
         """Tokens that have no slot yet and need one, those pending included: what the next step may
         compute."""
-        request = self.request
-        # the last token of a generation is not computed
-        last = len(self.prompt) + max(request.max_tokens - 1, 0)
-        return min(len(self.tokens) + self.pending, last) - len(self.slots)
+        known = len(self.tokens) + self.pending
+        return (known if known < self.most_computed else self.most_computed) - len(self.slots)
 
     @property
     def is_written(self) -> bool:
@@ -169,10 +162,8 @@ class SequenceState:
 
     @property
     def need(self) -> int:
-        """The most slots that the request can ever hold at once. The last token of a generation
-        needs none."""
-        depth = self.tree.depth if self.tree is not None else 0
-        return len(self.prompt) + max(self.request.max_tokens - 1, 0) + depth
+        """The most slots that the request can ever hold at once."""
+        return self.most_computed + (self.tree.depth if self.tree is not None else 0)
 
     def __repr__(self) -> str:
         return (
