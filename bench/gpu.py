@@ -69,7 +69,6 @@ def batch_of(rows: Rows, device: torch.device) -> Batch:
     return Batch(
         *(tensor.to(device) for tensor in tensors),
         decode_rows=rows.rows if rows.new == 1 else 0,
-        max_qo=rows.new,
         max_kv=rows.context,
         shared=spans,
     )

@@ -126,7 +126,6 @@ def batch_of(contexts: Sequence[Sequence[int]], new: Sequence[int], prefix: int 
         kv_indptr=ints(kv),
         kv_indices=ints([slot for context in contexts for slot in context]),
         decode_rows=sum(n == 1 for n in new),
-        max_qo=max(new),
         max_kv=max(map(len, contexts)),
         shared=((0, prefix, tuple(range(len(new)))),) if prefix else (),
     )

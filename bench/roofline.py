@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "kernels" / "triton_compile"), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from compile_table import measure  # noqa: E402
-from fake_driver import Launch  # noqa: E402
-from machine_code import Resources, opcode, sass  # noqa: E402
+from tests.kernels.triton_compile.compile_table import measure  # noqa: E402
+from tests.kernels.triton_compile.fake_driver import Launch  # noqa: E402
+from tests.kernels.triton_compile.machine_code import Resources, opcode, sass  # noqa: E402
 
 from kernel_work import MODELS, Work, work  # noqa: E402
 

@@ -7,6 +7,9 @@
 Importing asgl is quick: torch and the rest are imported when a Runtime is entered.
 """
 
+from asgl.compile.function import Function, function
+from asgl.compile.graph import Graph
+from asgl.compile.symbols import arg
 from asgl.errors import (
     AsglError,
     BudgetError,
@@ -50,9 +53,7 @@ from asgl.language import (
     tool,
     user,
 )
-from asgl.language.compile.graph import Graph
-from asgl.language.compile.symbols import arg
-from asgl.language.function import Completed, Function, ProgramStream, function
+from asgl.language.program import Completed, ProgramStream
 from asgl.runtime import Runtime
 from asgl.sampling import SamplingParams
 from asgl.trace import JsonlTracer, Tracer

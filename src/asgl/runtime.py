@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from asgl.execution.runner import Runner
     from asgl.kernels.api import ActivationFormat, Kernels, WeightFormat
     from asgl.kernels.select import DTypeName, KernelName
-    from asgl.language.budgets import Budget
+    from asgl.language.budget import Budget
     from asgl.language.session import Session
     from asgl.language.stream import PromptStream
     from asgl.models.checkpoint import Checkpoint
@@ -187,6 +187,7 @@ class Runtime:
     def _load(self) -> tuple[Checkpoint, Kernels, Runner, str]:
         """Reads the model and packs its weights. On the device thread."""
         from asgl.execution.runner import make_runner
+        from asgl.kernels.api import ModelShape
         from asgl.kernels.select import make_kernels
         from asgl.models.fingerprint import fingerprint
         from asgl.models.registry import open_checkpoint
@@ -196,6 +197,16 @@ class Runtime:
             checkpoint = open_checkpoint(self._model, progress=progress)
         try:
             with ProgressBar(counts="things") as progress:
+                config = checkpoint.config
+                shape = ModelShape(
+                    config.head_dim,
+                    config.heads // config.kv_heads,
+                    (
+                        config.hidden_size,
+                        config.heads * config.head_dim,
+                        config.intermediate_size,
+                    ),
+                )
                 kernels = make_kernels(
                     self._kernels,
                     self._device,
@@ -206,6 +217,7 @@ class Runtime:
                     progress=lambda name, ready, count: progress(
                         ready, count, "compiling kernels, once"
                     ),
+                    shape=shape,
                 )
             runner = make_runner(checkpoint, kernels, self._capacity)
             runner.warm_up()

@@ -32,7 +32,7 @@ def test_fields() -> None:
     assert batch.qo_indptr.tolist() == [0, 1, 4]
     assert batch.kv_indptr.tolist() == [0, 3, 7]
     assert batch.kv_indices.tolist() == [3, 4, 19, 3, 0, 2, 1]
-    assert (batch.rows, batch.decode_rows, batch.max_qo, batch.max_kv) == (2, 1, 3, 4)
+    assert (batch.rows, batch.decode_rows, batch.max_kv) == (2, 1, 4)
     assert {tensor.dtype for tensor in (batch.input_ids, batch.kv_indices, batch.qo_indptr)} == {
         torch.int32
     }

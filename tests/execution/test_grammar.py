@@ -418,7 +418,7 @@ def test_threads_that_ask_for_the_same_grammar_wait_for_one_of_them(
 
 
 def test_no_torch():
-    program = "import sys, asgl.execution.grammar; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    program = "import sys, asgl.execution.grammar; sys.exit('torch' in sys.modules)"
     subprocess.run(
         [sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2], timeout=60
     )

@@ -48,7 +48,7 @@ BACKENDS += [
 # own (make test-interpret).
 _TRITON = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else os.environ.get("ASGL_TEST_GPU")
 if _TRITON is not None:
-    from triton_backends import triton_backends
+    from tests.kernels.triton_backends import triton_backends
 
     BACKENDS = [Backend(*fields) for fields in triton_backends(_TRITON)]
 
@@ -58,12 +58,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return request.param
 
 
-_made: dict[str, Kernels] = {}
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kernels(backend: Backend) -> Kernels:
     """Made once: some back ends compile."""
-    if backend.name not in _made:
-        _made[backend.name] = backend.make()
-    return _made[backend.name]
+    return backend.make()

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import asgl
 from asgl.errors import ConfigError
-from asgl.kernels import select
+from asgl.kernels.api import ModelShape
 from asgl.kernels.select import make_kernels
+from tiny import tiny_directory
 
 
 def test_reference_by_name() -> None:
@@ -22,7 +27,7 @@ def test_reference_by_name() -> None:
 
 
 def test_auto_takes_the_reference_where_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "_missing", lambda name: "it is not there")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     kernels = make_kernels(device="cpu")
     assert kernels.name == "reference"
     assert kernels.weights == "dense"
@@ -36,10 +41,7 @@ def test_auto_takes_the_devices_own(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, **arguments: Any) -> None:
             made.append(arguments)
 
-    monkeypatch.setattr(select, "_missing", lambda name: None)
-    monkeypatch.setattr(
-        select.importlib, "import_module", lambda name: SimpleNamespace(CpuKernels=Own)
-    )
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(CpuKernels=Own))
     assert isinstance(make_kernels(device="cpu", deterministic=True), Own)
     assert made == [
         {
@@ -88,13 +90,57 @@ def test_triton_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unavailable_back_end_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        select._LAZY, "cpu", ("asgl.kernels.nowhere.kernels", "None", "no_such_package")
+    missing = {"numba"}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in missing else find(name)
     )
-    with pytest.raises(
-        ConfigError, match="pip install no_such_package; or use kernels='reference'"
-    ):
+    with pytest.raises(ConfigError, match="pip install numba; or use kernels='reference'"):
         make_kernels("cpu", "cpu")
-    monkeypatch.setitem(select._LAZY, "cpu", ("asgl.kernels.nowhere.kernels", "None", "torch"))
+    missing.clear()
+    missing.add("asgl.kernels.cpu.kernels")
     with pytest.raises(ConfigError, match="this installation of asgl does not have it"):
         make_kernels("cpu", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (ModelShape(48, 2, (64, 96)), "heads of a multiple of 32, not of 48"),
+        (ModelShape(100, 2, (64, 96)), "heads of a multiple of 32, not of 100"),
+        (ModelShape(64, 2, (64, 90)), "a matrix of 90 inputs"),
+    ],
+    ids=str,
+)
+def test_auto_falls_through_to_a_back_end_that_can(shape: ModelShape, message: str) -> None:
+    assert make_kernels(device="cpu", shape=shape).name == "reference"
+    with pytest.raises(ConfigError, match=message):
+        make_kernels("cpu", "cpu", shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chosen"),
+    [
+        ({"head_dim": 48}, "reference"),
+        ({"head_dim": 80}, "reference"),
+        ({"head_dim": 100}, "reference"),
+        ({"head_dim": 96}, "cpu"),
+        ({"head_dim": 64, "hidden_size": 60}, "reference"),
+        ({"head_dim": 64, "intermediate_size": 97}, "reference"),
+    ],
+    ids=str,
+)
+async def test_any_shape_opens(tmp_path: Path, sizes: dict[str, int], chosen: str) -> None:
+    """And says nearly what float32 says."""
+    model = str(tiny_directory(tmp_path, **sizes))
+    found: list[list[float]] = []
+    for options, name in (
+        ({}, chosen),
+        ({"kernels": "reference", "dtype": "float32"}, "reference"),
+    ):
+        async with asgl.Runtime(model, kv_cache_tokens=500, **options) as rt:
+            assert rt.model.kernels == name
+            select = rt.prompt("one of them").select(None, [" and", " other"], method="sum")
+            await select
+            found.append([number for option in select.token_logprobs for number in option])
+    assert found[0] == pytest.approx(found[1], abs=0.1)

@@ -11,7 +11,7 @@ import torch
 from asgl.kernels.triton.kernels import TritonKernels, interpreting
 
 if interpreting():
-    from triton_bfloat16 import repair
+    from tests.kernels.triton_bfloat16 import repair
 
     repair()
 

@@ -12,7 +12,7 @@ from fake_engine import FakeEngine
 import asgl
 from asgl.errors import BudgetError, ConfigError, OpCancelledError
 from asgl.language import PromptStream, Session
-from asgl.language.budgets import _open
+from asgl.language.budget import _open
 from asgl.sampling import SamplingParams
 
 
@@ -273,15 +273,6 @@ async def test_no_timer_is_left_behind() -> None:
         assert spending._timer is not None
         running.cancel()
     assert spending._timer is None
-
-
-async def test_an_op_of_a_stream_that_goes_is_no_concern_of_its_budget() -> None:
-    engine = FakeEngine([None], manual=True)
-    with asgl.budget(tokens=1):
-        start(engine).gen()
-    await asyncio.sleep(0)
-    assert len(engine.cancelled) == 1
-    engine.check()
 
 
 async def test_sample_and_map_under_a_budget() -> None:

@@ -157,13 +157,12 @@ async def test_a_finished_handle_is_appended_at_once() -> None:
 
 
 async def test_long_chains_of_streams_are_no_recursion() -> None:
-    session = Session(FakeEngine(["x"], manual=True))
-    engine = session.engine
+    engine = FakeEngine(["x"], manual=True)
+    session = Session(engine)
     streams = [session.prompt(str(index)) for index in range(3000)]
     handle: Handle[object] = streams[0].gen()
     for stream in streams[1:]:
         handle = stream.extend(handle)
-    assert isinstance(engine, FakeEngine)
     while not handle.done():
         engine.step()
         await asyncio.sleep(0)
@@ -207,8 +206,8 @@ async def test_a_handle_is_no_string() -> None:
         lambda: f"{handle}",
         lambda: str(handle),
         lambda: "%s" % handle,
-        lambda: "{:>9}".format(handle),
-    ):  # noqa: UP031, UP032
+        lambda: f"{handle:>9}",
+    ):
         with pytest.raises(TypeError, match="await handle"):
             wrong()
     assert "gen 'x'" in repr(handle)

@@ -89,14 +89,6 @@ async def test_cancelled_at_any_time_the_books_balance(model: Path, turns: int) 
             await task
 
 
-async def test_a_stream_that_nobody_knows_is_cancelled(model: Path) -> None:
-    async with opened(model) as rt:
-        rt.prompt("a").gen(max_tokens=400)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert rt.statistics().cancelled == 1
-
-
 async def test_an_agent_shortens_after_a_context_length_error(model: Path) -> None:
     async with opened(model) as rt:
         s = rt.prompt("Start. ")

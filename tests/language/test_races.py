@@ -17,7 +17,7 @@ from asgl.testing import ScriptedRuntime
 
 @pytest.mark.parametrize(
     "ending",
-    [lambda s, handle: handle.cancel(), lambda s, handle: s._core.close("the validator said so")],
+    [lambda s, handle: handle.cancel(), lambda s, handle: s._queue.close("the validator said so")],
     ids=["cancel", "close"],
 )
 @pytest.mark.parametrize("valid", [True, False])
@@ -36,7 +36,7 @@ async def test_a_validator_may_end_its_own_op(ending: Callable[..., object], val
             await one
     assert (s.text, dict(s.variables)) == ("x", {})
     engine.check()
-    if s._core.closed is None:
+    if s._queue.closed is None:
         assert await s.gen("w") == "cd"
     else:
         with pytest.raises(StreamClosedError):

@@ -4,6 +4,9 @@ the op's."""
 from __future__ import annotations
 
 import asyncio
+import functools
+import re
+from typing import Any
 
 import pytest
 from fake_engine import START, FakeEngine, FakeTemplate
@@ -79,11 +82,40 @@ async def test_no_retry_made_it_valid() -> None:
     assert await s.gen() == "ok"
 
 
-@pytest.mark.parametrize("said", [None, True, 0, 3.5, "", []])
+@pytest.mark.parametrize("said", [True, 0, 3.5, "", []])
 async def test_anything_but_false_and_a_string_is_valid(said: object) -> None:
     engine, s = start("x")
     assert await s.gen(validate=lambda _: said) == "x"
     assert len(engine.requests) == 1
+
+
+def says_nothing(text: str) -> None:
+    if text == "no":
+        raise ValueError("no")
+
+
+def says_what_is_wrong(text: str) -> str | None:
+    return None if text == "12" else "digits!"
+
+
+@pytest.mark.parametrize("validate", [says_nothing, says_what_is_wrong])
+async def test_a_validator_without_a_return_is_content(validate: Any) -> None:
+    assert await start("12")[1].gen(validate=validate) == "12"
+
+
+@pytest.mark.parametrize(
+    "validate",
+    [
+        re.compile("[0-9]+").fullmatch,
+        lambda text: re.fullmatch("[0-9]+", text),
+        functools.partial(re.fullmatch, "[0-9]+"),
+        {"12": True}.get,
+    ],
+)
+async def test_none_from_what_a_validator_calls_means_no(validate: Any) -> None:
+    engine, s = start("ab", "12")
+    assert await s.gen(validate=validate, retries=1) == "12"
+    assert len(engine.requests) == 2
 
 
 async def test_false_is_not_valid_and_has_no_cause() -> None:

@@ -122,7 +122,7 @@ async def test_bad_arguments_raise_at_the_call_and_queue_nothing() -> None:
         {"dtype": str},
         {"choices": []},
         {"choices": "ab"},
-        {"json_schema": int},
+        {"json_schema": 3},
         {"json_schema": {"a": object()}},
     ):
         with pytest.raises(ConfigError):

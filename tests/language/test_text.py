@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from asgl.errors import StreamError
 from asgl.language import Session
-from asgl.language.state import State
-from asgl.language.text import Run, token_ids_of
+from asgl.language.transcript import Run, Transcript, token_ids_of
 
 texts = st.text(alphabet="abcé \n", max_size=30)
 cuts = st.lists(st.integers(0, 30), max_size=6)
@@ -82,7 +81,7 @@ def test_bytes_counts_utf8() -> None:
     run.append("é")
     run.append(START)
     run.append("ab")
-    assert run.bytes == 4
+    assert run.size == 4
 
 
 def test_token_ids_of_keeps_control_tokens() -> None:
@@ -160,7 +159,7 @@ async def test_a_cancel_while_tokenizing_off_the_loop_undoes_everything() -> Non
 
 def test_a_state_rolls_back_to_where_it_was() -> None:
     tokenizer = FakeTokenizer(adds_bos=True)
-    state = State(tokenizer)
+    state = Transcript(tokenizer)
     state.append("ab")
     point = state.savepoint()
     state.append("cd")

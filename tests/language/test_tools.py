@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import inspect
+import itertools
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from enum import Enum
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum, IntEnum
+from functools import partial
+from ipaddress import IPv4Address, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
+from uuid import UUID
 
 import pydantic
 import pytest
 from fake_engine import FakeEngine, FakeTemplate
+from pydantic import UUID4, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, TypeAdapter
 from tool_templates import LLAMA, MISTRAL, MISTRAL_WITH_IDS, WRAPPED
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 import asgl
 from asgl.errors import ConfigError, OutputError, ToolError
 from asgl.language import Session
-from asgl.language.tools import call_schema, described, function_schemas
+from asgl.language.tools import call_schema, described, function_schemas, result_text
 from asgl.models.chat_template import ChatTemplate
 from tiny import CHATML, tiny_directory
 
@@ -28,7 +39,7 @@ class Color(Enum):
     BLUE = "blue"
 
 
-class Point(pydantic.BaseModel):
+class Point(BaseModel):
     x: int
     y: int = 0
 
@@ -64,49 +75,346 @@ def test_the_schema_is_that_of_the_signature_and_the_docstring() -> None:
     assert paint.schema["description"] == "Paints a point. It dries quickly."
     parameters = paint.schema["parameters"]
     assert parameters["required"] == ["color", "where"]
-    assert parameters["properties"]["color"] == {
-        "enum": ["red", "blue"],
-        "description": "With which color.",
+    assert parameters["properties"] == {
+        "color": {"$ref": "#/$defs/paint.Color", "description": "With which color."},
+        "where": {"$ref": "#/$defs/paint.Point"},
+        "times": {"type": "integer", "default": 1, "description": "How often."},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
     }
-    assert parameters["properties"]["times"] == {"type": "integer", "description": "How often."}
-    assert parameters["properties"]["note"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    assert parameters["$defs"]["paint.Color"]["enum"] == ["red", "blue"]
     assert add.schema["parameters"]["properties"] == {
-        "a": {"enum": [1, 2], "description": "the first"},
+        "a": {"type": "integer", "enum": [1, 2], "description": "the first"},
         "b": {"type": "integer", "description": "the second"},
     }
     assert call_schema([add])["properties"]["name"] == {"const": "add"}
 
 
 def test_definitions_of_two_tools_do_not_meet() -> None:
-    class Inner(pydantic.BaseModel):
+    class Inner(BaseModel):
         n: int
 
-    class Outer(pydantic.BaseModel):
+    class Outer(BaseModel):
         inner: Inner
 
     async def one(value: Outer) -> None: ...
 
     one.__annotations__["value"] = Outer
-    first = asgl.tool(name="first")(one)
-    second = asgl.tool(name="second")(one)
+    first = asgl.tool(one, name="first")
+    second = asgl.tool(one, name="second")
     schema = call_schema([first, second])
-    assert sorted(schema["$defs"]) == ["first.value.Inner", "second.value.Inner"]
-    assert "#/$defs/second.value.Inner" in json.dumps(schema["anyOf"][1])
+    assert sorted(schema["$defs"]) == [
+        f"{tool}.{model}" for tool in ("first", "second") for model in ("Inner", "Outer")
+    ]
+    assert "#/$defs/second.Outer" in json.dumps(schema["anyOf"][1])
     assert first.arguments({"value": {"inner": {"n": 3}}})["value"] == Outer(inner=Inner(n=3))
 
 
 def test_arguments_become_what_the_hints_say() -> None:
     given = paint.arguments({"color": "blue", "where": {"x": 4}})
-    assert given == {"color": Color.BLUE, "where": Point(x=4)}
+    assert given == {"color": Color.BLUE, "where": Point(x=4), "times": 1, "note": None}
     for wrong in (
         {"color": "green", "where": {"x": 1}},
         {"color": "red"},
         {"color": "red", "where": {"x": 1}, "more": 1},
         {"color": "red", "where": {"x": 1}, "times": "2"},
         {"color": "red", "where": {"x": 1}, "times": True},
+        {"color": "red", "where": {"x": 1}, "times": float("nan")},
     ):
-        with pytest.raises((TypeError, ValueError)):
+        with pytest.raises(ValueError, match=r"\w+: |JSON"):
             paint.arguments(wrong)
+
+
+def test_what_a_model_is_told_of_wrong_arguments_is_short() -> None:
+    with pytest.raises(
+        ValueError, match=r"^where\.x: Input should be a valid integer, .*; more: Unexpected"
+    ):
+        paint.arguments({"color": "red", "where": {"x": 1.5}, "more": 1})
+
+
+# --- of every type that pydantic knows
+
+
+class Size(IntEnum):
+    HUGE = 2**60 + 1
+
+
+class ByName(BaseModel):
+    name: str
+
+
+class ById(BaseModel):
+    id: int
+    name: str = "none"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+    when: datetime
+    color: Color
+    key: UUID
+
+
+class Movie(TypedDict):
+    title: str
+    year: int
+
+
+@dataclasses.dataclass
+class Place:
+    name: str
+    at: tuple[float, float] = (0.0, 0.0)
+
+
+class Span(NamedTuple):
+    begin: int
+    end: int
+
+
+class Node(BaseModel):
+    value: int
+    children: list[Node] = []
+
+
+KEY = "12345678-1234-4678-9234-567812345678"
+STRICT = {"when": "2024-02-29T12:00:00Z", "color": "red", "key": KEY}
+
+TYPES: list[tuple[Any, list[Any], list[Any]]] = [
+    (Annotated[int, Field(ge=1, le=5)], [1, 5], [0, 6, "3", True, 2.5, None]),
+    (Annotated[str, StringConstraints(pattern="^[a-c]+$", max_length=3)], ["abc"], ["d", "aaaa"]),
+    (Annotated[list[int], Field(min_length=1)], [[1]], [[], ["1"]]),
+    (float, [1, 1.5, -0.0], ["1", True, None]),
+    (bool, [True], [1, "true"]),
+    (str, ["", "é😀"], [1, None]),
+    (None, [None], [0]),
+    (Any, [None, {"a": [1]}], []),
+    (Literal["a", 1, None, True], ["a", 1, None], ["b", 2]),
+    (Color, ["red"], ["green", "RED"]),
+    (Size, [2**60 + 1], [2**60, 1]),
+    (list[Point], [[{"x": 1}], []], [{"x": 1}, [{"y": 1}]]),
+    (dict[str, list[int]], [{"a": [1]}], [{"a": 1}]),
+    (dict[Color, int], [{"red": 1}], [{"green": 1}]),
+    (dict[Literal["a", "b"], int], [{"a": 1, "b": 2}], [{"c": 1}]),
+    (tuple[int, str], [[1, "a"]], [[1], [1, "a", 2]]),
+    (set[int], [[1, 2]], ["12"]),
+    (int | str | None, [1, "1", None], [1.5, []]),
+    (ByName | ById, [{"name": "a"}, {"id": 1}, {"id": 1, "name": "a"}], [{}, {"id": "x"}]),
+    (Strict, [STRICT], [STRICT | {"key": 1}]),
+    (Movie, [{"title": "M", "year": 1931}], [{"title": "M"}]),
+    (Place, [{"name": "a"}, {"name": "a", "at": [1, 2]}], [{"at": [1, 2]}]),
+    (Span, [[1, 2]], [[1]]),
+    (Node, [{"value": 1, "children": [{"value": 2}]}], [{"value": 1, "children": [{}]}]),
+    (date, ["2024-02-29"], ["2023-02-29", 5]),
+    (datetime, ["2024-02-29T12:00:00"], ["noon"]),
+    (timedelta, ["P1DT2H"], ["soon"]),
+    (UUID4, [KEY], [KEY.replace("-4", "-1"), "x"]),
+    (Path, ["a/b"], [1]),
+    (bytes, ["abc", "é"], [1]),
+    (SecretStr, ["hush"], [1]),
+    (IPv4Address, ["127.0.0.1"], ["1.2.3", "::1"]),
+    (IPv6Network, ["2001:db8::/32"], ["2001:db8::1/32"]),
+    (pydantic.Base64Bytes, ["YWJj"], ["a"]),
+    (pydantic.HttpUrl, ["https://a.org/b"], ["a.org"]),
+]
+
+
+def tool_of(hint: Any, default: Any = inspect.Parameter.empty) -> asgl.Tool[..., Any]:
+    """A tool with one parameter, `value`, which it returns."""
+
+    async def give(value: Any) -> Any:
+        return value
+
+    give.__annotations__["value"] = hint
+    if default is not inspect.Parameter.empty:
+        give.__defaults__ = (default,)
+    return asgl.tool(give)
+
+
+def untitled(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [untitled(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: untitled(part) for key, part in schema.items() if key != "title" or part == {}}
+
+
+@pytest.mark.parametrize(("hint", "right", "wrong"), TYPES, ids=lambda one: str(one)[:40])
+def test_each_type_has_the_schema_and_the_values_that_pydantic_gives_it(
+    hint: Any, right: list[Any], wrong: list[Any]
+) -> None:
+    tool, oracle = tool_of(hint), TypeAdapter(hint)
+    schema = oracle.json_schema(ref_template="#/$defs/give.{model}")
+    defined = {f"give.{name}": part for name, part in schema.pop("$defs", {}).items()}
+    parameters = untitled(tool.schema["parameters"])
+    if "$ref" not in parameters["properties"]["value"]:
+        assert parameters["properties"]["value"] == untitled(schema)
+    assert parameters.get("$defs", {}).items() >= untitled(defined).items()
+    for value in right:
+        made = tool.arguments({"value": value})["value"]
+        assert made == oracle.validate_json(json.dumps(value))
+        assert type(made) is type(oracle.validate_json(json.dumps(value)))
+    for value in wrong:
+        with pytest.raises(ValueError, match="value"):
+            tool.arguments({"value": value})
+
+
+def test_a_literal_of_members_of_an_enum_takes_their_values() -> None:
+    for hint, value, made in (
+        (Literal[Color.RED], "red", Color.RED),
+        (Literal[Color.RED] | None, "red", Color.RED),
+        (list[Literal[Color.RED, "x"]], ["red", "x"], [Color.RED, "x"]),
+        (dict[Literal[Color.BLUE], int], {"blue": 1}, {Color.BLUE: 1}),
+        (Annotated[Literal[Size.HUGE], "how big"], 2**60 + 1, Size.HUGE),
+    ):
+        assert tool_of(hint).arguments({"value": value}) == {"value": made}
+        with pytest.raises(ValueError, match="value"):
+            tool_of(hint).arguments({"value": "green"})
+    assert tool_of(Literal[Color.RED]).schema["parameters"]["properties"]["value"] == {
+        "const": "red",
+        "type": "string",
+    }
+
+
+DECIMALS = sorted(
+    f"{sign}{whole}{fraction}"
+    for sign, whole, fraction in itertools.product(
+        ("", "-"),
+        ("0", "1", "90", "123", "1234"),
+        ("", ".1", ".10", ".123", ".0004"),
+    )
+)
+
+
+@pytest.mark.parametrize("places", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize("digits", [None, 1, 2, 3, 4, 6])
+def test_the_schema_of_a_decimal_takes_what_pydantic_takes(
+    digits: int | None, places: int | None
+) -> None:
+    if digits is not None and places is not None and places > digits:
+        return
+    limits = {"max_digits": digits, "decimal_places": places}
+    tool = tool_of(Annotated[Decimal, Field(**limits)] if digits or places else Decimal)
+    pattern = tool.schema["parameters"]["properties"]["value"]["pattern"]
+    for text in DECIMALS:
+        try:
+            assert tool.arguments({"value": text}) == {"value": Decimal(text)}
+        except ValueError:
+            assert not re.fullmatch(pattern, text), text
+        else:  # it also takes zeros at the end that are too many
+            assert re.fullmatch(pattern, text) or text.endswith("0"), text
+
+
+def test_a_decimal_with_bounds_is_a_number_within_them() -> None:
+    hint = Annotated[Decimal, Field(ge=0, lt=100, decimal_places=2)]
+    tool = tool_of(hint)
+    assert tool.schema["parameters"]["properties"]["value"] == {
+        "type": "number",
+        "minimum": 0,
+        "exclusiveMaximum": 100,
+        "multipleOf": 0.01,
+    }
+    assert tool.arguments({"value": 12.25}) == {"value": Decimal("12.25")}
+    with pytest.raises(ValueError, match="less than 100"):
+        tool.arguments({"value": 100})
+
+
+def test_keys_that_are_integers_look_like_them() -> None:
+    tool = tool_of(dict[int, str])
+    assert tool.arguments({"value": {"-3": "x"}}) == {"value": {-3: "x"}}
+    (pattern,) = tool.schema["parameters"]["properties"]["value"]["patternProperties"]
+    for key in ("0", "-3", "12", "x", "1.5", "", "01x"):
+        try:
+            tool.arguments({"value": {key: ""}})
+        except ValueError:
+            assert not re.search(pattern, key)
+        else:
+            assert re.search(pattern, key)
+
+
+# --- defaults, fields and partials
+
+
+@asgl.tool
+async def search(
+    query: Annotated[str, "words"] = Field(min_length=1, alias="q"),
+    most: int = Field(3, ge=1, description="how many"),
+    tags: list[str] = Field(default_factory=list),  # noqa: B008
+    near: float = float("inf"),
+    key: object = print,
+) -> list[Any]:
+    """Searches.
+
+    Args:
+        most: Not what the field says.
+        tags: With these.
+    """
+    return [query, most, tags, near]
+
+
+async def test_a_field_as_the_default_says_the_default_and_the_rest() -> None:
+    parameters = search.schema["parameters"]
+    assert parameters["properties"] == {
+        "q": {"type": "string", "minLength": 1, "description": "words"},
+        "most": {"type": "integer", "minimum": 1, "default": 3, "description": "how many"},
+        "tags": {"type": "array", "items": {"type": "string"}, "description": "With these."},
+        "near": {"type": "number"},  # infinity is no JSON
+        "key": {},
+    }
+    assert parameters["required"] == ["q"]
+    given = search.arguments({"q": "x"})
+    assert given == {"query": "x", "most": 3, "tags": [], "near": float("inf"), "key": print}
+    with pytest.raises(ValueError, match=r"most: .*greater than or equal to 1"):
+        search.arguments({"q": "x", "most": 0})
+    # the same for a program
+    assert await search("x") == ["x", 3, [], float("inf")]
+    assert await search(query="x", most=1, tags=["a"]) == ["x", 1, ["a"], float("inf")]
+    assert (await search("x"))[2] is not (await search("x"))[2]
+    with pytest.raises(TypeError, match="query"):
+        search()
+
+
+def test_names_that_mean_something_to_pydantic_are_names_like_others() -> None:
+    async def odd(schema: int, model_config: str, _x: int, json: int = 1, self: int = 2) -> None:
+        """Has odd names."""
+
+    tool = asgl.tool(odd)
+    given = {"schema": 1, "model_config": "a", "_x": 2, "json": 3, "self": 4}
+    assert tool.arguments(given) == given
+    assert list(tool.schema["parameters"]["properties"]) == list(inspect.signature(odd).parameters)
+
+
+async def weather(unit: str, city: str, days: int = 1) -> str:
+    """The weather.
+
+    Args:
+        city: Where.
+    """
+    return f"{unit} {city} {days}"
+
+
+class Service:
+    async def ask(self, question: str) -> str:
+        """Asks."""
+        return question
+
+
+async def test_partials_and_methods_are_tools() -> None:
+    for function, rest in (
+        (partial(weather, "C"), {"days": {"type": "integer", "default": 1}}),
+        (partial(weather, "C", days=2), {}),
+        (partial(partial(weather, days=2), unit="C"), {}),
+    ):
+        tool = asgl.tool(function)
+        assert (tool.name, tool.schema["description"]) == ("weather", "The weather.")
+        parameters = tool.schema["parameters"]
+        city = {"type": "string", "description": "Where."}
+        assert parameters["properties"] == {"city": city} | rest
+        assert await tool.function(**tool.arguments({"city": "Oslo"})) == await tool(city="Oslo")
+        with pytest.raises(ValueError, match="unit"):
+            tool.arguments({"city": "Oslo", "unit": "F"})
+    named = asgl.tool(partial(weather, "C"), name="celsius", description="In C.")
+    assert (named.name, named.schema["description"]) == ("celsius", "In C.")
+    asking = asgl.tool(Service().ask)
+    assert await asking.function(**asking.arguments({"question": "x"})) == "x"
 
 
 async def test_a_tool_is_still_a_coroutine_function() -> None:
@@ -114,16 +422,42 @@ async def test_a_tool_is_still_a_coroutine_function() -> None:
 
 
 def test_what_is_no_tool() -> None:
+    class Opaque: ...
+
     async def many(*values: int) -> None: ...
     async def unhinted(value) -> None: ...  # type: ignore[no-untyped-def]
-    async def odd(value: bytes) -> None: ...
-    async def keyed(value: dict[int, str]) -> None: ...
+    async def unknown(value: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
-    for function in (many, unhinted, odd, keyed, lambda: None):
+    for function in (many, unhinted, unknown, lambda: None, partial(print)):
         with pytest.raises(ConfigError, match="tool"):
             asgl.tool(function)  # type: ignore[type-var]
+    for hint in (Opaque, list[Opaque], re.Match, 3):
+        with pytest.raises(ConfigError, match="the tool 'give'"):
+            tool_of(hint)
     with pytest.raises(ConfigError, match="name"):
         asgl.tool(name="a b")(many)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Point(x=1),
+        Place("a"),
+        Color.RED,
+        {"at": date(2024, 2, 29)},
+        [Decimal("1.10"), UUID(KEY)],
+        None,
+    ],
+)
+def test_a_result_is_written_as_pydantic_writes_it(value: Any) -> None:
+    assert json.loads(result_text(value)) == TypeAdapter(Any).dump_python(value, mode="json")
+
+
+def test_what_is_no_json_is_no_result() -> None:
+    assert result_text("as it is") == "as it is"
+    for value in (float("nan"), object(), {"a": float("inf")}, b"\xff"):
+        with pytest.raises(ValueError):  # noqa: PT011
+            result_text(value)
 
 
 # --- calls ----------------------------------------------------------------------------------------

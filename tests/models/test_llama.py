@@ -12,7 +12,8 @@ from steps import TINY, MemoryCheckpoint, Row, step
 
 from asgl.errors import ModelError
 from asgl.execution.serial_runner import SerialRunner
-from asgl.kernels.reference import ReferenceKernels, quantize
+from asgl.kernels.api import quantize
+from asgl.kernels.reference import ReferenceKernels
 from asgl.models.config import ModelConfig, RopeScaling
 from asgl.models.llama import Llama, rope_table
 

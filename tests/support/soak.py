@@ -191,9 +191,9 @@ class Life:
             elif act < 0.98:
                 await s.extend("")
                 if draw.random() < 0.5:  # a pin that lasts until it yields, or the engine is closed
-                    s._core.place.engine.pin(s.token_ids, namespace=s.cache_salt, seconds=3600)
+                    s._queue.engine.pin(s.token_ids, namespace=s.cache_salt, seconds=3600)
             else:
-                s._core.place.engine.flush_cache()
+                s._queue.engine.flush_cache()
 
     async def _generate(self, s: asgl.PromptStream) -> None:
         prompt = list(s.token_ids)

@@ -3,6 +3,7 @@ behind takes the same arguments."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ async def fork(s: asgl.PromptStream) -> list[Any]:
 async def role(s: asgl.PromptStream) -> list[asgl.Message]:
     with s.role("user"):
         s += "hi"
-    await s.system("first").core.idle()
+    await asyncio.wait({asyncio.ensure_future(s.system("first"))})
     await s.user("second")
     await s.assistant("third")
     return s.messages()

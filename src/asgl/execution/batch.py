@@ -89,7 +89,6 @@ def lower(
     return Batch(
         *(_tensor(values, device) for values in (ids, positions, slots, qo, kv, indices)),
         decode_rows=plan.decode_rows,
-        max_qo=int(new.max()),
         max_kv=int(contexts.max()),
         shared=plan.shared,
     )

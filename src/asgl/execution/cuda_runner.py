@@ -250,7 +250,7 @@ class CudaRunner:
         outputs.continue_from(self._last_sampled, sent[0])
         partials = None if spans is None else spans.partials
         return weights.forward(
-            _batch(sent[:count], batch.decode_rows, batch.max_qo, batch.max_kv, partials),
+            _batch(sent[:count], batch.decode_rows, batch.max_kv, partials),
             self.model.pool.layers,
             outputs.at if outputs.wanted else None,
         )
@@ -331,7 +331,7 @@ class CudaRunner:
         """Runs the step once, which compiles its kernels, then captures it."""
         weights, layers = self.model.weights, self.model.pool.layers
         sent = self.device.upload(packed, self.static)
-        batch = _batch(sent, bucket, 1, self._config.context_length, PARTIALS if spanned else None)
+        batch = _batch(sent, bucket, self._config.context_length, PARTIALS if spanned else None)
         every = torch.arange(bucket, device=self.device.device)
 
         def launch() -> Tensor:
@@ -358,7 +358,7 @@ class CudaRunner:
             for bucket in reversed(self._buckets):
                 one = torch.zeros(1, dtype=torch.int32)
                 ends = torch.tensor([0, 1], dtype=torch.int32)
-                alone = Batch(one, one, one, ends, ends, one, decode_rows=1, max_qo=1, max_kv=1)
+                alone = Batch(one, one, one, ends, ends, one, decode_rows=1, max_kv=1)
                 if (bucket, False) in self.graphs:
                     continue
                 try:
@@ -392,9 +392,7 @@ class CudaRunner:
             self.device.cuda.empty_cache()
 
 
-def _batch(
-    sent: list[Tensor], decode_rows: int, max_qo: int, max_kv: int, partials: int | None
-) -> SpannedBatch:
+def _batch(sent: list[Tensor], decode_rows: int, max_kv: int, partials: int | None) -> SpannedBatch:
     """The batch of uploaded tensors: five, then the tables of spans unless `partials` is None, then
     the slots."""
     spans = None if partials is None else Spans(sent[5], sent[6], sent[7], partials)
@@ -407,7 +405,6 @@ def _batch(
         kv_indptr,
         sent[-1],
         decode_rows=decode_rows,
-        max_qo=max_qo,
         max_kv=max_kv,
         spans=spans,
     )

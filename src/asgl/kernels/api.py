@@ -9,8 +9,11 @@ that its next call of the same function overwrites: consume it before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from asgl.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
 
 WeightFormat = Literal["dense", "int8", "int4"]
 ActivationFormat = Literal["auto", "int8"]
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Told the name of the kernel that is being compiled, how many are ready, and how many there
+are."""
 
 _CACHED = 2**19
 """So many elements are worked on at once: what is in between stays in the CPU's cache."""
@@ -61,6 +67,31 @@ class QuantizedTensor:
         return dense
 
 
+_GROUP = 32
+"""Weights that share a scale and an offset where dense weights are rounded."""
+
+
+def quantize(weight: Tensor, bits: Literal[4, 8]) -> QuantizedTensor:
+    """Rounds a dense matrix [n, k] to 4 or 8 bits in groups of 32 along k, from each group's least
+    to its greatest.
+
+    Scales and offsets are numbers of float16, as model files hold them. ConfigError if k is no
+    multiple of 32, or the weights are too large for that.
+    """
+    n, k = weight.shape
+    refused = f"a matrix of {n} x {k} cannot be held in int{bits}"
+    if k % _GROUP:
+        raise ConfigError(f"{refused}: {k} is no multiple of {_GROUP}; use weights='dense'")
+    grouped = weight.float().view(n, k // _GROUP, _GROUP)
+    low, high = grouped.aminmax(dim=2)
+    low = low.half().float()
+    scale = ((high - low) / (2**bits - 1)).clamp_min(2.0**-24).half().float()
+    if not (low.isfinite().all() and scale.isfinite().all()):
+        raise ConfigError(f"{refused}: its weights leave the range of float16; use weights='dense'")
+    quants = ((grouped - low.unsqueeze(2)) / scale.unsqueeze(2)).round_().clamp_(0, 2**bits - 1)
+    return QuantizedTensor(quants.byte().view(n, k), scale, low, bits, _GROUP)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The rows of a step, in CSR form; see `asgl.plan` for what the fields mean. int32 tensors on
@@ -80,8 +111,6 @@ class Batch:
     """[sum of contexts]: slots."""
     decode_rows: int
     """The first so many rows have one new token each."""
-    max_qo: int
-    """The most new tokens of a row."""
     max_kv: int
     """The longest context."""
     shared: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
@@ -119,6 +148,17 @@ class SamplingBatch:
     """All temperatures are 0."""
     unfiltered: bool = False
     """top_p, top_k and min_p are off in every row."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes of a model that a back end may be unable to compute."""
+
+    head_dim: int
+    group: int
+    """Query heads that share a KV head."""
+    widths: tuple[int, ...]
+    """Inputs of its linear layers."""
 
 
 @dataclass(frozen=True, slots=True)

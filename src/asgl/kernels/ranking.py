@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asgl.kernels.api import SamplingBatch
 
-_CANDIDATES = 1024
+CANDIDATES = 1024
 """So many of the likeliest tokens are ranked first; the whole vocabulary is, only for rows that
 need more."""
 
@@ -46,10 +46,10 @@ def _draw(
 ) -> Tensor:
     """Ranks the likeliest tokens, and all of them for rows where those did not decide."""
     filters = (uniform, top_k, top_p, min_p)
-    if probabilities.shape[1] <= _CANDIDATES:
+    if probabilities.shape[1] <= CANDIDATES:
         values, tokens = probabilities.sort(dim=1, descending=True, stable=True)
         return tokens.gather(1, _invert(values, *filters)[0]).squeeze(1)
-    values, tokens = probabilities.topk(_CANDIDATES + 1, dim=1)
+    values, tokens = probabilities.topk(CANDIDATES + 1, dim=1)
     tokens, by_token = tokens.sort(dim=1)
     values, by_value = values.gather(1, by_token).sort(dim=1, descending=True, stable=True)
     rank, decided = _invert(values[:, :-1], *filters)

@@ -1,5 +1,4 @@
-"""The oracle: every kernel in plain torch, for any device. Clarity first, yet no Python loop over
-tokens.
+"""The oracle: every kernel in plain torch, for any device, as near to its definition as it reads.
 
 With dtype float32 all is computed as written. With bfloat16 or float16, weights, keys, values and
 the inputs of linear layers are in that dtype; the residual stream, norms, attention, logits and
@@ -8,7 +7,7 @@ sampling are float32, as is the weight of the head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,65 +16,17 @@ from torch import Tensor
 
 from asgl.errors import ConfigError
 from asgl.kernels import ranking
-from asgl.kernels.api import ActivationFormat, Batch, QuantizedTensor, SamplingBatch, WeightFormat
-from asgl.kernels.ragged import BLOCK, FIXED_QUERIES, Tile, tiles
+from asgl.kernels.api import (
+    ActivationFormat,
+    Batch,
+    QuantizedTensor,
+    SamplingBatch,
+    WeightFormat,
+    quantize,
+)
 
-_ROWS = 16
-"""The number of rows that oneDNN lays weights out for; others work as well."""
-_GROUP = 32
-"""Weights of each row in a group when dense weights are put in int8 or int4."""
-
-
-def quantize(weight: Tensor, bits: int, group: int = _GROUP) -> QuantizedTensor:
-    """Rounds a dense matrix [n, k] to 4 or 8 bits, in groups of `group` along k, from each group's
-    least to its greatest.
-
-    ConfigError if k is no multiple of `group`.
-    """
-    n, k = weight.shape
-    if k % group:
-        raise ConfigError(
-            f"a matrix of {n} x {k} cannot be held in int{bits}: {k} is no multiple of {group}; "
-            "use weights='dense'"
-        )
-    grouped = weight.float().view(n, k // group, group)
-    low, high = grouped.aminmax(dim=2)
-    scale = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-    quants = (
-        ((grouped - low.unsqueeze(2)) / scale.unsqueeze(2))
-        .round_()
-        .clamp_(0, 2**bits - 1)
-        .to(torch.uint8)
-    )
-    return QuantizedTensor(quants.view(n, k), scale, low, 4 if bits == 4 else 8, group)
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The weight of the output layer, as it is and as `head` takes it."""
-
-    dense: Tensor
-    packed: Tensor
-
-
-def _pack(weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-
-
-def _packed_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-
-
-def _packing_works(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's products with prepacked weights are there and right: they are private to
-    torch, hence the test."""
-    try:
-        weight = torch.linspace(-1, 1, 32 * 64).view(32, 64).to(dtype)
-        x = torch.linspace(-1, 1, 3 * 64).view(3, 64).to(dtype)
-        found = _packed_linear(x, _pack(weight))
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
-    return torch.allclose(found, F.linear(x, weight), rtol=0.02, atol=0.02)
+_QUERIES = 128
+"""Tokens of a row that attend at once: the memory for scores grows with the context alone."""
 
 
 class ReferenceKernels:
@@ -83,9 +34,9 @@ class ReferenceKernels:
 
     `dtype` is float32, bfloat16 or float16: of weights, keys and values. `weights` int8 or int4
     rounds the linear layers to that format (matrices that come with as few bits are taken as they
-    are) and then holds them dense: the numbers of the format, not its speed. `deterministic`: the
-    logits of a token do not depend, in any bit, on the batch or on what was cached; prefill is
-    slower. ConfigError for what is not supported.
+    are) and then holds them dense: the numbers of the format, not its speed. `deterministic`
+    computes each token by itself, so that its results do not depend, in any bit, on the batch or on
+    what was cached; prefill is then as slow as decoding. ConfigError for what is not supported.
     """
 
     name = "reference"
@@ -103,57 +54,27 @@ class ReferenceKernels:
                 f"the reference kernels compute in float32, bfloat16 or float16, not in {dtype}"
             )
         self.device = torch.device(device)
+        if deterministic and self.device.type != "cpu":
+            raise ConfigError(
+                f"the reference kernels are deterministic on the CPU only, not on {self.device}; "
+                "use deterministic=False"
+            )
         self.kv_dtype = dtype
         self.weights: WeightFormat = weights
-        # measured on Zen 5: 1.1 to 3 times as fast as F.linear, and rows do not depend on how many
-        # there are, from 2 on
-        on_cpu = self.device.type == "cpu"
-        self._packs = {kind: on_cpu and _packing_works(kind) for kind in {dtype, torch.float32}}
-        self._products = {
-            kind: torch.float32 if on_cpu and not packs else kind
-            for kind, packs in self._packs.items()
-        }
-        """What products are computed in: torch emulates those of bfloat16, at a hundredth of the
-        speed, where oneDNN has none."""
-        if deterministic and not (
-            all(self._packs[kind] for kind in self._products.values()) and _products_are_fixed()
-        ):
-            raise ConfigError(
-                f"torch {torch.__version__} on {self.device} has no products whose rows do not "
-                "depend on the "
-                "batch; use deterministic=False"
-            )
         self._deterministic = deterministic
-        self._tiled: tuple[Batch, list[Tile]] | None = None
-        """The tiles of the batch of the last call: all layers of a step ask for the same."""
+        self._held = torch.float32 if _emulated(dtype, self.device) else dtype
 
-    def pack_linear(self, weight: Tensor | QuantizedTensor) -> Any:
+    def pack_linear(self, weight: Tensor | QuantizedTensor) -> Tensor:
         if self.weights != "dense":
-            bits = 4 if self.weights == "int4" else 8
+            bits = 8 if self.weights == "int8" else 4
             if not isinstance(weight, QuantizedTensor) or weight.bits > bits:
                 weight = quantize(self._dense(weight, torch.float32), bits)
-        return self._packed(weight, self.kv_dtype)
+        return self._dense(weight, self.kv_dtype).to(self._held)
 
-    def pack_head(self, weight: Tensor | QuantizedTensor) -> Head:
-        dense = self._dense(weight, torch.float32)
-        return Head(dense, _pack(dense) if self._packs[torch.float32] else dense)
+    def pack_head(self, weight: Tensor | QuantizedTensor) -> Tensor:
+        return self._dense(weight, torch.float32)
 
-    def _packed(self, weight: Tensor | QuantizedTensor, dtype: torch.dtype) -> Tensor:
-        dense = self._dense(weight, dtype).to(self._products[dtype])
-        return _pack(dense) if self._packs[dense.dtype] else dense
-
-    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
-        if (kind := self._products[x.dtype]) != x.dtype:
-            return self._product(x.to(kind), weight).to(x.dtype)
-        if not self._packs[x.dtype]:
-            return F.linear(x, weight)
-        if (
-            self._deterministic and len(x) == 1
-        ):  # of 1536 inputs or so, oneDNN adds up a lone row in another order
-            return _packed_linear(x.expand(2, -1).contiguous(), weight)[:1]
-        return _packed_linear(x, weight)
-
-    def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Any:
+    def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Tensor:
         return self._dense(weight, self.kv_dtype)
 
     def _dense(self, weight: Tensor | QuantizedTensor, dtype: torch.dtype) -> Tensor:
@@ -174,7 +95,13 @@ class ReferenceKernels:
         return (hidden * scale * weight).to(self.kv_dtype)
 
     def linear(self, x: Tensor, weight: Any) -> Tensor:
-        return self._product(x, weight)
+        return self._product(x.to(self._held), weight).to(self.kv_dtype)
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self._deterministic:
+            # libraries choose how to add up by the number of rows, and by alignment: hence the copy
+            return torch.cat([F.linear(row.clone(), weight) for row in x.split(1)])
+        return F.linear(x, weight)
 
     def rope_and_store(
         self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor
@@ -194,26 +121,44 @@ class ReferenceKernels:
     def attention(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float
     ) -> Tensor:
-        if self._tiled is None or self._tiled[0] is not batch:
-            self._tiled = (batch, tiles(batch, q.shape[1], fixed=self._deterministic))
-        attend = _attend_in_blocks if self._deterministic else _attend
         n, heads, head_dim = q.shape
-        out = q.new_empty(n, heads, head_dim)
-        for tile in self._tiled[1]:
-            out[tile.flat] = attend(q, k_cache, v_cache, tile, scale)
+        kv_heads = k_cache.shape[1]
+        out = q.new_empty(n, kv_heads, heads // kv_heads, head_dim)
+        grouped = q.float().view_as(out)
+        for tokens, slots in self._pieces(batch):
+            queries = grouped[tokens].clone()
+            keys, values = k_cache[slots].float(), v_cache[slots].float()
+            scores = torch.einsum("nhgd,chd->hgnc", queries, keys) * scale
+            later = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device)
+            later = later.triu(len(slots) - len(queries) + 1)
+            weights = torch.softmax(scores.masked_fill_(later, -torch.inf), dim=3)
+            out[tokens] = torch.einsum("hgnc,chd->nhgd", weights, values)
         return out.view(n, heads * head_dim).to(self.kv_dtype)
+
+    def _pieces(self, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
+        """The new tokens of each row, some at a time, and the slots up to the last of them."""
+        qo, kv, indices = (
+            batch.qo_indptr.tolist(),
+            batch.kv_indptr.tolist(),
+            batch.kv_indices.long(),
+        )
+        most = 1 if self._deterministic else _QUERIES
+        for row in range(batch.rows):
+            for first in range(qo[row], qo[row + 1], most):
+                last = min(first + most, qo[row + 1])
+                yield slice(first, last), indices[kv[row] : kv[row + 1] - (qo[row + 1] - last)]
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=1)
         return (F.silu(gate.float()) * up.float()).to(self.kv_dtype)
 
-    def head(self, x: Tensor, weight: Head) -> Tensor:
-        return self._product(x.float(), weight.packed)
+    def head(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._product(x.float(), weight)
 
-    def head_some(self, x: Tensor, weight: Head, token_ids: Tensor) -> Tensor | None:
+    def head_some(self, x: Tensor, weight: Tensor, token_ids: Tensor) -> Tensor | None:
         if self._deterministic:  # products of another shape may add up in another order
             return None
-        return F.linear(x.float(), weight.dense[token_ids])
+        return F.linear(x.float(), weight[token_ids])
 
     def log_softmax(self, logits: Tensor) -> Tensor:
         return torch.log_softmax(logits, dim=1)
@@ -233,94 +178,12 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=2)
 
 
-def _attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, tile: Tile, scale: float) -> Tensor:
-    """The outputs [real queries, heads, head_dim] of the queries of a tile."""
-    _, heads, head_dim = q.shape
-    kv_heads = k_cache.shape[1]
-    rows, queries = tile.queries.shape
-    shared = heads // kv_heads
-    # [rows, queries, kv_heads, shared, head_dim] -> [rows * kv_heads, queries * shared, head_dim]
-    grouped = q[tile.queries].view(rows, queries, kv_heads, shared, head_dim).transpose(1, 2)
-    grouped = grouped.reshape(rows * kv_heads, queries * shared, head_dim)
-    scores = torch.bmm(grouped, _gather(k_cache, tile.slots).transpose(1, 2)).mul_(scale)
-    hidden = torch.arange(tile.slots.shape[1], device=q.device) > tile.last.unsqueeze(2)
-    scores.view(rows, kv_heads, queries, shared, -1).masked_fill_(
-        hidden[:, None, :, None, :], -torch.inf
+def _emulated(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch emulates products of this dtype, at a hundredth of the speed of float32."""
+    if device.type != "cpu" or dtype == torch.float32:
+        return False
+    has_bfloat16, has_float16 = (
+        torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.ops.mkldnn._is_mkldnn_fp16_supported,
     )
-    mixed = torch.bmm(torch.softmax(scores, dim=2), _gather(v_cache, tile.slots))
-    mixed = mixed.view(rows, kv_heads, queries, shared, head_dim).transpose(1, 2)
-    return mixed.reshape(rows * queries, heads, head_dim)[tile.real]
-
-
-def _attend_in_blocks(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, tile: Tile, scale: float
-) -> Tensor:
-    """As `_attend`, from a fixed tile: partial results of blocks of absolute positions, merged in
-    order.
-
-    All products have the same shape, and a block that a query does not see adds exactly nothing: so
-    a query's result does not depend on what else is in the tile, nor on the tile's length.
-    """
-    _, heads, head_dim = q.shape
-    kv_heads = k_cache.shape[1]
-    rows, queries = tile.queries.shape
-    shared, blocks = heads // kv_heads, tile.slots.shape[1] // BLOCK
-    stacked = rows * kv_heads * blocks
-    grouped = q[tile.queries].view(rows, queries, kv_heads, shared, head_dim).transpose(1, 2)
-    grouped = grouped.reshape(rows * kv_heads, 1, queries * shared, head_dim).expand(
-        -1, blocks, -1, -1
-    )
-    keys, values = (
-        _gather(cache, tile.slots).reshape(stacked, BLOCK, head_dim) for cache in (k_cache, v_cache)
-    )
-    scores = torch.bmm(
-        grouped.reshape(stacked, queries * shared, head_dim), keys.transpose(1, 2)
-    ).mul_(scale)
-    hidden = torch.arange(blocks * BLOCK, device=q.device) > tile.last.unsqueeze(2)
-    hidden = hidden.view(rows, 1, queries, blocks, 1, BLOCK).transpose(2, 3)
-    scores.view(rows, kv_heads, blocks, queries, shared, BLOCK).masked_fill_(hidden, -torch.inf)
-    highest = scores.amax(dim=2, keepdim=True)
-    weights = torch.exp(scores - highest.clamp_min(torch.finfo(torch.float32).min))
-    mass = weights.sum(dim=2, keepdim=True)
-    tops, masses, mixtures = (
-        part.view(rows * kv_heads, blocks, queries * shared, -1).unbind(dim=1)
-        for part in (highest, mass, torch.bmm(weights, values))
-    )
-    top, total, mixed = tops[0], masses[0], mixtures[0]
-    for block in range(1, blocks):
-        higher = torch.maximum(top, tops[block])
-        old, new = torch.exp(top - higher), torch.exp(tops[block] - higher)
-        top, total, mixed = (
-            higher,
-            total * old + masses[block] * new,
-            mixed * old + mixtures[block] * new,
-        )
-    mixed = (mixed / total).view(rows, kv_heads, queries, shared, head_dim).transpose(1, 2)
-    return mixed.reshape(rows * queries, heads, head_dim)[tile.real]
-
-
-def _products_are_fixed() -> bool:
-    """Whether a row of a product of attention's shape has the same bits in each place, and in each
-    batch of products."""
-    queries = torch.linspace(-1, 1, 3 * FIXED_QUERIES * 64).mul(1e4).sin().view(-1, 64)
-    keys = torch.linspace(-1, 1, BLOCK * 64).mul(1e4).cos().view(64, BLOCK)
-    expected = torch.bmm(queries.unsqueeze(0), keys.unsqueeze(0))[0]
-    turns = range(len(queries))
-    found = torch.bmm(
-        torch.stack([queries.roll(turn, 0) for turn in turns]), keys.expand(len(queries), -1, -1)
-    )
-    return all(torch.equal(found[turn], expected.roll(turn, 0)) for turn in turns)
-
-
-def _gather(cache: Tensor, slots: Tensor) -> Tensor:
-    """float32 [rows * kv_heads, context, head_dim] of the slots [rows, context]."""
-    rows, context = slots.shape
-    _, kv_heads, head_dim = cache.shape
-    taken = (
-        cache.index_select(0, slots.view(-1))
-        .view(rows, context, kv_heads, head_dim)
-        .transpose(1, 2)
-    )
-    return taken.to(torch.float32, memory_format=torch.contiguous_format).reshape(
-        rows * kv_heads, context, head_dim
-    )
+    return not (has_bfloat16() if dtype == torch.bfloat16 else has_float16())

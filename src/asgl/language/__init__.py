@@ -1,11 +1,11 @@
 """The language: prompt streams, the ops that are submitted to them, and forks."""
 
-from asgl.language.budgets import Budget, budget
-from asgl.language.fork import Branches, TaskHandle
+from asgl.language.budget import Budget, budget
+from asgl.language.fork import TaskHandle
 from asgl.language.handle import Handle, SelectHandle
 from asgl.language.ops import assistant, extend, gen, role, select, system, user
 from asgl.language.session import Session
-from asgl.language.stream import Mark, PromptStream
+from asgl.language.stream import Branches, Mark, PromptStream
 from asgl.language.tools import Tool, ToolCall, tool
 
 __all__ = [

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from asgl.engine.output import OutputText
-from asgl.plan import SampledToken
+from asgl.engine.ticket import Ticket
 from asgl.sampling import SamplingParams
 from asgl.trace import Tracers
-from asgl.types import FinishReason, GrammarSource
+from asgl.types import GrammarSource
 
 
 class Tokenizer(Protocol):
@@ -47,34 +46,6 @@ class ChatTemplate(Protocol):
     @property
     def default_system(self) -> str | None: ...
     def role_parts(self, role: str) -> RoleParts: ...
-
-
-class Ticket(Protocol):
-    """The part of `asgl.engine.ticket.Ticket` that the language reads."""
-
-    tokens: list[SampledToken]
-    option_logprobs: list[list[float]]
-    finish_reason: FinishReason | None
-    error: BaseException | None
-    settled: bool
-    submitted_at: float
-    first_token_at: float | None
-    finished_at: float | None
-
-    @property
-    def output(self) -> OutputText | None: ...
-    @property
-    def request_id(self) -> int: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def cached_tokens(self) -> int: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def matched_stop(self) -> str | int | None: ...
-    @property
-    def whole(self) -> bool: ...
 
 
 class Grammars(Protocol):
@@ -155,10 +126,10 @@ class Engine(Protocol):
         asked: object = None,
     ) -> Ticket: ...
 
-    def cancel(self, ticket: Any, /) -> None:
+    def cancel(self, ticket: Ticket, /) -> None:
         """Settles the ticket now, without telling its submitter. Idempotent."""
 
-    def stop(self, ticket: Any, /) -> None:
+    def stop(self, ticket: Ticket, /) -> None:
         """Ends a generation now and keeps its text: it finishes with the reason "stopped"."""
 
     async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:

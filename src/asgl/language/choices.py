@@ -26,8 +26,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
-from asgl.language.ops import SelectMethod
+SelectMethod: TypeAlias = Literal[
+    "token_length_normalized",
+    "greedy_token_selection",
+    "unconditional_likelihood_normalized",
+    "sum",
+]
 
 
 def scores_of(

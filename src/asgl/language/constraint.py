@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeAlias
+from enum import Enum
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
+from pydantic import BeforeValidator, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
+from asgl.engine.ticket import Ticket
 from asgl.errors import ConfigError, OutputError
-from asgl.language.backend import Ticket
 from asgl.types import GrammarSource
 
-
-class JsonModel(Protocol):
-    """A pydantic model, or a class that can do the same."""
-
-    @classmethod
-    def model_json_schema(cls) -> dict[str, Any]: ...
-
-    @classmethod
-    def model_validate_json(cls, json_data: str) -> Self: ...
-
-
+T = TypeVar("T")
 JsonSchema: TypeAlias = Mapping[str, Any]
+ValueType: TypeAlias = type[T] | TypeAdapter[T]
+"""A type of which a value is generated, or pydantic's adapter of it."""
 
 _INTEGER = " ?-?(0|[1-9][0-9]{0,17})"
 _SOURCES: Mapping[type, GrammarSource] = {
@@ -70,24 +70,16 @@ class Constraint:
 
 def constraint(
     regex: str | None,
-    json_schema: JsonSchema | type[JsonModel] | None,
+    json_schema: object,
     grammar: str | None,
     choices: Sequence[str] | None,
     dtype: type | None,
 ) -> Constraint | None:
     """The one that was asked for, None if none was. ConfigError for several, or for one that is
     none."""
-    given = [
-        name
-        for name, value in (
-            ("regex", regex),
-            ("json_schema", json_schema),
-            ("grammar", grammar),
-            ("choices", choices),
-            ("dtype", dtype),
-        )
-        if value is not None
-    ]
+    names = ("regex", "json_schema", "grammar", "choices", "dtype")
+    values = (regex, json_schema, grammar, choices, dtype)
+    given = [name for name, value in zip(names, values, strict=True) if value is not None]
     if len(given) > 1:
         raise ConfigError(
             f"{' and '.join(given)} were given, of which only one can be: put both into one grammar"
@@ -119,29 +111,36 @@ def checked_choices(choices: Sequence[str]) -> tuple[str, ...]:
     return options
 
 
-def _of_schema(given: JsonSchema | type[JsonModel]) -> Constraint:
-    parse: Callable[[str], Any] | None = None
-    schema: Any = given
-    if isinstance(given, type):
-        if not hasattr(given, "model_json_schema") or not hasattr(given, "model_validate_json"):
-            raise ConfigError(
-                f"json_schema must be a dict or a pydantic model class, not {given!r}"
-            )
-        parse = given.model_validate_json
-        try:
-            schema = given.model_json_schema()
-        except Exception as error:  # of pydantic's own kind, which is not imported here
-            raise ConfigError(f"{given.__name__} has no JSON schema: {error}") from error
-    elif not isinstance(given, Mapping):
-        raise ConfigError(f"json_schema must be a dict or a pydantic model class, not {given!r}")
+def _of_schema(given: object) -> Constraint:
+    if isinstance(given, Mapping):
+        return _of_json(dict(given), None)
+    if isinstance(given, type | TypeAdapter):
+        return _of_type(given)
+    return _of_type.__wrapped__(given)  # hints that are equal may differ: int | str == str | int
+
+
+@lru_cache(maxsize=256)  # to write a schema takes a millisecond
+def _of_type(given: Any) -> Constraint:
     try:
-        text = json.dumps(
-            schema if parse is not None else dict(schema), allow_nan=False, ensure_ascii=False
+        if isinstance(given, str) or inspect.isroutine(given):
+            raise TypeError("it is no type")
+        adapter = (
+            given if isinstance(given, TypeAdapter) else TypeAdapter(with_member_values(given))
         )
+    except Exception as error:  # a type is code, and may raise anything
+        raise ConfigError(
+            "json_schema must be a dict, or a type that pydantic makes from JSON, such as a model, "
+            f"not {given!r}: {first_line(error)}"
+        ) from error
+    return _of_json(schema_of(adapter, "json_schema"), adapter.validate_json)
+
+
+def _of_json(schema: Mapping[str, Any], parse: Callable[[str], Any] | None) -> Constraint:
+    try:
+        text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the JSON schema is no JSON: {error}") from error
-    _checked_text("json_schema", text)
-    return Constraint(GrammarSource("json_schema", text), parse)
+    return Constraint(GrammarSource("json_schema", _checked_text("json_schema", text)), parse)
 
 
 def _checked_text(name: str, value: str) -> str:
@@ -159,3 +158,89 @@ def _boolean(text: str) -> bool:
     if word not in ("true", "false"):
         raise ValueError(f"{word!r} is neither true nor false")
     return word == "true"
+
+
+# --- types ----------------------------------------------------------------------------------------
+
+
+def schema_of(adapter: TypeAdapter[Any], what: str, ref: str = "#/$defs/{model}") -> dict[str, Any]:
+    """The JSON schema of the type, its references written as `ref` says. ConfigError, which names
+    `what`, if no schema can say what the type is."""
+    try:
+        return adapter.json_schema(schema_generator=_Schemas, ref_template=ref)
+    except Exception as error:  # a type may bring a schema of its own, which is code
+        raise ConfigError(f"{what} has no JSON schema: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without pydantic's advice on how to go on, which is for its own users."""
+    return str(error).partition("\n")[0]
+
+
+def with_member_values(hint: Any) -> Any:
+    """The hint with each `Literal` of enum members taking the members' values too: they are what
+    JSON has, and pydantic takes only the members themselves."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        members = [member for member in inner if isinstance(member, Enum)]
+        given = BeforeValidator(lambda value: next((m for m in members if m.value == value), value))
+        return Annotated[hint, given] if members else hint
+    changed = tuple(map(with_member_values, inner))
+    if all(one is other for one, other in zip(changed, inner, strict=True)):
+        return hint
+    if origin is Annotated:
+        return Annotated[(changed[0], *hint.__metadata__)]
+    return (Union if origin is types.UnionType else origin)[changed]
+
+
+class _Schemas(GenerateJsonSchema):
+    """Pydantic's JSON schemas, saying what pydantic leaves to its validators: a grammar can keep to
+    it, and a model cannot guess it."""
+
+    def render_warning_message(self, kind: Any, detail: str) -> None:
+        """A default that is no JSON is left out: a program may have one."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Titles repeat the names of the fields, and cost tokens of the prompt."""
+        return False
+
+    def default_schema(self, schema: Any) -> JsonSchemaValue:
+        told = super().default_schema(schema)
+        if isinstance(told.get("default"), float) and not math.isfinite(told["default"]):
+            del told["default"]  # no JSON
+        return told
+
+    def decimal_schema(self, schema: Any) -> JsonSchemaValue:
+        """A number if there are bounds, which no regex can say. Else a string: pydantic reads
+        numbers as floats, and digits would be lost."""
+        digits, places = schema.get("max_digits"), schema.get("decimal_places")
+        if any(bound in schema for bound in ("ge", "gt", "le", "lt", "multiple_of")):
+            number = super().decimal_schema(schema)["anyOf"][0]
+            return number if places is None else {"multipleOf": 10.0**-places, **number}
+        return {"type": "string", "pattern": f"^-?({_decimal(digits, places)})$"}
+
+    def dict_schema(self, schema: Any) -> JsonSchemaValue:
+        """Keys of JSON are strings: those that are to be integers must look like them."""
+        told = super().dict_schema(schema)
+        if schema.get("keys_schema", {}).get("type") == "int":
+            values = told.pop("additionalProperties", True)
+            told |= {"patternProperties": {"^-?(0|[1-9][0-9]*)$": values}}
+            told["additionalProperties"] = False
+        return told
+
+
+def _decimal(digits: int | None, places: int | None) -> str:
+    """A regex of decimals of so many digits at most, so many of them after the point."""
+
+    def fraction(most: int) -> str:
+        return rf"(\.[0-9]{{1,{most}}})?" if most else ""
+
+    if digits is None:
+        return "(0|[1-9][0-9]*)" + (r"(\.[0-9]+)?" if places is None else fraction(places))
+    if digits == places:  # to pydantic, 0 before nothing is a digit
+        return rf"0\.[0-9]{{1,{places}}}"
+    wholes = ["0", *(f"[1-9][0-9]{{{more}}}" for more in range(digits - (places or 0)))]
+    return "|".join(
+        whole + fraction(digits - count if places is None else places)
+        for count, whole in enumerate(wholes)
+    )

@@ -1,6 +1,6 @@
 """Fork blocks: branches of a stream, with a task group that exists only inside the block.
 
-    async with s.fork(3) as branches:       branches begin from what s says; nothing is copied by the engine, nothing waits
+    async with s.fork(3) as branches:       branches start from what s says; nothing is copied
         ...                                 the body
     # all ops and tasks of the branches have ended
 
@@ -12,77 +12,61 @@ what was not delivered.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, get_args, overload
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 import anyio
 
+from asgl.completion import Signal
 from asgl.errors import ConfigError, OpCancelledError
-from asgl.language.core import Core
-from asgl.language.outcome import Failure, Outcome, cancelled, telling, unseen_errors
+from asgl.language.failures import Failure, Outcome, cancelled, unseen_errors
+from asgl.language.handle import Handle
+from asgl.language.internal_ops import SetVariable
+from asgl.language.op_queue import ForkableQueue
+from asgl.language.ops import gen
 
-if TYPE_CHECKING:
-    from asgl.language.stream import PromptStream
-
-T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-OnError: TypeAlias = Literal["cancel", "keep"]
 
 
 class TaskHandle(Generic[T_co]):
     """A task of a fork block. Awaiting it gives what its function returns; cancelling the last who
     awaits cancels it."""
 
-    __slots__ = ("outcome", "scope")
+    __slots__ = ("_outcome", "_stop")
 
-    def __init__(self) -> None:
-        self.outcome = Outcome()
-        self.scope = anyio.CancelScope()
+    def __init__(self, outcome: Outcome[Any], stop: Callable[[], object]) -> None:
+        self._outcome, self._stop = outcome, stop
 
     def __await__(self) -> Generator[Any, Any, T_co]:
-        return self._result().__await__()
+        return self._outcome.awaited(self.cancel).__await__()
 
     def done(self) -> bool:
         """Whether the task has ended: with a value, with an error, or cancelled."""
-        return self.outcome.settled
+        return self._outcome.settled
+
+    def result(self) -> T_co:
+        """The value of a task that has ended; raises its error."""
+        return self._outcome.result()
 
     def cancel(self) -> bool:
         """Cancels the task; False if it has ended already. Others who await it get
         OpCancelledError."""
-        if self.outcome.settled:
+        if self._outcome.settled:
             return False
-        self.scope.cancel()
+        self._stop()
         return True
 
-    async def _result(self) -> T_co:
-        outcome = self.outcome
-        if outcome.settled:
-            await telling(outcome.failure)
-        while not outcome.settled:
-            outcome.awaiting += 1
-            try:
-                await outcome.ended.wait()
-            except asyncio.CancelledError:
-                if outcome.awaiting == 1:
-                    self.cancel()
-                raise
-            finally:
-                outcome.awaiting -= 1
-        return outcome.result()
 
+class TaskGroupFork:
+    """The fork block of streams that run: see `op_queue.ForkBlock`."""
 
-class Branches(Sequence["PromptStream"]):
-    """The branches of a fork block, and the block itself."""
-
-    def __init__(self, parent: PromptStream, n: int, on_error: OnError) -> None:
-        if on_error not in get_args(OnError):
-            raise ConfigError(f"on_error must be 'cancel' or 'keep', not {on_error!r}")
+    def __init__(self, parent: ForkableQueue, n: int, keeps: bool) -> None:
         self._parent = parent
         self._n = n
-        self._keeps = on_error == "keep"
-        self._branches: list[PromptStream] = []
-        self._tasks: list[tuple[TaskHandle[Any], Core]] = []
+        self._keeps = keeps
+        self._branches: Sequence[ForkableQueue] = ()
+        self._tasks: list[tuple[Outcome[Any], ForkableQueue]] = []
         self._group = anyio.create_task_group()
         self._open = False
         self._aborted = False
@@ -93,55 +77,26 @@ class Branches(Sequence["PromptStream"]):
         self._exit: BaseException | None = None
         """A KeyboardInterrupt or SystemExit that a task raised."""
 
-    # --- the branches
-
-    @overload
-    def __getitem__(self, index: int) -> PromptStream: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[PromptStream]: ...
-    def __getitem__(self, index: int | slice) -> PromptStream | list[PromptStream]:
-        return self._branches[index]
-
-    def __setitem__(self, index: int, branch: PromptStream) -> None:
-        """Only so that `branches[i] += "text"` works: a branch cannot be replaced by another
-        stream."""
-        if self._branches[index] is not branch:
-            raise ConfigError("a branch cannot be replaced by another stream")
-
-    def __len__(self) -> int:
-        return len(self._branches)
-
-    def gather(self, name: str) -> list[Any]:
-        """The variable of each branch, in order. VariableError if a branch lacks it: nothing is
-        ever left out."""
-        return [branch[name] for branch in self._branches]
-
-    # --- the block
-
-    async def __aenter__(self) -> Branches:
-        from asgl.language.stream import (
-            PromptStream,
-        )  # stands above: a stream makes its fork blocks
-
+    async def open(self) -> Sequence[ForkableQueue]:
         if self._branches:
             raise ConfigError("a fork block can be entered once: fork again")
-        core = self._parent._core
-        children = core.children(self._n)
+        self._branches = self._parent.children(self._n)
         await self._group.__aenter__()
-        core.forks += 1
+        self._parent.open_forks += 1
         self._open = True
-        for child in children:
-            child.group = self
-            self._branches.append(PromptStream(child))
-        return self
+        for branch in self._branches:
+            branch.group, branch.on_failure = self, self._notice
+        return self._branches
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> Literal[False]:
-        ended: BaseException | None = error
+    async def close(self, error: BaseException | None) -> None:
+        """Ends the block, whose body has raised `error` or nothing. Returns if the error, or
+        nothing, is to go on from there.
+
+        The order matters. First the branches run to their end, or are stopped. Then the task group
+        is left, which tells a cancellation from outside from our own: that one goes on bare. Only
+        then are failures collected, since tasks that were stopped may fail as they clean up.
+        """
+        ended = error
         if ended is None:
             try:
                 await self._finish()
@@ -149,38 +104,39 @@ class Branches(Sequence["PromptStream"]):
                 ended = stopped
         if ended is not None:
             self._abort()
-        outer = await self._close(ended if isinstance(ended, asyncio.CancelledError) else None)
+        outer = await self._leave(ended if isinstance(ended, asyncio.CancelledError) else None)
         if self._exit is not None:
             raise self._exit
-        if error is not None and not isinstance(
-            error, Exception | BaseExceptionGroup | asyncio.CancelledError
+        cancelled_body = isinstance(error, asyncio.CancelledError)
+        if error is not None and not (
+            cancelled_body or isinstance(error, Exception | BaseExceptionGroup)
         ):
-            return False
+            return  # KeyboardInterrupt, SystemExit and GeneratorExit pass bare
         if outer is not None:
             if outer is error:
-                return False
+                return
             raise outer
-        errors = self._collect(error if not isinstance(error, asyncio.CancelledError) else None)
+        # a cancellation that did not come from outside is our own: a branch had failed
+        errors = self._collect(None if cancelled_body else error)
         if errors:
-            raise BaseExceptionGroup(
-                f"{len(errors)} failure(s) in a fork of {self._parent._core.describe()}", errors
-            ) from None
-        return False
+            name = self._parent.context.describe()
+            message = f"{len(errors)} failure(s) in a fork of {name}"
+            raise BaseExceptionGroup(message, errors) from None
 
     async def _finish(self) -> None:
         """Waits for all ops and tasks of the branches."""
         while True:
             for branch in self._branches:
-                await branch._core.idle()
-            running = [task for task, _ in self._tasks if not task.done()]
-            if not running and not any(branch._core.queue for branch in self._branches):
+                await branch.idle()
+            running = [task for task, _ in self._tasks if not task.settled]
+            if not running and not any(branch.queue for branch in self._branches):
                 return await asyncio.sleep(0)
             if running:
-                await running[0].outcome.ended.wait()
+                await running[0].wait()
 
-    async def _close(self, stopped: asyncio.CancelledError | None) -> asyncio.CancelledError | None:
-        """Waits for the tasks, and ends the group; returns the cancellation that came from outside
-        the block, if one did."""
+    async def _leave(self, stopped: asyncio.CancelledError | None) -> asyncio.CancelledError | None:
+        """Waits for the tasks, and leaves the task group; returns the cancellation that came from
+        outside the block, if one did."""
         try:
             if stopped is None:
                 await self._group.__aexit__(None, None, None)
@@ -191,32 +147,25 @@ class Branches(Sequence["PromptStream"]):
             return outside
         finally:
             self._open = False
-            self._parent._core.forks -= 1
+            self._parent.open_forks -= 1
             for branch in self._branches:
-                branch._core.group = None
-                branch._core.cancel_all(
-                    "its fork block was left"
-                )  # what a stopped task submitted while it cleaned up
+                branch.group = branch.on_failure = None
+                # what a stopped task submitted while it cleaned up
+                branch.cancel_all("its fork block was left")
         return None
 
     def _collect(self, body: BaseException | None) -> list[BaseException]:
         """What leaving the block raises: the body's error first, then what nobody has seen; each
         once, with its branch."""
-        failures = [
-            (core.failure, core)
-            for core in (branch._core for branch in self._branches)
-            if core.failure is not None
-        ]
-        failures += [
-            (task.outcome.failure, core)
-            for task, core in self._tasks
-            if task.outcome.failure is not None
-        ]
-        for failure, core in failures:
+        ended = [(branch.failure, branch) for branch in self._branches]
+        ended += [(task.failure, branch) for task, branch in self._tasks]
+        for failure, branch in ended:
+            if failure is None:
+                continue
             if not failure.seen:
-                self._take(failure, core)
+                self._take(failure, branch)
             if failure.error is body:
-                _note(failure.error, core)
+                _note(failure.error, branch)
         for failure in self._kept:
             failure.see()
         errors: list[BaseException] = [body] if body is not None else []
@@ -229,72 +178,102 @@ class Branches(Sequence["PromptStream"]):
         self._aborted = True
         self._group.cancel_scope.cancel()
         for branch in self._branches:
-            branch._core.cancel_all("its fork block was stopped")
+            branch.cancel_all("its fork block was stopped")
 
     # --- failures
 
-    def notice(self, core: Core, failure: Failure) -> None:
-        """An op or a task of a branch failed. Called after those who await it had their turn."""
+    def _notice(self, queue: ForkableQueue, failure: Failure) -> None:
         if failure.seen or not self._open:
             return
-        self._take(failure, core)
+        self._take(failure, queue)
         if not self._keeps:
             self._abort()
 
-    def _take(self, failure: Failure, core: Core) -> None:
+    def _take(self, failure: Failure, branch: ForkableQueue) -> None:
         """Makes the failure the block's: to be raised, or kept at the branch."""
-        if self._aborted and isinstance(failure.error, OpCancelledError) and failure.root is None:
+        root = failure.root
+        if self._aborted and isinstance(failure.error, OpCancelledError) and root is None:
             failure.see()  # a consequence of stopping the block
-        elif failure.root is not None and any(
-            failure.root.error is error for error in self._errors
-        ):
+        elif root is not None and any(root.error is error for error in self._errors):
             failure.see()
         elif self._keeps:
             if failure not in self._kept:
                 self._kept.append(failure)
-                errors = [failure.error] if core.error is None else [core.error, failure.error]
-                core.error = (
-                    errors[0]
-                    if len(errors) == 1
-                    else BaseExceptionGroup("several failures", errors)
+                branch.error = (
+                    failure.error
+                    if branch.error is None
+                    else BaseExceptionGroup("several failures", [branch.error, failure.error])
                 )
         else:
             for error in unseen_errors([failure]):
-                _note(error, core)
+                _note(error, branch)
                 if all(error is not other for other in self._errors):
                     self._errors.append(error)
 
     # --- tasks
 
-    def start(self, branch: PromptStream, call: Callable[[], Awaitable[T]]) -> TaskHandle[T]:
-        """Runs the call as a task of the group."""
-        handle: TaskHandle[T] = TaskHandle()
-        self._tasks.append((handle, branch._core))
-        self._group.start_soon(self._run, handle, branch._core, call)
-        return handle
+    def start(self, queue: ForkableQueue, call: Callable[[], Awaitable[Any]]) -> TaskHandle[Any]:
+        outcome, scope = Outcome[Any](), anyio.CancelScope()
+        self._tasks.append((outcome, queue))
+        self._group.start_soon(self._run, outcome, scope, queue, call)
+        return TaskHandle(outcome, scope.cancel)
 
     async def _run(
-        self, handle: TaskHandle[Any], core: Core, call: Callable[[], Awaitable[Any]]
+        self,
+        outcome: Outcome[Any],
+        scope: anyio.CancelScope,
+        branch: ForkableQueue,
+        call: Callable[[], Awaitable[Any]],
     ) -> None:
-        outcome = handle.outcome
         try:
-            with handle.scope:
+            with scope:
                 outcome.settle(await call())
         except Exception as error:
-            failure = Failure(error, where=core.describe())
-            outcome.settle(error=error, failure=failure)
-            core.session.loop.call_soon(self.notice, core, failure)
+            outcome.failure = failure = Failure(error)
+            outcome.settle(error=error)
+            branch.context.session.loop.call_soon(self._notice, branch, failure)
         except (KeyboardInterrupt, SystemExit) as error:
             self._exit = error
             self._abort()
         finally:
             if not outcome.settled:
-                outcome.settle(
-                    error=cancelled(f"a task of {core.describe()} was cancelled", core.stream)
-                )
+                what = f"a task of {branch.context.describe()} was cancelled"
+                outcome.settle(error=cancelled(what, branch.stream))
 
 
-def _note(error: BaseException, core: Core) -> None:
-    note = f"in {core.describe()}"
+def _note(error: BaseException, branch: ForkableQueue) -> None:
+    note = f"in {branch.context.describe()}"
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
+
+
+async def sample(
+    parent: ForkableQueue, name: str | None, n: int, options: Mapping[str, Any]
+) -> list[Any]:
+    """`n` values of one gen, each from a branch of its own: see `PromptStream.sample`. A seed is
+    that of the branches, so that each derives its own."""
+    op = gen(name, **options)
+    seed = op.params.seed
+    op = replace(op, params=replace(op.params, seed=None))
+    branches = parent.children(n, seed)
+    for branch in branches:
+        branch.stream = parent.stream
+    ops = [branch.submit(op) for branch in branches]
+    ended = Signal()
+    for one in ops:
+        if not one.settled:
+            one.add_callback(ended.notify)
+    try:
+        while not all(one.settled for one in ops) and all(one.error is None for one in ops):
+            await ended.wait()
+        for one in ops:
+            if one.error is not None:
+                await Handle[Any](one)
+        values = [await Handle[Any](one) for one in ops]
+    finally:
+        for branch, one in zip(branches, ops, strict=True):
+            branch.cancel(one)
+            one.see()
+    if name is not None:
+        parent.submit(SetVariable(name, values), grows=False)
+    return values

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Generator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from asgl.language.backend import Ticket
-from asgl.language.item import Item
-from asgl.language.ops import Content, Gen, Role, Select
-from asgl.language.outcome import Outcome, Signal, telling
+from asgl.completion import Signal
+from asgl.engine.ticket import Ticket
+from asgl.language.failures import telling
+from asgl.language.operation import Operation
+from asgl.language.ops import Content, Gen, Op, Role, Select, TextOf
 from asgl.types import FinishReason, TokenLogprob
-
-if TYPE_CHECKING:
-    from asgl.language.core import Core
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -27,55 +25,55 @@ class Handle(Content, Generic[T_co]):
     stream, which then waits for its text.
     """
 
-    __slots__ = ("core", "item")
+    __slots__ = ("_op",)
 
-    def __init__(self, core: Core, item: Item) -> None:
-        self.core = core
-        self.item = item
+    def __init__(self, op: Operation) -> None:
+        self._op = op
+
+    def as_ops(self) -> tuple[Op, ...]:
+        return (TextOf(self._op),)
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         return self._result().__await__()
 
     def __aiter__(self) -> AsyncIterator[str]:
-        return _Pieces(self)
+        return _Pieces(self._op)
 
     def done(self) -> bool:
         """Whether the op has ended: with a value, with an error, or cancelled."""
-        return self.item.settled
+        return self._op.settled
 
     def cancel(self) -> bool:
         """Cancels the op, and those queued behind it; False if it has ended already. Who awaits it
         gets OpCancelledError."""
-        if self.item.settled:
+        if self._op.settled:
             return False
-        self.core.session.check_loop()
-        return self.core.cancel(self.item)
+        self._op.owner.check_loop()
+        return self._op.owner.cancel(self._op)
 
     def stop(self) -> bool:
         """Ends the generation that runs for the op now, and keeps its text; False if none does."""
-        ticket = self.item.ticket
+        ticket = self._op.ticket
         if ticket is None or ticket.settled or ticket.output is None:
             return False
-        self.core.session.check_loop()
-        self.core.place.engine.stop(ticket)
+        self._op.owner.check_loop()
+        self._op.owner.engine.stop(ticket)
         return True
 
     @property
     def text(self) -> str:
         """The text of the op: so far while it runs, "" if it failed. Of a message, its content."""
-        return self.core.text_of(self.item)
+        return self._op.owner.text_of(self._op)
 
     @property
     def token_ids(self) -> list[int]:
         """The tokens that were generated or selected and appended; all of them once the op is
         done."""
-        live = self.item.live
-        if self.item.settled or live is None or live.output is None:
-            return list(self.item.token_ids)
-        return [
-            *self.item.token_ids,
-            *(token.token_id for token in live.tokens[: live.output.kept_tokens]),
-        ]
+        live = self._op.live
+        if self._op.settled or live is None or live.output is None:
+            return list(self._op.token_ids)
+        generated = live.tokens[: live.output.kept_tokens]
+        return [*self._op.token_ids, *(token.token_id for token in generated)]
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -92,9 +90,9 @@ class Handle(Content, Generic[T_co]):
         """One for each token that was generated, also for one that ended the generation; None if
         they were not asked for."""
         ticket = self._ticket
-        if ticket is None or not _asks_for_logprobs(self.item.work):
+        if ticket is None or not _asks_for_logprobs(self._op.spec):
             return None
-        decode = self.core.place.engine.tokenizer.decode
+        decode = self._op.owner.engine.tokenizer.decode
         return [
             TokenLogprob(
                 token.token_id,
@@ -137,41 +135,14 @@ class Handle(Content, Generic[T_co]):
 
     @property
     def _ticket(self) -> Ticket | None:
-        return self.item.ticket
+        return self._op.ticket
 
     async def _result(self) -> T_co:
-        if self.item.settled:
-            await telling(self.item.failure)
-        while not self.item.settled:
-            await self.watch(self.item.ended)
-        return self.item.result()
-
-    async def watch(self, signal: Signal) -> None:
-        """Waits for the signal as one who awaits the op: if this is cancelled and was the last, so
-        is the op."""
-        item = self.item
-        item.awaiting += 1
-        try:
-            with self.core.held():
-                await signal.wait()
-        except asyncio.CancelledError:
-            if item.awaiting == 1 and not any(not pieces.left for pieces in item.iterators):
-                self.core.cancel(item)
-            raise
-        finally:
-            item.awaiting -= 1
+        self._op.owner.check_loop()
+        return await self._op.awaited(lambda: abandon(self._op))
 
     def __repr__(self) -> str:
-        outcome: Outcome = self.item
-        state = (
-            "running"
-            if not outcome.settled
-            else "done"
-            if outcome.error is None
-            else type(outcome.error).__name__
-        )
-        name = f" {self.item.names[0]!r}" if self.item.names else ""
-        return f"<{type(self).__name__} of {self.item.kind}{name}: {state}>"
+        return f"<{type(self).__name__} of {self._op}>"
 
     def __str__(self) -> str:
         raise TypeError(
@@ -191,54 +162,73 @@ class SelectHandle(Handle[str]):
     @property
     def index(self) -> int | None:
         """Which option was chosen; None before that."""
-        return self.item.index
+        return self._op.index
 
     @property
     def scores(self) -> list[float] | None:
         """The score of each option, as `asgl.language.choices` defines it for the method."""
-        return self.item.scores
+        return self._op.scores
 
     @property
     def token_logprobs(self) -> list[list[float]] | None:
         """For each option the log-probabilities of its tokens."""
-        return self.item.token_logprobs
+        return self._op.token_logprobs
+
+
+def abandon(op: Operation) -> None:
+    """Cancels an op whose last awaiter was cancelled, unless an iterator over it is in use."""
+    if all(pieces.waiting for pieces in op.iterators):
+        op.owner.cancel(op)
 
 
 class _Pieces:
     """Iterates over the text of an op."""
 
-    def __init__(self, handle: Handle[Any]) -> None:
-        self._handle = handle
+    def __init__(self, op: Operation) -> None:
+        self._op = op
         self._given = 0
-        self.left = False
-        """Whether this is no longer a reason for the op to go on. While it waits, it counts as one
-        who awaits instead."""
-        handle.item.iterators.add(self)
+        self.waiting = False
+        """While it waits, or when it has ended, it is no reason of its own for the op to go on."""
+        op.iterators.add(self)
 
     def __aiter__(self) -> _Pieces:
         return self
 
     async def __anext__(self) -> str:
-        handle, item = self._handle, self._handle.item
-        if item.settled:
-            await telling(item.failure)
-        elif len(handle.text) > self._given:
+        op = self._op
+        op.owner.check_loop()
+        if op.settled:
+            await telling(op.failure)
+        elif len(op.owner.text_of(op)) > self._given:
             await asyncio.sleep(0)
-        self.left = True
-        while not item.settled and len(handle.text) <= self._given:
-            await handle.watch(item.changed)
-        text = handle.text
-        if item.error is None and len(text) > self._given:
-            self.left = False
+        self.waiting = True
+        while not op.settled and len(op.owner.text_of(op)) <= self._given:
+            await _watch(op, op.changed)
+        text = op.owner.text_of(op)
+        if op.error is None and len(text) > self._given:
+            self.waiting = False
             piece, self._given = text[self._given :], len(text)
             return piece
-        item.result()
+        op.result()
         raise StopAsyncIteration
 
 
-def _asks_for_logprobs(work: object) -> bool:
+async def _watch(op: Operation, signal: Signal) -> None:
+    """Waits for the signal as one who awaits the op."""
+    op.awaiting += 1
+    try:
+        await signal.wait()
+    except asyncio.CancelledError:
+        if op.awaiting == 1:
+            abandon(op)
+        raise
+    finally:
+        op.awaiting -= 1
+
+
+def _asks_for_logprobs(spec: object) -> bool:
     """Whether the last request of the op reports log-probabilities."""
-    if isinstance(work, Role):
-        gens = [part for part in work.content if isinstance(part, Gen | Select)]
-        return bool(gens) and _asks_for_logprobs(gens[-1])
-    return isinstance(work, Gen) and work.logprobs > 0
+    if isinstance(spec, Role):
+        asking = [part for part in spec.content if isinstance(part, Gen | Select)]
+        return bool(asking) and _asks_for_logprobs(asking[-1])
+    return isinstance(spec, Gen) and spec.logprobs > 0

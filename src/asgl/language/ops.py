@@ -1,5 +1,5 @@
-"""Ops as values: what a program asks of a prompt stream. Bad arguments raise ConfigError here,
-before anything is queued.
+"""Ops as values: what a program asks of a prompt stream. Bad arguments raise ConfigError here, before
+anything is queued.
 
 An op says nothing about a stream: it can be kept, added to others (`a + b` is the two, one after
 the other) and submitted to any number of streams.
@@ -11,10 +11,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import (
-    TYPE_CHECKING,
     Any,
+    ClassVar,
     Generic,
-    Literal,
     TypeAlias,
     TypedDict,
     TypeVar,
@@ -24,31 +23,25 @@ from typing import (
 )
 
 from asgl.errors import ConfigError
-from asgl.language.constraint import Constraint, JsonModel, JsonSchema, checked_choices, constraint
+from asgl.language.choices import SelectMethod
+from asgl.language.constraint import Constraint, JsonSchema, ValueType, checked_choices, constraint
+from asgl.language.operation import Operation
 from asgl.language.tools import Tool, by_name
 from asgl.sampling import SamplingParams
 
-if TYPE_CHECKING:
-    from asgl.language.handle import Handle
-    from asgl.language.item import Item
-
 T_co = TypeVar("T_co", covariant=True)
 ScalarT = TypeVar("ScalarT", bound=int | float)
-ModelT = TypeVar("ModelT", bound=JsonModel)
-
-SelectMethod: TypeAlias = Literal[
-    "token_length_normalized",
-    "greedy_token_selection",
-    "unconditional_likelihood_normalized",
-    "sum",
-]
+ValueT = TypeVar("ValueT")
 
 
 class Content:
-    """Anything that can be appended to a stream. Contents and strings can be added to each
-    other."""
+    """Anything that can be appended to a stream. Contents and strings can be added to each other."""
 
     __slots__ = ()
+
+    def as_ops(self) -> tuple[Op, ...]:
+        """The ops that append it, in order."""
+        raise NotImplementedError
 
     def __add__(self, other: Content | str) -> Ops:
         return Ops(ops_of(self) + ops_of(other))
@@ -63,42 +56,76 @@ class Ops(Content):
 
     parts: tuple[Op, ...]
 
+    def as_ops(self) -> tuple[Op, ...]:
+        return self.parts
+
+
+class Single(Content):
+    """A content that is one op. `names` are the variables that it sets, `sources` the ops whose
+    text or values go into it."""
+
+    __slots__ = ()
+    kind: ClassVar[str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def sources(self) -> tuple[Operation, ...]:
+        return ()
+
+    def as_ops(self) -> tuple[Op, ...]:
+        return (self,)  # type: ignore[return-value]  # each subclass is one of Op
+
 
 @dataclass(frozen=True)
-class Text(Content):
+class Text(Single):
     """Appends text."""
 
+    kind: ClassVar[str] = "text"
     text: str
 
 
 @dataclass(frozen=True)
-class FromHandle(Content):
-    """Appends the text of a handle, once that is there."""
+class TextOf(Single):
+    """Appends the text of an op of another stream, once that is there."""
 
-    handle: Handle[object]
+    kind: ClassVar[str] = "text of"
+    source: Operation
 
-
-@dataclass(frozen=True)
-class Computed(Content):
-    """Appends the text that `make` gives for the finished items of the handles, once they are
-    there. Compiled programs use it for texts that generated values go into; the handles may be of
-    the stream's own ops."""
-
-    handles: tuple[Handle[object], ...]
-    make: Callable[[Sequence[Item]], Any]
+    @property
+    def sources(self) -> tuple[Operation, ...]:
+        return (self.source,)
 
 
 @dataclass(frozen=True)
-class Extend(Content):
+class Computed(Single):
+    """Appends the text that `make` gives for finished ops, once they are. Compiled programs use it
+    for texts that generated values go into; the ops may be of the same stream."""
+
+    kind: ClassVar[str] = "computed"
+    values_of: tuple[Operation, ...]
+    make: Callable[[Sequence[Operation]], Any]
+
+
+@dataclass(frozen=True)
+class Extend(Single):
     """Appends, and computes the keys and values of all that the stream says so far."""
 
-    content: tuple[Text | FromHandle | Computed, ...]
+    kind: ClassVar[str] = "extend"
+    content: tuple[Text | TextOf | Computed, ...]
+
+    @property
+    def sources(self) -> tuple[Operation, ...]:
+        return tuple(source for part in self.content for source in part.sources)
 
 
 @dataclass(frozen=True)
-class Gen(Content):
+class Gen(Single):
     """Generates text, and sets the variable `name` to it."""
 
+    kind: ClassVar[str] = "gen"
     name: str | None
     params: SamplingParams
     logprobs: int = 0
@@ -106,32 +133,50 @@ class Gen(Content):
     retries: int = 0
     constraint: Constraint | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return () if self.name is None else (self.name,)
+
 
 class TypedGen(Gen, Generic[T_co]):
     """A Gen whose value is no str."""
 
 
 @dataclass(frozen=True)
-class Select(Content):
+class Select(Single):
     """Appends the likeliest of `choices`, and sets the variable `name` to it."""
 
+    kind: ClassVar[str] = "select"
     name: str | None
     choices: tuple[str, ...]
     method: SelectMethod
     token_healing: bool = False
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return () if self.name is None else (self.name,)
+
 
 @dataclass(frozen=True)
-class Role(Content):
-    """Appends a whole message of the role: atomic, whatever its content is made of."""
+class Role(Single):
+    """Appends a whole message of the role: atomic, whatever its content is made of. A system
+    message may tell the model of `tools`."""
 
+    kind: ClassVar[str] = "role"
     role: str
-    content: tuple[Text | FromHandle | Computed | Extend | Gen | Select, ...]
+    content: tuple[Text | TextOf | Computed | Extend | Gen | Select, ...]
     tools: tuple[Tool[..., Any], ...] = ()
-    """What a system message tells of."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for part in self.content for name in part.names)
+
+    @property
+    def sources(self) -> tuple[Operation, ...]:
+        return tuple(source for part in self.content for source in part.sources)
 
 
-Op: TypeAlias = Text | FromHandle | Computed | Extend | Gen | Select | Role
+Op: TypeAlias = Text | TextOf | Computed | Extend | Gen | Select | Role
 
 
 def ops_of(content: object) -> tuple[Op, ...]:
@@ -139,34 +184,12 @@ def ops_of(content: object) -> tuple[Op, ...]:
     anything else."""
     if isinstance(content, str):
         return (Text(content),)
-    if isinstance(content, Ops):
-        return content.parts
-    if isinstance(content, Text | FromHandle | Computed | Extend | Gen | Select | Role):
-        return (content,)
-    if isinstance(content, Content):  # the one that is left: handles, which know this module
-        return (FromHandle(content),)  # pyright: ignore[reportArgumentType]
+    if isinstance(content, Content):
+        return content.as_ops()
     raise ConfigError(
         f"only text, ops and handles can be appended to a stream, not {content!r}"
         + ("; write str(...) around it" if isinstance(content, int | float) else "")
     )
-
-
-def names_of(op: object) -> tuple[str, ...]:
-    """The variables that the op sets."""
-    if isinstance(op, Gen | Select):
-        return (op.name,) if op.name is not None else ()
-    if isinstance(op, Role):
-        return tuple(name for part in op.content for name in names_of(part))
-    return ()
-
-
-def handles_of(op: object) -> tuple[Handle[object], ...]:
-    """The handles whose text the op appends."""
-    if isinstance(op, FromHandle):
-        return (op.handle,)
-    if isinstance(op, Extend | Role):
-        return tuple(handle for part in op.content for handle in handles_of(part))
-    return ()
 
 
 def map_gens(op: Op, change: Callable[[Gen], Gen]) -> Op:
@@ -184,15 +207,15 @@ def map_gens(op: Op, change: Callable[[Gen], Gen]) -> Op:
 def extend(content: str | Content) -> Extend:
     """Appends text, and computes its keys and values ahead of their use. The op's value is None."""
     parts = ops_of(content)
-    texts = tuple(part for part in parts if isinstance(part, Text | FromHandle | Computed))
+    texts = tuple(part for part in parts if isinstance(part, Text | TextOf | Computed))
     if len(texts) != len(parts):
         raise ConfigError("extend takes text and handles; add other ops with +")
     return Extend(texts)
 
 
-class GenOptions(TypedDict, total=False):
-    """The keyword arguments of `gen`; `asgl.SamplingParams` explains them. None, or leaving one
-    out, is unset."""
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `asgl.SamplingParams`, as keyword arguments. None, or leaving one out, is
+    unset."""
 
     max_tokens: int | None
     min_tokens: int | None
@@ -211,6 +234,11 @@ class GenOptions(TypedDict, total=False):
     repetition_penalty: float | None
     logit_bias: Mapping[int, float] | None
     seed: int | None
+
+
+class GenOptions(SamplingOptions, total=False):
+    """The keyword arguments of `gen`."""
+
     logprobs: int
     validate: Callable[[Any], object] | None
     retries: int
@@ -225,40 +253,28 @@ def gen(
 ) -> TypedGen[ScalarT]: ...
 @overload
 def gen(
-    name: str | None = None, *, json_schema: type[ModelT], **options: Unpack[GenOptions]
-) -> TypedGen[ModelT]: ...
+    name: str | None = None, *, json_schema: ValueType[ValueT], **options: Unpack[GenOptions]
+) -> TypedGen[ValueT]: ...
 @overload
 def gen(
     name: str | None = None, *, json_schema: JsonSchema | None = None, **options: Unpack[GenOptions]
 ) -> Gen: ...
+@overload  # a union or a Literal, say: to type checkers these are objects
+def gen(
+    name: str | None = None, *, json_schema: object, **options: Unpack[GenOptions]
+) -> TypedGen[Any]: ...
 def gen(
     name: str | None = None,
     *,
-    max_tokens: int | None = None,
-    min_tokens: int | None = None,
-    stop: str | Sequence[str] | None = None,
-    stop_regex: str | Sequence[str] | None = None,
-    stop_token_ids: Sequence[int] | None = None,
-    keep_stop: bool | None = None,
-    token_healing: bool | None = None,
-    ignore_eos: bool | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    min_p: float | None = None,
-    frequency_penalty: float | None = None,
-    presence_penalty: float | None = None,
-    repetition_penalty: float | None = None,
-    logit_bias: Mapping[int, float] | None = None,
-    seed: int | None = None,
     logprobs: int = 0,
     validate: Callable[[Any], object] | None = None,
     retries: int = 0,
     regex: str | None = None,
-    json_schema: JsonSchema | type[JsonModel] | None = None,
+    json_schema: object = None,
     grammar: str | None = None,
     choices: Sequence[str] | None = None,
     dtype: type | None = None,
+    **sampling: Unpack[SamplingOptions],
 ) -> Gen:
     """Generates text; its value is the text, a str. `asgl.SamplingParams` explains the parameters;
     None is unset.
@@ -266,13 +282,14 @@ def gen(
     `logprobs=k` reports each generated token's log-probability beside those of the k likeliest.
 
     At most one of these says what the text must be, from its first character to its last: `regex`,
-    a regular expression; `json_schema`, a JSON schema, or a pydantic model class, of which the
-    value then is an instance; `grammar`, a grammar in Lark's notation; `choices`, a list of texts;
+    a regular expression; `json_schema`, a JSON schema, or a type that pydantic makes of JSON (a
+    model, a dataclass, list[Model], a Literal, a TypeAdapter), of which the value then is one;
+    `grammar`, a grammar in Lark's notation; `choices`, a list of texts;
     `dtype`, int, float or bool, of which the value then is one. GrammarError if it does not
     compile; OutputError, which has the text, if max_tokens cut the text short.
 
-    `validate` is called with the value. It is invalid if it raises, or returns False; then the
-    generation is repeated from the same point with another seed, `retries` times at most, and after
+    `validate` is called with the value. It is invalid if it raises, or returns False, or
+    a None that is not its own, as `re.compile(...).fullmatch` does; then the generation is repeated from the same point with another seed, `retries` times at most, and after
     that ends with OutputError, whose cause is what the validator raised last. A validator may also
     return a string, which is invalid too: feedback that the next try gets to see appended to the
     prompt, and that is gone afterwards. No text is shown while it runs: only a valid one becomes
@@ -282,25 +299,9 @@ def gen(
         raise ConfigError(
             f"logprobs must be 0 or how many of the likeliest tokens to report, not {logprobs!r}"
         )
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        stop=stop,
-        stop_regex=stop_regex,
-        stop_token_ids=stop_token_ids,
-        keep_stop=keep_stop,
-        token_healing=token_healing,
-        ignore_eos=ignore_eos,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        repetition_penalty=repetition_penalty,
-        logit_bias=logit_bias,
-        seed=seed,
-    )
+    if unknown := sampling.keys() - SamplingOptions.__annotations__.keys():
+        raise TypeError(f"gen() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+    params = SamplingParams(**sampling)
     if validate is not None and (not callable(validate) or inspect.iscoroutinefunction(validate)):
         raise ConfigError(f"validate must be a plain function of the value, not {validate!r}")
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -7,36 +7,29 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, overload
-from weakref import ref
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, get_args, overload
 
 from asgl.errors import ConfigError, VariableError
-from asgl.language import ops, samples, saved
-from asgl.language.budgets import allowance
-from asgl.language.calling import OnToolError, call_tools
-from asgl.language.constraint import JsonSchema
-from asgl.language.core import Core
-from asgl.language.fork import Branches, OnError, TaskHandle
+from asgl.language import ops, saved_prompt
+from asgl.language.constraint import JsonSchema, ValueType
+from asgl.language.fork import TaskHandle
 from asgl.language.handle import Handle, SelectHandle
-from asgl.language.item import Begin, Item, Join, Point, Restore, Rewind, SetVariable
+from asgl.language.internal_ops import CloseMessage, Rewind, SetVariable, TakeSnapshot
+from asgl.language.op_queue import ForkBlock, OnError, OpQueue
+from asgl.language.operation import OpenMessage, Operation
 from asgl.language.ops import (
-    Computed,
     Content,
     Extend,
     Gen,
     GenOptions,
-    ModelT,
-    Op,
     Role,
     ScalarT,
     Select,
     SelectMethod,
     TypedGen,
+    ValueT,
 )
-from asgl.language.outcome import telling
-from asgl.language.pieces import StreamPieces
-from asgl.language.role_block import RoleBlock
-from asgl.language.state import Snapshot
+from asgl.language.tool_calls import OnToolError, call_tools
 from asgl.language.tools import Tool, ToolCall
 from asgl.types import Message
 
@@ -48,10 +41,83 @@ ItemT = TypeVar("ItemT")
 class Mark:
     """A point of a stream to go back to: see `PromptStream.mark`."""
 
-    __slots__ = ("block", "core", "item")
+    __slots__ = ("message", "snapshot")
 
-    def __init__(self, core: Core, item: Item) -> None:
-        self.core, self.item, self.block = core, item, core.block
+    def __init__(self, snapshot: Operation, message: OpenMessage | None) -> None:
+        self.snapshot, self.message = snapshot, message
+
+
+class RoleBlock:
+    """A `with` block whose content is one message: see `PromptStream.role`."""
+
+    __slots__ = ("_message", "_stream")
+
+    def __init__(self, stream: PromptStream, role: str) -> None:
+        self._stream = stream
+        self._message = OpenMessage(role)
+
+    def __enter__(self) -> PromptStream:
+        queue = self._stream._queue
+        if queue.message is not None:
+            raise ConfigError(
+                f"a message of the role {self._message.role!r} cannot begin inside a "
+                f"{queue.message.role!r} message"
+            )
+        queue.check_accepts(grows=True)
+        queue.message = self._message
+        return self._stream
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        queue = self._stream._queue
+        queue.message = None
+        queue.enqueue(CloseMessage(self._message, error is not None or queue.broken))
+
+
+class Branches(Sequence["PromptStream"]):
+    """The branches of a fork block, and the block itself: `async with s.fork(n) as branches:`."""
+
+    def __init__(self, block: ForkBlock) -> None:
+        self._block = block
+        self._branches: list[PromptStream] = []
+
+    @overload
+    def __getitem__(self, index: int) -> PromptStream: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PromptStream]: ...
+    def __getitem__(self, index: int | slice) -> PromptStream | list[PromptStream]:
+        return self._branches[index]
+
+    def __setitem__(self, index: int, branch: PromptStream) -> None:
+        """Only so that `branches[i] += "text"` works: a branch cannot be replaced by another
+        stream."""
+        if self._branches[index] is not branch:
+            raise ConfigError("a branch cannot be replaced by another stream")
+
+    def __len__(self) -> int:
+        return len(self._branches)
+
+    def gather(self, name: str) -> list[Any]:
+        """The variable of each branch, in order. VariableError if a branch lacks it: nothing is
+        ever left out."""
+        return [branch[name] for branch in self._branches]
+
+    async def __aenter__(self) -> Branches:
+        self._branches = [PromptStream(queue) for queue in await self._block.open()]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[False]:
+        await self._block.close(error)
+        return False
 
 
 class PromptStream:
@@ -63,11 +129,11 @@ class PromptStream:
     behind it with OpCancelledError.
     """
 
-    __slots__ = ("__weakref__", "_core")
+    __slots__ = ("__weakref__", "_queue")
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
-        core.facade = ref(self)
+    def __init__(self, queue: OpQueue) -> None:
+        self._queue = queue
+        queue.stream = self
 
     # --- ops
 
@@ -85,7 +151,7 @@ class PromptStream:
         """Queues an op, or several that were added up; the handle of the last."""
         handle: Handle[Any] | None = None
         for op in ops.ops_of(content):
-            handle = self._submit(op)
+            handle = self._queue.handle(self._queue.submit(op))
         if handle is None:
             raise ConfigError("there is nothing to submit")
         return handle
@@ -99,7 +165,7 @@ class PromptStream:
         """Appends text, the text of another stream's handle, or ops: `s += content`. Nothing is
         computed until needed."""
         for op in ops.ops_of(content):
-            self._submit(op)
+            self._queue.submit(op)
 
     def extend(self, content: str | Content) -> Handle[None]:
         """Appends text and computes its KV; awaiting it waits for that. `await s.extend("")`
@@ -112,8 +178,12 @@ class PromptStream:
     ) -> Handle[ScalarT]: ...
     @overload
     def gen(
-        self, name: str | None = None, *, json_schema: type[ModelT], **options: Unpack[GenOptions]
-    ) -> Handle[ModelT]: ...
+        self,
+        name: str | None = None,
+        *,
+        json_schema: ValueType[ValueT],
+        **options: Unpack[GenOptions],
+    ) -> Handle[ValueT]: ...
     @overload
     def gen(
         self,
@@ -122,13 +192,17 @@ class PromptStream:
         json_schema: JsonSchema | None = None,
         **options: Unpack[GenOptions],
     ) -> Handle[str]: ...
+    @overload
+    def gen(
+        self, name: str | None = None, *, json_schema: object, **options: Unpack[GenOptions]
+    ) -> Handle[Any]: ...
     def gen(self, name: str | None = None, **options: Any) -> Handle[Any]:
         """Generates text; the handle's value is the text, or what the text stands for (`dtype`,
         `json_schema`: see `asgl.gen`).
 
         The variable `name` is set to the value.
         """
-        return self.submit(ops.gen(name, **options))
+        return self._queue.handle(self._queue.make(ops.gen, name, options))
 
     def select(
         self,
@@ -143,7 +217,9 @@ class PromptStream:
 
         `asgl.language.choices` explains the methods.
         """
-        return self.submit(ops.select(name, choices, method=method, token_healing=token_healing))
+        options = {"choices": choices, "method": method, "token_healing": token_healing}
+        handle: Any = self._queue.handle(self._queue.make(ops.select, name, options))
+        return handle
 
     @overload
     async def sample(
@@ -160,9 +236,9 @@ class PromptStream:
         name: str | None = None,
         *,
         n: int,
-        json_schema: type[ModelT],
+        json_schema: ValueType[ValueT],
         **options: Unpack[GenOptions],
-    ) -> list[ModelT]: ...
+    ) -> list[ValueT]: ...
     @overload
     async def sample(
         self,
@@ -172,6 +248,15 @@ class PromptStream:
         json_schema: JsonSchema | None = None,
         **options: Unpack[GenOptions],
     ) -> list[str]: ...
+    @overload
+    async def sample(
+        self,
+        name: str | None = None,
+        *,
+        n: int,
+        json_schema: object,
+        **options: Unpack[GenOptions],
+    ) -> list[Any]: ...
     async def sample(self, name: str | None = None, *, n: int, **options: Any) -> list[Any]:
         """`n` different continuations from this point, by forking. Appends nothing; sets the
         variable `name` to the list.
@@ -179,7 +264,7 @@ class PromptStream:
         With a `seed`, each derives its own from it. If one fails the others are cancelled, and its
         error is raised.
         """
-        return await samples.sample(self._core, name, _count(n), ops.gen(name, **options))
+        return await self._queue.sample(name, _count(n), options)
 
     # --- roles
 
@@ -207,12 +292,7 @@ class PromptStream:
     def messages(self) -> list[Message]:
         """The whole messages so far. A system message that the template adds by itself is not among
         them."""
-        finished = self._core.finished
-        messages = (
-            self._core.state.messages
-            if finished is None
-            else self._core.state.messages[: finished.messages]
-        )
+        messages = self._queue.messages
         return [Message(role=message["role"], content=message["content"]) for message in messages]
 
     async def call_tools(
@@ -238,28 +318,27 @@ class PromptStream:
         fails or is cancelled, the stream then says what it said before. Nothing else should be
         submitted to the stream meanwhile. Raises OutputError for a call that max_tokens cut short.
         """
-        return await call_tools(
-            self, tools, on_error=on_error, timeout=timeout, parallel=parallel, options=options
-        )
+        executor = self._queue.executor("call_tools")
+        return await call_tools(executor, tools, on_error, timeout, parallel, options)
 
     # --- what is there
 
     def __getitem__(self, name: str) -> Any:
         """`s["name"]` is the value of a finished variable. VariableError if there is none of that
         name, or it is not finished."""
-        return self._core.variable(name)
+        return self._queue.variable(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
         """`s["name"] = value` sets a variable, in its turn: of ops that were submitted for one name
         the last wins."""
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"a variable's name must be a string, not {name!r}")
-        self._core.submit(SetVariable(name, value))
+        self._queue.submit(SetVariable(name, value))
 
     def __contains__(self, name: object) -> bool:
         """Whether `s["name"]` is there by now."""
         try:
-            self._core.variable(name)  # pyright: ignore[reportArgumentType]
+            self._queue.variable(name)  # pyright: ignore[reportArgumentType]
         except VariableError:
             return False
         return True
@@ -267,54 +346,38 @@ class PromptStream:
     async def get(self, name: str) -> Any:
         """The variable's value; waits if an op that sets it was submitted. Cancelling this does not
         cancel the op."""
-        core = self._core
-        if (
-            name not in core.submitted
-            and core.queue
-            and isinstance((begin := core.queue[0]).work, Begin | Restore)
-        ):
-            await core.settled(begin)
-            begin.result()
-        item = core.submitted.get(name)
-        if item is None or (
-            isinstance(item.work, SetVariable) and not isinstance(item.work.value, Computed)
-        ):
-            await asyncio.sleep(0)
-            return core.variable(name)
-        await core.settled(item)
-        item.result()
-        return item.values[name]
+        return await self._queue.get(name)
 
     @property
     def text(self) -> str:
         """What the stream says so far, role headers included; what still runs is not in it."""
-        return self._core.text
+        return self._queue.text
 
     @property
     def token_ids(self) -> list[int]:
         """The tokens of `text`. Those of text that no op has sealed yet may change as text is
         appended."""
-        return self._core.state.token_ids(self._core.finished)
+        return self._queue.token_ids
 
     @property
     def variables(self) -> Mapping[str, Any]:
         """The finished variables, as they are now."""
-        return MappingProxyType(dict(self._core.state.variables))
+        return MappingProxyType(dict(self._queue.variables))
 
     @property
     def name(self) -> str | None:
         """What `Runtime.prompt(name=...)` called it; forks have the name of their parent."""
-        return self._core.name
+        return self._queue.context.options.name
 
     @property
     def cache_salt(self) -> str | None:
         """The streams that this one shares cached prefixes with are those of the same salt."""
-        return self._core.place.namespace
+        return self._queue.context.options.cache_salt
 
     @property
     def error(self) -> BaseException | None:
         """Of a branch of `fork(on_error="keep")`: the failure that nobody awaited, or None."""
-        return self._core.error
+        return self._queue.error
 
     def pieces(self) -> AsyncIterator[str]:
         """All text of the stream from its beginning, as it comes, until nothing that was submitted
@@ -323,90 +386,60 @@ class PromptStream:
         Raises the error of an op that fails. Text that a failed op had shown is taken back from the
         stream, not from here.
         """
-        return StreamPieces(self._core)
+        return self._queue.executor("pieces").pieces()
 
     async def sync(self) -> None:
         """Waits for all that is submitted. Raises the failure that nobody has seen yet. Cancelling
         it only stops waiting."""
-        core = self._core
-        if core.failure is not None and not core.failure.seen:
-            await telling(core.failure)
-            raise core.failure.error
-        if not core.queue:
-            return await asyncio.sleep(0)
-        last = core.queue[-1]
-        await core.settled(last)
-        last.see()
-        if last.error is not None:
-            raise last.failure.error if last.failure is not None else last.error
-        return None
+        await self._queue.sync()
 
     async def prefetch(self) -> list[int]:
         """Computes the KV of all that is submitted by now; the tokens. It only reads the stream:
         seeds do not depend on it."""
-        core = self._core
-        core.session.check_loop()
-        core.check_accepts(grows=False)
-        handle: Handle[None] = Handle(core, core.enqueue(Extend(()), bound=allowance(core.budgets)))
-        if (
-            handle.item.error is not None
-        ):  # the prompt cannot be computed at all: this is what there is to say
-            await handle
-        point = core.submit(Point(), grows=False)
-        await handle
-        await core.settled(point)
-        return list(point.result().tokens)
+        return list((await self._queue.executor("prefetch").prefetch()).tokens)
 
     # --- going back, going apart
 
     def mark(self) -> Mark:
         """This point of the stream, to come back to."""
-        return Mark(self._core, self._core.submit(Point(), grows=False))
+        return Mark(self._queue.submit(TakeSnapshot(), grows=False), self._queue.message)
 
     def rewind(self, mark: Mark) -> None:
         """Back to an earlier point of this stream: text, messages and variables. What was computed
         stays cached."""
-        core = self._core
-        if not isinstance(mark, Mark) or mark.core is not core:  # pyright: ignore[reportUnnecessaryIsInstance]
+        queue = self._queue
+        if not isinstance(mark, Mark) or mark.snapshot.owner is not queue:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"rewind needs a mark of the same stream, not {mark!r}")
-        if mark.item.error is not None:
-            raise ConfigError(f"the mark was never reached: {mark.item.error}")
-        if mark.block is not None and mark.block is not core.block:
+        if mark.snapshot.error is not None:
+            raise ConfigError(f"the mark was never reached: {mark.snapshot.error}")
+        if mark.message is not None and mark.message is not queue.message:
             raise ConfigError(
-                f"the mark lies inside a {mark.block.role!r} block that was left: mark before the "
+                f"the mark lies inside a {mark.message.role!r} block that was left: mark before the "
                 "block"
             )
-        core.submit(Rewind(mark.item))
+        queue.submit(Rewind(mark.snapshot))
 
     def fork(self, n: int, *, on_error: OnError = "cancel") -> Branches:
         """`async with s.fork(n) as branches:` n streams that go on from here; leaving the block
         waits for all of them."""
-        return Branches(self, _count(n), on_error)
+        if on_error not in get_args(OnError):
+            raise ConfigError(f"on_error must be 'cancel' or 'keep', not {on_error!r}")
+        return Branches(self._queue.fork(_count(n), on_error))
 
     def copy(self) -> PromptStream:
         """A stream that goes on from here by itself."""
-        return PromptStream(self._core.children(1)[0])
+        return PromptStream(self._queue.children(1)[0])
 
     def join(self, branches: Iterable[PromptStream]) -> None:
         """Appends what each branch says beyond the point where it began, in order: tokens, text and
         messages."""
         given = list(branches)
-        cores = [
-            branch._core
-            for branch in given
-            if isinstance(branch, PromptStream)  # pyright: ignore[reportUnnecessaryIsInstance]
-            and branch._core.parent is not None
-            and branch._core.parent() is self._core
-        ]
-        if len(cores) != len(given):
-            raise ConfigError("only branches and copies of this very stream can be joined to it")
-        self._core.check_accepts(grows=True)
-        spans: list[tuple[Item, Handle[Any]]] = []
-        for core in cores:
-            assert core.base is not None
-            spans.append((core.base, Handle(core, core.enqueue(Point()))))
-            core.emit_stream("joined", self._core)
-        self._core.submit(Join(tuple(spans)))
+        for branch in given:
+            if not isinstance(branch, PromptStream) or branch._queue.parent is not self._queue:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ConfigError(
+                    "only branches and copies of this very stream can be joined to it"
+                )
+        self._queue.join([branch._queue for branch in given])
 
     @overload
     async def map(
@@ -439,16 +472,14 @@ class PromptStream:
         if not work:
             await asyncio.sleep(0)
             return []
-        branches = self.fork(len(work), on_error=on_error)
-        handles: list[TaskHandle[T]] = []
-        async with branches:
-            handles = [
+        async with self.fork(len(work), on_error=on_error) as branches:
+            tasks = [
                 branch.start_soon(fn, item) for branch, item in zip(branches, work, strict=True)
             ]
-        results: list[Any] = []
-        for branch, handle in zip(branches, handles, strict=True):
-            results.append(branch.error if branch.error is not None else handle.outcome.value)
-        return results
+        return [
+            branch.error if branch.error is not None else task.result()
+            for branch, task in zip(branches, tasks, strict=True)
+        ]
 
     def start_soon(
         self,
@@ -458,12 +489,13 @@ class PromptStream:
     ) -> TaskHandle[T]:
         """Runs `await fn(branch, ...)` as a task of the fork block that this stream is a branch
         of."""
-        if not isinstance(self._core.group, Branches):
+        group = self._queue.group
+        if group is None:
             raise ConfigError(
-                f"{self._core.describe()} is no branch of an open fork block: start_soon needs one "
-                "to run in"
+                f"{self._queue.context.describe()} is no branch of an open fork block: start_soon "
+                "needs one to run in"
             )
-        return self._core.group.start(self, lambda: fn(self, *args, **kwargs))
+        return group.start(self._queue, lambda: fn(self, *args, **kwargs))
 
     async def save(self, path: str | os.PathLike[str], *, kv: bool = False) -> None:
         """Writes what the stream says once all that is submitted by now is done: text, tokens,
@@ -474,28 +506,17 @@ class PromptStream:
         cached. It appears whole or not at all. Raises ConfigError if a variable is no JSON, inside
         a role block, or if the file cannot be written.
         """
-        core = self._core
+        executor = self._queue.executor("save")
         if kv:
-            await self.prefetch()
-        point = core.submit(Point(), grows=False)
-        ops = core.ops
-        await core.settled(point)
-        snapshot: Snapshot = point.result()
-        state = saved.to_json(snapshot) | {
-            "name": core.name,
-            "origin": core.origin,
-            "path": core.path,
-            "ops": ops,
-        }
-        tokens = snapshot.tokens if kv else None
-        await core.place.engine.saved.save_prompt(Path(path), state, tokens, core.place.namespace)
+            await executor.prefetch()
+        await saved_prompt.save(executor, Path(path), kv)
 
     # --- the end
 
     async def aclose(self) -> None:
         """Cancels what is submitted, in the engine too, and closes the stream. What it says can
         still be read."""
-        self._core.close("aclose() was called")
+        self._queue.close("aclose() was called")
         await asyncio.sleep(0)
 
     async def __aenter__(self) -> Self:
@@ -513,19 +534,11 @@ class PromptStream:
             if error is None:
                 await self.sync()
         finally:
-            self._core.close("its block was left")
+            self._queue.close("its block was left")
         return False
 
     def __repr__(self) -> str:
-        text = self._core.text
-        tail = text if len(text) <= 40 else "..." + text[-40:]
-        return (
-            f"<PromptStream: {self._core.describe()}, {len(self._core.queue)} submitted, {tail!r}>"
-        )
-
-    def _submit(self, op: Op) -> Handle[Any]:
-        handle = SelectHandle if isinstance(op, Select) else Handle
-        return handle(self._core, self._core.submit(op))
+        return f"<PromptStream: {self._queue}>"
 
 
 def _count(n: int) -> int:

@@ -10,21 +10,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.kernels.cpu.conftest import Span, batch_of
+from tests.kernels.batches import Span, batch_of, generator
 from torch import Tensor
 
 from asgl.errors import ConfigError, EngineError
-from asgl.kernels.api import Batch, LayerWeights, SamplingBatch
+from asgl.kernels.api import Batch, LayerWeights, SamplingBatch, quantize
+from asgl.kernels.cpu.compile import Entry
 from asgl.kernels.cpu.kernels import CpuKernels
-from asgl.kernels.cpu.layers import LAYER_PHASES
+from asgl.kernels.cpu.threads import Team
 
 HEADS, KV_HEADS, HEAD_DIM, D, F = 6, 2, 32, 64, 96
 POOL = 3000
 Make = Callable[..., CpuKernels]
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class Model:
@@ -35,8 +32,6 @@ class Model:
         self.kernels = kernels
 
         def matrix(n: int, k: int, seed: int):
-            from asgl.kernels.cpu.weights import quantize
-
             dense = torch.randn(n, k, generator=generator(seed)) / k**0.5
             return kernels.pack_linear(quantize(dense, bits) if bits < 16 else dense)
 
@@ -127,13 +122,20 @@ def test_all_layers_at_once_are_the_single_calls(
     assert model.kernels.run_layers(model.fused, hidden.clone(), batch, model.caches, None) is None
 
 
-def test_layers_of_another_model_leave_no_phases_of_a_deeper_one(make: Make) -> None:
+def test_layers_of_another_model_leave_no_phases_of_a_deeper_one() -> None:
     """They share the record that says how many pieces each phase has, and a late helper of the
     deeper one may read it."""
-    kernels = make(weights="auto")
-    for layers in (3, 1):
-        Model(kernels, layers=layers)
-        assert kernels._compiled.layers.phases >= 3 * LAYER_PHASES + 1
+    entry = Entry("silu_and_mul", Team(1, 9), 1)
+    for phases in (5, 2):
+        entry.need(phases)
+        assert entry.phases == 5
+
+
+def test_an_entry_takes_the_fields_of_its_record() -> None:
+    entry = Entry("silu_and_mul", Team(1, 1), 1)
+    for fields in ({"rows": 1}, {"gate_up": 0, "rows": 0, "width": 0, "out": 0, "d": 0}):
+        with pytest.raises(TypeError, match=r"silu_and_mul takes job, gate_up, rows, width, out"):
+            entry(**fields)
 
 
 def test_deterministic_results_depend_on_nothing_but_the_tokens(make: Make) -> None:
@@ -167,8 +169,6 @@ def test_deterministic_results_depend_on_nothing_but_the_tokens(make: Make) -> N
 
 
 def test_deterministic_logits_do_not_depend_on_the_batch(make: Make) -> None:
-    from asgl.kernels.cpu.weights import quantize
-
     kernels = make(weights="auto", deterministic=True)
     head = kernels.pack_head(quantize(torch.randn(500, D, generator=generator(1)), 8))
     x = torch.randn(70, D, generator=generator(2))
@@ -266,24 +266,26 @@ import torch
 from numba import njit
 from asgl.kernels.cpu import dots, linear, llvm, pairs
 from asgl.kernels.cpu.target import TARGET
-from asgl.kernels.cpu.weights import pack, quantize
+from asgl.kernels.api import quantize
+from asgl.kernels.cpu.weights import pack
 from asgl.kernels.memory import Arena
 
-assert linear.PAIRS and llvm.PER_WORD == 1 and TARGET.pair_words in (0, 4) and not TARGET.half_conversion, TARGET
+assert linear.PAIRS and llvm.PER_WORD == 1 and TARGET.pair_words in (0, 4), TARGET
+assert not TARGET.half_conversion, TARGET
 
 @njit
 def packed_product(x, inputs, size, rows, b, bits, k, out):
     for row in range(rows):
         pairs.quantize_row(x + row * k * 4, k, inputs + row * size)
     if bits == 4:
-        pairs.pair_rows_4(inputs, size, inputs + 2 * k, size, rows, b, k // 32, out, 128)
+        pairs.pair_rows_4(rows, inputs, size, inputs + 2 * k, size, out, 128, b, k // 32)
     else:
-        pairs.pair_rows_8(inputs, size, inputs + 2 * k, size, rows, b, k // 32, out, 128)
+        pairs.pair_rows_8(rows, inputs, size, inputs + 2 * k, size, out, 128, b, k // 32)
 
 @njit
 def dense_product(x, rows, b, k, tile, out):
     dots.widen_pairs(b, k // 2, tile)
-    dots.dot_rows(x, k * 4, rows, tile, k, out, 128)
+    dots.dot_rows(rows, x, k * 4, out, 128, tile, k)
 
 for bits in (4, 8, 16):
     weight = torch.randn(32, 96, generator=torch.Generator().manual_seed(bits))
@@ -293,11 +295,13 @@ for bits in (4, 8, 16):
     for rows in (1, 2, 3, 9):
         x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
         size = 3 * pairs.GROUP_INPUTS
-        room, out = torch.empty(rows * size + 96 * 128, dtype=torch.uint8), torch.full((rows, 32), torch.nan)
+        room = torch.empty(rows * size + 96 * 128, dtype=torch.uint8)
+        out = torch.full((rows, 32), torch.nan)
+        at, b, free, to = x.data_ptr(), packed.address, room.data_ptr(), out.data_ptr()
         if bits == 16:
-            dense_product(x.data_ptr(), rows, packed.address, 96, room.data_ptr(), out.data_ptr())
+            dense_product(at, rows, b, 96, free, to)
         else:
-            packed_product(x.data_ptr(), room.data_ptr(), size, rows, packed.address, bits, 96, out.data_ptr())
+            packed_product(at, free, size, rows, b, bits, 96, to)
         error = (out - x @ exact.T).abs().max()
         assert error < 0.001, error
 print("right")
@@ -322,12 +326,18 @@ def test_products_on_a_processor_without_wide_vectors() -> None:
 
 _COMPILED = """
 import sys
-from types import SimpleNamespace
+from llvmlite import binding
 from asgl.kernels.cpu.compile import Entry
+from asgl.kernels.cpu.target import TARGET
+from asgl.kernels.cpu.threads import Team
 
 instruction, *names = sys.argv[1:]
+machine = binding.Target.from_default_triple().create_target_machine(
+    cpu=TARGET.name, features=TARGET.features, opt=3
+)
 for name in names:
-    code = Entry(name, SimpleNamespace(run=None, keep=[]), 1)._function._library.get_asm_str()
+    ir = Entry(name, Team(1, 1), 1).function.inspect_llvm()
+    code = machine.emit_assembly(binding.parse_assembly(ir))
     assert "zmm" in code and instruction in code, name
 print("right")
 """
@@ -386,8 +396,6 @@ def test_the_contract_on_a_processor_without_wide_vectors() -> None:
 def test_head_some_gives_the_very_columns_of_head(kernels, bits, rows):
     if kernels.name != "cpu":
         pytest.skip("other back ends come close, but not to the last bit")
-    from asgl.kernels.cpu.weights import quantize
-
     weight = torch.randn(500, D, generator=generator(1))
     head = kernels.pack_head(weight if bits == 16 else quantize(weight, bits))
     x = torch.randn(rows, D, generator=generator(2)).bfloat16()

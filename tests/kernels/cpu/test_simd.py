@@ -7,7 +7,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from asgl.kernels.cpu import simd
+from asgl.kernels.cpu import llvm, simd
 
 
 @njit
@@ -28,10 +28,16 @@ def _to_bf16(source, target, n):
         simd.store_bf16(target + i * 2, simd.load(source + i * 4))
 
 
+@simd.operation(simd.f32x16, simd.i64)
+def load_half(builder, address):
+    """16 float16, as weights' scales are read."""
+    return llvm.half_to_f32(builder, llvm.load(builder, address, llvm.HVEC, 2))
+
+
 @njit
 def _from_half(source, target, n):
     for i in range(0, n, simd.LANES):
-        simd.store(target + i * 4, simd.load_half(source + i * 2))
+        simd.store(target + i * 4, load_half(source + i * 2))
 
 
 @njit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 import weakref
@@ -13,7 +14,8 @@ import torch
 from numba import cfunc, njit
 
 from asgl.kernels.cpu import team
-from asgl.kernels.cpu.kernels import CpuKernels
+from asgl.kernels.cpu.compile import Entry
+from asgl.kernels.cpu.entries import FIELDS
 from asgl.kernels.cpu.simd import get_i64, get_shared, set_i64, set_shared
 from asgl.kernels.cpu.threads import Team
 
@@ -27,20 +29,13 @@ def count_pieces(record, thread, number):
     job = get_i64(record)
     done, missing = record + 8, record + 8 + PHASES * PIECES * 8
     for phase in range(PHASES):
-        while True:
-            first = team.claim(job, phase, number, 3, PIECES)
-            if first == team.NONE:
-                break
-            last = min(first + 3, PIECES)
-            for piece in range(first, last):
-                if phase > 0:
-                    for before in range(PIECES):
-                        if get_i64(done + ((phase - 1) * PIECES + before) * 8) == 0:
-                            set_i64(missing, get_i64(missing) + 1)
-                at = done + (phase * PIECES + piece) * 8
-                set_i64(at, get_i64(at) + 1)
-            team.finish(job, phase, last - first)
-        team.wait(job, phase, number, PIECES)
+        for piece in team.pieces(job, phase, number, 3, PIECES):
+            if phase > 0:
+                for before in range(PIECES):
+                    if get_i64(done + ((phase - 1) * PIECES + before) * 8) == 0:
+                        set_i64(missing, get_i64(missing) + 1)
+            at = done + (phase * PIECES + piece) * 8
+            set_i64(at, get_i64(at) + 1)
 
 
 @cfunc("void(int64, int64, int64)", error_model="numpy")
@@ -48,14 +43,10 @@ def one_piece_each(record, thread, number):
     """Two pieces, each of which waits until the other has begun: needs two threads. record: [job,
     begun, thread, thread]."""
     job = get_i64(record)
-    piece = team.claim(job, 0, number, 1, 2)
-    if piece == team.NONE:
-        return
-    set_i64(record + 16 + piece * 8, thread)
-    while get_i64(record + 16) < 0 or get_i64(record + 24) < 0:
-        team.pause()
-    team.finish(job, 0, 1)
-    team.wait(job, 0, number, 2)
+    for piece in team.pieces(job, 0, number, 1, 2):
+        set_i64(record + 16 + piece * 8, thread)
+        while get_i64(record + 16) < 0 or get_i64(record + 24) < 0:
+            team.pause()
 
 
 @cfunc("void(int64, int64, int64)", error_model="numpy")
@@ -127,54 +118,66 @@ def test_helpers_end_with_their_team() -> None:
 
 
 def test_a_job_needs_no_helper() -> None:
-    """A helper that parked, or that comes late, is not waited for."""
-    crew = Team(2, PHASES)
-    crew._parked.clear()
-    while not crew._parked:  # the helper goes to sleep when it has had no job for a while
-        threading.Event().wait(0.001)
-    asleep = crew._parked.copy()
-    crew._parked.clear()  # and now nobody will wake it
+    """A helper that is still in a job of before is not waited for."""
+    crew, stuck = Team(2, PHASES), np.zeros(3, np.int64)
+    crew.keep.append(stuck)
+    while not stuck[0]:  # a helper that was just going to sleep misses a job
+        crew.run(late.address, stuck.ctypes.data, 0)
     record = np.zeros(2 + PHASES * PIECES, np.int64)
+    crew.keep.append(record)
     record[0] = crew.address
     crew.run(count_pieces.address, record.ctypes.data, PHASES)
     assert (record[1:-1] == 1).all()
-    crew._parked.extend(asleep)
+    stuck[1] = 1
 
 
-def test_a_late_helper_finds_the_team_while_the_next_call_is_written(
-    make: Callable[..., CpuKernels],
-) -> None:
+def word(address: int) -> int:
+    return ctypes.c_int64.from_address(address).value
+
+
+def silu(crew: Team) -> Callable[[int], None]:
+    """Calls an entry of its own with so many rows."""
+    entry, x, out = Entry("silu_and_mul", crew, 1), torch.zeros(64, 64), torch.zeros(64, 64)
+
+    def call(rows: int) -> None:
+        entry(gate_up=x.data_ptr(), rows=rows, width=32, out=out.data_ptr())
+
+    call(4)
+    return call
+
+
+def test_a_late_helper_finds_the_team_while_the_next_call_is_written() -> None:
     """The arguments of an entry have one place, and a helper that lost its core reads there what is
     being written for the next call: other values are of no harm, but the address of the team must
     be there all the time."""
-    kernels, x, stop, missed = make(), torch.zeros(1, 64), np.zeros(1, np.int64), []
-    kernels.silu_and_mul(x)
-    at = kernels._compiled.silu_and_mul._record.ctypes.data
+    crew, stop, missed = Team(2, 1), np.zeros(1, np.int64), []
+    call = silu(crew)
+    job = word(crew.address + team.RECORD)
     watcher = threading.Thread(
-        target=lambda: missed.append(misses(at, kernels._team.address, stop.ctypes.data))
+        target=lambda: missed.append(misses(job, crew.address, stop.ctypes.data))
     )
     watcher.start()
     for _ in range(5000):
-        kernels.silu_and_mul(x)
+        call(1)
     stop[0] = 1
     watcher.join()
     assert missed == [0]
 
 
-def test_a_call_leaves_the_last_ones_arguments_until_it_is_launched(
-    make: Callable[..., CpuKernels], monkeypatch
-) -> None:
+def test_a_call_leaves_the_last_ones_arguments_until_it_is_launched() -> None:
     """A helper of the last call, which had 4 rows, that read the next one's 64 would find pieces
     left to claim."""
-    kernels, seen = make(), []
-    kernels.silu_and_mul(torch.zeros(4, 64))
-    record, launch = kernels._compiled.silu_and_mul._record, kernels._team._launch
-    monkeypatch.setattr(
-        kernels._team, "_launch", lambda *job: (seen.append(record["rows"][0]), launch(*job))
-    )
-    kernels.silu_and_mul(torch.zeros(64, 64))
-    assert seen == [4]
-    assert record["rows"][0] == 64
+    seen = []
+    rows_at = FIELDS["silu_and_mul"].split().index("rows") * 8
+
+    class Watched(Team):
+        def run(self, function: int, record: int, *rest: int) -> None:
+            seen.append(word(record + rows_at))
+            super().run(function, record, *rest)
+            seen.append(word(record + rows_at))
+
+    silu(Watched(2, 1))(64)
+    assert seen == [0, 4, 4, 64]
 
 
 def test_at_no_moment_of_a_launch_a_late_helper_can_claim(monkeypatch) -> None:
@@ -198,7 +201,7 @@ def test_at_no_moment_of_a_launch_a_late_helper_can_claim(monkeypatch) -> None:
     memory = Memory(watch)
     monkeypatch.setattr(team, "get_i64", lambda address: memory.get(address, 0))
     monkeypatch.setattr(team, "set_shared", memory.set)
-    monkeypatch.setattr(team, "_call", work)
+    monkeypatch.setattr(team, "call", work)
     for rows in (4, 64):
         memory.update({values: job, values + 8: rows})
         moments.clear()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from asgl.errors import ConfigError
-from asgl.kernels.api import QuantizedTensor
+from asgl.kernels.api import QuantizedTensor, quantize
 from asgl.kernels.cpu import weights
 from asgl.kernels.cpu.linear import PAIRS, UNPACK_FROM_4, UNPACK_FROM_8
 from asgl.kernels.memory import Arena
@@ -94,6 +94,17 @@ def test_larger_groups_and_odd_ones(make) -> None:
         )
 
 
+def test_scales_that_float16_cannot_hold_are_held_dense(make) -> None:
+    weight = quantized(64, 64, 4)
+    large = QuantizedTensor(weight.quants, weight.scale * 1e7, weight.offset, 4, 32)
+    kernels = make(weights="auto")
+    x = inputs(kernels, 3, 64)
+    packed = kernels.pack_linear(large)
+    assert packed.bits == 16
+    expected = x.double() @ large.dequantize(torch.float64).T
+    torch.testing.assert_close(kernels.linear(x, packed).double(), expected, rtol=0.02, atol=1e5)
+
+
 def test_a_width_that_cannot_be_packed_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match="multiple of 32"):
         weights.pack(torch.zeros(64, 50), Arena())
@@ -102,13 +113,13 @@ def test_a_width_that_cannot_be_packed_says_what_to_do() -> None:
 @pytest.mark.parametrize(("bits", "tolerance"), [(4, 0.04), (8, 0.0025)])
 def test_quantize_is_off_by_half_a_step(bits: int, tolerance: float) -> None:
     dense = torch.rand(64, 128, generator=generator(1)) - 0.3
-    found = weights.quantize(dense, bits).dequantize(torch.float32)
+    found = quantize(dense, bits).dequantize(torch.float32)
     assert (found - dense).abs().max() < tolerance
 
 
 def test_quantize_holds_flat_and_empty_groups() -> None:
     dense = torch.cat([torch.zeros(1, 64), torch.full((1, 64), 0.25), torch.full((1, 64), -3.0)])
-    torch.testing.assert_close(weights.quantize(dense, 4).dequantize(torch.float32), dense)
+    torch.testing.assert_close(quantize(dense, 4).dequantize(torch.float32), dense)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") == "1":
     collect_ignore_glob: list[str] = []
 
-    from access import Monitor
+    from tests.kernels.triton.access import Monitor
 
     @pytest.fixture
     def monitor() -> Iterator[Monitor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from access import AccessError, Monitor
+from tests.kernels.triton.access import AccessError, Monitor
 from triton.runtime.errors import InterpreterError
 
 pytestmark = pytest.mark.interpret

@@ -10,11 +10,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from access import AccessError, Monitor
-from test_contract import attention_oracle, batch_of, caches, generator, make_batch
+from tests.kernels.batches import attention_oracle, batch_of, caches, generator, make_batch
+from tests.kernels.triton.access import AccessError, Monitor
+from tests.kernels.triton_bfloat16 import repair
 from torch import Tensor
 from triton.runtime.errors import InterpreterError
-from triton_bfloat16 import repair
 
 import asgl.kernels.triton.kernels as backend
 from asgl.kernels.api import Batch
@@ -62,7 +62,6 @@ def shared_batch(
     ]
     everybody = tuple(range(rows))
     return batch_of(
-        kernels,
         contexts,
         [1] * rows,
         ((0, prefix, everybody), (prefix, prefix + branch, everybody[1:])),
@@ -194,8 +193,9 @@ MUTATIONS = {
     ),
     "no scale": ("input_precision=PRECISION) * scale", "input_precision=PRECISION)"),
     "not divided by the sum": (
-        "(result / total[:, None]).to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit(",
-        "result.to(out.dtype.element_ty), mask=within)\n\n\n@triton.jit(",
+        "(result / total[:, None]).to(out.dtype.element_ty),\n"
+        "            mask=within,\n        )\n\n\n@triton.jit(",
+        "result.to(out.dtype.element_ty),\n            mask=within,\n        )\n\n\n@triton.jit(",
     ),
     "the prefix is left out": (
         "kv_head, 0, whole,",
@@ -390,5 +390,5 @@ def test_spans_with_gaps_and_extend_rows_are_read_by_the_rows_themselves(poisone
         ((0, 90, everybody), (100, 150, everybody)),
         ((0, 150, (2,)),),
     ):
-        found, expected = run(kernels, batch_of(kernels, contexts, [1] * 5, shared), (4, 2, 32))
+        found, expected = run(kernels, batch_of(contexts, [1] * 5, shared), (4, 2, 32))
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

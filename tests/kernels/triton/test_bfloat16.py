@@ -9,7 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from triton_bfloat16 import repair, to_bits, to_float32
+from tests.kernels.triton_bfloat16 import repair, to_bits, to_float32
 
 pytestmark = pytest.mark.interpret
 repair()

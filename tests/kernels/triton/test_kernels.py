@@ -1,4 +1,4 @@
-"""What the contract does not say of the Triton back end: padding, masks, copies, traffic, and what
+"""What the contract does not say of the Triton back end: padding, masks, traffic, and what
 it refuses."""
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from access import Monitor
-from test_contract import batch_of, generator, how_to_sample, make_batch, rope_table
-from triton_bfloat16 import repair
+from tests.kernels.batches import batch_of, generator, how_to_sample, make_batch, rope_table
+from tests.kernels.triton.access import Monitor
+from tests.kernels.triton_bfloat16 import repair
 
 import asgl.kernels.triton.kernels as backend
 from asgl.errors import ConfigError
@@ -28,7 +28,7 @@ def kernels() -> TritonKernels:
 
 def test_padding_is_written_nowhere(kernels: TritonKernels, monitor: Monitor) -> None:
     """A negative slot: rows that only fill up a batch of fixed size."""
-    batch = batch_of(kernels, [[3, 5], [9], [9]], [1, 1, 1])
+    batch = batch_of([[3, 5], [9], [9]], [1, 1, 1])
     batch.slots[1:] = -1
     cache = torch.full((2, 10, 2, 16), torch.nan)
     qkv = torch.randn(3, 8 * 16, generator=generator(1))
@@ -59,27 +59,6 @@ def test_masks_ban_what_a_grammar_does_not_allow(kernels: TritonKernels, monitor
     assert (short[:, 320:] == -torch.inf).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_copy_slots(monitor: Monitor, dtype: torch.dtype) -> None:
-    kernels = TritonKernels("cpu", dtype)
-    pool = (
-        torch.randn(3, 2, 12, 3, 20, generator=generator(1)).to(dtype).view(6, 12, 3, 20)
-    )  # keys and values are layers alike
-    expected = pool.clone()
-    expected[:, [1, 7, 11]] = expected[:, [4, 0, 4]]
-    sources, destinations = (
-        torch.tensor([4, 0, 4], dtype=torch.int32),
-        torch.tensor([1, 7, 11], dtype=torch.int32),
-    )
-    kernels.copy_slots(pool, sources, destinations)
-    assert torch.equal(pool, expected)
-    assert (
-        monitor.launches[0].read["pool"]
-        == monitor.launches[0].written["pool"]
-        == 6 * 3 * 60 * dtype.itemsize
-    )
-
-
 def test_elementwise_kernels_read_and_write_each_element_once(
     kernels: TritonKernels, monitor: Monitor, poisoned: None
 ) -> None:
@@ -92,7 +71,7 @@ def test_elementwise_kernels_read_and_write_each_element_once(
     kernels.silu_and_mul(torch.randn(n, 2 * d))
     assert monitor.launches[-1].read == {"gate_up": 2 * n * d * 4}
     assert monitor.launches[-1].written == {"out": n * d * 4}
-    batch = batch_of(kernels, [list(range(n))], [n])
+    batch = batch_of([list(range(n))], [n])
     caches = torch.randn(2, 10, 2, 16)
     kernels.rope_and_store(
         torch.randn(n, 8 * 16), batch, rope_table(kernels, 64, 16), caches[0], caches[1]

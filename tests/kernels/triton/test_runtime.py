@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from access import Monitor
+from tests.kernels.triton.access import Monitor
 
 import asgl
 from tiny import tiny_directory

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from fake_driver import Launch, fake_driver
+from tests.kernels.triton_compile.fake_driver import Launch, fake_driver
 
 from asgl.kernels.api import Batch, SamplingBatch
 from asgl.kernels.triton.kernels import TritonKernels
@@ -91,9 +91,6 @@ def cases(arch: str, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> list[
     take("repetition", "edits", "sample, filtered")
     kernels.mask_logits(logits, torch.empty(DECODE_ROWS, shape.vocabulary // 32, dtype=torch.int32))
     take("mask")
-    pool = torch.empty(2, SLOTS, shape.kv_heads, shape.head_dim, dtype=dtype)
-    kernels.copy_slots(pool, torch.empty(7, dtype=torch.int32), torch.empty(7, dtype=torch.int32))
-    take("copy_slots")
     return found
 
 
@@ -125,7 +122,6 @@ def _batch(rows: int, new: int, shared: tuple[tuple[int, int, tuple[int, ...]], 
         ints(rows + 1),
         ints(rows * CONTEXT),
         decode_rows=rows if new == 1 else 0,
-        max_qo=new,
         max_kv=CONTEXT,
         shared=shared,
     )

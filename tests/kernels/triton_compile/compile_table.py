@@ -1,6 +1,7 @@
-"""The checked-in table of what each kernel compiles to. Run this file to write it anew, after a change that is meant:
+"""The checked-in table of what each kernel compiles to. Run this file to write it anew, after a
+change that is meant:
 
-TRITON_INTERPRET= python tests/kernels/triton_compile/compile_table.py
+TRITON_INTERPRET= python -m tests.kernels.triton_compile.compile_table
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ from pathlib import Path
 
 import torch
 import triton
-from compile_cases import SHAPES, cases
-from fake_driver import TARGETS, Launch
-from machine_code import Resources, resources
+from tests.kernels.triton_compile.compile_cases import SHAPES, cases
+from tests.kernels.triton_compile.fake_driver import TARGETS, Launch
+from tests.kernels.triton_compile.machine_code import Resources, resources
 
 TABLE = Path(__file__).parent / "resources.csv"
 _DESCRIPTION = f"""\
-# What Triton's kernels compile to, in bfloat16. Written by compile_table.py with Triton {triton.__version__};
-# test_compile.py compares.
-# shape: the model whose sizes are used (compile_cases.py). grid: programs of the launch. warps: of a program.
+# What Triton's kernels compile to, in bfloat16. Written with Triton {triton.__version__};
+# by compile_table.py, and test_compile.py compares.
+# shape: the model whose sizes are used (compile_cases.py). grid: programs of the launch.
+# warps: of a program.
 # registers: of a thread, 255 at most (AMD: vector registers, 512 at most).
 # stack: bytes of a thread spilled to memory; 0 is right.
-# shared: bytes of shared memory of a program. products: instructions of matrix products and how often they are in the code:
-#   HMMA tensor cores, by warp; HGMMA by warp group (sm_90); UTCHMMA with memory of their own (sm_100); MFMA AMD's.
-# loads, stores: accesses to global memory, width in bits x how often in the code; asynchronous copies are loads.
+# shared: bytes of shared memory of a program.
+# products: instructions of matrix products and how often they are in the code: HMMA tensor cores,
+#   by warp; HGMMA by warp group (sm_90); UTCHMMA with memory of their own (sm_100); MFMA AMD's.
+# loads, stores: accesses to global memory, width in bits x how often in the code; asynchronous
+#   copies are loads.
 # instructions: in the whole kernel.
 """
 _KEY = ("arch", "shape", "kernel", "grid", "warps")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import FakeCuda
-from fake_driver import fake_driver
 from steps import MemoryCheckpoint
+from tests.kernels.triton_compile.fake_driver import fake_driver
 
 from asgl.execution import cuda_runner
 from asgl.kernels.triton import kernels as backend

@@ -4,9 +4,12 @@ editor would show."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, assert_type
+from dataclasses import dataclass
+from datetime import date
+from enum import Enum
+from typing import Annotated, Any, Literal, TypedDict, assert_type
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 import asgl
 from asgl.testing import ScriptedRuntime
@@ -15,6 +18,19 @@ from asgl.testing import ScriptedRuntime
 class Person(BaseModel):
     name: str
     age: int
+
+
+class Color(Enum):
+    RED = "red"
+
+
+class Movie(TypedDict):
+    title: str
+
+
+@dataclass
+class Place:
+    name: str
 
 
 async def ops(s: asgl.PromptStream) -> None:
@@ -67,6 +83,18 @@ async def values(s: asgl.PromptStream) -> None:
     assert_type(await s.gen("n", dtype=bool), bool)
     assert_type(await s.gen("who", json_schema=Person), Person)
     assert_type(s.gen("who", json_schema=Person, max_tokens=64), asgl.Handle[Person])
+    assert_type(await s.gen("people", json_schema=list[Person]), list[Person])
+    assert_type(await s.gen("ages", json_schema=dict[str, int]), dict[str, int])
+    assert_type(await s.gen("who", json_schema=TypeAdapter(Person)), Person)
+    assert_type(await s.gen("movie", json_schema=Movie), Movie)
+    assert_type(await s.gen("place", json_schema=Place), Place)
+    assert_type(await s.gen("color", json_schema=Color), Color)
+    assert_type(await s.gen("day", json_schema=date), date)
+    assert_type(s.submit(asgl.gen("people", json_schema=list[Person])), asgl.Handle[list[Person]])
+    either: TypeAdapter[int | str] = TypeAdapter(int | str)
+    assert_type(await s.gen("either", json_schema=either), int | str)
+    assert_type(await s.gen("any", json_schema=Annotated[int, "a comment"]), Any)
+    assert_type(await s.sample("days", n=2, json_schema=list[date]), list[list[date]])
     assert_type(await s.gen("raw", json_schema={"type": "object"}), str)
     assert_type(await s.gen("r", regex="[a-z]+"), str)
     assert_type(await s.gen("c", choices=["a", "b"]), str)
@@ -107,6 +135,7 @@ async def tools(s: asgl.PromptStream) -> None:
     assert_type(call.tool.name, str)
     assert_type(await weather("Lyon", days=2), dict[str, str])
     assert_type(await search("x"), str)
+    assert_type(await asgl.tool(search.function, name="again")("x"), str)
 
 
 async def length(s: asgl.PromptStream, topic: str) -> int:

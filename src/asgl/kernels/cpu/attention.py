@@ -22,11 +22,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from asgl.kernels.cpu import llvm, streaming, team, widening
 from asgl.kernels.cpu.dots import OUTPUTS, TILE_STEP, add_dot_rows, dot_rows
-from asgl.kernels.cpu.llvm import ELEMENT, I16, I32, I64, IVEC, LANES, PER_WORD
+from asgl.kernels.cpu.llvm import ELEMENT, IVEC, LANES, PER_WORD
 from asgl.kernels.cpu.simd import (
     add,
     exp,
@@ -60,12 +59,8 @@ from asgl.kernels.cpu.units import BLOCK, COUNT, INDEX, LENGTH, PARTIAL, POSITIO
 
 few = streaming if PER_WORD == 2 else widening
 """How a few queries read the cache."""
-FEW_QUERIES, mix_rows, prepare_queries, score_rows = (
-    few.QUERIES,
-    few.mix_rows,
-    few.prepare_queries,
-    few.score_rows,
-)
+FEW_QUERIES, prepare_queries = few.QUERIES, few.prepare_queries
+score_rows, mix_rows = few.score_rows, few.mix_rows
 _LOWEST = np.float32(-1e30)
 """The top of no scores at all: finite, so that the difference of two is a number."""
 _WEIGHTS = BLOCK * ELEMENT
@@ -77,12 +72,10 @@ def _transpose(
 ) -> None:
     """Loads 16 words at `offset` from each of 16 addresses (int64 [16]); stores them transposed, a
     step of a tile apart."""
-    rows = []
-    for i in range(LANES):
-        at = llvm.load(builder, builder.add(addresses, ir.Constant(I64, 8 * i)), I64, 8)
-        rows.append(load(builder, builder.add(at, offset)))
+    places = [streaming.token(builder, addresses, i, offset) for i in range(LANES)]
+    rows = [load(builder, place) for place in places]
     for i, row in enumerate(llvm.transpose(builder, rows)):
-        llvm.store(builder, builder.add(out, ir.Constant(I64, i * TILE_STEP)), row, 4)
+        llvm.store(builder, llvm.offset(builder, out, i * TILE_STEP), row, 4)
 
 
 @operation(void, i64, i64, i64)
@@ -101,22 +94,16 @@ def _transpose_widened(builder: Any, addresses: Any, offset: Any, out: Any) -> N
 def _zip_rows(builder: Any, first: Any, second: Any, out: Any) -> None:
     """32 bfloat16 of two values to the step of a tile: words with one of the first and one of the
     second."""
-    wide = ir.VectorType(I16, 2 * LANES)
-    rows = [llvm.load(builder, address, wide, 2) for address in (first, second)]
-    for half in range(2):
-        order = [
-            place for i in range(half * LANES, (half + 1) * LANES) for place in (i, 2 * LANES + i)
-        ]
-        zipped = builder.shuffle_vector(*rows, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
-        llvm.store(builder, builder.add(out, ir.Constant(I64, 64 * half)), zipped, 4)
+    for half, zipped in enumerate(streaming.zipped_rows(builder, first, second)):
+        llvm.store(builder, llvm.offset(builder, out, 64 * half), zipped, 4)
 
 
 @operation(void, i64, i64)
 def _widen_row(builder: Any, source: Any, out: Any) -> None:
     """32 bfloat16 of a value to the step of a tile, widened."""
     for half in range(2):
-        word = llvm.load_bf16(builder, builder.add(source, ir.Constant(I64, 32 * half)))
-        llvm.store(builder, builder.add(out, ir.Constant(I64, 64 * half)), word, 4)
+        word = llvm.load_bf16(builder, llvm.offset(builder, source, 32 * half))
+        llvm.store(builder, llvm.offset(builder, out, 64 * half), word, 4)
 
 
 def room(queries: int, kv_heads: int, head_dim: int) -> int:
@@ -291,7 +278,7 @@ def _unit(
                         scores + half * 4 * OUTPUTS,
                     )
                     dot_rows(
-                        own, head_dim * ELEMENT, queries, tile, head_dim // PER_WORD, at, BLOCK * 4
+                        queries, own, head_dim * ELEMENT, at, BLOCK * 4, tile, head_dim // PER_WORD
                     )
             for i in range(queries):
                 seen = get_i64(limits + get_i64(tokens + i // group * 8) * 8) - position - start
@@ -314,7 +301,7 @@ def _unit(
             _pack_values(v_at, head * head_bytes, steps, head_dim, values)
             for d in range(0, head_dim, OUTPUTS):
                 tile = values + d // OUTPUTS * (BLOCK // PER_WORD) * TILE_STEP
-                add_dot_rows(weights, _WEIGHTS, queries, tile, steps, mixed + d * 4, head_dim * 4)
+                add_dot_rows(queries, weights, _WEIGHTS, mixed + d * 4, head_dim * 4, tile, steps)
 
     for head in range(kv_heads):
         for i in range(queries):
@@ -364,76 +351,24 @@ def _merge(parts: int, count: int, partials: int, heads: int, head_dim: int, out
 
 @kernel
 def attention_phases(
-    job: int,
-    phase: int,
-    number: int,
-    units: int,
-    unit_count: int,
-    tokens: int,
-    limits: int,
-    merged: int,
-    merged_count: int,
-    parts: int,
-    order: int,
-    indices: int,
-    q: int,
-    k_cache: int,
-    v_cache: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    scale: float,
-    partials: int,
-    out: int,
-    scratch: int,
-    packed_only: bool,
+    a: Any, phase: int, number: int, q: int, k_cache: int, v_cache: int, out: int, scratch: int
 ) -> None:
     """One thread's part of attention: the phases `phase` (units) and `phase + 1` (merges).
 
-    q and out [n, heads, head_dim] elements; caches [slots, kv_heads, head_dim] bfloat16; the rest
-    as `plan_units` returns it. `partials` holds float32 [partial results, heads, 16 + head_dim]:
-    top and sum, padding, result. `packed_only` keeps to one way of computing for any number of
-    queries.
+    `a` is the record of the entry. q and out [n, heads, head_dim] elements; caches [slots,
+    kv_heads, head_dim] bfloat16; `a.units` to `a.indices` as `plan_units` returns them.
+    `a.partials` holds float32 [partial results, heads, 16 + head_dim]: top and sum, padding,
+    result. `a.packed_only` keeps to one way of computing for any number of queries.
     """
-    while True:
-        unit = team.claim(job, phase, number, 1, unit_count)
-        if unit >= unit_count:
-            break
+    for unit in team.pieces(a.job, phase, number, 1, a.unit_count):
         _unit(
-            units + unit * UNIT * 8,
-            tokens,
-            limits,
-            indices,
-            q,
-            k_cache,
-            v_cache,
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
-            partials,
-            out,
-            scratch,
-            packed_only,
-        )
-        team.finish(job, phase, 1)
-    team.wait(job, phase, number, unit_count)
-    if merged_count == 0:
+            a.units + unit * UNIT * 8, a.tokens, a.limits, a.indices, q, k_cache, v_cache,
+            a.heads, a.kv_heads, a.head_dim, a.scale, a.partials, out, scratch, a.packed_only != 0,
+        )  # fmt: skip
+    if a.merged_count == 0:
         return
-    phase += 1
-    while True:
-        i = team.claim(job, phase, number, 1, merged_count)
-        if i >= merged_count:
-            break
-        token = get_i64(merged + i * 8)
-        first, last = get_i64(parts + token * 8), get_i64(parts + token * 8 + 8)
-        _merge(
-            order + first * 8,
-            last - first,
-            partials,
-            heads,
-            head_dim,
-            out + token * heads * head_dim * ELEMENT,
-        )
-        team.finish(job, phase, 1)
-    team.wait(job, phase, number, merged_count)
+    for i in team.pieces(a.job, phase + 1, number, 1, a.merged_count):
+        token = get_i64(a.merged + i * 8)
+        first, last = get_i64(a.parts + token * 8), get_i64(a.parts + token * 8 + 8)
+        target = out + token * a.heads * a.head_dim * ELEMENT
+        _merge(a.order + first * 8, last - first, a.partials, a.heads, a.head_dim, target)

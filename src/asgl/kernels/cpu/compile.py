@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -10,83 +11,92 @@ import numba
 import numpy as np
 from numba import cfunc, njit, types
 
+from asgl.kernels.api import Progress
 from asgl.kernels.cpu import entries, linear, packing, sampling, units
 from asgl.kernels.cpu.cache import cached
 from asgl.kernels.cpu.threads import Team
 
-Progress = Callable[[str, int, int], None]
-"""Told the name of the kernel that is being compiled, how many are ready, and how many there
-are."""
-
-_EDIT = "void(int64, int64, int64[::1], int64[::1], float32[::1], boolean)"
-
 
 class Entry:
-    """A compiled entry: called with the values of its record, it runs on all threads of the team
-    and returns."""
+    """A compiled entry: called with the fields of its record, it runs on all threads of the team
+    and returns. TypeError if a field is missing, or is none of its record."""
 
     def __init__(self, name: str, team: Team, phases: int) -> None:
         pairs = [field.partition(":") for field in entries.FIELDS[name].split()]
-        kinds = [(field, np.float64 if kind else np.int64) for field, _, kind in pairs]
+        self._name, self._fields = name, [field for field, _, _ in pairs]
+        self._ordered = operator.itemgetter(*self._fields)
         self._pack = struct.Struct(
             "=" + "".join("d" if kind else "q" for _, _, kind in pairs)
         ).pack_into
+        kinds = [(field, np.float64 if kind else np.int64) for field, _, kind in pairs]
         self._record = np.zeros(1, np.dtype(kinds, align=True))
         values = np.zeros(len(pairs), np.int64)
         self._values: memoryview = values.data
         signature = types.void(
             types.CPointer(numba.from_dtype(self._record.dtype)), types.int64, types.int64
         )
-        self._function = cached(
+        self.function = cached(
             lambda cache: cfunc(signature, cache=cache, error_model="numpy")(getattr(entries, name))
         )
-        team.keep.append((self._record, self._function))
+        self._job, self._code = team.address, self.function.address
+        team.keep.append((self._record, self.function))
         self._run = team.run
         self._address, self._source = self._record.ctypes.data, values.ctypes.data
         self.phases = phases
 
-    def __call__(self, *values: float) -> None:
-        self._pack(
-            self._values, 0, *values
-        )  # not to the record, which a late helper of the last call may be reading
-        self._run(
-            self._function.address, self._address, self.phases, self._source, len(self._values)
-        )
+    def need(self, phases: int) -> None:
+        """Makes room for jobs of so many phases, for good: a late helper of the job with the most
+        of them reads the record of any later one."""
+        self.phases = max(self.phases, phases)
+
+    def __call__(self, **fields: float) -> None:
+        fields["job"] = self._job
+        try:
+            values = self._ordered(fields)
+        except KeyError:
+            values = ()
+        if len(values) != len(fields):
+            raise TypeError(
+                f"{self._name} takes {', '.join(self._fields)}, not {', '.join(fields)}"
+            )
+        # not to the record, which a late helper of the last call may be reading
+        self._pack(self._values, 0, *values)
+        self._run(self._code, self._address, self.phases, self._source, len(values))
 
 
 class Compiled:
     """All entries; and `plan_units`, `edit` and `fill_tiles`, which are no parallel regions."""
 
     def __init__(self, team: Team, progress: Progress | None = None) -> None:
-        self._ready, self._progress = 0, progress
-        self._names = [*entries.FIELDS, "plan_units", "edit", "fill_tiles"]
-        self.embed = self._entry("embed", team)
-        self.add_rms_norm = self._entry("add_rms_norm", team)
-        self.linear = self._entry("linear", team, phases=linear.PHASES)
-        self.rope_and_store = self._entry("rope_and_store", team)
-        self.attention = self._entry("attention", team, phases=2)
-        self.layers = self._entry("layers", team, phases=0)
-        self.silu_and_mul = self._entry("silu_and_mul", team)
-        self.log_softmax = self._entry("log_softmax", team)
-        self.sample = self._entry("sample", team)
-        self.plan_units = self._function("plan_units", units.plan_units, units.SIGNATURE)
-        self.edit = self._function("edit", sampling.edit.py_func, _EDIT)
-        self.fill_tiles = self._function(
-            "fill_tiles", packing.fill_tiles.py_func, packing.SIGNATURE
-        )
-        self._tell("")
+        made: list[str] = []
 
-    def _tell(self, name: str) -> None:
-        if self._progress is not None:
-            self._progress(name, self._ready, len(self._names))
-        self._ready += 1
+        def tell(name: str) -> None:
+            if progress is not None:
+                progress(name, len(made), len(entries.FIELDS) + 3)
+            made.append(name)
 
-    def _entry(self, name: str, team: Team, phases: int = 1) -> Entry:
-        self._tell(name)
-        return Entry(name, team, phases)
+        def entry(name: str, phases: int = 1) -> Entry:
+            tell(name)
+            return Entry(name, team, phases)
 
-    def _function(self, name: str, function: Callable[..., Any], signature: str) -> Any:
-        self._tell(name)
-        return cached(
-            lambda cache: njit(signature, nogil=True, cache=cache, error_model="numpy")(function)
-        )
+        def function(function: Callable[..., Any], signature: str) -> Any:
+            tell(function.__name__)
+            return cached(
+                lambda cache: njit(signature, nogil=True, cache=cache, error_model="numpy")(
+                    function
+                )
+            )
+
+        self.embed = entry("embed")
+        self.add_rms_norm = entry("add_rms_norm")
+        self.linear = entry("linear", linear.PHASES)
+        self.rope_and_store = entry("rope_and_store")
+        self.attention = entry("attention", 2)
+        self.layers = entry("layers", 0)
+        self.silu_and_mul = entry("silu_and_mul")
+        self.log_softmax = entry("log_softmax")
+        self.sample = entry("sample")
+        self.plan_units = function(units.plan_units, units.SIGNATURE)
+        self.edit = function(sampling.edit.py_func, sampling.EDIT_SIGNATURE)
+        self.fill_tiles = function(packing.fill_tiles.py_func, packing.SIGNATURE)
+        tell("")

@@ -41,8 +41,7 @@ def warn_of_spinning_threads(
     if threads > allowed:
         warnings.warn(
             f"torch uses {threads} threads where this process may use {allowed} cores, and they "
-            "would keep each other "
-            f"waiting: set OMP_NUM_THREADS={allowed} before Python starts",
+            f"would keep each other waiting: set OMP_NUM_THREADS={allowed} before Python starts",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -58,9 +57,8 @@ def warn_of_spinning_threads(
     if others:
         warnings.warn(
             f"another OpenMP runtime than torch's is loaded ({', '.join(others)}), and the threads "
-            "of one spin on the "
-            "cores of the other: set OMP_WAIT_POLICY=passive before Python starts, or do without "
-            "it",
+            "of one spin on the cores of the other: set OMP_WAIT_POLICY=passive before Python "
+            "starts, or do without it",
             RuntimeWarning,
             stacklevel=2,
         )

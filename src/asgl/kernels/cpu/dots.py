@@ -13,7 +13,8 @@ Weights are stored in tiles of 32 outputs, streamed in the order of k (see `weig
 packs them):
 
     16 bits   for each step of a pair: [2][16] words of two bfloat16
-     8 bits   for each group of 32 k: [2][8][16] words of 4 signed bytes (of neighbouring k), then scales, offsets
+     8 bits   for each group of 32 k: [2][8][16] words of 4 signed bytes (of neighbouring k), then
+              scales, offsets
      4 bits   for each group of 32 k: [2][4][16] words of 8 nibbles, then scales, offsets
 
 Scales and offsets are float16, [2][16] of each. Nibble i of half h of word j is k = 2 (4 j + i) +
@@ -29,8 +30,8 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from asgl.kernels.cpu import llvm
-from asgl.kernels.cpu.llvm import F32, FVEC, HVEC, I16, I32, I64, IVEC, const
-from asgl.kernels.cpu.simd import i64, kernel, operation, void
+from asgl.kernels.cpu.llvm import F32, FVEC, HVEC, I16, I32, IVEC, const
+from asgl.kernels.cpu.simd import i64, operation, rows_operation, void
 from asgl.kernels.cpu.target import TARGET
 
 OUTPUTS = 32
@@ -45,15 +46,13 @@ GROUP_BYTES_4, GROUP_BYTES_8, GROUP_BYTES_16 = GROUP_BYTES[4], GROUP_BYTES[8], G
 TILE_STEP = 4 * OUTPUTS
 """Bytes of a step of a tile of words."""
 
-ROWS = {32: 8, 8: 2, 4: 1}[TARGET.vector_registers]
-"""Rows of the largest block: two sums a row, two vectors of B and one of A must fit the
-registers."""
-FEW = 4
+ROWS = {32: (1, 2, 3, 4, 4, 6, 6, 8), 8: (1, 2), 4: (1,)}[TARGET.vector_registers]
+"""Rows of the next block, by how many are left: two sums a row, two vectors of B and one of A must
+fit the registers."""
+FEW = (1, 2, 3, 4)
 """The same for blocks that unpack weights on the way, with 32 registers."""
-
-
-def _offset(builder: Any, base: Any, offset: int) -> Any:
-    return builder.add(base, ir.Constant(I64, offset)) if offset else base
+VECTORS = {4: 4, 8: 8}
+"""Vectors of packed words in a group, for each half of its outputs, by the bits of a weight."""
 
 
 class _Sums:
@@ -69,8 +68,7 @@ class _Sums:
                 self.builder.store(const(0.0, FVEC), slot)
 
     def _place(self, c: Any, ldc: Any, row: int, half: int) -> Any:
-        start = self.builder.add(c, self.builder.mul(ldc, ir.Constant(I64, row)))
-        return _offset(self.builder, start, 64 * half)
+        return llvm.offset(self.builder, llvm.step(self.builder, c, ldc, row), 64 * half)
 
     def read(self, c: Any, ldc: Any) -> None:
         for row in range(self.rows):
@@ -93,38 +91,37 @@ class _Sums:
         self.builder.store(llvm.fma(self.builder, a, b, self.builder.load(slot, typ=FVEC)), slot)
 
 
-def _rows_of(builder: Any, a: Any, lda: Any, rows: int) -> list[Any]:
-    return [builder.add(a, builder.mul(lda, ir.Constant(I64, row))) for row in range(rows)]
-
-
 def _word(builder: Any, address: Any) -> Any:
     return llvm.splat(builder, llvm.load(builder, address, I32, 4))
 
 
-def _block(rows: int, accumulate: bool) -> Any:
-    """A tile product of `rows` rows: c = a . b, or c += a . b."""
+def _product(name: str, *, accumulate: bool) -> Any:
+    """c = a . b, or c += a . b, for any number of rows and one tile: (rows, a, lda, c, ldc, b,
+    steps). c is float32 [rows, 32]; lda and ldc are bytes from row to row."""
 
-    def emit(builder: Any, a: Any, lda: Any, b: Any, steps: Any, c: Any, ldc: Any) -> None:
+    def emit(
+        builder: Any, rows: int, a: Any, lda: Any, c: Any, ldc: Any, b: Any, steps: Any
+    ) -> None:
         sums = _Sums(builder, rows)
         if accumulate:
             sums.read(c, ldc)
         else:
             sums.clear()
-        starts = _rows_of(builder, a, lda, rows)
+        starts = [llvm.step(builder, a, lda, row) for row in range(rows)]
         with cgutils.for_range(builder, steps) as loop:
-            at_b = builder.add(b, builder.mul(loop.index, ir.Constant(I64, TILE_STEP)))
-            at_a = builder.mul(loop.index, ir.Constant(I64, 4))
+            at_b = llvm.step(builder, b, TILE_STEP, loop.index)
             halves = [
-                llvm.load(builder, _offset(builder, at_b, 64 * half), IVEC, 4) for half in range(2)
+                llvm.load(builder, llvm.offset(builder, at_b, 64 * half), IVEC, 4)
+                for half in range(2)
             ]
             for row in range(rows):
-                word = _word(builder, builder.add(starts[row], at_a))
+                word = _word(builder, llvm.step(builder, starts[row], 4, loop.index))
                 for half in range(2):
                     sums.dot(row, half, word, halves[half])
         sums.write(c, ldc)
 
-    emit.__name__ = f"block_{rows}{'_accumulate' if accumulate else ''}"
-    return operation(void, i64, i64, i64, i64, i64, i64)(emit)
+    emit.__name__ = name
+    return rows_operation(ROWS, moving=2, fixed=2)(emit)
 
 
 def _nibble_steps(builder: Any, words: Any) -> list[Any]:
@@ -170,87 +167,81 @@ def _byte_steps(builder: Any, words: Any) -> list[Any]:
     ]
 
 
-_VECTORS = {4: 4, 8: 8}
-"""Vectors of packed words in a group, for each half of its outputs."""
 _STEPS: dict[int, Callable[[Any, Any], list[Any]]] = {4: _nibble_steps, 8: _byte_steps}
 _FLOATS: dict[int, Callable[[Any, Any], list[Any]]] = {4: _nibble_floats, 8: _byte_floats}
 _BIAS = {4: 128.0, 8: 0.0}
 """What these add to a weight."""
 
 
-def _scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
-    """The scales of a group's outputs, and the offsets that go with biased weights."""
+def scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
+    """The scales and the offsets of a half of a group's outputs."""
     base = GROUP_BYTES[bits] - SCALES + 32 * half
-    scale, offset = (
+    first, second = (
         llvm.half_to_f32(
-            builder, llvm.load(builder, _offset(builder, group, base + place), HVEC, 2)
+            builder, llvm.load(builder, llvm.offset(builder, group, base + place), HVEC, 2)
         )
         for place in (0, SCALES // 2)
     )
+    return first, second
+
+
+def _biased_scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
+    """The same, with offsets for biased weights."""
+    scale, offset = scales(builder, group, bits, half)
     if _BIAS[bits]:
         offset = llvm.fma(builder, scale, const(-_BIAS[bits], FVEC), offset)
     return scale, offset
 
 
-def _few(rows: int, bits: int) -> Any:
-    """A tile product of a few rows of bfloat16 with packed weights: sum over groups of scale *
-    (quants . x) + offset * sum(x).
+def _words(builder: Any, group: Any, bits: int, half: int, vector: int) -> Any:
+    """One of the vectors of packed words of a group."""
+    place = llvm.offset(builder, group, 64 * (half * VECTORS[bits] + vector))
+    return llvm.load(builder, place, IVEC, 4)
+
+
+def _few(bits: int) -> Any:
+    """c = a . b for a few rows of bfloat16 and one tile of packed weights: (rows, a, lda, sums,
+    ld_sums, c, ldc, b, groups). Over groups, the sum of scale * (quants . x) + offset * sum(x).
 
     Exact but for the rounding of x: weights are never rounded. `sums` holds sum(x) of each group,
     float32 [rows, groups].
     """
 
     def emit(
-        builder: Any,
-        a: Any,
-        lda: Any,
-        sums_of: Any,
-        ld_sums: Any,
-        b: Any,
-        groups: Any,
-        c: Any,
-        ldc: Any,
-    ) -> None:
+        builder: Any, rows: int, a: Any, lda: Any, sums_of: Any, ld_sums: Any, c: Any, ldc: Any,
+        b: Any, groups: Any,
+    ) -> None:  # fmt: skip
         results, partial = _Sums(builder, rows), _Sums(builder, rows)
         results.clear()
-        starts, totals = _rows_of(builder, a, lda, rows), _rows_of(builder, sums_of, ld_sums, rows)
+        starts = [llvm.step(builder, a, lda, row) for row in range(rows)]
+        totals = [llvm.step(builder, sums_of, ld_sums, row) for row in range(rows)]
         with cgutils.for_range(builder, groups) as loop:
-            group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
-            at_a = builder.mul(loop.index, ir.Constant(I64, 2 * GROUP))
+            group = llvm.step(builder, b, GROUP_BYTES[bits], loop.index)
+            inputs = [llvm.step(builder, start, 2 * GROUP, loop.index) for start in starts]
             partial.clear()
             step = 0
-            for vector in range(_VECTORS[bits]):
+            for vector in range(VECTORS[bits]):
                 halves = [
-                    _STEPS[bits](
-                        builder,
-                        llvm.load(
-                            builder,
-                            _offset(builder, group, 64 * (half * _VECTORS[bits] + vector)),
-                            IVEC,
-                            4,
-                        ),
-                    )
+                    _STEPS[bits](builder, _words(builder, group, bits, half, vector))
                     for half in range(2)
                 ]
-                for first, second in zip(*halves, strict=True):
+                for words in zip(*halves, strict=True):
                     for row in range(rows):
-                        word = _word(
-                            builder, _offset(builder, builder.add(starts[row], at_a), 4 * step)
-                        )
-                        partial.dot(row, 0, word, first)
-                        partial.dot(row, 1, word, second)
+                        word = _word(builder, llvm.offset(builder, inputs[row], 4 * step))
+                        for half in range(2):
+                            partial.dot(row, half, word, words[half])
                     step += 1
             for half in range(2):
-                scale, offset = _scales(builder, group, bits, half)
+                scale, offset = _biased_scales(builder, group, bits, half)
                 for row in range(rows):
-                    place = builder.add(totals[row], builder.mul(loop.index, ir.Constant(I64, 4)))
+                    place = llvm.step(builder, totals[row], 4, loop.index)
                     summed = llvm.splat(builder, llvm.load(builder, place, F32, 4))
                     results.fma(row, half, offset, summed)
                     results.fma(row, half, scale, builder.load(partial.slots[row][half], typ=FVEC))
         results.write(c, ldc)
 
-    emit.__name__ = f"few_{rows}_{bits}"
-    return operation(void, *[i64] * 8)(emit)
+    emit.__name__ = f"few_rows_{bits}"
+    return rows_operation(FEW, moving=3, fixed=2)(emit)
 
 
 def _unpack(bits: int) -> Any:
@@ -258,22 +249,17 @@ def _unpack(bits: int) -> Any:
 
     def emit(builder: Any, b: Any, groups: Any, out: Any) -> None:
         with cgutils.for_range(builder, groups) as loop:
-            group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
-            tile = builder.add(
-                out, builder.mul(loop.index, ir.Constant(I64, GROUP // 2 * TILE_STEP))
-            )
+            group = llvm.step(builder, b, GROUP_BYTES[bits], loop.index)
+            tile = llvm.step(builder, out, GROUP // 2 * TILE_STEP, loop.index)
             for half in range(2):
-                scale, offset = _scales(builder, group, bits, half)
+                scale, offset = _biased_scales(builder, group, bits, half)
                 step = 0
-                for vector in range(_VECTORS[bits]):
-                    place = _offset(builder, group, 64 * (half * _VECTORS[bits] + vector))
-                    floats = _FLOATS[bits](builder, llvm.load(builder, place, IVEC, 4))
+                for vector in range(VECTORS[bits]):
+                    floats = _FLOATS[bits](builder, _words(builder, group, bits, half, vector))
                     values = [llvm.fma(builder, scale, value, offset) for value in floats]
-                    for i in range(0, len(values), 2):
-                        word = llvm.pair(builder, values[i], values[i + 1])
-                        llvm.store(
-                            builder, _offset(builder, tile, step * TILE_STEP + 64 * half), word, 4
-                        )
+                    for pair in zip(values[::2], values[1::2], strict=True):
+                        place = llvm.offset(builder, tile, step * TILE_STEP + 64 * half)
+                        llvm.store(builder, place, llvm.pair(builder, *pair), 4)
                         step += 1
 
     emit.__name__ = f"unpack_{bits}"
@@ -284,123 +270,16 @@ def _unpack(bits: int) -> Any:
 def widen_pairs(builder: Any, b: Any, pairs: Any, out: Any) -> None:
     """A tile of bfloat16 pairs to one of float32 words, which has twice the steps."""
     with cgutils.for_range(builder, pairs) as loop:
-        source = builder.add(b, builder.mul(loop.index, ir.Constant(I64, TILE_STEP)))
-        target = builder.add(out, builder.mul(loop.index, ir.Constant(I64, 2 * TILE_STEP)))
+        source = llvm.step(builder, b, TILE_STEP, loop.index)
+        target = llvm.step(builder, out, 2 * TILE_STEP, loop.index)
         for half in range(2):
-            words = llvm.load(builder, _offset(builder, source, 64 * half), IVEC, 4)
-            llvm.store(
-                builder, _offset(builder, target, 64 * half), builder.shl(words, const(16)), 4
-            )
-            high = builder.and_(words, const(-65536))
-            llvm.store(builder, _offset(builder, target, TILE_STEP + 64 * half), high, 4)
+            words = llvm.load(builder, llvm.offset(builder, source, 64 * half), IVEC, 4)
+            low, high = builder.shl(words, const(16)), builder.and_(words, const(-65536))
+            llvm.store(builder, llvm.offset(builder, target, 64 * half), low, 4)
+            llvm.store(builder, llvm.offset(builder, target, TILE_STEP + 64 * half), high, 4)
 
 
-_block_1, _block_2, _block_4, _block_8 = (_block(rows, accumulate=False) for rows in (1, 2, 4, 8))
-_block_3, _block_6 = (_block(rows, accumulate=False) for rows in (3, 6))
-_add_1, _add_2, _add_3, _add_4 = (_block(rows, accumulate=True) for rows in (1, 2, 3, 4))
-_add_6, _add_8 = (_block(rows, accumulate=True) for rows in (6, 8))
-_few_1_4, _few_2_4, _few_3_4, _few_4_4 = (_few(rows, 4) for rows in (1, 2, 3, 4))
-_few_1_8, _few_2_8, _few_3_8, _few_4_8 = (_few(rows, 8) for rows in (1, 2, 3, 4))
+dot_rows = _product("dot_rows", accumulate=False)
+add_dot_rows = _product("add_dot_rows", accumulate=True)
+few_rows_4, few_rows_8 = _few(4), _few(8)
 unpack_4, unpack_8 = _unpack(4), _unpack(8)
-
-
-@kernel
-def dot_rows(a: int, lda: int, rows: int, b: int, steps: int, c: int, ldc: int) -> None:
-    """c = a . b for any number of rows and one tile; c is float32 [rows, 32], ldc and lda are bytes
-    from row to row."""
-    row = 0
-    while row < rows:
-        left = min(rows - row, ROWS)
-        at_a, at_c = a + row * lda, c + row * ldc
-        if left >= 8:
-            _block_8(at_a, lda, b, steps, at_c, ldc)
-            row += 8
-        elif left >= 6:
-            _block_6(at_a, lda, b, steps, at_c, ldc)
-            row += 6
-        elif left >= 4:
-            _block_4(at_a, lda, b, steps, at_c, ldc)
-            row += 4
-        elif left == 3:
-            _block_3(at_a, lda, b, steps, at_c, ldc)
-            row += 3
-        elif left == 2:
-            _block_2(at_a, lda, b, steps, at_c, ldc)
-            row += 2
-        else:
-            _block_1(at_a, lda, b, steps, at_c, ldc)
-            row += 1
-
-
-@kernel
-def add_dot_rows(a: int, lda: int, rows: int, b: int, steps: int, c: int, ldc: int) -> None:
-    """c += a . b, otherwise as `dot_rows`."""
-    row = 0
-    while row < rows:
-        left = min(rows - row, ROWS)
-        at_a, at_c = a + row * lda, c + row * ldc
-        if left >= 8:
-            _add_8(at_a, lda, b, steps, at_c, ldc)
-            row += 8
-        elif left >= 6:
-            _add_6(at_a, lda, b, steps, at_c, ldc)
-            row += 6
-        elif left >= 4:
-            _add_4(at_a, lda, b, steps, at_c, ldc)
-            row += 4
-        elif left == 3:
-            _add_3(at_a, lda, b, steps, at_c, ldc)
-            row += 3
-        elif left == 2:
-            _add_2(at_a, lda, b, steps, at_c, ldc)
-            row += 2
-        else:
-            _add_1(at_a, lda, b, steps, at_c, ldc)
-            row += 1
-
-
-@kernel
-def few_rows_4(
-    a: int, lda: int, sums: int, ld_sums: int, rows: int, b: int, groups: int, c: int, ldc: int
-) -> None:
-    """c = a . b for a few rows and one tile of 4-bit weights; `sums` are the float32 sums of each
-    row's groups of 32."""
-    row = 0
-    while row < rows:
-        left = min(rows - row, FEW)
-        at_a, at_c, at_sums = a + row * lda, c + row * ldc, sums + row * ld_sums
-        if left >= 4:
-            _few_4_4(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
-            row += 4
-        elif left == 3:
-            _few_3_4(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
-            row += 3
-        elif left == 2:
-            _few_2_4(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
-            row += 2
-        else:
-            _few_1_4(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
-            row += 1
-
-
-@kernel
-def few_rows_8(
-    a: int, lda: int, sums: int, ld_sums: int, rows: int, b: int, groups: int, c: int, ldc: int
-) -> None:
-    """`few_rows_4` for 8-bit weights."""
-    row = 0
-    while row < rows:
-        left = min(rows - row, FEW)
-        at_a, at_c, at_sums = a + row * lda, c + row * ldc, sums + row * ld_sums
-        if left >= 4:
-            _few_4_8(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
-            row += 4
-        elif left == 3:
-            _few_3_8(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
-            row += 3
-        elif left == 2:
-            _few_2_8(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
-            row += 2
-        else:
-            _few_1_8(at_a, lda, at_sums, ld_sums, b, groups, at_c, ldc)
-            row += 1

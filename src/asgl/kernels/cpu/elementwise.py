@@ -1,11 +1,12 @@
 """What happens between the matrix products: embedding, norms, rotation and storing of keys and
 values, gating.
 
-Each is a phase over rows. Widths are multiples of 16 (a head's, of 32); ld* are bytes from row to
-row.
+Each is a phase over rows. Widths are multiples of 16 (a head's, of 32). `a` is an entry's record.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -36,44 +37,21 @@ GRAIN = 4
 
 
 @kernel
-def embed_phase(
-    job: int,
-    phase: int,
-    number: int,
-    ids: int,
-    rows: int,
-    d: int,
-    table: int,
-    kind: int,
-    scale: int,
-    offset: int,
-    share: int,
-    out: int,
-) -> None:
-    """out [rows, d] float32 = rows of the table, which holds bytes (`kind` 8, with a scale and an
+def embed_phase(a: Any, number: int) -> None:
+    """a.out [rows, d] float32 = rows of the table, which holds bytes (`kind` 8, with a scale and an
     offset float32 for each `share` of them), bfloat16 (16) or float32 (32)."""
-    while True:
-        first = team.claim(job, phase, number, GRAIN, rows)
-        if first >= rows:
-            break
-        last = min(first + GRAIN, rows)
-        for row in range(first, last):
-            at = get_i32(ids + row * 4) * d
-            for i in range(0, d, LANES):
-                if kind == 8:
-                    of = (at + i) // share * 4
-                    value = fma(
-                        load_bytes(table + at + i),
-                        splat(get_f32(scale + of)),
-                        splat(get_f32(offset + of)),
-                    )
-                elif kind == 16:
-                    value = load_bf16(table + (at + i) * 2)
-                else:
-                    value = load(table + (at + i) * 4)
-                store(out + (row * d + i) * 4, value)
-        team.finish(job, phase, last - first)
-    team.wait(job, phase, number, rows)
+    for row in team.pieces(a.job, 0, number, GRAIN, a.rows):
+        at = get_i32(a.ids + row * 4) * a.d
+        for i in range(0, a.d, LANES):
+            if a.kind == 8:
+                of = (at + i) // a.share * 4
+                scale, offset = splat(get_f32(a.scale + of)), splat(get_f32(a.offset + of))
+                value = fma(load_bytes(a.table + at + i), scale, offset)
+            elif a.kind == 16:
+                value = load_bf16(a.table + (at + i) * 2)
+            else:
+                value = load(a.table + (at + i) * 4)
+            store(a.out + (row * a.d + i) * 4, value)
 
 
 @kernel
@@ -100,31 +78,14 @@ def _norm_row(hidden: int, delta: int, weight: int, d: int, eps: float, out: int
 
 @kernel
 def norm_phase(
-    job: int,
-    phase: int,
-    number: int,
-    hidden: int,
-    delta: int,
-    rows: int,
-    d: int,
-    weight: int,
-    eps: float,
-    out: int,
-) -> None:
+    job: int, phase: int, number: int, hidden: int, delta: int, rows: int, d: int, weight: int,
+    eps: float, out: int,
+) -> None:  # fmt: skip
     """hidden += delta (if its address is not 0); out [rows, d] elements = hidden / rms(hidden) *
     weight."""
-    while True:
-        first = team.claim(job, phase, number, GRAIN, rows)
-        if first >= rows:
-            break
-        last = min(first + GRAIN, rows)
-        for row in range(first, last):
-            of = row * d * 4
-            _norm_row(
-                hidden + of, delta + of if delta else 0, weight, d, eps, out + row * d * ELEMENT
-            )
-        team.finish(job, phase, last - first)
-    team.wait(job, phase, number, rows)
+    for row in team.pieces(job, phase, number, GRAIN, rows):
+        of = row * d * 4
+        _norm_row(hidden + of, delta + of if delta else 0, weight, d, eps, out + row * d * ELEMENT)
 
 
 @kernel
@@ -145,74 +106,44 @@ def _rotate(source: int, angles: int, half: int, out: int, elements: bool) -> No
 
 @kernel
 def rope_phase(
-    job: int,
-    phase: int,
-    number: int,
-    qkv: int,
-    bias: int,
-    rows: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    positions: int,
-    slots: int,
-    rope: int,
-    k_cache: int,
-    v_cache: int,
-    out: int,
+    a: Any, phase: int, number: int, bias: int, k_cache: int, v_cache: int, out: int
 ) -> None:
-    """Queries of qkv [rows, heads + 2 kv_heads, head_dim] float32, rotated, to `out` as elements;
+    """Queries of a.qkv [rows, heads + 2 kv_heads, head_dim] float32, rotated, to `out` as elements;
     keys, rotated, and values to the caches [slots, kv_heads, head_dim] as bfloat16. `bias` (unless
     0) is added to qkv first, in place. What is not finite: see `Kernels.rope_and_store`."""
-    half = head_dim // 2
-    while True:
-        first = team.claim(job, phase, number, GRAIN, rows)
-        if first >= rows:
-            break
-        last = min(first + GRAIN, rows)
-        for row in range(first, last):
-            width = (heads + 2 * kv_heads) * head_dim
-            source = qkv + row * width * 4
-            if bias:
-                for i in range(0, width, LANES):
-                    store(source + i * 4, add(load(source + i * 4), load(bias + i * 4)))
-            angles = rope + get_i32(positions + row * 4) * head_dim * 4
-            for head in range(heads):
-                _rotate(source, angles, half, out + (row * heads + head) * head_dim * ELEMENT, True)
-                source += head_dim * 4
-            place = get_i32(slots + row * 4) * kv_heads * head_dim * 2
-            for head in range(kv_heads):
-                _rotate(source, angles, half, k_cache + place, False)
-                values = source + kv_heads * head_dim * 4
-                marks = zero()  # stays 0 if all numbers of the head are finite, else is NaN
-                for i in range(0, head_dim, LANES):
-                    value = load(values + i * 4)
-                    marks = fma(value, zero(), fma(load(source + i * 4), zero(), marks))
-                    store_bf16(v_cache + place + i * 2, value)
-                if not total(marks) == 0:
-                    for i in range(0, head_dim, LANES):
-                        store_bf16(k_cache + place + i * 2, splat(np.float32(np.nan)))
-                        store_bf16(v_cache + place + i * 2, zero())
-                source += head_dim * 4
-                place += head_dim * 2
-        team.finish(job, phase, last - first)
-    team.wait(job, phase, number, rows)
+    half, width = a.head_dim // 2, (a.heads + 2 * a.kv_heads) * a.head_dim
+    for row in team.pieces(a.job, phase, number, GRAIN, a.rows):
+        source = a.qkv + row * width * 4
+        if bias:
+            for i in range(0, width, LANES):
+                store(source + i * 4, add(load(source + i * 4), load(bias + i * 4)))
+        angles = a.rope + get_i32(a.positions + row * 4) * a.head_dim * 4
+        for head in range(a.heads):
+            target = out + (row * a.heads + head) * a.head_dim * ELEMENT
+            _rotate(source, angles, half, target, True)
+            source += a.head_dim * 4
+        place = get_i32(a.slots + row * 4) * a.kv_heads * a.head_dim * 2
+        for head in range(a.kv_heads):
+            _rotate(source, angles, half, k_cache + place, False)
+            values = source + a.kv_heads * a.head_dim * 4
+            marks = zero()  # stays 0 if all numbers of the head are finite, else is NaN
+            for i in range(0, a.head_dim, LANES):
+                value = load(values + i * 4)
+                marks = fma(value, zero(), fma(load(source + i * 4), zero(), marks))
+                store_bf16(v_cache + place + i * 2, value)
+            if not total(marks) == 0:
+                for i in range(0, a.head_dim, LANES):
+                    store_bf16(k_cache + place + i * 2, splat(np.float32(np.nan)))
+                    store_bf16(v_cache + place + i * 2, zero())
+            source += a.head_dim * 4
+            place += a.head_dim * 2
 
 
 @kernel
-def silu_phase(
-    job: int, phase: int, number: int, gate_up: int, rows: int, width: int, out: int
-) -> None:
-    """out [rows, width] elements = silu(gate) * up of gate_up [rows, 2 width] float32."""
-    while True:
-        first = team.claim(job, phase, number, GRAIN, rows)
-        if first >= rows:
-            break
-        last = min(first + GRAIN, rows)
-        for row in range(first, last):
-            gate = gate_up + row * width * 8
-            for i in range(0, width, LANES):
-                value = mul(silu(load(gate + i * 4)), load(gate + (width + i) * 4))
-                store_elements(out + (row * width + i) * ELEMENT, value)
-        team.finish(job, phase, last - first)
-    team.wait(job, phase, number, rows)
+def silu_phase(a: Any, number: int) -> None:
+    """a.out [rows, width] elements = silu(gate) * up of a.gate_up [rows, 2 width] float32."""
+    for row in team.pieces(a.job, 0, number, GRAIN, a.rows):
+        gate = a.gate_up + row * a.width * 8
+        for i in range(0, a.width, LANES):
+            value = mul(silu(load(gate + i * 4)), load(gate + (a.width + i) * 4))
+            store_elements(a.out + (row * a.width + i) * ELEMENT, value)

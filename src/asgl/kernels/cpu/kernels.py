@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +15,12 @@ from asgl.kernels.api import (
     ActivationFormat,
     Batch,
     LayerWeights,
+    ModelShape,
+    Progress,
     QuantizedTensor,
     SamplingBatch,
     WeightFormat,
+    quantize,
 )
 from asgl.kernels.cpu import attention, linear, sampling, weights
 from asgl.kernels.cpu.compile import Compiled
@@ -27,27 +30,22 @@ from asgl.kernels.cpu.layers import (
     ATTENTION_NORM,
     COLUMNS,
     DOWN,
-    DOWN_BITS,
     GATE_UP,
-    GATE_UP_BITS,
     KEYS,
     LAYER_PHASES,
     MLP_NORM,
     OUT,
-    OUT_BITS,
     QKV,
     QKV_BIAS,
-    QKV_BITS,
     VALUES,
 )
-from asgl.kernels.cpu.llvm import ELEMENT, PER_WORD
+from asgl.kernels.cpu.llvm import PER_WORD
 from asgl.kernels.cpu.threads import Team
 from asgl.kernels.cpu.units import QUERIES
 from asgl.kernels.cpu.weights import Packed, Table
 from asgl.kernels.memory import Arena
 
 MAX_LAYERS = 256
-_BITS: dict[WeightFormat, int] = {"dense": 16, "int8": 8, "int4": 4}
 
 
 class _Units:
@@ -57,17 +55,17 @@ class _Units:
         self.batch = batch
         units, tokens, limits, merged, parts, order, self.partials = arrays
         self._keep = arrays
-        self.arguments = (
-            units.ctypes.data,
-            len(units),
-            tokens.ctypes.data,
-            limits.ctypes.data,
-            merged.ctypes.data,
-            len(merged),
-            parts.ctypes.data,
-            order.ctypes.data,
-            batch.kv_indices.data_ptr(),
-        )
+        self.fields = {
+            "units": units.ctypes.data,
+            "unit_count": len(units),
+            "tokens": tokens.ctypes.data,
+            "limits": limits.ctypes.data,
+            "merged": merged.ctypes.data,
+            "merged_count": len(merged),
+            "parts": parts.ctypes.data,
+            "order": order.ctypes.data,
+            "indices": batch.kv_indices.data_ptr(),
+        }
 
 
 class Fused:
@@ -88,17 +86,16 @@ class Fused:
         self._layers = layers
         self.table = np.zeros((len(layers), COLUMNS), np.int64)
         for row, layer in zip(self.table, layers, strict=True):
-            row[[ATTENTION_NORM, MLP_NORM]] = (
-                layer.attention_norm.data_ptr(),
-                layer.mlp_norm.data_ptr(),
-            )
+            row[ATTENTION_NORM] = layer.attention_norm.data_ptr()
+            row[MLP_NORM] = layer.mlp_norm.data_ptr()
             row[QKV_BIAS] = layer.qkv_bias.data_ptr() if layer.qkv_bias is not None else 0
-            row[[QKV, OUT, GATE_UP, DOWN]] = [
-                w.address for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
-            ]
-            row[[QKV_BITS, OUT_BITS, GATE_UP_BITS, DOWN_BITS]] = [
-                w.bits for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
-            ]
+            for column, weight in (
+                (QKV, layer.qkv),
+                (OUT, layer.o),
+                (GATE_UP, layer.gate_up),
+                (DOWN, layer.down),
+            ):
+                row[column : column + 2] = weight.address, weight.bits
         self._caches: Sequence[tuple[Tensor, Tensor]] | None = None
 
     def table_at(self, caches: Sequence[tuple[Tensor, Tensor]]) -> int:
@@ -138,7 +135,7 @@ class CpuKernels:
         weights: WeightFormat | Literal["auto"] = "auto",
         deterministic: bool = False,
         activations: ActivationFormat = "auto",
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
         threads: int | None = None,
     ) -> None:
         self.device = torch.device(device)
@@ -147,8 +144,7 @@ class CpuKernels:
         if dtype != torch.bfloat16:
             raise ConfigError(
                 f"the CPU kernels hold keys and values in bfloat16, not in {dtype}; use "
-                "dtype='bfloat16', or "
-                "kernels='reference' for float32"
+                "dtype='bfloat16', or kernels='reference' for float32"
             )
         self.kv_dtype = dtype
         self.weights: WeightFormat = "dense" if weights == "auto" else weights
@@ -169,6 +165,13 @@ class CpuKernels:
         self._arena = Arena()
         self._buffers: dict[str, Tensor] = {}
         self._units: _Units | None = None
+
+    @staticmethod
+    def check_shape(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> None:
+        """ConfigError if these kernels cannot compute models of that shape."""
+        _check_head_dim(shape.head_dim)
+        for width in shape.widths:
+            weights.check_width(width)
 
     # --- weights ---
 
@@ -198,14 +201,10 @@ class CpuKernels:
             return (
                 weight.dequantize(torch.float32) if isinstance(weight, QuantizedTensor) else weight
             )
-        bits = _BITS[self.weights]
-        if isinstance(weight, QuantizedTensor):
-            return (
-                weight
-                if weight.bits <= bits
-                else weights.quantize(weight.dequantize(torch.float32), bits)
-            )
-        return weights.quantize(weight, bits)
+        bits = 8 if self.weights == "int8" else 4
+        if not isinstance(weight, QuantizedTensor):
+            return quantize(weight, bits)
+        return weight if weight.bits <= bits else quantize(weight.dequantize(torch.float32), bits)
 
     def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Table:
         return weights.table(weight)
@@ -217,16 +216,15 @@ class CpuKernels:
         n = input_ids.shape[0]
         out = torch.empty(n, table.d)
         self._compiled.embed(
-            self._team.address,
-            input_ids.data_ptr(),
-            n,
-            table.d,
-            table.memory.data_ptr(),
-            table.kind,
-            table.scale.data_ptr() if table.scale is not None else 0,
-            table.offset.data_ptr() if table.offset is not None else 0,
-            table.share,
-            out.data_ptr(),
+            ids=input_ids.data_ptr(),
+            rows=n,
+            d=table.d,
+            table=table.memory.data_ptr(),
+            kind=table.kind,
+            scale=table.scale.data_ptr() if table.scale is not None else 0,
+            offset=table.offset.data_ptr() if table.offset is not None else 0,
+            share=table.share,
+            out=out.data_ptr(),
         )
         return out
 
@@ -237,14 +235,13 @@ class CpuKernels:
         n, d = hidden.shape
         out = self._buffer("norm", (n, d), self._elements)
         self._compiled.add_rms_norm(
-            self._team.address,
-            hidden.data_ptr(),
-            delta.data_ptr() if delta is not None else 0,
-            n,
-            d,
-            weight.data_ptr(),
-            eps,
-            out.data_ptr(),
+            hidden=hidden.data_ptr(),
+            delta=delta.data_ptr() if delta is not None else 0,
+            rows=n,
+            d=d,
+            weight=weight.data_ptr(),
+            eps=eps,
+            out=out.data_ptr(),
         )
         return out
 
@@ -274,23 +271,19 @@ class CpuKernels:
         rows = x.shape[0]
         out = self._buffer(name, (rows, weight.outputs), torch.float32)
         scratch, room = self._scratch(linear.room(weight.k))
-        inputs = self._room("inputs", (rows, weight.k // GROUP * linear.GROUP_INPUTS), torch.uint8)
         self._compiled.linear(
-            self._team.address,
-            x.data_ptr(),
-            weight.k * ELEMENT,
-            rows,
-            weight.address,
-            weight.bits,
-            weight.k,
-            weight.outputs,
-            out.data_ptr(),
-            weight.outputs * 4,
-            inputs,
-            scratch,
-            room,
-            self._deterministic,
-            byte_inputs,
+            x=x.data_ptr(),
+            rows=rows,
+            weight=weight.address,
+            bits=weight.bits,
+            k=weight.k,
+            outputs=weight.outputs,
+            out=out.data_ptr(),
+            inputs=self._inputs(rows, weight.k),
+            scratch=scratch,
+            room=room,
+            packed_only=self._deterministic,
+            byte_inputs=byte_inputs,
         )
         return out
 
@@ -304,18 +297,17 @@ class CpuKernels:
         qkv = qkv.float().contiguous()
         q = self._buffer("q", (n, heads, head_dim), self._elements)
         self._compiled.rope_and_store(
-            self._team.address,
-            qkv.data_ptr(),
-            n,
-            heads,
-            kv_heads,
-            head_dim,
-            batch.positions.data_ptr(),
-            batch.slots.data_ptr(),
-            rope.data_ptr(),
-            k_cache.data_ptr(),
-            v_cache.data_ptr(),
-            q.data_ptr(),
+            qkv=qkv.data_ptr(),
+            rows=n,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            positions=batch.positions.data_ptr(),
+            slots=batch.slots.data_ptr(),
+            rope=rope.data_ptr(),
+            k_cache=k_cache.data_ptr(),
+            v_cache=v_cache.data_ptr(),
+            out=q.data_ptr(),
         )
         return q
 
@@ -334,20 +326,19 @@ class CpuKernels:
             attention.room(max(QUERIES, heads // kv_heads), kv_heads, head_dim)
         )
         self._compiled.attention(
-            self._team.address,
-            *units.arguments,
-            q.data_ptr(),
-            k_cache.data_ptr(),
-            v_cache.data_ptr(),
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
-            partials.data_ptr(),
-            out.data_ptr(),
-            scratch,
-            room,
-            self._deterministic,
+            **units.fields,
+            q=q.data_ptr(),
+            k_cache=k_cache.data_ptr(),
+            v_cache=v_cache.data_ptr(),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            scale=scale,
+            partials=partials.data_ptr(),
+            out=out.data_ptr(),
+            scratch=scratch,
+            room=room,
+            packed_only=self._deterministic,
         )
         return out
 
@@ -380,7 +371,10 @@ class CpuKernels:
         gate_up = gate_up.float().contiguous()
         out = self._buffer("gated", (n, width), self._elements)
         self._compiled.silu_and_mul(
-            self._team.address, gate_up.data_ptr(), n, width, out.data_ptr()
+            gate_up=gate_up.data_ptr(),
+            rows=n,
+            width=width,
+            out=out.data_ptr(),
         )
         return out
 
@@ -401,9 +395,7 @@ class CpuKernels:
             return None
         fused = Fused(layers, norm, rope, heads, kv_heads, head_dim, eps)
         self._team.keep.append(fused.table)
-        self._compiled.layers.phases = max(
-            self._compiled.layers.phases, len(layers) * LAYER_PHASES + 1
-        )
+        self._compiled.layers.need(len(layers) * LAYER_PHASES + 1)
         return fused
 
     def run_layers(
@@ -433,41 +425,40 @@ class CpuKernels:
         elements, floats = self._elements, torch.float32
         out = self._buffer("norm", (wanted, d), elements)
         self._compiled.layers(
-            self._team.address,
-            fused.table_at(caches),
-            len(fused.table),
-            hidden.data_ptr(),
-            rows,
-            d,
-            f,
-            heads,
-            fused.kv_heads,
-            head_dim,
-            fused.eps,
-            fused.rope.data_ptr(),
-            batch.positions.data_ptr(),
-            batch.slots.data_ptr(),
-            fused.norm.data_ptr(),
-            self._deterministic,
-            self._byte_inputs,
-            self._room("normed", (most, d), elements),
-            self._room("qkv", (rows, qkv_width), floats),
-            self._room("q", (rows, width), elements),
-            *units.arguments,
-            head_dim**-0.5,
-            self._room("partials", (units.partials, heads, head_dim + 16), floats),
-            self._room("attention", (rows, width), elements),
-            self._room("gated", (most, f), elements),
-            wanted,
-            at.data_ptr() if at is not None else 0,
-            self._room("kept attention", (wanted, width), elements),
-            self._room("kept hidden", (wanted, d), floats),
-            out.data_ptr(),
-            self._room(
+            table=fused.table_at(caches),
+            layers=len(fused.table),
+            hidden=hidden.data_ptr(),
+            rows=rows,
+            d=d,
+            f=f,
+            heads=heads,
+            kv_heads=fused.kv_heads,
+            head_dim=head_dim,
+            eps=fused.eps,
+            rope=fused.rope.data_ptr(),
+            positions=batch.positions.data_ptr(),
+            slots=batch.slots.data_ptr(),
+            norm=fused.norm.data_ptr(),
+            packed_only=self._deterministic,
+            byte_inputs=self._byte_inputs,
+            normed=self._room("normed", (most, d), elements),
+            qkv=self._room("qkv", (rows, qkv_width), floats),
+            q=self._room("q", (rows, width), elements),
+            **units.fields,
+            scale=head_dim**-0.5,
+            partials=self._room("partials", (units.partials, heads, head_dim + 16), floats),
+            attended=self._room("attention", (rows, width), elements),
+            gated=self._room("gated", (most, f), elements),
+            wanted=wanted,
+            at=at.data_ptr() if at is not None else 0,
+            kept_attended=self._room("kept attention", (wanted, width), elements),
+            kept_hidden=self._room("kept hidden", (wanted, d), floats),
+            out=out.data_ptr(),
+            inputs=self._room(
                 "inputs", (most, max(d, f, width) // GROUP * linear.GROUP_INPUTS), torch.uint8
             ),
-            scratch,
-            room,
+            scratch=scratch,
+            room=room,
         )
         return None if at is None else out
 
@@ -478,7 +469,7 @@ class CpuKernels:
         logits = logits.contiguous()
         m, n = logits.shape
         out = torch.empty_like(logits)
-        self._compiled.log_softmax(self._team.address, logits.data_ptr(), m, n, out.data_ptr())
+        self._compiled.log_softmax(logits=logits.data_ptr(), m=m, n=n, out=out.data_ptr())
         return out
 
     def sample(self, logits: Tensor, how: SamplingBatch) -> Tensor:
@@ -493,18 +484,17 @@ class CpuKernels:
         ranks = self._buffer("ranks", (self.threads, sampling.rank_words(n)), torch.int64)
         out = torch.empty(m, dtype=torch.int64)
         self._compiled.sample(
-            self._team.address,
-            logits.data_ptr(),
-            m,
-            n,
-            how.temperature.data_ptr(),
-            how.top_k.data_ptr(),
-            how.top_p.data_ptr(),
-            how.min_p.data_ptr(),
-            how.uniform.data_ptr(),
-            how.all_greedy,
-            ranks.data_ptr(),
-            out.data_ptr(),
+            logits=logits.data_ptr(),
+            m=m,
+            n=n,
+            temperature=how.temperature.data_ptr(),
+            top_k=how.top_k.data_ptr(),
+            top_p=how.top_p.data_ptr(),
+            min_p=how.min_p.data_ptr(),
+            uniform=how.uniform.data_ptr(),
+            greedy=how.all_greedy,
+            ranks=ranks.data_ptr(),
+            out=out.data_ptr(),
         )
         return out
 
@@ -517,8 +507,8 @@ class CpuKernels:
         if os.getpid() != self._pid:
             raise EngineError(
                 "this process was forked from one that had opened the CPU kernels, whose threads "
-                "did not come "
-                "along; open the Runtime in the child, or start it by multiprocessing's 'spawn'"
+                "did not come along; open the Runtime in the child, or start it by "
+                "multiprocessing's 'spawn'"
             )
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -534,6 +524,10 @@ class CpuKernels:
     def _room(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         """The address of a buffer."""
         return self._buffer(name, shape, dtype).data_ptr()
+
+    def _inputs(self, rows: int, k: int) -> int:
+        """Room for what packed weights want to know of rows of k inputs."""
+        return self._room("inputs", (rows, k // GROUP * linear.GROUP_INPUTS), torch.uint8)
 
     def _scratch(self, room: int) -> tuple[int, int]:
         """Room for each thread: the address of the first's, and the distance from one to the

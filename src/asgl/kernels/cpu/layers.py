@@ -15,56 +15,38 @@ from asgl.kernels.cpu.linear import ADD, GATE, STORE, linear_phases
 from asgl.kernels.cpu.llvm import ELEMENT, LANES
 from asgl.kernels.cpu.simd import get_i64, kernel, load, load_words, store, store_words
 
-(
-    ATTENTION_NORM,
-    QKV,
-    QKV_BITS,
-    QKV_BIAS,
-    OUT,
-    OUT_BITS,
-    MLP_NORM,
-    GATE_UP,
-    GATE_UP_BITS,
-    DOWN,
-    DOWN_BITS,
-    KEYS,
-    VALUES,
-) = range(13)
-"""The columns of the table of layers: addresses, and bits of a weight."""
+ATTENTION_NORM, QKV, QKV_BIAS, OUT, MLP_NORM, GATE_UP, DOWN, KEYS, VALUES = (
+    0, 1, 3, 4, 6, 7, 9, 11, 12,
+)  # fmt: skip
+"""The columns of the table of layers: addresses. A weight (QKV, OUT, GATE_UP, DOWN) has a second
+column: its bits."""
 COLUMNS = 13
 LAYER_PHASES = 14
 """Phases of a layer; a last one follows the last layer."""
 
 
 @kernel
-def _rows_phase(
-    job: int,
-    phase: int,
-    number: int,
-    at: int,
-    rows: int,
-    width: int,
-    source: int,
-    target: int,
-    d: int,
-    hidden: int,
-    kept: int,
-) -> None:
-    """Gathers the rows `at` (int64) of the attended tokens [n, width], as elements, and of the
+def _linear(
+    a: Any, phase: int, number: int, weight: int, x: int, rows: int, k: int, outputs: int,
+    mode: int, out: int, scratch: int,
+) -> None:  # fmt: skip
+    """`linear_phases` with the weight whose columns are at `weight`."""
+    address, bits = get_i64(weight), get_i64(weight + 8)
+    linear_phases(a, phase, number, x, rows, address, bits, k, outputs, mode, out, scratch)
+
+
+@kernel
+def _keep_rows(a: Any, phase: int, number: int) -> None:
+    """Gathers the rows `a.at` (int64) of the attended tokens [n, width], as elements, and of the
     residual stream [n, d]."""
-    while True:
-        i = team.claim(job, phase, number, 1, rows)
-        if i >= rows:
-            break
-        row = get_i64(at + i * 8)
-        for j in range(0, width * ELEMENT, 64):
-            store_words(
-                target + i * width * ELEMENT + j, load_words(source + row * width * ELEMENT + j)
-            )
-        for j in range(0, d, LANES):
-            store(kept + (i * d + j) * 4, load(hidden + (row * d + j) * 4))
-        team.finish(job, phase, 1)
-    team.wait(job, phase, number, rows)
+    size = a.heads * a.head_dim * ELEMENT
+    for i in team.pieces(a.job, phase, number, 1, a.wanted):
+        row = get_i64(a.at + i * 8)
+        for j in range(0, size, 64):
+            words = load_words(a.attended + row * size + j)
+            store_words(a.kept_attended + i * size + j, words)
+        for j in range(0, a.d, LANES):
+            store(a.kept_hidden + (i * a.d + j) * 4, load(a.hidden + (row * a.d + j) * 4))
 
 
 @kernel
@@ -77,168 +59,28 @@ def layers_job(a: Any, thread: int, number: int) -> None:
     d] elements are their normed states.
     """
     scratch, qkv_width = a.scratch + thread * a.room, (a.heads + 2 * a.kv_heads) * a.head_dim
-    width, rows, hidden, attended = a.heads * a.head_dim, a.rows, a.hidden, a.attended
-    packed_only, byte_inputs = a.packed_only != 0, a.byte_inputs != 0
+    job, d, width = a.job, a.d, a.heads * a.head_dim
+    rows, hidden, attended = a.rows, a.hidden, a.attended
     for i in range(a.layers):
         at, phase = a.table + i * COLUMNS * 8, i * LAYER_PHASES
-        norm_phase(
-            a.job,
-            phase,
-            number,
-            hidden,
-            0,
-            rows,
-            a.d,
-            get_i64(at + ATTENTION_NORM * 8),
-            a.eps,
-            a.normed,
-        )
-        linear_phases(
-            a.job,
-            phase + 1,
-            number,
-            a.normed,
-            a.d * ELEMENT,
-            rows,
-            get_i64(at + QKV * 8),
-            get_i64(at + QKV_BITS * 8),
-            a.d,
-            qkv_width,
-            STORE,
-            a.qkv,
-            qkv_width * 4,
-            a.inputs,
-            scratch,
-            packed_only,
-            byte_inputs,
+        norm = get_i64(at + ATTENTION_NORM * 8)
+        norm_phase(job, phase, number, hidden, 0, rows, d, norm, a.eps, a.normed)
+        _linear(
+            a, phase + 1, number, at + QKV * 8, a.normed, rows, d, qkv_width, STORE, a.qkv, scratch
         )
         keys, values = get_i64(at + KEYS * 8), get_i64(at + VALUES * 8)
-        rope_phase(
-            a.job,
-            phase + 3,
-            number,
-            a.qkv,
-            get_i64(at + QKV_BIAS * 8),
-            rows,
-            a.heads,
-            a.kv_heads,
-            a.head_dim,
-            a.positions,
-            a.slots,
-            a.rope,
-            keys,
-            values,
-            a.q,
-        )
+        rope_phase(a, phase + 3, number, get_i64(at + QKV_BIAS * 8), keys, values, a.q)
         if i == a.layers - 1 and a.wanted == 0:
             return
-        attention_phases(
-            a.job,
-            phase + 4,
-            number,
-            a.units,
-            a.unit_count,
-            a.tokens,
-            a.limits,
-            a.merged,
-            a.merged_count,
-            a.parts,
-            a.order,
-            a.indices,
-            a.q,
-            keys,
-            values,
-            a.heads,
-            a.kv_heads,
-            a.head_dim,
-            a.scale,
-            a.partials,
-            attended,
-            scratch,
-            packed_only,
-        )
+        attention_phases(a, phase + 4, number, a.q, keys, values, attended, scratch)
         if i == a.layers - 1:  # from here on tokens no longer see each other
-            _rows_phase(
-                a.job,
-                phase + 6,
-                number,
-                a.at,
-                a.wanted,
-                width,
-                attended,
-                a.kept_attended,
-                a.d,
-                hidden,
-                a.kept_hidden,
-            )
+            _keep_rows(a, phase + 6, number)
             rows, hidden, attended = a.wanted, a.kept_hidden, a.kept_attended
-        linear_phases(
-            a.job,
-            phase + 7,
-            number,
-            attended,
-            width * ELEMENT,
-            rows,
-            get_i64(at + OUT * 8),
-            get_i64(at + OUT_BITS * 8),
-            width,
-            a.d,
-            ADD,
-            hidden,
-            a.d * 4,
-            a.inputs,
-            scratch,
-            packed_only,
-            byte_inputs,
+        _linear(a, phase + 7, number, at + OUT * 8, attended, rows, width, d, ADD, hidden, scratch)
+        norm = get_i64(at + MLP_NORM * 8)
+        norm_phase(job, phase + 9, number, hidden, 0, rows, d, norm, a.eps, a.normed)
+        _linear(
+            a, phase + 10, number, at + GATE_UP * 8, a.normed, rows, d, a.f, GATE, a.gated, scratch
         )
-        norm_phase(
-            a.job,
-            phase + 9,
-            number,
-            hidden,
-            0,
-            rows,
-            a.d,
-            get_i64(at + MLP_NORM * 8),
-            a.eps,
-            a.normed,
-        )
-        linear_phases(
-            a.job,
-            phase + 10,
-            number,
-            a.normed,
-            a.d * ELEMENT,
-            rows,
-            get_i64(at + GATE_UP * 8),
-            get_i64(at + GATE_UP_BITS * 8),
-            a.d,
-            a.f,
-            GATE,
-            a.gated,
-            a.f * ELEMENT,
-            a.inputs,
-            scratch,
-            packed_only,
-            byte_inputs,
-        )
-        linear_phases(
-            a.job,
-            phase + 12,
-            number,
-            a.gated,
-            a.f * ELEMENT,
-            rows,
-            get_i64(at + DOWN * 8),
-            get_i64(at + DOWN_BITS * 8),
-            a.f,
-            a.d,
-            ADD,
-            hidden,
-            a.d * 4,
-            a.inputs,
-            scratch,
-            packed_only,
-            byte_inputs,
-        )
-    norm_phase(a.job, a.layers * LAYER_PHASES, number, hidden, 0, rows, a.d, a.norm, a.eps, a.out)
+        _linear(a, phase + 12, number, at + DOWN * 8, a.gated, rows, a.f, d, ADD, hidden, scratch)
+    norm_phase(job, a.layers * LAYER_PHASES, number, hidden, 0, rows, d, a.norm, a.eps, a.out)

@@ -78,36 +78,9 @@ def _group_sums(x: int, k: int, sums: int) -> None:
         )
 
 
+# what packed weights want to know of a row of inputs: (row, k, where it goes)
 _describe = pairs.quantize_row if PAIRS else _group_sums
 _describe_bytes = pairs.quantize_row_to_bytes if PAIRS else _group_sums
-
-
-@kernel
-def _inputs_phase(
-    job: int,
-    phase: int,
-    number: int,
-    x: int,
-    ldx: int,
-    rows: int,
-    k: int,
-    as_bytes: bool,
-    inputs: int,
-    size: int,
-) -> None:
-    """What packed weights want to know of each row of x, to `inputs`."""
-    while True:
-        first = team.claim(job, phase, number, GRAIN, rows)
-        if first >= rows:
-            break
-        last = min(first + GRAIN, rows)
-        for row in range(first, last):
-            if as_bytes:
-                _describe_bytes(x + row * ldx, k, inputs + row * size)
-            else:
-                _describe(x + row * ldx, k, inputs + row * size)
-        team.finish(job, phase, last - first)
-    team.wait(job, phase, number, rows)
 
 
 @kernel
@@ -166,28 +139,19 @@ else:
 
 @kernel
 def _multiply(
-    x: int,
-    ldx: int,
-    rows: int,
-    as_bytes: bool,
-    about: int,
-    ld_about: int,
-    b: int,
-    bits: int,
-    k: int,
-    few: bool,
-    products: int,
-) -> None:
-    """Products [rows, 32] of a tile: packed if `few`, else of words. `about` is what
-    `_inputs_phase` wrote beside the inputs."""
+    x: int, ldx: int, rows: int, as_bytes: bool, about: int, ld_about: int, b: int, bits: int,
+    k: int, few: bool, out: int,
+) -> None:  # fmt: skip
+    """Products [rows, 32] of a tile, to `out`: packed if `few`, else of words. `about` is what was
+    written beside the inputs, see `_describe`."""
     if as_bytes:
-        _byte_rows_4(x, ldx, about, ld_about, rows, b, k // GROUP, products, 4 * OUTPUTS)
+        _byte_rows_4(rows, x, ldx, about, ld_about, out, 4 * OUTPUTS, b, k // GROUP)
     elif few and bits == 4:
-        _few_rows_4(x, ldx, about, ld_about, rows, b, k // GROUP, products, 4 * OUTPUTS)
+        _few_rows_4(rows, x, ldx, about, ld_about, out, 4 * OUTPUTS, b, k // GROUP)
     elif few:
-        _few_rows_8(x, ldx, about, ld_about, rows, b, k // GROUP, products, 4 * OUTPUTS)
+        _few_rows_8(rows, x, ldx, about, ld_about, out, 4 * OUTPUTS, b, k // GROUP)
     else:
-        dots.dot_rows(x, ldx, rows, b, k // PER_WORD, products, 4 * OUTPUTS)
+        dots.dot_rows(rows, x, ldx, out, 4 * OUTPUTS, b, k // PER_WORD)
 
 
 @kernel
@@ -200,77 +164,49 @@ def tile_bytes(bits: int, k: int) -> int:
 
 @kernel
 def linear_phases(
-    job: int,
-    phase: int,
-    number: int,
-    x: int,
-    ldx: int,
-    rows: int,
-    weight: int,
-    bits: int,
-    k: int,
-    outputs: int,
-    mode: int,
-    out: int,
-    ldo: int,
-    inputs: int,
-    scratch: int,
-    packed_only: bool,
-    byte_inputs: bool,
-) -> None:
+    a: Any, phase: int, number: int, x: int, rows: int, weight: int, bits: int, k: int,
+    outputs: int, mode: int, out: int, scratch: int,
+) -> None:  # fmt: skip
     """One thread's part of out = x . weight: a phase over the rows, unless weights are dense, and
     one over the tiles.
 
-    x [rows, k] elements; ldx and ldo are bytes from row to row; `inputs` has room for
-    `GROUP_INPUTS` of each row's groups. With mode GATE, `outputs` counts those of the gate, whose
-    tiles are followed by as many of the other factor. `packed_only` computes in one way for any
-    number of rows. `byte_inputs`: see `BYTES`.
+    x [rows, k] elements, out [rows, outputs]: see `STORE` for the modes. With mode GATE, `outputs`
+    counts those of the gate, whose tiles are followed by as many of the other factor. `a` is the
+    entry's record: `a.inputs` has room for `GROUP_INPUTS` of each row's groups, `a.packed_only`
+    computes in one way for any number of rows, for `a.byte_inputs` see `BYTES`.
     """
     tiles, size = (outputs + OUTPUTS - 1) // OUTPUTS, tile_bytes(bits, k)
     room = scratch + 2 * PRODUCTS
-    other_room = room + k // PER_WORD * TILE_STEP
-    few, about, ld_about = False, inputs, k // GROUP * GROUP_INPUTS
-    as_bytes = BYTES and byte_inputs and bits == 4
+    other_room, other_products = room + k // PER_WORD * TILE_STEP, scratch + PRODUCTS
+    ldx, ldo = k * ELEMENT, outputs * (ELEMENT if mode == GATE else 4)
+    few, about, ld_about = False, a.inputs, k // GROUP * GROUP_INPUTS
+    as_bytes = BYTES and a.byte_inputs != 0 and bits == 4
     if bits < 16:
-        _inputs_phase(job, phase, number, x, ldx, rows, k, as_bytes, inputs, ld_about)
-        few = PAIRS or packed_only or rows < (UNPACK_FROM_4 if bits == 4 else UNPACK_FROM_8)
+        for row in team.pieces(a.job, phase, number, GRAIN, rows):
+            if as_bytes:
+                _describe_bytes(x + row * ldx, k, a.inputs + row * ld_about)
+            else:
+                _describe(x + row * ldx, k, a.inputs + row * ld_about)
+        few = rows < (UNPACK_FROM_4 if bits == 4 else UNPACK_FROM_8) or a.packed_only != 0 or PAIRS
         if PAIRS:
-            x, ldx, about = inputs, ld_about, inputs + (k if as_bytes else 2 * k)
-    phase += 1
-    while True:
-        first, run = team.claim_run(job, phase, number, tiles)
-        if run == 0:
-            break
-        for tile in range(first, first + run):
-            b = weight + tile * size
-            other = b + tiles * size
-            if not few:
-                b = _unpacked(b, bits, k, room)
-                if mode == GATE:
-                    other = _unpacked(other, bits, k, other_room)
-            for row in range(0, rows, ROWS):
-                count = min(ROWS, rows - row)
-                at_x, at_about, at_out = x + row * ldx, about + row * ld_about, out + row * ldo
-                _multiply(at_x, ldx, count, as_bytes, at_about, ld_about, b, bits, k, few, scratch)
-                if mode == GATE:
-                    _multiply(
-                        at_x,
-                        ldx,
-                        count,
-                        as_bytes,
-                        at_about,
-                        ld_about,
-                        other,
-                        bits,
-                        k,
-                        few,
-                        scratch + PRODUCTS,
-                    )
-                    _gate(
-                        scratch, scratch + PRODUCTS, count, at_out + tile * OUTPUTS * ELEMENT, ldo
-                    )
-                else:
-                    left = outputs - tile * OUTPUTS
-                    _deliver(scratch, count, at_out + tile * OUTPUTS * 4, ldo, left, mode == ADD)
-        team.finish(job, phase, run)
-    team.wait(job, phase, number, tiles)
+            x, ldx, about = a.inputs, ld_about, a.inputs + (k if as_bytes else 2 * k)
+    for tile in team.pieces(a.job, phase + 1, number, team.RUNS, tiles):
+        b = weight + tile * size
+        other = b + tiles * size
+        if not few:
+            b = _unpacked(b, bits, k, room)
+            if mode == GATE:
+                other = _unpacked(other, bits, k, other_room)
+        for row in range(0, rows, ROWS):
+            count = min(ROWS, rows - row)
+            at_x, at_about, at_out = x + row * ldx, about + row * ld_about, out + row * ldo
+            _multiply(at_x, ldx, count, as_bytes, at_about, ld_about, b, bits, k, few, scratch)
+            if mode == GATE:
+                _multiply(
+                    at_x, ldx, count, as_bytes, at_about, ld_about, other, bits, k, few,
+                    other_products,
+                )  # fmt: skip
+                _gate(scratch, other_products, count, at_out + tile * OUTPUTS * ELEMENT, ldo)
+            else:
+                left = outputs - tile * OUTPUTS
+                _deliver(scratch, count, at_out + tile * OUTPUTS * 4, ldo, left, mode == ADD)

@@ -8,7 +8,7 @@ them directly: see dots.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -51,6 +51,17 @@ def pointer(builder: Any, address: Any, kind: Any) -> Any:
     return builder.inttoptr(address, kind.as_pointer())
 
 
+def offset(builder: Any, base: Any, distance: int) -> Any:
+    """The address so many bytes after another."""
+    return builder.add(base, ir.Constant(I64, distance)) if distance else base
+
+
+def step(builder: Any, base: Any, size: Any, index: Any) -> Any:
+    """base + size * index, of which `size` and `index` may be int."""
+    size, index = (v if isinstance(v, ir.Value) else ir.Constant(I64, v) for v in (size, index))
+    return builder.add(base, builder.mul(size, index))
+
+
 def load(builder: Any, address: Any, kind: Any, align: int) -> Any:
     return builder.load(pointer(builder, address, kind), align=align, typ=kind)
 
@@ -90,6 +101,33 @@ def splat(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
     return builder.shuffle_vector(
         first, ir.Constant(kind, ir.Undefined), const(0, ir.VectorType(I32, lanes))
     )
+
+
+def in_blocks(
+    builder: Any, rows: Any, sizes: Sequence[int], emit: Callable[[Any, int], None]
+) -> None:
+    """Emits a loop that takes `rows` rows (0 or more) in blocks.
+
+    `sizes[left - 1]` is how many rows the next block takes if `left` of them are left, `sizes[-1]`
+    if there are more. `emit(first row, size)` emits a block, once for each size there is.
+    """
+    zero = ir.Constant(I64, 0)
+    at = cgutils.alloca_once(builder, I64)
+    head, done = builder.append_basic_block("blocks"), builder.append_basic_block("done")
+    blocks = {size: builder.append_basic_block(f"rows_{size}") for size in sorted(set(sizes))}
+    builder.store(zero, at)
+    builder.branch(head)
+    builder.position_at_end(head)
+    first = builder.load(at, typ=I64)
+    switch = builder.switch(builder.sub(rows, first), blocks[sizes[-1]])
+    for left, block in enumerate([done, *(blocks[size] for size in sizes[:-1])]):
+        switch.add_case(ir.Constant(I64, left), block)
+    for size, block in blocks.items():
+        builder.position_at_end(block)
+        emit(first, size)
+        builder.store(offset(builder, first, size), at)
+        builder.branch(head)
+    builder.position_at_end(done)
 
 
 def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:

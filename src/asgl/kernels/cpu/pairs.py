@@ -32,26 +32,24 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from asgl.kernels.cpu import llvm
-from asgl.kernels.cpu.dots import GROUP, GROUP_BYTES, SCALES
-from asgl.kernels.cpu.llvm import BVEC, F32, FVEC, HVEC, I8, I16, I32, I64, IVEC, LANES, const
-from asgl.kernels.cpu.simd import i64, kernel, operation, void
+from asgl.kernels.cpu.dots import GROUP, GROUP_BYTES, VECTORS, scales
+from asgl.kernels.cpu.llvm import BVEC, F32, FVEC, HVEC, I8, I16, I32, IVEC, LANES, const
+from asgl.kernels.cpu.simd import i64, kernel, operation, rows_operation, void
 from asgl.kernels.cpu.target import TARGET
 
 STEPS = GROUP // 2
 """Pairs of a group."""
 GROUP_INPUTS = 2 * GROUP + 8
 """Bytes of a group of an input row, its scale and its sum among them."""
-ROWS = 4
-"""Rows of the largest block: two sums of 16 lanes a row at 8 lanes a register, and what is
-multiplied, fill 16 registers."""
+ROWS = (1, 2, 3, 4)
+"""Rows of the next block, by how many are left: two sums of 16 lanes a row at 8 lanes a register,
+and what is multiplied, fill 16 registers."""
 AHEAD = 8192
 """How far ahead of their use weights are asked for, in bytes. Without it a core reads and computes
 in turns; and nothing is wrong with asking past the end of the weights."""
 BYTE_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where the bytes of a word of 8 nibbles come from once it is masked, and once it is shifted and
 masked."""
-_VECTORS = {4: 4, 8: 8}
-"""Vectors of packed words in a group, for each half of its outputs."""
 _PAIR_WORDS = TARGET.pair_words or LANES
 _PARTS = LANES // _PAIR_WORDS
 """How many registers a vector takes where pairs of int16 are multiplied."""
@@ -66,17 +64,15 @@ _ROUND = 12582912.0
 """Adding 1.5 * 2^23 rounds a small float32 to an integer, which then stands in its low bits."""
 
 
-def _at(builder: Any, base: Any, offset: int) -> Any:
-    return builder.add(base, ir.Constant(I64, offset)) if offset else base
-
-
 # --- inputs ---
 
 
 def _quantized(builder: Any, source: Any, meta: Any, most: float) -> list[Any]:
     """32 float32 as words of whole numbers up to `most`; their scale, and the sum of what these
     stand for, to `meta`: not a number if an input is not finite."""
-    values = [llvm.load(builder, _at(builder, source, 64 * half), FVEC, 4) for half in range(2)]
+    values = [
+        llvm.load(builder, llvm.offset(builder, source, 64 * half), FVEC, 4) for half in range(2)
+    ]
     absolute = [
         builder.bitcast(builder.and_(builder.bitcast(v, IVEC), const(0x7FFFFFFF)), FVEC)
         for v in values
@@ -90,7 +86,7 @@ def _quantized(builder: Any, source: Any, meta: Any, most: float) -> list[Any]:
     total = llvm.reduce(builder, builder.fadd(*rounded), lambda b, low, high: b.fadd(low, high))
     scale = builder.fmul(divisor, ir.Constant(F32, 1.0 / most))
     llvm.store(builder, meta, scale, 4)
-    llvm.store(builder, _at(builder, meta, 4), builder.fmul(total, scale), 4)
+    llvm.store(builder, llvm.offset(builder, meta, 4), builder.fmul(total, scale), 4)
     return [builder.bitcast(value, IVEC) for value in shifted]
 
 
@@ -98,7 +94,7 @@ def _quantized(builder: Any, source: Any, meta: Any, most: float) -> list[Any]:
 def _quantize_group(builder: Any, source: Any, target: Any, meta: Any) -> None:
     """32 float32 to int16, their scale and sum."""
     for half, words in enumerate(_quantized(builder, source, meta, 32767.0)):
-        llvm.store(builder, _at(builder, target, 32 * half), builder.trunc(words, HVEC), 2)
+        llvm.store(builder, llvm.offset(builder, target, 32 * half), builder.trunc(words, HVEC), 2)
 
 
 @operation(void, i64, i64, i64)
@@ -109,7 +105,7 @@ def _quantize_group_to_bytes(builder: Any, source: Any, target: Any, meta: Any) 
         narrow = builder.trunc(words, BVEC)
         llvm.store(
             builder,
-            _at(builder, target, 16 * half),
+            llvm.offset(builder, target, 16 * half),
             builder.shuffle_vector(narrow, narrow, order),
             1,
         )
@@ -163,8 +159,8 @@ def _words_of(builder: Any, group: Any, bits: int, half: int, *, byte_inputs: bo
     """The words of a group, for a half of its outputs; functions of no argument, so that each is
     emitted where it is used."""
     pairs: list[Any] = []
-    for vector in range(_VECTORS[bits]):
-        place = _at(builder, group, 64 * (half * _VECTORS[bits] + vector))
+    for vector in range(VECTORS[bits]):
+        place = llvm.offset(builder, group, 64 * (half * VECTORS[bits] + vector))
         made: list[Any] = []
 
         def pair(i: int, place: Any = place, made: list[Any] = made) -> Any:
@@ -175,18 +171,8 @@ def _words_of(builder: Any, group: Any, bits: int, half: int, *, byte_inputs: bo
             return made[i]
 
         steps = STEPS // 2 if byte_inputs else STEPS
-        pairs += [lambda i=i, pair=pair: pair(i) for i in range(steps // _VECTORS[bits])]
+        pairs += [lambda i=i, pair=pair: pair(i) for i in range(steps // VECTORS[bits])]
     return pairs
-
-
-def _scales(builder: Any, group: Any, bits: int, half: int) -> tuple[Any, Any]:
-    """The scales and the offsets of a half of a group's outputs."""
-    base = GROUP_BYTES[bits] - SCALES + 32 * half
-    first, second = (
-        llvm.half_to_f32(builder, llvm.load(builder, _at(builder, group, base + place), HVEC, 2))
-        for place in (0, SCALES // 2)
-    )
-    return first, second
 
 
 # --- products ---
@@ -265,40 +251,33 @@ def _fence(builder: Any, vectors: list[Any]) -> list[Any]:
     return [builder.extract_value(fenced, i) for i in range(len(vectors))]
 
 
-def _block(rows: int, bits: int, *, byte_inputs: bool) -> Any:
+def _product(bits: int, *, byte_inputs: bool = False) -> Any:
     """c [rows, 32] = sum over groups of (scale * input scale) * (quants . inputs) + offset * (sum
-    of inputs)."""
+    of inputs), for any number of input rows and a tile of weights of so many bits: (rows, a, lda,
+    meta, ld_meta, c, ldc, b, groups), where `meta` has the rows' scales and sums, and ld* are
+    bytes."""
     multiply, size = (_byte_products, GROUP) if byte_inputs else (_pair_products, 2 * GROUP)
     ones = const(0x00010001, _PVEC)
-    passes = ((0, 1),) if rows == 1 else ((0,), (1,))  # both at once where that fits the registers
 
     def emit(
-        builder: Any,
-        a: Any,
-        lda: Any,
-        meta: Any,
-        ld_meta: Any,
-        b: Any,
-        groups: Any,
-        c: Any,
-        ldc: Any,
-    ) -> None:
-        inputs, scales, results = (
-            [builder.add(base, builder.mul(step, ir.Constant(I64, row))) for row in range(rows)]
-            for base, step in ((a, lda), (meta, ld_meta), (c, ldc))
+        builder: Any, rows: int, a: Any, lda: Any, meta: Any, ld_meta: Any, c: Any, ldc: Any,
+        b: Any, groups: Any,
+    ) -> None:  # fmt: skip
+        inputs, input_scales, results = (
+            [llvm.step(builder, base, distance, row) for row in range(rows)]
+            for base, distance in ((a, lda), (meta, ld_meta), (c, ldc))
         )
         for result in results:
             for half in range(2):
-                llvm.store(builder, _at(builder, result, 64 * half), const(0.0, FVEC), 4)
+                llvm.store(builder, llvm.offset(builder, result, 64 * half), const(0.0, FVEC), 4)
+        passes = ((0, 1),) if rows == 1 else ((0,), (1,))  # both at once if that fits the registers
         for halves in passes:
             with cgutils.for_range(builder, groups) as loop:
-                group = builder.add(b, builder.mul(loop.index, ir.Constant(I64, GROUP_BYTES[bits])))
+                group = llvm.step(builder, b, GROUP_BYTES[bits], loop.index)
                 if halves[0] == 0:
                     for line in range(0, GROUP_BYTES[bits], 64):
-                        llvm.prefetch(builder, _at(builder, group, AHEAD + line))
-                of_inputs, of_scales = (
-                    builder.mul(loop.index, ir.Constant(I64, size)) for size in (size, 8)
-                )
+                        llvm.prefetch(builder, llvm.offset(builder, group, AHEAD + line))
+                own = [llvm.step(builder, start, size, loop.index) for start in inputs]
                 words = [
                     _words_of(builder, group, bits, half, byte_inputs=byte_inputs)
                     for half in halves
@@ -310,7 +289,7 @@ def _block(rows: int, bits: int, *, byte_inputs: bool) -> Any:
                         part for of_half in words for part in _parts(builder, of_half[step]())
                     ]
                     for row in range(rows):
-                        at = _at(builder, builder.add(inputs[row], of_inputs), 4 * step)
+                        at = llvm.offset(builder, own[row], 4 * step)
                         word = llvm.splat(builder, llvm.load(builder, at, I32, 4), _PAIR_WORDS)
                         for i, weight in enumerate(weights, row * width):
                             sums[i] = multiply(builder, sums[i], word, weight)
@@ -318,61 +297,27 @@ def _block(rows: int, bits: int, *, byte_inputs: bool) -> Any:
                 if byte_inputs:
                     sums = [_pair_products(builder, None, pair, ones) for pair in sums]
                 for i, half in enumerate(halves):
-                    scale, offset = _scales(builder, group, bits, half)
+                    scale, offset = scales(builder, group, bits, half)
                     for row in range(rows):
-                        own = builder.add(scales[row], of_scales)
+                        at = llvm.step(builder, input_scales[row], 8, loop.index)
                         by, total = (
-                            llvm.splat(
-                                builder, llvm.load(builder, _at(builder, own, place), F32, 4)
-                            )
-                            for place in (0, 4)
+                            llvm.splat(builder, llvm.load(builder, place, F32, 4))
+                            for place in (at, llvm.offset(builder, at, 4))
                         )
-                        place = _at(builder, results[row], 64 * half)
-                        result = llvm.fma(
-                            builder, offset, total, llvm.load(builder, place, FVEC, 4)
-                        )
+                        place = llvm.offset(builder, results[row], 64 * half)
+                        held = llvm.load(builder, place, FVEC, 4)
                         first = row * width + i * _PARTS
                         product = builder.sitofp(
                             _joined(builder, sums[first : first + _PARTS]), FVEC
                         )
+                        result = llvm.fma(builder, offset, total, held)
                         result = llvm.fma(builder, product, builder.fmul(scale, by), result)
                         llvm.store(builder, place, result, 4)
 
-    emit.__name__ = f"{'bytes' if byte_inputs else 'pairs'}_{rows}_{bits}"
-    return operation(void, *[i64] * 8)(emit)
+    emit.__name__ = f"{'byte' if byte_inputs else 'pair'}_rows_{bits}"
+    return rows_operation(ROWS, moving=3, fixed=2)(emit)
 
 
-def _multiplier(bits: int, *, byte_inputs: bool = False) -> Any:
-    """The kernel for any number of rows and a tile of so many bits."""
-    one, two, three, four = (_block(rows, bits, byte_inputs=byte_inputs) for rows in (1, 2, 3, 4))
-
-    @kernel
-    def multiply(
-        a: int, lda: int, meta: int, ld_meta: int, rows: int, b: int, groups: int, c: int, ldc: int
-    ) -> None:
-        row = 0
-        while row < rows:
-            left, own, scales, out = (
-                min(rows - row, ROWS),
-                a + row * lda,
-                meta + row * ld_meta,
-                c + row * ldc,
-            )
-            if left == 4:
-                four(own, lda, scales, ld_meta, b, groups, out, ldc)
-            elif left == 3:
-                three(own, lda, scales, ld_meta, b, groups, out, ldc)
-            elif left == 2:
-                two(own, lda, scales, ld_meta, b, groups, out, ldc)
-            else:
-                one(own, lda, scales, ld_meta, b, groups, out, ldc)
-            row += left
-
-    return multiply
-
-
-pair_rows_4, pair_rows_8 = _multiplier(4), _multiplier(8)
-"""c = a . b for input rows and a tile of weights: (a, lda, meta, ld_meta, rows, b, groups, c, ldc),
-where `meta` has the rows' scales and sums, and ld* are bytes."""
-byte_rows_4 = _multiplier(4, byte_inputs=True)
-"""The same for inputs of 8 bits, where `TARGET.pair_words` is 8 or more."""
+pair_rows_4, pair_rows_8 = _product(4), _product(8)
+byte_rows_4 = _product(4, byte_inputs=True)
+"""For inputs of 8 bits, where `TARGET.pair_words` is 8 or more."""

@@ -243,54 +243,30 @@ def _draw(
 
 
 @kernel
-def sample_phase(
-    job: int,
-    phase: int,
-    number: int,
-    logits: int,
-    m: int,
-    n: int,
-    temperature: int,
-    top_k: int,
-    top_p: int,
-    min_p: int,
-    uniform: int,
-    greedy: bool,
-    ranks: int,
-    thread: int,
-    out: int,
-) -> None:
-    """One thread's part of sampling the rows of logits [m, n], which become weights. `ranks` has
-    `rank_words(n)` int64 for each thread. A row that is no distribution gives -1."""
-    room = carray(int64_at(ranks + thread * (2 * n + BUCKETS) * 8), 2 * n + BUCKETS)
+def sample_phase(a: Any, thread: int, number: int) -> None:
+    """One thread's part of sampling the rows of logits [m, n], which become weights. `a` is the
+    record of the entry `sample`; `a.ranks` has `rank_words(n)` int64 for each thread. A row that is no
+    distribution gives -1."""
+    n = a.n
+    room = carray(int64_at(a.ranks + thread * (2 * n + BUCKETS) * 8), 2 * n + BUCKETS)
     tokens, spare, ends = room[:n], room[n : 2 * n], room[2 * n :]
-    while True:
-        row = team.claim(job, phase, number, 1, m)
-        if row >= m:
-            break
-        at = logits + row * n * 4
-        top = _greatest(at, n)
+    for row in team.pieces(a.job, 0, number, 1, a.m):
+        at = a.logits + row * n * 4
+        top, temperature = _greatest(at, n), get_f32(a.temperature + row * 4)
         if not top > -np.inf:
-            set_i64(out + row * 8, -1)
-        elif greedy or get_f32(temperature + row * 4) == 0:
-            set_i64(out + row * 8, _first(at, n, top))
+            token = -1
+        elif a.greedy != 0 or temperature == 0:
+            token = _first(at, n, top)
         else:
-            summed = _weigh(at, n, top, get_f32(temperature + row * 4))
             token = _draw(
-                at,
-                n,
-                summed,
-                get_f64(uniform + row * 8),
-                get_i32(top_k + row * 4),
-                get_f32(top_p + row * 4),
-                get_f32(min_p + row * 4),
-                tokens,
-                spare,
-                ends,
-            )
-            set_i64(out + row * 8, token)
-        team.finish(job, phase, 1)
-    team.wait(job, phase, number, m)
+                at, n, _weigh(at, n, top, temperature), get_f64(a.uniform + row * 8),
+                get_i32(a.top_k + row * 4), get_f32(a.top_p + row * 4), get_f32(a.min_p + row * 4),
+                tokens, spare, ends,
+            )  # fmt: skip
+        set_i64(a.out + row * 8, token)
+
+
+EDIT_SIGNATURE = "void(int64, int64, int64[::1], int64[::1], float32[::1], boolean)"
 
 
 @kernel
@@ -309,29 +285,23 @@ def edit(
 
 
 @kernel
-def log_softmax_phase(
-    job: int, phase: int, number: int, logits: int, m: int, n: int, out: int
-) -> None:
-    """out [m, n] = log(softmax(logits))."""
-    while True:
-        row = team.claim(job, phase, number, 1, m)
-        if row >= m:
-            break
-        source, target = logits + row * n * 4, out + row * n * 4
+def log_softmax_phase(a: Any, number: int) -> None:
+    """a.out [m, n] = log(softmax(a.logits))."""
+    n, whole = a.n, a.n // LANES * LANES
+    for row in team.pieces(a.job, 0, number, 1, a.m):
+        source, target = a.logits + row * n * 4, a.out + row * n * 4
         top = _greatest(source, n)
         high, summed = splat(top), 0.0
-        for start in range(0, n // LANES * LANES, 64 * LANES):
+        for start in range(0, whole, 64 * LANES):
             lanes = zero()
-            for i in range(start, min(start + 64 * LANES, n // LANES * LANES), LANES):
+            for i in range(start, min(start + 64 * LANES, whole), LANES):
                 lanes = add(lanes, exp(sub(load(source + i * 4), high)))
             summed += total(lanes)
-        for i in range(n // LANES * LANES, n):
+        for i in range(whole, n):
             summed += exp_scalar(get_f32(source + i * 4) - top)
         shift = np.float32(np.log(summed))
         low = splat(shift)
-        for i in range(0, n // LANES * LANES, LANES):
+        for i in range(0, whole, LANES):
             store(target + i * 4, sub(sub(load(source + i * 4), high), low))
-        for i in range(n // LANES * LANES, n):
+        for i in range(whole, n):
             set_f32(target + i * 4, get_f32(source + i * 4) - top - shift)
-        team.finish(job, phase, 1)
-    team.wait(job, phase, number, m)

@@ -15,7 +15,8 @@ and `dot` is a multiply-add, so that a kernel written in words serves both: see 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
 from typing import Any
 
 from llvmlite import ir
@@ -23,7 +24,7 @@ from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
 from asgl.kernels.cpu import llvm
-from asgl.kernels.cpu.llvm import BVEC, F32, F64, FVEC, HVEC, I32, I64, IVEC, LANES, const
+from asgl.kernels.cpu.llvm import BVEC, F32, F64, FVEC, I32, I64, IVEC, LANES, const
 from asgl.kernels.cpu.target import TARGET
 
 kernel = njit(nogil=True, error_model="numpy")
@@ -32,47 +33,19 @@ Python."""
 
 
 class _Vector(types.Type):
-    pass
+    def __init__(self, name: str, kind: Any) -> None:
+        super().__init__(name)
+        self.kind = kind
 
 
-class _FloatVector(_Vector):
-    def __init__(self) -> None:
-        super().__init__("f32x16")
-
-
-class _WordVector(_Vector):
-    def __init__(self) -> None:
-        super().__init__("i32x16")
-
-
-@register_model(_FloatVector)
-class _FloatVectorModel(models.PrimitiveModel):
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, fe_type: Any) -> None:
-        super().__init__(manager, fe_type, FVEC)
+        super().__init__(manager, fe_type, fe_type.kind)
 
 
-@register_model(_WordVector)
-class _WordVectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, fe_type: Any) -> None:
-        super().__init__(manager, fe_type, IVEC)
-
-
-f32x16, i32x16 = _FloatVector(), _WordVector()
-f32, f64, i32, i64, void = types.float32, types.float64, types.int32, types.int64, types.void
-
-# Numba derives the arity of an intrinsic from the signature of its definition.
-_ARITY: dict[int, Callable[[Any], Any]] = {
-    0: lambda sig: lambda typingctx: sig,
-    1: lambda sig: lambda typingctx, a: sig,
-    2: lambda sig: lambda typingctx, a, b: sig,
-    3: lambda sig: lambda typingctx, a, b, c: sig,
-    4: lambda sig: lambda typingctx, a, b, c, d: sig,
-    5: lambda sig: lambda typingctx, a, b, c, d, e: sig,
-    6: lambda sig: lambda typingctx, a, b, c, d, e, f: sig,
-    7: lambda sig: lambda typingctx, a, b, c, d, e, f, g: sig,
-    8: lambda sig: lambda typingctx, a, b, c, d, e, f, g, h: sig,
-    9: lambda sig: lambda typingctx, a, b, c, d, e, f, g, h, i: sig,
-}
+f32x16, i32x16 = _Vector("f32x16", FVEC), _Vector("i32x16", IVEC)
+f32, f64, i64, void = types.float32, types.float64, types.int64, types.void
 
 
 def operation(result: Any, *parameters: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -84,10 +57,48 @@ def operation(result: Any, *parameters: Any) -> Callable[[Callable[..., Any]], A
             value = emit(builder, *args)
             return context.get_dummy_value() if result is void else value
 
-        definition = _ARITY[len(parameters)]((result(*parameters), codegen))
+        def definition(typingctx: Any, *arguments: Any) -> Any:
+            return result(*parameters), codegen
+
+        # Numba derives the number of arguments from the signature of the definition
+        names = ["typingctx", *(f"argument_{i}" for i in range(len(parameters)))]
+        definition.__signature__ = Signature(  # pyright: ignore[reportFunctionMemberAccess]
+            [Parameter(name, Parameter.POSITIONAL_ONLY) for name in names]
+        )
         definition.__name__ = definition.__qualname__ = emit.__name__
         definition.__doc__ = emit.__doc__
         return intrinsic(definition)
+
+    return decorate
+
+
+def rows_operation(
+    sizes: Sequence[int], *, moving: int, fixed: int
+) -> Callable[[Callable[..., None]], Any]:
+    """Makes an operation over any number of rows of a function that emits one over a given number:
+    emit(builder, number of rows, *values).
+
+    The operation takes the number of rows, `moving` pairs of an address and the distance from row
+    to row, and `fixed` values that are the same for all rows: all int64. It goes over the rows in
+    blocks, see `llvm.in_blocks` for their `sizes`.
+    """
+
+    def decorate(emit: Callable[..., None]) -> Any:
+        def over_rows(builder: Any, rows: Any, *values: Any) -> None:
+            addresses, steps = values[: 2 * moving : 2], values[1 : 2 * moving : 2]
+
+            def block(first: Any, size: int) -> None:
+                pairs = [
+                    value
+                    for address, step in zip(addresses, steps, strict=True)
+                    for value in (llvm.step(builder, address, step, first), step)
+                ]
+                emit(builder, size, *pairs, *values[2 * moving :])
+
+            llvm.in_blocks(builder, rows, sizes, block)
+
+        over_rows.__name__ = emit.__name__
+        return operation(void, *[i64] * (1 + 2 * moving + fixed))(over_rows)
 
     return decorate
 
@@ -131,12 +142,6 @@ def set_f32(builder: Any, address: Any, value: Any) -> None:
     llvm.store(builder, address, value, 4)
 
 
-@operation(void, i64, i32)
-def set_i32(builder: Any, address: Any, value: Any) -> None:
-    """Stores an int32."""
-    llvm.store(builder, address, value, 4)
-
-
 @operation(void, i64, i64)
 def set_i64(builder: Any, address: Any, value: Any) -> None:
     """Stores an int64."""
@@ -171,12 +176,6 @@ def store_words(builder: Any, address: Any, value: Any) -> None:
 def load_bf16(builder: Any, address: Any) -> Any:
     """16 bfloat16, widened to float32."""
     return builder.bitcast(llvm.load_bf16(builder, address), FVEC)
-
-
-@operation(f32x16, i64)
-def load_half(builder: Any, address: Any) -> Any:
-    """16 float16, widened to float32."""
-    return llvm.half_to_f32(builder, llvm.load(builder, address, HVEC, 2))
 
 
 @operation(f32x16, i64)
@@ -293,9 +292,6 @@ def exp(builder: Any, x: Any) -> Any:
 def exp_scalar(builder: Any, x: Any) -> Any:
     """`exp` of one number, bit for bit what a lane would give."""
     return builder.extract_element(llvm.exp(builder, llvm.splat(builder, x)), ir.Constant(I32, 0))
-
-
-# --- words ---
 
 
 # --- threads ---

@@ -14,15 +14,17 @@ from numba.core import cgutils
 
 from asgl.kernels.cpu import llvm
 from asgl.kernels.cpu.llvm import ELEMENT, FVEC, I16, I32, I64, IVEC, LANES, PER_WORD, const
-from asgl.kernels.cpu.simd import get_shared, i64, kernel, operation, void
+from asgl.kernels.cpu.simd import get_shared, i64, kernel, operation, rows_operation, void
 
 QUERIES = 8
 """Up to so many queries, packing does not pay."""
-_AT_ONCE = 4
+_AT_ONCE = (1, 2, 3, 4)
+"""Queries whose results are mixed at once, by how many are left."""
 
 
-def _token(builder: Any, addresses: Any, index: Any, offset: Any) -> Any:
-    at = llvm.load(builder, builder.add(addresses, builder.mul(index, ir.Constant(I64, 8))), I64, 8)
+def token(builder: Any, addresses: Any, index: Any, offset: Any) -> Any:
+    """Where the keys or values of a token begin, `offset` bytes on. `index` may be an int."""
+    at = llvm.load(builder, llvm.step(builder, addresses, 8, index), I64, 8)
     return builder.add(at, offset)
 
 
@@ -56,86 +58,74 @@ def _score(builder: Any, addresses: Any, offset: Any, query: Any, chunks: Any, o
     for slot in slots:
         builder.store(const(0.0, FVEC), slot)
     with cgutils.for_range(builder, chunks) as loop:
-        own = llvm.load(
-            builder, builder.add(query, builder.mul(loop.index, ir.Constant(I64, 64))), IVEC, 4
-        )
-        at = builder.add(offset, builder.mul(loop.index, ir.Constant(I64, 2 * LANES * PER_WORD)))
+        own = llvm.load(builder, llvm.step(builder, query, 64, loop.index), IVEC, 4)
+        at = llvm.step(builder, offset, 2 * LANES * PER_WORD, loop.index)
         for i, slot in enumerate(slots):
-            key = llvm.load(builder, _token(builder, addresses, ir.Constant(I64, i), at), IVEC, 2)
+            key = llvm.load(builder, token(builder, addresses, i, at), IVEC, 2)
             builder.store(llvm.dot(builder, builder.load(slot, typ=FVEC), key, own), slot)
     llvm.store(builder, out, _add_up(builder, [builder.load(slot, typ=FVEC) for slot in slots]), 4)
 
 
 def _value_words(builder: Any, addresses: Any, step: Any, offset: Any, vectors: int) -> list[Any]:
     """Words of a step (a pair of tokens) for 16 * vectors outputs."""
-    wide = ir.VectorType(I16, 2 * LANES)
     first = builder.mul(step, ir.Constant(I64, 2))
     tokens = [
-        _token(builder, addresses, index, offset)
+        token(builder, addresses, index, offset)
         for index in (first, builder.add(first, ir.Constant(I64, 1)))
     ]
-    words = []
+    words: list[Any] = []
     for chunk in range(vectors // 2):
-        rows = [
-            llvm.load(builder, builder.add(at, ir.Constant(I64, 64 * chunk)), wide, 2)
-            for at in tokens
-        ]
-        for half in range(2):
-            order = [
-                place
-                for i in range(half * LANES, (half + 1) * LANES)
-                for place in (i, 2 * LANES + i)
-            ]
-            zipped = builder.shuffle_vector(
-                *rows, ir.Constant(ir.VectorType(I32, 2 * LANES), order)
-            )
-            words.append(builder.bitcast(zipped, IVEC))
+        rows = [llvm.offset(builder, at, 64 * chunk) for at in tokens]
+        words += [builder.bitcast(zipped, IVEC) for zipped in zipped_rows(builder, *rows)]
     return words
 
 
-def _mix(rows: int, vectors: int) -> Any:
-    """results += weights . values, for 16 * vectors of the outputs of `rows` queries."""
+def zipped_rows(builder: Any, first: Any, second: Any) -> list[Any]:
+    """32 bfloat16 at each of two addresses as two vectors of pairs, one of the first and one of the
+    second."""
+    wide = ir.VectorType(I16, 2 * LANES)
+    rows = [llvm.load(builder, address, wide, 2) for address in (first, second)]
+    orders = [
+        [place for i in range(half * LANES, (half + 1) * LANES) for place in (i, 2 * LANES + i)]
+        for half in range(2)
+    ]
+    places = ir.VectorType(I32, 2 * LANES)
+    return [builder.shuffle_vector(*rows, ir.Constant(places, order)) for order in orders]
+
+
+def _mix(vectors: int) -> Any:
+    """results += weights . values, for 16 * vectors of the outputs of any number of queries:
+    (queries, weights, ldw, results, ldr, addresses, offset, steps)."""
 
     def emit(
-        builder: Any,
-        addresses: Any,
-        offset: Any,
-        steps: Any,
-        weights: Any,
-        ldw: Any,
-        results: Any,
-        ldr: Any,
-    ) -> None:
-        def place(row: int, i: int) -> Any:
-            start = builder.add(results, builder.mul(ldr, ir.Constant(I64, row)))
-            return builder.add(start, ir.Constant(I64, 64 * i))
-
-        slots = [[cgutils.alloca_once(builder, FVEC) for _ in range(vectors)] for _ in range(rows)]
-        for row in range(rows):
-            for i in range(vectors):
-                builder.store(llvm.load(builder, place(row, i), FVEC, 4), slots[row][i])
+        builder: Any, rows: int, weights: Any, ldw: Any, results: Any, ldr: Any,
+        addresses: Any, offset: Any, steps: Any,
+    ) -> None:  # fmt: skip
+        places = [
+            llvm.offset(builder, llvm.step(builder, results, ldr, row), 64 * i)
+            for row in range(rows)
+            for i in range(vectors)
+        ]
+        slots = [cgutils.alloca_once(builder, FVEC) for _ in places]
+        for place, slot in zip(places, slots, strict=True):
+            builder.store(llvm.load(builder, place, FVEC, 4), slot)
         with cgutils.for_range(builder, steps) as loop:
             words = _value_words(builder, addresses, loop.index, offset, vectors)
             for row in range(rows):
-                at = builder.add(
-                    builder.mul(ldw, ir.Constant(I64, row)),
-                    builder.mul(loop.index, ir.Constant(I64, 4)),
-                )
-                weight = llvm.splat(builder, llvm.load(builder, builder.add(weights, at), I32, 4))
-                for slot, word in zip(slots[row], words, strict=True):
-                    builder.store(
-                        llvm.dot(builder, builder.load(slot, typ=FVEC), weight, word), slot
-                    )
-        for row in range(rows):
-            for i in range(vectors):
-                llvm.store(builder, place(row, i), builder.load(slots[row][i], typ=FVEC), 4)
+                at = llvm.step(builder, llvm.step(builder, weights, ldw, row), 4, loop.index)
+                weight = llvm.splat(builder, llvm.load(builder, at, I32, 4))
+                own = slots[row * vectors : (row + 1) * vectors]
+                for slot, word in zip(own, words, strict=True):
+                    held = builder.load(slot, typ=FVEC)
+                    builder.store(llvm.dot(builder, held, weight, word), slot)
+        for place, slot in zip(places, slots, strict=True):
+            llvm.store(builder, place, builder.load(slot, typ=FVEC), 4)
 
-    emit.__name__ = f"mix_{rows}_{vectors}"
-    return operation(void, *[i64] * 7)(emit)
+    emit.__name__ = f"mix_{vectors}"
+    return rows_operation(_AT_ONCE, moving=2, fixed=3)(emit)
 
 
-_mix_1_2, _mix_2_2, _mix_3_2, _mix_4_2 = (_mix(rows, 2) for rows in (1, 2, 3, 4))
-_mix_1_4, _mix_2_4, _mix_3_4, _mix_4_4 = (_mix(rows, 4) for rows in (1, 2, 3, 4))
+_mix_2, _mix_4 = _mix(2), _mix(4)
 
 
 @kernel
@@ -185,29 +175,12 @@ def mix_rows(
     results: int,
 ) -> None:
     """results [rows, head_dim] float32 += weights (elements, `steps` words of them) . values."""
-    ldr = head_dim * 4
-    for row in range(0, rows, _AT_ONCE):
-        left, own = min(rows - row, _AT_ONCE), weights + row * ldw
-        d = 0
-        while d < head_dim:
-            at, out = offset + d * 2, results + row * ldr + d * 4
-            if head_dim - d >= 64:
-                if left == 4:
-                    _mix_4_4(addresses, at, steps, own, ldw, out, ldr)
-                elif left == 3:
-                    _mix_3_4(addresses, at, steps, own, ldw, out, ldr)
-                elif left == 2:
-                    _mix_2_4(addresses, at, steps, own, ldw, out, ldr)
-                else:
-                    _mix_1_4(addresses, at, steps, own, ldw, out, ldr)
-                d += 64
-                continue
-            if left == 4:
-                _mix_4_2(addresses, at, steps, own, ldw, out, ldr)
-            elif left == 3:
-                _mix_3_2(addresses, at, steps, own, ldw, out, ldr)
-            elif left == 2:
-                _mix_2_2(addresses, at, steps, own, ldw, out, ldr)
-            else:
-                _mix_1_2(addresses, at, steps, own, ldw, out, ldr)
+    ldr, d = head_dim * 4, 0
+    while d < head_dim:
+        at, out = offset + d * 2, results + d * 4
+        if head_dim - d >= 64:
+            _mix_4(rows, weights, ldw, out, ldr, addresses, at, steps)
+            d += 64
+        else:
+            _mix_2(rows, weights, ldw, out, ldr, addresses, at, steps)
             d += 32

@@ -22,6 +22,7 @@ record is only written over when the counters of its last job are gone:
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import llvmlite.binding
@@ -47,8 +48,10 @@ FIRST = 64
 """Where a job's phases begin."""
 PHASE = 128
 """Bytes of a phase's counters."""
-NONE = 1 << 40
-"""What a claim returns when there is nothing to claim: more than any count."""
+RUNS = 0
+"""A grain: runs of pieces, long at first and shorter towards the end. For pieces that stream
+neighbouring memory: two threads that took turns would each read every other piece, and the
+processor fetches ahead only where reading goes on."""
 _BITS = 24
 _PIECES = (1 << _BITS) - 1
 
@@ -65,7 +68,7 @@ _NAPS = 200
 
 
 @operation(void, i64, i64, i64, i64)
-def _call(builder: Any, function: Any, record: Any, thread: Any, number: Any) -> None:
+def call(builder: Any, function: Any, record: Any, thread: Any, number: Any) -> None:
     """Calls the function at an address: void(record, thread, number)."""
     kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
     builder.call(builder.inttoptr(function, kind.as_pointer()), [record, thread, number])
@@ -86,48 +89,41 @@ else:
 
 
 @kernel
-def claim(job: int, phase: int, number: int, pieces: int, count: int) -> int:
-    """Claims the next `pieces` pieces of a phase of `count`; returns the first, or NONE."""
+def claim(job: int, phase: int, number: int, grain: int, count: int) -> tuple[int, int]:
+    """Claims the next pieces of a phase of `count`, `grain` at a time or `RUNS`: (the first, how
+    many), or (0, 0) if there are none left."""
     at = job + FIRST + phase * PHASE
     while True:
         seen = get_shared(at)
-        if seen >> _BITS != number or seen & _PIECES >= count:
-            return NONE
-        if compare_and_swap(at, seen, seen + pieces):
-            return seen & _PIECES
+        left = count - (seen & _PIECES)
+        # another number is another job: this thread is late, and nothing here is its business
+        if seen >> _BITS != number or left <= 0:
+            return 0, 0
+        taken = min(grain, left) if grain else max(1, left // (get_i64(job + SIZE) + 1))
+        # a swap that succeeds proves more than that nobody was faster: the number in the counter
+        # is still ours, so job and record have not been written over, and cannot be until these
+        # pieces are finished
+        if compare_and_swap(at, seen, seen + taken):
+            return seen & _PIECES, taken
 
 
 @kernel
-def claim_run(job: int, phase: int, number: int, count: int) -> tuple[int, int]:
-    """Claims a run of pieces, long at first and shorter towards the end: (first, how many), or
-    (NONE, 0).
-
-    For pieces that stream neighbouring memory: two threads that took turns would each read every
-    other piece, and the processor fetches ahead only where reading goes on.
-    """
-    at, size = job + FIRST + phase * PHASE, get_i64(job + SIZE)
-    while True:
-        seen = get_shared(at)
-        if seen >> _BITS != number or seen & _PIECES >= count:
-            return NONE, 0
-        pieces = max(1, (count - (seen & _PIECES)) // (size + 1))
-        if compare_and_swap(at, seen, seen + pieces):
-            return seen & _PIECES, pieces
-
-
-@kernel
-def finish(job: int, phase: int, pieces: int) -> None:
+def finish(job: int, phase: int, done: int) -> None:
     """Says that so many claimed pieces are done; what they wrote is seen by whoever waits."""
     at = job + FIRST + phase * PHASE + 64
     while True:
         seen = get_shared(at)
-        if compare_and_swap(at, seen, seen + pieces):
+        if compare_and_swap(at, seen, seen + done):
             return
 
 
 @kernel
 def wait(job: int, phase: int, number: int, count: int) -> None:
-    """Returns once all `count` pieces of the phase are done, or if the job is over."""
+    """Returns once all `count` pieces of the phase are done, or if the job is over.
+
+    Pieces are waited for, not threads: each was claimed by a thread that runs it now, this one or
+    another, and a thread that claimed none keeps nobody.
+    """
     at, looks = job + FIRST + phase * PHASE + 64, 0
     first, done = number << _BITS, (number << _BITS) + count
     while True:
@@ -141,22 +137,40 @@ def wait(job: int, phase: int, number: int, count: int) -> None:
             _nap()
 
 
+@kernel
+def pieces(job: int, phase: int, number: int, grain: int, count: int) -> Generator[int]:
+    """The pieces of a phase that this thread gets, each of which must be done when the next is
+    asked for; ends when all threads have done all `count` pieces. Must be exhausted."""
+    while True:
+        first, taken = claim(job, phase, number, grain, count)
+        if taken == 0:
+            break
+        for piece in range(first, first + taken):  # noqa: UP028 (Numba has no `yield from`)
+            yield piece
+        finish(job, phase, taken)
+    wait(job, phase, number, count)
+
+
 def launch(job: int, function: int, record: int, phases: int, values: int, words: int) -> None:
     """Posts a job of so many phases, and takes part in it as thread 0. `words` int64 at `values`
-    are copied to its record."""
+    are copied to its record.
+
+    The order of these stores is what keeps late threads out, whichever of them one sees last: first
+    no job can be entered (number 0), then nothing of the job before can be claimed (its number is
+    gone from all counters), then its record is written over, and only then the new job can be
+    entered.
+    """
     number = get_i64(job + NUMBER) + 1
     set_shared(job + NUMBER, 0)
     for phase in range(phases):
         set_shared(job + FIRST + phase * PHASE, number << _BITS)
         set_shared(job + FIRST + phase * PHASE + 64, number << _BITS)
-    for word in range(
-        words
-    ):  # by now nobody can claim what an earlier job left by the counts of this one
+    for word in range(words):
         set_shared(record + word * 8, get_i64(values + word * 8))
     set_shared(job + FUNCTION, function)
     set_shared(job + RECORD, record)
     set_shared(job + NUMBER, number)
-    _call(function, record, 0, number)
+    call(function, record, 0, number)
 
 
 def help_out(job: int, thread: int, last: int) -> int:
@@ -169,8 +183,10 @@ def help_out(job: int, thread: int, last: int) -> int:
             return -1
         if number != 0 and number != last:
             function, record = get_shared(job + FUNCTION), get_shared(job + RECORD)
+            # the same number before and after: function and record belong to that job. If the job
+            # ends right now, its function finds nothing to claim
             if get_shared(job + NUMBER) == number:
-                _call(function, record, thread, number)
+                call(function, record, thread, number)
                 last, looks, naps = number, 0, 0
             continue
         looks += 1

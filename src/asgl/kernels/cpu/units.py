@@ -3,10 +3,11 @@ positions.
 
 A span of positions that several rows share is a segment of all their queries; what a row has to
 itself is a segment of its own. Segments are cut into units of similar cost, along the queries and
-along the positions:
+along the positions: one long request, one prefix under many rows and many short rows all come out
+as a few units for each thread.
 
-    row 0   [ shared ~~~~~~~~~~~~~~ | own ~~~ ]          one long request, one prefix under many rows, and many short rows
-    row 1   [ shared ~~~~~~~~~~~~~~ | own ]              all come out as a few units for each thread
+    row 0   [ shared ~~~~~~~~~~~~~~ | own ~~~ ]
+    row 1   [ shared ~~~~~~~~~~~~~~ | own ]
     units   [  A  |   B   |   C     | D  / E  ]
 
 A query that met more than one unit has its partial results merged, in the order of positions. With

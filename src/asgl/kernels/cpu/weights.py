@@ -50,25 +50,30 @@ def pack(
     """Tiles of the weights, in memory of the arena, in the format they have; dense ones as
     bfloat16.
 
-    `fill_tiles` may be a compiled one. 4 and 8 bits need groups of a multiple of 32, else they
-    become bfloat16; scales and offsets are held in float16, as model files do. ConfigError if k is
-    no multiple of 32.
+    `fill_tiles` may be a compiled one. 4 and 8 bits need groups of a multiple of 32, and scales and
+    offsets that float16 holds, as model files do; else they become bfloat16. ConfigError if k is no
+    multiple of 32.
     """
     outputs, k = weight.shape
+    check_width(k)
+    if isinstance(weight, QuantizedTensor):
+        ends = _ends(weight)
+        if ends is not None:
+            memory = _quantized_tiles(weight, ends, arena, fill_tiles)
+            return Packed(memory, memory.data_ptr(), weight.bits, outputs, k)
+        weight = weight.dequantize(torch.float32)
+    tiles = _dense_tiles(weight)
+    memory = arena.take(tiles.numel()).copy_(tiles.reshape(-1))
+    return Packed(memory, memory.data_ptr(), 16, outputs, k)
+
+
+def check_width(k: int) -> None:
+    """ConfigError if matrices of k inputs cannot be packed."""
     if k % GROUP:
         raise ConfigError(
-            f"the CPU kernels cannot multiply a matrix of {outputs} x {k}: its width must be a "
-            f"multiple of {GROUP}; use "
-            "kernels='reference'"
+            f"the CPU kernels cannot multiply a matrix of {k} inputs, which must be a multiple of "
+            f"{GROUP}; use kernels='reference'"
         )
-    if isinstance(weight, QuantizedTensor) and weight.group % GROUP:
-        weight = weight.dequantize(torch.float32)
-    if isinstance(weight, QuantizedTensor):
-        memory, bits = _quantized_tiles(weight, arena, fill_tiles), weight.bits
-    else:
-        tiles, bits = _dense_tiles(weight), 16
-        memory = arena.take(tiles.numel()).copy_(tiles.reshape(-1))
-    return Packed(memory, memory.data_ptr(), bits, outputs, k)
 
 
 def _padded(matrix: Tensor) -> Tensor:
@@ -83,24 +88,31 @@ def _dense_tiles(weight: Tensor) -> Tensor:
     return pairs.permute(0, 3, 1, 2, 4).contiguous().view(torch.uint8)
 
 
+def _ends(weight: QuantizedTensor) -> tuple[Tensor, Tensor] | None:
+    """float16 [n, k / 32]: scales, and offsets for bytes that become signed. None if the groups are
+    no multiple of 32, or float16 cannot hold these."""
+    if weight.group % GROUP:
+        return None
+    offset = weight.offset + 128 * weight.scale if weight.bits == 8 else weight.offset
+    repeats = weight.group // GROUP
+    ends = (
+        weight.scale.repeat_interleave(repeats, dim=1).half(),
+        offset.repeat_interleave(repeats, dim=1).half(),
+    )
+    return ends if all(bool(end.isfinite().all()) for end in ends) else None
+
+
 def _quantized_tiles(
-    weight: QuantizedTensor, arena: Arena, fill_tiles: Callable[..., None]
+    weight: QuantizedTensor,
+    ends: tuple[Tensor, Tensor],
+    arena: Arena,
+    fill_tiles: Callable[..., None],
 ) -> Tensor:
     outputs, k = weight.shape
-    scale, offset = weight.scale, weight.offset
-    if weight.bits == 8:  # bytes become signed
-        offset = offset + 128 * scale
-    repeats = weight.group // GROUP
-    if repeats > 1:
-        scale, offset = (
-            scale.repeat_interleave(repeats, dim=1),
-            offset.repeat_interleave(repeats, dim=1),
-        )
-    size = -(-outputs // OUTPUTS) * (k // GROUP) * GROUP_BYTES[weight.bits]
-    memory = arena.take(size)
-    ends = [part.half().contiguous().view(torch.int16).numpy() for part in (scale, offset)]
+    memory = arena.take(-(-outputs // OUTPUTS) * (k // GROUP) * GROUP_BYTES[weight.bits])
+    bits_of_ends = [end.contiguous().view(torch.int16).numpy() for end in ends]
     words, halves = memory.numpy().view(np.uint32), memory.numpy().view(np.int16)
-    fill_tiles(weight.quants.contiguous().numpy(), *ends, weight.bits, words, halves)
+    fill_tiles(weight.quants.contiguous().numpy(), *bits_of_ends, weight.bits, words, halves)
     return memory
 
 
@@ -115,20 +127,3 @@ def table(weight: Tensor | QuantizedTensor) -> Table:
     return Table(
         torch.empty(weight.shape, dtype=kind).copy_(weight), None, None, 8 * kind.itemsize, d, d
     )
-
-
-def quantize(weight: Tensor, bits: int) -> QuantizedTensor:
-    """Rounds a dense matrix to 4 or 8 bits in groups of 32 along k, from each group's least value
-    to its greatest."""
-    n, k = weight.shape
-    grouped = weight.float().view(n, k // GROUP, GROUP)
-    low, high = grouped.aminmax(dim=2)
-    low = low.half().float()  # as it is stored
-    scale = ((high - low) / (2**bits - 1)).clamp_min(2.0**-24).half().float()
-    quants = (
-        ((grouped - low.unsqueeze(2)) / scale.unsqueeze(2))
-        .round_()
-        .clamp_(0, 2**bits - 1)
-        .to(torch.uint8)
-    )
-    return QuantizedTensor(quants.view(n, k), scale, low, 4 if bits == 4 else 8, GROUP)

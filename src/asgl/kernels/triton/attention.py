@@ -5,12 +5,14 @@ heads that share a KV head as rows of one tile, so that each key is read once fo
 arXiv 2305.13245). The softmax is online (Milakov and Gimelshein, arXiv 1805.02867; Dao et al.,
 arXiv 2205.14135), in float32 and in base 2: scores come scaled by scale * log2(e).
 
-    extend   rows of several new tokens: a prefix by index, and causal among the new tokens (the extend kernel of SGLang, arXiv
-             2312.07104). The grid covers a ragged batch without knowing its lengths: row r is given the tiles from
-             qo_indptr[r] // tokens + r on, which is enough for any split into rows.
-    decode   rows of one new token: the context is cut into pieces (flash-decoding, Dao et al. 2023), whose results are merged.
-    span     positions that several decode rows share are read once for all of them (cascade attention, Ye et al. 2024); their
-             results are merged with the decode rows' own.
+    extend   rows of several new tokens: a prefix by index, and causal among the new tokens (the
+             extend kernel of SGLang, arXiv 2312.07104). The grid covers a ragged batch without
+             knowing its lengths: row r is given the tiles from qo_indptr[r] // tokens + r on,
+             which is enough for any split into rows.
+    decode   rows of one new token: the context is cut into pieces (flash-decoding, Dao et al.
+             2023), whose results are merged.
+    span     positions that several decode rows share are read once for all of them (cascade
+             attention, Ye et al. 2024); their results are merged with the decode rows' own.
     merge    results of pieces, weighted by their log-sum-exp.
 
 Layouts, all contiguous: q, out [tokens, heads, head_dim]; k_cache, v_cache [slots, kv_heads,
@@ -22,20 +24,22 @@ may hold anything, NaN too. Sizes that differ from step to step are not speciali
 kernel be compiled in a step.
 """
 
-# no annotations from __future__: Triton's interpreter reads them as objects Kernels are in Triton's
-# language, whose values no checker of Python knows; the code that launches them is checked
-# strictly. pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false,
-# reportOperatorIssue=false, reportIndexIssue=false pyright: reportCallIssue=false,
-# reportOptionalOperand=false, reportRedeclaration=false
+# No annotations from __future__: Triton's interpreter reads them as objects.
+# Kernels are in Triton's language, whose values no checker of Python knows; the code that launches
+# them is checked strictly.
+# pyright: basic, reportMissingParameterType=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportOptionalOperand=false, reportRedeclaration=false
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _attend(q, result, top, total, k_cache, v_cache, slots, kv_head, start, end, bound, limit, scale,
-            MASKED: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-            BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _attend_blocks(q, result, top, total, k_cache, v_cache, slots, kv_head, start, end, bound,
+                   limit, scale, MASKED: tl.constexpr, KV_HEADS: tl.constexpr,
+                   HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+                   PRECISION: tl.constexpr):  # fmt: skip
     """Goes over the positions start:end of a context, a block at a time.
 
     q [M, D]; result float32 [M, D], top and total float32 [M]: the state of the softmax. slots: the
@@ -75,27 +79,30 @@ def _attend(q, result, top, total, k_cache, v_cache, slots, kv_head, start, end,
     return result, top, total
 
 
+@triton.jit
+def _attend(q, k_cache, v_cache, slots, kv_head, start, whole, end, limit, scale,
+            KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
+            BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Attends to the positions start:whole, all blocks without a mask, then to whole:end.
+
+    Returns the softmax's state: result [M, D], still to be divided by total; top and total [M].
+    """
+    result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    result, top, total = _attend_blocks(
+        q, result, top, total, k_cache, v_cache, slots, kv_head, start, whole, end, limit, scale,
+        False, KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)  # fmt: skip
+    return _attend_blocks(
+        q, result, top, total, k_cache, v_cache, slots, kv_head, whole, end, end, limit, scale,
+        True, KV_HEADS, HEAD_DIM, BLOCK_D, BLOCK_N, PRECISION)  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["first_row", "rows"])
-def extend_kernel(
-    q,
-    k_cache,
-    v_cache,
-    qo_indptr,
-    kv_indptr,
-    kv_indices,
-    out,
-    first_row,
-    rows,
-    scale,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    # fmt: skip
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def extend_kernel(q, k_cache, v_cache, qo_indptr, kv_indptr, kv_indices, out, first_row, rows,
+                  scale, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+                  BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                  PRECISION: tl.constexpr):  # fmt: skip
     """Rows first_row:rows of any numbers of new tokens, whose keys and values are in the cache
     already.
 
@@ -131,54 +138,12 @@ def extend_kernel(
         place = ((row_begin + tokens).to(tl.int64) * HEADS + kv_head * GROUP + m % GROUP) * HEAD_DIM
         within = real[:, None] & (d < HEAD_DIM)[None, :]
         queries = tl.load(q + place[:, None] + d[None, :], mask=within, other=0.0)
-        result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        top = tl.full([BLOCK_M], -float("inf"), tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
         limit = prefix + tokens
         end = prefix + tl.minimum(token + TOKENS, new)
         whole = (prefix + token + 1) // BLOCK_N * BLOCK_N
-        result, top, total = _attend(
-            queries,
-            result,
-            top,
-            total,
-            k_cache,
-            v_cache,
-            kv_indices + kv_begin,
-            kv_head,
-            0,
-            whole,
-            end,
-            limit,
-            scale,
-            False,
-            KV_HEADS,
-            HEAD_DIM,
-            BLOCK_D,
-            BLOCK_N,
-            PRECISION,
-        )
-        result, top, total = _attend(
-            queries,
-            result,
-            top,
-            total,
-            k_cache,
-            v_cache,
-            kv_indices + kv_begin,
-            kv_head,
-            whole,
-            end,
-            end,
-            limit,
-            scale,
-            True,
-            KV_HEADS,
-            HEAD_DIM,
-            BLOCK_D,
-            BLOCK_N,
-            PRECISION,
-        )
+        result, _, total = _attend(
+            queries, k_cache, v_cache, kv_indices + kv_begin, kv_head, 0, whole, end, limit,
+            scale, KV_HEADS, HEAD_DIM, BLOCK_M, BLOCK_D, BLOCK_N, PRECISION)  # fmt: skip
         tl.store(
             out + place[:, None] + d[None, :],
             (result / total[:, None]).to(out.dtype.element_ty),
@@ -187,9 +152,10 @@ def extend_kernel(
 
 
 @triton.jit(do_not_specialize=["splits"])
-def decode_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, rows_spans, partial, partial_lse, out, splits, scale,
-                  SPANNED: tl.constexpr, DIRECT: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-                  HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+def decode_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, rows_spans, partial, partial_lse,
+                  out, splits, scale, SPANNED: tl.constexpr, DIRECT: tl.constexpr,
+                  HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+                  BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
                   PRECISION: tl.constexpr):  # fmt: skip
     """One new token a row, whose number is the row's. Grid (rows, KV heads, splits). It sees all
     positions of its row.
@@ -220,53 +186,11 @@ def decode_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, rows_spans, partia
         mask=within,
         other=0.0,
     )
-    result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
     limit = tl.zeros([BLOCK_M], tl.int32) + context
     whole = start + tl.maximum(end - start, 0) // BLOCK_N * BLOCK_N
     result, top, total = _attend(
-        queries,
-        result,
-        top,
-        total,
-        k_cache,
-        v_cache,
-        kv_indices + kv_begin,
-        kv_head,
-        start,
-        whole,
-        end,
-        limit,
-        scale,
-        False,
-        KV_HEADS,
-        HEAD_DIM,
-        BLOCK_D,
-        BLOCK_N,
-        PRECISION,
-    )
-    result, top, total = _attend(
-        queries,
-        result,
-        top,
-        total,
-        k_cache,
-        v_cache,
-        kv_indices + kv_begin,
-        kv_head,
-        whole,
-        end,
-        end,
-        limit,
-        scale,
-        True,
-        KV_HEADS,
-        HEAD_DIM,
-        BLOCK_D,
-        BLOCK_N,
-        PRECISION,
-    )
+        queries, k_cache, v_cache, kv_indices + kv_begin, kv_head, start, whole, end, limit,
+        scale, KV_HEADS, HEAD_DIM, BLOCK_M, BLOCK_D, BLOCK_N, PRECISION)  # fmt: skip
     if DIRECT:
         place = (row.to(tl.int64) * HEADS + head) * HEAD_DIM
         tl.store(
@@ -287,9 +211,10 @@ def decode_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, rows_spans, partia
 
 
 @triton.jit(do_not_specialize=["first_partial"])
-def span_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, units, entries, partial, partial_lse, first_partial, scale,
-                HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-                BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def span_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, units, entries, partial, partial_lse,
+                first_partial, scale, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+                HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+                BLOCK_N: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Positions that several decode rows share. Grid (units, KV heads).
 
     Every row of a unit sees all its positions: they are before the row's new token.
@@ -320,53 +245,11 @@ def span_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, units, entries, part
             mask=within,
             other=0.0,
         )
-        result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        top = tl.full([BLOCK_M], -float("inf"), tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
         limit = tl.zeros([BLOCK_M], tl.int32) + end
         whole = start + (end - start) // BLOCK_N * BLOCK_N
         result, top, total = _attend(
-            queries,
-            result,
-            top,
-            total,
-            k_cache,
-            v_cache,
-            kv_indices + kv_begin,
-            kv_head,
-            start,
-            whole,
-            end,
-            limit,
-            scale,
-            False,
-            KV_HEADS,
-            HEAD_DIM,
-            BLOCK_D,
-            BLOCK_N,
-            PRECISION,
-        )
-        result, top, total = _attend(
-            queries,
-            result,
-            top,
-            total,
-            k_cache,
-            v_cache,
-            kv_indices + kv_begin,
-            kv_head,
-            whole,
-            end,
-            end,
-            limit,
-            scale,
-            True,
-            KV_HEADS,
-            HEAD_DIM,
-            BLOCK_D,
-            BLOCK_N,
-            PRECISION,
-        )
+            queries, k_cache, v_cache, kv_indices + kv_begin, kv_head, start, whole, end, limit,
+            scale, KV_HEADS, HEAD_DIM, BLOCK_M, BLOCK_D, BLOCK_N, PRECISION)  # fmt: skip
         part = first_partial + tl.load(entry + 1, mask=real, other=0) + tl.load(unit + 5)
         place = part.to(tl.int64) * HEADS + head
         tl.store(partial_lse + place, top + tl.log2(total), mask=real)
@@ -376,8 +259,9 @@ def span_kernel(q, k_cache, v_cache, kv_indptr, kv_indices, units, entries, part
 
 
 @triton.jit(do_not_specialize=["first_partial", "splits"])
-def merge_kernel(partial, partial_lse, rows_spans, first_partial, out, splits, SPANNED: tl.constexpr, HEADS: tl.constexpr,
-                 HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr):  # fmt: skip
+def merge_kernel(partial, partial_lse, rows_spans, first_partial, out, splits,
+                 SPANNED: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+                 BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr):  # fmt: skip
     """Adds up the pieces of a row, each weighted by the exponential of its log-sum-exp. Grid (rows,
     heads).
 

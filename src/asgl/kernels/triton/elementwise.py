@@ -1,11 +1,12 @@
-"""Norm, rotation, gate and copies, in Triton. One pass over memory each; all arithmetic in
+"""Norm, rotation, gate and head, in Triton. One pass over memory each; all arithmetic in
 float32."""
 
-# no annotations from __future__: Triton's interpreter reads them as objects Kernels are in Triton's
-# language, whose values no checker of Python knows; the code that launches them is checked
-# strictly. pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false,
-# reportOperatorIssue=false, reportIndexIssue=false pyright: reportCallIssue=false,
-# reportOptionalOperand=false, reportRedeclaration=false
+# No annotations from __future__: Triton's interpreter reads them as objects.
+# Kernels are in Triton's language, whose values no checker of Python knows; the code that launches
+# them is checked strictly.
+# pyright: basic, reportMissingParameterType=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportOptionalOperand=false, reportRedeclaration=false
 
 import triton
 import triton.language as tl
@@ -31,21 +32,9 @@ def add_rms_norm_kernel(
 
 
 @triton.jit
-def rope_and_store_kernel(
-    qkv,
-    positions,
-    slots,
-    rope,
-    k_cache,
-    v_cache,
-    q_out,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    # fmt: skip
-    HALF: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def rope_and_store_kernel(qkv, positions, slots, rope, k_cache, v_cache, q_out, HEADS: tl.constexpr,
+                          KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_H: tl.constexpr,
+                          BLOCK_D: tl.constexpr):  # fmt: skip
     """Rotates queries and keys (RoFormer, arXiv 2104.09864; halves of a head against each other),
     stores keys and values.
 
@@ -103,27 +92,9 @@ def silu_and_mul_kernel(gate_up, out, width, BLOCK: tl.constexpr):
     )
 
 
-@triton.jit
-def copy_slots_kernel(pool, sources, destinations, layer_stride, width, BLOCK: tl.constexpr):
-    """pool[layer, destinations[i]] = pool[layer, sources[i]] for all of pool's layers, keys and
-    values.
-
-    pool [layers, slots, width], layer_stride elements from one layer to the next; sources,
-    destinations int32 [copies]. Grid (copies, layers, ceil(width / BLOCK)). No destination may be a
-    source or another's destination: copies are in no order.
-    """
-    copy = tl.program_id(0)
-    layer = pool + tl.program_id(1).to(tl.int64) * layer_stride
-    at = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    source = tl.load(sources + copy).to(tl.int64) * width
-    destination = tl.load(destinations + copy).to(tl.int64) * width
-    values = tl.load(layer + source + at, mask=at < width)
-    tl.store(layer + destination + at, values, mask=at < width)
-
-
 @triton.jit(do_not_specialize=["m"])
-def head_kernel(x, weight, out, m, n, k, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-                PRECISION: tl.constexpr):  # fmt: skip
+def head_kernel(x, weight, out, m, n, k, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """out float32 [m, n] = x [m, k] @ weight [n, k]^T, all contiguous: logits, which 16-bit
     products of libraries would round.
 

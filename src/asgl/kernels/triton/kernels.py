@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +12,15 @@ import triton
 from torch import Tensor
 
 from asgl.errors import ConfigError
-from asgl.kernels.api import ActivationFormat, Batch, QuantizedTensor, SamplingBatch, WeightFormat
+from asgl.kernels.api import (
+    ActivationFormat,
+    Batch,
+    ModelShape,
+    Progress,
+    QuantizedTensor,
+    SamplingBatch,
+    WeightFormat,
+)
 from asgl.kernels.triton import attention, elementwise, sampling, tiles
 from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, Spans, plan_spans
 from asgl.kernels.triton.target import INTERPRETER, Target, target_of_device
@@ -54,7 +61,7 @@ class TritonKernels:
         dtype: torch.dtype = torch.bfloat16,
         weights: WeightFormat | Literal["auto"] = "dense",
         deterministic: bool = False,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
         target: Target | None = None,
     ) -> None:
         self.device = torch.device(device)
@@ -65,8 +72,7 @@ class TritonKernels:
         if weights not in ("auto", "dense"):
             raise ConfigError(
                 f"the Triton kernels hold weights in {dtype}, and have none for "
-                f"weights={weights!r}; use "
-                "weights='auto': files of 4 and 8 bits are taken too"
+                f"weights={weights!r}; use weights='auto': files of 4 and 8 bits are taken too"
             )
         if deterministic:
             raise ConfigError(
@@ -75,8 +81,7 @@ class TritonKernels:
         if target is None and self.device.type == "cpu" and not interpreting():
             raise ConfigError(
                 "kernels='triton' runs on GPUs, and on device 'cpu' only in Triton's interpreter: "
-                "set "
-                "TRITON_INTERPRET=1 before Python starts, or use kernels='auto'"
+                "set TRITON_INTERPRET=1 before Python starts, or use kernels='auto'"
             )
         if target is None:
             target = INTERPRETER if interpreting() else target_of_device(self.device)
@@ -87,6 +92,13 @@ class TritonKernels:
         )  # of products of float32; 16-bit ones do not ask
         self._planned: tuple[Batch, Spans | None] | None = None
         """The spans of the batch of the last call: all layers of a step ask for the same."""
+
+    @staticmethod
+    def check_shape(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> None:
+        """ConfigError if these kernels cannot compute models of that shape on that device."""
+        target = INTERPRETER if interpreting() else target_of_device(device)
+        for tile in (tiles.extend_tile, tiles.decode_tile, tiles.span_tile):
+            tile(shape.head_dim, shape.group, dtype, target)
 
     # --- weights ---
 
@@ -335,24 +347,6 @@ class TritonKernels:
             **_options(warps),
         )
         return out
-
-    def copy_slots(self, pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
-        """Copies keys and values of whole tokens: pool [layers, slots, ...], slots int32 [copies]
-        on the device. No destination may be a source, or another's destination."""
-        layers, slots = pool.shape[:2]
-        width = pool[0, 0].numel()
-        block, warps = tiles.flat_tile(width, pool.dtype, self.target)
-        _run(
-            elementwise.copy_slots_kernel,
-            (sources.shape[0], layers, triton.cdiv(width, block)),
-            pool,
-            sources,
-            destinations,
-            slots * width,
-            width,
-            BLOCK=block,
-            **_options(warps),
-        )
 
     # --- logits ---
 

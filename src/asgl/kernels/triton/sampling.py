@@ -14,11 +14,12 @@ The filters are those of Fan et al. (top-k, arXiv 1805.04833), Holtzman et al. (
 al., Fast k-selection algorithms for graphics processing units, 2012) with sums in place of counts.
 """
 
-# no annotations from __future__: Triton's interpreter reads them as objects Kernels are in Triton's
-# language, whose values no checker of Python knows; the code that launches them is checked
-# strictly. pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false,
-# reportOperatorIssue=false, reportIndexIssue=false pyright: reportCallIssue=false,
-# reportOptionalOperand=false, reportRedeclaration=false
+# No annotations from __future__: Triton's interpreter reads them as objects.
+# Kernels are in Triton's language, whose values no checker of Python knows; the code that launches
+# them is checked strictly.
+# pyright: basic, reportMissingParameterType=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportOptionalOperand=false, reportRedeclaration=false
 
 import triton
 import triton.language as tl
@@ -106,8 +107,9 @@ def _nth(logits, vocabulary, greatest, temperature, wanted, rank, BLOCK: tl.cons
 
 
 @triton.jit
-def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens, vocabulary, stride,
-                  GREEDY: tl.constexpr, FILTERED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens, vocabulary,
+                  stride, GREEDY: tl.constexpr, FILTERED: tl.constexpr,
+                  BLOCK: tl.constexpr):  # fmt: skip
     """Grid (m). logits float32 [m, vocabulary], `stride` from row to row; tokens int64 [m].
 
     temperatures, top_ps, min_ps float32, top_ks int32, uniforms float64 [m]. GREEDY: no row is
@@ -150,8 +152,8 @@ def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens
 
 
 @triton.jit
-def _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, uniforms, FILTERED: tl.constexpr,
-          BLOCK: tl.constexpr):  # fmt: skip
+def _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, uniforms,
+          FILTERED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The token of a row that is random: finds the cut of the filters, then the token at the row's
     uniform number."""
     cut = 1  # the lowest key of a weight above 0

@@ -72,7 +72,6 @@ def target_of_device(device: torch.device) -> Target:
     if properties.major < 8:
         raise ConfigError(
             f"the Triton kernels need compute capability 8.0 or later, and {properties.name} has "
-            f"{properties.major}."
-            f"{properties.minor}; use kernels='reference'"
+            f"{properties.major}.{properties.minor}; use kernels='reference'"
         )
     return target_of(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)

@@ -99,8 +99,7 @@ def _first(
             return tile
     raise ConfigError(
         f"no tile of the attention kernels fits {target.arch}: heads of {head_dim} in {dtype}, "
-        f"{least_m} query heads for each KV "
-        "head; use kernels='reference'"
+        f"{least_m} query heads for each KV head; use kernels='reference'"
     )
 
 

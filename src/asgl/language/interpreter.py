@@ -1,0 +1,237 @@
+"""What each op does: a function for each kind, which changes the transcript.
+
+Those that may wait are generators (`waiting`). Who drives them (`executor`) rolls the transcript
+back if they do not end with a value.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from asgl.language import messages
+from asgl.language.context import StreamContext
+from asgl.language.failures import cancelled
+from asgl.language.internal_ops import (
+    AppendTurn,
+    CloseMessage,
+    Join,
+    Rewind,
+    SetVariable,
+    StartFrom,
+    StartFromFile,
+)
+from asgl.language.operation import OpenMessage, Operation
+from asgl.language.ops import Computed, Extend, Role, Text, TextOf
+from asgl.language.run_gen import run_gen
+from asgl.language.run_select import run_select
+from asgl.language.transcript import Snapshot, Transcript
+from asgl.language.waiting import Steps, other_op, request, seal, task
+
+
+def interpret(op: Operation, transcript: Transcript, context: StreamContext) -> Steps[Any]:
+    """Does what the op says; returns its value."""
+    if op.kind in _AT_ONCE:
+        return _AT_ONCE[op.kind](op.spec, transcript, context)
+    if op.kind in _WHOLE:
+        return (yield from _WHOLE[op.kind](op, op.spec, transcript, context))
+    message = op.message
+    if message is not None and (
+        transcript.turn is None or transcript.turn.opened_by is not message
+    ):
+        messages.begin_turn(transcript, context.engine, message, message.role)
+    op.start_of_text = transcript.text_length
+    value = yield from _content(op, op.spec, transcript, context)
+    op.text = transcript.text[op.start_of_text :]
+    return value
+
+
+# --- ops on the transcript as a whole
+
+
+def _start(
+    op: Operation, spec: StartFrom, transcript: Transcript, context: StreamContext
+) -> Steps[None]:
+    transcript.restore((yield from other_op(op, spec.snapshot)).result())
+
+
+def _load(
+    op: Operation, spec: StartFromFile, transcript: Transcript, context: StreamContext
+) -> Steps[None]:
+    if spec.kv is not None:
+        load = context.engine.saved.load_prompt
+        yield from task(load(spec.kv, spec.snapshot.tokens, context.options.cache_salt))
+    transcript.restore(spec.snapshot)
+
+
+def _rewind(spec: Rewind, transcript: Transcript, context: StreamContext) -> None:
+    transcript.restore(spec.snapshot.result())
+
+
+def _set(
+    op: Operation, spec: SetVariable, transcript: Transcript, context: StreamContext
+) -> Steps[None]:
+    value = spec.value
+    op.values[spec.name] = (
+        (yield from _computed(op, value)) if isinstance(value, Computed) else value
+    )
+
+
+def _append_turn(spec: AppendTurn, transcript: Transcript, context: StreamContext) -> None:
+    for piece in spec.pieces:
+        if piece.of_template:
+            messages.write(transcript, context.engine, piece.text)
+        else:
+            transcript.append(piece.text)
+    transcript.messages += spec.messages
+
+
+def _close(spec: CloseMessage, transcript: Transcript, context: StreamContext) -> None:
+    close_message(spec.message, spec.by_exception, transcript, context)
+
+
+def close_message(
+    message: OpenMessage, by_exception: bool, transcript: Transcript, context: StreamContext
+) -> None:
+    """Ends the message of a role block. One without content is written empty, unless an exception
+    is why it is empty."""
+    if transcript.turn is None and not by_exception:
+        messages.begin_turn(transcript, context.engine, message, message.role)
+    if transcript.turn is not None and transcript.turn.opened_by is message:
+        messages.end_turn(transcript, context.engine)
+
+
+def _role(op: Operation, spec: Role, transcript: Transcript, context: StreamContext) -> Steps[str]:
+    described_tools = messages.begin_turn(transcript, context.engine, op, spec.role, spec.tools)
+    op.start_of_text = transcript.text_length
+    trims = messages.parts_of(context.engine, spec.role).trims
+    last = len(spec.content) - 1
+    for index, part in enumerate(spec.content):
+        if isinstance(part, Computed):
+            part = Text((yield from _computed(op, part)))
+        if isinstance(part, Text) and trims:
+            text = part.text if index else part.text.lstrip()
+            part = replace(part, text=text.rstrip() if index == last else text)
+        yield from _content(op, part, transcript, context)
+    op.text = transcript.text[op.start_of_text :]
+    transcript.append(described_tools)
+    messages.end_turn(transcript, context.engine)
+    return op.text
+
+
+# --- ops that append content
+
+
+def _content(
+    op: Operation, spec: Any, transcript: Transcript, context: StreamContext
+) -> Steps[Any]:
+    """Appends what `spec`, the op or a part of it, stands for."""
+    if isinstance(spec, Text):
+        transcript.append(spec.text)
+        return None
+    return (yield from _CONTENT[spec.kind](op, spec, transcript, context))
+
+
+def _text_of(
+    op: Operation, spec: TextOf, transcript: Transcript, context: StreamContext
+) -> Steps[None]:
+    transcript.append((yield from other_op(op, spec.source)).text)
+
+
+def _append_computed(
+    op: Operation, spec: Computed, transcript: Transcript, context: StreamContext
+) -> Steps[None]:
+    transcript.append((yield from _computed(op, spec)))
+
+
+def _computed(op: Operation, spec: Computed) -> Steps[Any]:
+    done: list[Operation] = []
+    for source in spec.values_of:
+        done.append((yield from other_op(op, source)))
+    return spec.make(done)
+
+
+def _snapshot(
+    op: Operation, spec: object, transcript: Transcript, context: StreamContext
+) -> Steps[Snapshot]:
+    yield from seal(transcript, context)
+    return transcript.snapshot()
+
+
+def _extend(
+    op: Operation, spec: Extend, transcript: Transcript, context: StreamContext
+) -> Steps[None]:
+    for part in spec.content:
+        yield from _content(op, part, transcript, context)
+    yield from seal(transcript, context)
+    if transcript.tokens:
+        yield from request(op, context, partial(context.engine.extend, transcript.tokens))
+
+
+def _join(op: Operation, spec: Join, transcript: Transcript, context: StreamContext) -> Steps[None]:
+    yield from seal(transcript, context)
+    for start, end in spec.branches:
+        branch: Snapshot = (yield from other_op(op, end)).result()
+        if start.error is not None:
+            raise cancelled("a branch to be joined never began", None, start.failure)
+        base: Snapshot = start.result()
+        tokens = _beyond(base.tokens, branch.tokens, context)
+        if branch.bos_added and not base.bos_added:
+            # the branch began with nothing, so it has a beginning-of-text token of its own
+            if transcript.tokens:
+                tokens = tokens[1:]
+            else:
+                transcript.bos_added = True
+        transcript.append_tokens(tokens, branch.text[len(base.text) :])
+        transcript.messages += branch.messages[len(base.messages) :]
+        transcript.has_roles = transcript.has_roles or branch.has_roles
+
+
+def _beyond(base: array[int], branch: array[int], context: StreamContext) -> array[int]:
+    """The tokens that a branch has beyond those it began with.
+
+    If token healing has taken the last of those back, a token that is part of what it began with is
+    cut, and its rest tokenized.
+    """
+    if branch[: len(base)] == base:
+        return branch[len(base) :]
+    tokenizer = context.engine.tokenizer
+    common = next(
+        at for at, (mine, other) in enumerate(zip(base, branch, strict=False)) if mine != other
+    )
+    missing = sum(len(tokenizer.token_bytes(token)) for token in base[common:])
+    while missing > 0 and common < len(branch):
+        piece = tokenizer.token_bytes(branch[common])
+        common += 1
+        missing -= len(piece)
+        if missing < 0:
+            rest = piece[missing:].decode("utf-8", "replace")
+            return array("i", tokenizer.encode(rest)) + branch[common:]
+    return branch[common:]
+
+
+_AT_ONCE: dict[str, Callable[..., None]] = {
+    "rewind": _rewind,
+    "turn": _append_turn,
+    "close": _close,
+}
+_WHOLE: dict[str, Callable[..., Steps[Any]]] = {
+    "start": _start,
+    "load": _load,
+    "set": _set,
+    "role": _role,
+}
+_CONTENT: dict[str, Callable[..., Steps[Any]]] = {
+    "text of": _text_of,
+    "computed": _append_computed,
+    "extend": _extend,
+    "gen": run_gen,
+    "select": run_select,
+    "join": _join,
+    "snapshot": _snapshot,
+}
+"""By `Spec.kind`: ops that never wait; ops that stand outside of messages, or are one; ops whose text
+goes into the message that is open, if one is."""

@@ -1,0 +1,92 @@
+"""How a select is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from asgl.errors import StreamError
+from asgl.language.choices import best, scores_of
+from asgl.language.context import StreamContext
+from asgl.language.operation import Operation
+from asgl.language.ops import Select
+from asgl.language.transcript import SYNCHRONOUS_BYTES, Transcript
+from asgl.language.waiting import Steps, in_thread, request, seal
+
+
+def run_select(
+    op: Operation, spec: Select, transcript: Transcript, context: StreamContext
+) -> Steps[str]:
+    yield from seal(transcript, context)
+    prompt, before = transcript.prompt(), transcript.prefix
+    healed = 0
+    if spec.token_healing:
+        healed, before = context.engine.heal(prompt)
+        prompt = prompt[: len(prompt) - healed]
+    options = yield from _encoded_options(spec, before, context)
+    logprobs = yield from _score(op, prompt, options, context, spec)
+    alone: list[list[float]] = []
+    if spec.method == "unconditional_likelihood_normalized":
+        ticket = op.ticket
+        alone = yield from _score_alone(op, options, context)
+        op.ticket = ticket  # the handle tells of the request that saw the prompt
+    op.scores = scores_of(spec.method, logprobs, alone)
+    op.index = best(op.scores)
+    op.token_logprobs = logprobs
+    choice = spec.choices[op.index]
+    transcript.heal(healed)
+    transcript.append_tokens(options[op.index], choice)
+    op.token_ids += options[op.index]
+    if spec.name is not None:
+        op.values[spec.name] = choice
+    return choice
+
+
+def _encoded_options(spec: Select, before: str, context: StreamContext) -> Steps[list[list[int]]]:
+    """The tokens of `before` and each option; off the loop if there is much to tokenize."""
+
+    def encoded() -> list[list[int]]:
+        return [encode(before + choice) for choice in spec.choices]
+
+    encode = context.engine.tokenizer.encode
+    long = sum(map(len, spec.choices)) + len(before) * len(spec.choices) > SYNCHRONOUS_BYTES
+    options: list[list[int]] = (yield from in_thread(context, encoded)) if long else encoded()
+    for choice, tokens in zip(spec.choices, options, strict=True):
+        if not tokens:
+            raise StreamError(
+                f"the model's vocabulary has no token for any part of the option {choice!r}: leave "
+                "it out"
+            )
+    return options
+
+
+def _score(
+    op: Operation,
+    prompt: Sequence[int],
+    options: Sequence[Sequence[int]],
+    context: StreamContext,
+    asked: Select | None = None,
+) -> Steps[list[list[float]]]:
+    submit = partial(context.engine.score, prompt, options, asked=asked)
+    ticket = yield from request(op, context, submit)
+    return [list(option) for option in ticket.option_logprobs]
+
+
+def _score_alone(
+    op: Operation, options: list[list[int]], context: StreamContext
+) -> Steps[list[list[float]]]:
+    """The log-probabilities of the options without the prompt (see `choices`)."""
+    bos = context.engine.tokenizer.bos
+    if bos is not None:
+        return (yield from _score(op, [bos], options, context))
+    alone = [[0.0] * len(option) for option in options]
+    for first in dict.fromkeys(option[0] for option in options):
+        order = [
+            index for index, option in enumerate(options) if option[0] == first and len(option) > 1
+        ]
+        if order:
+            rest = [options[index][1:] for index in order]
+            scores = yield from _score(op, [first], rest, context)
+            for index, values in zip(order, scores, strict=True):
+                alone[index][1:] = values
+    return alone
