@@ -123,7 +123,7 @@ def rope_phase(
             _rotate(source, angles, half, target, True)
             source += a.head_dim * 4
         place = get_i32(a.slots + row * 4) * a.kv_heads * a.head_dim * 2
-        for head in range(a.kv_heads):
+        for _ in range(a.kv_heads):
             _rotate(source, angles, half, k_cache + place, False)
             values = source + a.kv_heads * a.head_dim * 4
             marks = zero()  # stays 0 if all numbers of the head are finite, else is NaN
@@ -131,7 +131,7 @@ def rope_phase(
                 value = load(values + i * 4)
                 marks = fma(value, zero(), fma(load(source + i * 4), zero(), marks))
                 store_bf16(v_cache + place + i * 2, value)
-            if not total(marks) == 0:
+            if total(marks) != 0:
                 for i in range(0, a.head_dim, LANES):
                     store_bf16(k_cache + place + i * 2, splat(np.float32(np.nan)))
                     store_bf16(v_cache + place + i * 2, zero())

@@ -245,8 +245,8 @@ def _draw(
 @kernel
 def sample_phase(a: Any, thread: int, number: int) -> None:
     """One thread's part of sampling the rows of logits [m, n], which become weights. `a` is the
-    record of the entry `sample`; `a.ranks` has `rank_words(n)` int64 for each thread. A row that is no
-    distribution gives -1."""
+    record of the entry `sample`; `a.ranks` has `rank_words(n)` int64 for each thread. A row that is
+    no distribution gives -1."""
     n = a.n
     room = carray(int64_at(a.ranks + thread * (2 * n + BUCKETS) * 8), 2 * n + BUCKETS)
     tokens, spare, ends = room[:n], room[n : 2 * n], room[2 * n :]
