@@ -78,7 +78,7 @@ class AsglClient:
             Usage(
                 ticket.prompt_tokens,
                 ticket.cached_tokens,
-                ticket.request.generated,
+                ticket.generated_tokens,
                 None
                 if ticket.first_token_at is None
                 else ticket.first_token_at - ticket.submitted_at,

@@ -105,7 +105,7 @@ class AsglEngine:
         assert isinstance(client, AsglClient)
         now, before = self._runtime.statistics(), self._before
         return {
-            "work": optimum.work(ticket.request for ticket in client.tickets),
+            "work": optimum.work(ticket.sequence for ticket in client.tickets if ticket.sequence),
             "steps": now.steps,
             "run_seconds": now.run_seconds - before.run_seconds,
             "plan_seconds": now.plan_seconds - before.plan_seconds,

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asgl.plan import SampledToken, StepResult
-from asgl.scheduling import policy
-from asgl.scheduling.policy import POLICIES
+from asgl.scheduling import queue
+from asgl.scheduling.queue import POLICIES
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
 from traces import TRACES, Ask, optimum, random_tree, words
@@ -58,9 +58,9 @@ def replay(arrivals: Sequence[tuple[float, Ask]], **options) -> Outcome:
         plan = scheduler.plan()
         plan_seconds += time.perf_counter() - began
         waits += [
-            now - submitted_at.pop(update.request.id)
+            now - submitted_at.pop(update.sequence.id)
             for update in scheduler.take_updates()
-            if update.event == "admitted" and update.request.id in submitted_at
+            if update.event == "admitted" and update.sequence.id in submitted_at
         ]
         if plan is None:
             now = max(now, events[-1][0]) if events else now
@@ -167,16 +167,16 @@ def online(plots: Path | None) -> None:
             f"  {rule:<22}{outcome.hit_rate:>8.1%}{outcome.wait(0.5):>9.2f} "
             f"s{outcome.wait(0.99):>9.2f} s"
         )
-    chosen = policy.AGING
+    chosen = queue.AGING
     for constant in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0):
-        policy.AGING = constant
+        queue.AGING = constant
         outcome = replay(arrivals, capacity=capacity, max_running=16, policy="aged-lpm")
         points.append((f"{constant:g}", outcome.hit_rate, outcome.wait(0.99)))
         print(
             f"  aged-lpm, aging {constant:<6g}{outcome.hit_rate:>8.1%}{outcome.wait(0.5):>9.2f} "
             f"s{outcome.wait(0.99):>9.2f} s"
         )
-    policy.AGING = chosen
+    queue.AGING = chosen
     if plots is not None:
         _plot(
             plots / "aging.svg",

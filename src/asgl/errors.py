@@ -1,25 +1,26 @@
 """Every error that asgl raises. The drawing is the truth: a test compares it with the classes.
 
     AsglError
-      ConfigError(ValueError)        a bad argument, raised at the call, before anything is queued
-      ModelError                     a model that cannot be loaded: which file, what was wrong, what to do
-      StreamError                    .stream; what the stream cannot do
-        StreamClosedError            used after close, or before an earlier failure was seen (the failure is chained)
-        OpCancelledError             the op was cancelled by somebody else, or queued behind one that failed
-        VariableError(KeyError)      .name; no such variable, or not finished yet: says which, and lists those there are
-      RequestError                   .request_id
-        ContextLengthError           .tokens .limit
-        CapacityError                can never fit the KV cache: .needed .capacity
-        GrammarError                 a regex, schema or grammar that does not compile, or compiles past its limits
-        OutputError                  .text .finish_reason; a typed value that was cut short, or that no retry made valid
-        BudgetError                  .spent .limit
-        QueueFullError               .waiting .limit
-      ToolError                      .tool .arguments; a tool raised or timed out (the cause is chained)
-      CompileError                   a program that cannot be compiled: the line, and what to write instead
+      ConfigError(ValueError)     a bad argument, raised at the call, before anything is queued
+      ModelError                  a model that cannot be loaded: which file, and what to do
+      StreamError                 .stream; what the stream cannot do
+        StreamClosedError         used after close, or before an earlier failure was seen (chained)
+        OpCancelledError          cancelled by somebody else, or queued behind an op that failed
+        VariableError(KeyError)   .name; no such variable, or not finished yet
+      RequestError                .request_id
+        ContextLengthError        .tokens .limit
+        CapacityError             can never fit the KV cache: .needed .capacity
+        GrammarError              a constraint that does not compile, or compiles past its limits
+        OutputError               .text .finish_reason; a value cut short, or not valid
+        BudgetError               .spent .limit
+        QueueFullError            .waiting .limit
+        NumericalError            the model computed NaN or infinity for the request; others go on
+      ToolError                   .tool .arguments; a tool raised or timed out (chained)
+      CompileError                a program that cannot be compiled: the line, and what to write
       EngineError
         EngineClosedError
-        EngineCrashedError           the step raised; every waiter gets it, with the cause
-    InternalError(Exception)         our bug, please report; outside the tree so that `except AsglError` does not hide it
+        EngineCrashedError        the step raised; every waiter gets it, with the cause
+    InternalError(Exception)      our bug, please report; `except AsglError` does not hide it
 
 An error reaches the one who awaits, with its cause; it is never logged and dropped. The failures of
 branches arrive as an `ExceptionGroup`. `asyncio.CancelledError` is never wrapped.
@@ -133,6 +134,11 @@ class QueueFullError(RequestError):
     ) -> None:
         super().__init__(message, request_id=request_id)
         self.waiting, self.limit = waiting, limit
+
+
+class NumericalError(RequestError):
+    """The model computed NaN or infinity for the request, so that there is nothing to sample from.
+    Other requests go on."""
 
 
 class ToolError(AsglError):

@@ -4,8 +4,8 @@ A step computes the new tokens of a ragged batch. Row r has the tokens `qo_indpt
 1]` of `input_ids`, and attends over the slots `kv_indices[kv_indptr[r]:kv_indptr[r + 1]]`, its own
 new slots being the last of them:
 
-    kv of row r      [ k0 k1 k2 ... | n0 n1 n2 ]        n: the row's new tokens, written by this step
-    query n1 sees      ------------------^              causal among the new tokens, all of what was before
+    kv of row r      [ k0 k1 k2 ... | n0 n1 n2 ]     n: the row's new tokens, written by this step
+    query n1 sees      ------------------^           all of what was before, and causally the new
 
 A row's earlier slots may be written by another row of the same step: in every layer all keys and
 values are stored before any is read. (The branches of a `select` are rows that read the slots of
@@ -106,6 +106,11 @@ class StepPlan:
     def tokens(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def wanted(self) -> list[int]:
+        """The flattened tokens whose logits are wanted: those of `samples`, then of `scores`."""
+        return [row.index for row in (*self.samples, *self.scores)]
+
 
 class SampledToken(NamedTuple):
     token_id: int
@@ -120,8 +125,10 @@ class SampledToken(NamedTuple):
 class StepResult:
     """What a step gave, in the order of the plan's `samples` and `scores`."""
 
-    samples: tuple[SampledToken, ...] = ()
-    scores: tuple[tuple[float, ...], ...] = ()
+    samples: tuple[SampledToken | None, ...] = ()
+    """None where the logits are no distribution: one of them is NaN or +inf, or all are -inf."""
+    scores: tuple[tuple[float, ...] | None, ...] = ()
+    """None likewise."""
     seconds: float = 0.0
     """How long the step ran on the device; where two are in flight, the time in which both run is
     that of the older one."""

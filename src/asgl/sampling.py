@@ -3,70 +3,18 @@ merged."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
-from .errors import ConfigError
+from asgl.checks import flag, integer, number, strings, token_ids
+from asgl.errors import ConfigError
 
 _MAX_SEED = 2**64 - 1
 _MOST = 1e30
 """No parameter is larger: logits are float32, and a sum of what is added to one must stay a
 number."""
-
-
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be an integer, not {value!r}")
-    if value < low or (high is not None and value > high):
-        raise ConfigError(
-            f"{name} must be {low} or more"
-            + (f", at most {high}" if high else "")
-            + f", not {value}"
-        )
-
-
-def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} must be a finite number, not {value!r}")
-    if value < low or value > high or (open_low and value == low):
-        raise ConfigError(
-            f"{name} must be {'above' if open_low else 'at least'} {low:g}"
-            + (f" and at most {high:g}" if math.isfinite(high) else "")
-            + f", not {value!r}"
-        )
-
-
-def _items(name: str, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, Iterable):
-        raise ConfigError(f"{name} must be a sequence, not {value!r}")
-    return tuple(value)
-
-
-def _strings(name: str, value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    strings = (value,) if isinstance(value, str) else _items(name, value)
-    for string in strings:
-        if not isinstance(string, str) or not string:
-            raise ConfigError(
-                f"{name} must be a string or strings, none of them empty, not {value!r}"
-            )
-    return strings
-
-
-def _token_ids(name: str, value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    ids = _items(name, value)
-    for token in ids:
-        _integer(f"a token id of {name}", token, 0)
-    return ids
 
 
 class SamplingSpec(NamedTuple):
@@ -150,44 +98,34 @@ class SamplingParams:
     its own from it."""
 
     def __post_init__(self) -> None:
-        _integer("max_tokens", self.max_tokens, 0)
-        _integer("min_tokens", self.min_tokens, 0)
-        _integer("top_k", self.top_k, 0)
-        _integer("seed", self.seed, 0, _MAX_SEED)
-        _number("temperature", self.temperature, 0.0, _MOST)
-        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("frequency_penalty", self.frequency_penalty, -_MOST, _MOST)
-        _number("presence_penalty", self.presence_penalty, -_MOST, _MOST)
-        _number("repetition_penalty", self.repetition_penalty, 1 / _MOST, _MOST)
-        for name in ("keep_stop", "token_healing", "ignore_eos"):
+        for name, check in _CHECKS.items():
             value = getattr(self, name)
-            if value is not None and not isinstance(value, bool):
-                raise ConfigError(f"{name} must be True or False, not {value!r}")
-        # frozen: normalised forms are set past the guard, so that two equal settings compare equal
-        object.__setattr__(self, "stop", _strings("stop", self.stop))
-        object.__setattr__(self, "stop_regex", _strings("stop_regex", self.stop_regex))
-        object.__setattr__(
-            self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids)
-        )
-        if self.logit_bias is not None:
-            if not isinstance(self.logit_bias, Mapping):
-                raise ConfigError(
-                    f"logit_bias must map token ids to numbers, not be {self.logit_bias!r}"
-                )
-            bias = dict(self.logit_bias)
-            for token, value in bias.items():
-                _integer("a token id of logit_bias", token, 0)
-                _number(f"logit_bias of token {token}", value, -_MOST, _MOST)
-            object.__setattr__(self, "logit_bias", bias)
+            if value is not None:
+                # past the guard of a frozen class: normalised, so that equal settings compare equal
+                object.__setattr__(self, name, check(name, value))
         self._check_limits()
+
+    def spec(self, *, seed: int, logprobs: int | None = None) -> SamplingSpec:
+        """What the sampler needs to know: these parameters, which must be complete but for the
+        seed (ConfigError), with the request's own `seed` and `logprobs`."""
+        if unset := [name for name in _CHECKS if getattr(self, name) is None and name != "seed"]:
+            raise ConfigError(
+                f"{', '.join(unset)} of the sampling parameters are unset: merge them over the "
+                "library's defaults"
+            )
+        # a field that both have means the same
+        values: dict[str, Any] = {
+            name: getattr(self, name) for name in SamplingSpec._fields if name in _CHECKS
+        }
+        values["logit_bias"] = tuple(values["logit_bias"].items())
+        values["seed"], values["logprobs"] = seed, logprobs
+        return SamplingSpec(**values)
 
     def over(self, base: SamplingParams) -> SamplingParams:
         """These parameters, with what is unset taken from `base`."""
-        merged = object.__new__(
-            SamplingParams
-        )  # both are checked, so their fields are taken as they are
-        for name in _FIELDS:
+        # both are checked already, so their fields are taken as they are
+        merged = object.__new__(SamplingParams)
+        for name in _CHECKS:
             value = getattr(self, name)
             object.__setattr__(merged, name, getattr(base, name) if value is None else value)
         merged._check_limits()
@@ -204,7 +142,39 @@ class SamplingParams:
             )
 
 
-_FIELDS = tuple(field.name for field in fields(SamplingParams))
+def _logit_bias(name: str, value: object) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must map token ids to numbers, not be {value!r}")
+    return {
+        integer(f"a token id of {name}", token, 0): number(
+            f"{name} of token {token}", bias, -_MOST, _MOST
+        )
+        for token, bias in value.items()
+    }
+
+
+_integer = partial(integer, low=0)
+_penalty = partial(number, low=-_MOST, high=_MOST)
+_CHECKS: dict[str, Callable[[str, object], object]] = {
+    "max_tokens": _integer,
+    "min_tokens": _integer,
+    "stop": strings,
+    "stop_regex": strings,
+    "stop_token_ids": token_ids,
+    "keep_stop": flag,
+    "token_healing": flag,
+    "ignore_eos": flag,
+    "temperature": partial(number, low=0, high=_MOST),
+    "top_p": partial(number, low=0, high=1, above=True),
+    "top_k": _integer,
+    "min_p": partial(number, low=0, high=1),
+    "frequency_penalty": _penalty,
+    "presence_penalty": _penalty,
+    "repetition_penalty": partial(number, low=1 / _MOST, high=_MOST),
+    "logit_bias": _logit_bias,
+    "seed": partial(integer, low=0, high=_MAX_SEED),
+}
+"""Every field of `SamplingParams`, and what checks it and brings it into its one form."""
 
 LIBRARY_DEFAULTS = SamplingParams(
     max_tokens=128,

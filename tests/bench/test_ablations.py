@@ -36,7 +36,7 @@ async def figures(
             concurrency=concurrency,
             limit=60,
         )
-        rt._running.engine.scheduler.ledger.check(())
+        rt._running.engine.scheduler.kv_cache.check(())
         return [answers[item] for item in items], [
             usage.cached_tokens or 0 for usage in client.usages
         ]

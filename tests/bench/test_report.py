@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from array import array
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ from bench.client import StringClient, Usage
 from bench.driver import Run
 
 from asgl.scheduling.request import Request
+from asgl.scheduling.sequence import SequenceState
 from bench import decode, optimum, race, report, results
 
 
@@ -155,10 +155,10 @@ def test_the_report_of_nothing(tmp_path):
 # --- the optimum ----------------------------------------------------------------------------------
 
 
-def ended(prompt: list[int], generated: list[int]) -> Request:
-    request = Request(1, prompt, max_tokens=len(generated))
-    request.tokens = array("i", prompt + generated)
-    return request
+def ended(prompt: list[int], generated: list[int]) -> SequenceState:
+    sequence = SequenceState(Request(1, prompt, max_tokens=len(generated)))
+    sequence.tokens.extend(generated)
+    return sequence
 
 
 def test_the_least_work():

@@ -63,7 +63,7 @@ async def test_every_workload_runs_on_asgl(name, model):
     assert not run.timed_out
     assert run.seconds >= max(run.latencies)
     assert len(run.right) in (0, PROGRAMS)
-    done = optimum.work(ticket.request for ticket in client.tickets)
+    done = optimum.work(ticket.sequence for ticket in client.tickets)
     assert done.prompt_tokens == sum(usage.prompt_tokens for usage in run.usages)
     assert done.generated_tokens == sum(usage.generated_tokens for usage in run.usages)
     computed = done.prompt_tokens - sum(usage.cached_tokens or 0 for usage in run.usages)

@@ -343,7 +343,11 @@ async def test_arguments_are_given_by_position_or_by_name_and_have_the_defaults_
         ((), {}, "missing a required argument: 'topic'"),
         (("x",), {"nonsense": 1}, "nonsense"),
         (("x", "y", "z"), {}, "too many"),
-        ((), {"topic": "x", "words": "many"}, "max_tokens must be an integer, not 'many'"),
+        (
+            (),
+            {"topic": "x", "words": "many"},
+            "max_tokens must be an integer of 0 or more, not 'many'",
+        ),
     ],
 )
 async def test_bad_arguments_submit_nothing(

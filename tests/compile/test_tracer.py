@@ -225,7 +225,7 @@ class Untraceable:
         raise KeyError("mine")  # here
 
     async def asks_for_nonsense(s: PromptStream) -> None:
-        """the program raised ConfigError: max_tokens must be 0 or more, not -1"""
+        """the program raised ConfigError: max_tokens must be an integer of 0 or more, not -1"""
         s.gen("a", max_tokens=-1)  # here
 
     async def returns_an_object(s: PromptStream) -> object:  # here

@@ -11,6 +11,7 @@ from engine_harness import (
     Letters,
     Sentence,
     Waiter,
+    engine_task,
     follow,
     generate,
     opened,
@@ -317,7 +318,7 @@ async def test_a_failure_beside_that_of_a_step_settles_all_the_same(monkeypatch)
         monkeypatch.setattr(engine.scheduler, "abandon", abandon)
         ticket = generate(engine, [1], max_tokens=3)
         with pytest.raises(ValueError, match="the books do not balance"):
-            await engine._task
+            await engine_task()
         assert "device lost" in str(ticket.error)
         assert ticket.asked.times == 1
 
@@ -384,7 +385,7 @@ async def test_cancelling_the_engines_task_lets_the_step_return_first():
     async with opened(before_step=gate) as engine:
         ticket = generate(engine, [1], max_tokens=5)
         await gate.step_begins()
-        engine._task.cancel()
+        engine_task().cancel()
         await asyncio.sleep(0)
         assert not ticket.settled
         gate.leave_open()

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import asgl
-from asgl.engine.saved import read_header, sealed, write_file
+from asgl.engine.kv_files import read_header, sealed, write_file
 from tiny import tiny_directory
 
 PROMPTS = ["the other thing and the other", "the other thing on", "and now something else", "the"]
@@ -142,12 +142,12 @@ async def test_a_loading_that_is_cancelled_or_fails_frees_its_slots(
         def broken(slots: object, values: object) -> None:
             raise RuntimeError("the device is gone")
 
-        engine._runner.write_kv, working = broken, engine._runner.write_kv
+        engine.runner.write_kv, working = broken, engine.runner.write_kv
         with pytest.raises(RuntimeError, match="device is gone"):
             await rt.load_cache(tmp_path / "cache")
-        engine._runner.write_kv = working
+        engine.runner.write_kv = working
         task = asyncio.ensure_future(rt.load_cache(tmp_path / "cache"))
-        while not engine.scheduler.ledger._reserved:  # noqa: ASYNC110
+        while not engine.scheduler.kv_cache.reserved:  # noqa: ASYNC110
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -15,10 +15,10 @@ from test_cuda_runner import Kernels, make, out_of_memory
 from asgl.errors import EngineError
 from asgl.execution.cuda_runner import CudaRunner
 from asgl.execution.runner import Runner
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.reference import ReferenceKernels
 from asgl.plan import SampledToken
 from asgl.sampling import SamplingSpec
-from asgl.scheduling.branches import Branches
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
 
@@ -36,7 +36,7 @@ def requests(seed: int) -> Iterator[Request]:
             *(draw.randrange(200) for _ in range(draw.randint(1, 20))),
         ]
         if number % 6 == 5:
-            yield Request(number, prompt, branches=Branches([[1, 2, 3], [1, 4], [5]]))
+            yield Request(number, prompt, options=[[1, 2, 3], [1, 4], [5]])
             continue
         spec = SamplingSpec(
             temperature=draw.choice([0.0, 1.0]),
@@ -64,45 +64,35 @@ def run_all(
     scheduler = Scheduler(
         capacity=CAPACITY, max_batch_tokens=32, steps_in_flight=runner.steps_in_flight
     )
-    asked = list(requests(seed))
-    for request in asked:
-        scheduler.submit(request)
-    said: dict[int, list[SampledToken]] = {request.id: [] for request in asked}
+    asked = [scheduler.submit(request) for request in requests(seed)]
+    said: dict[int, list[SampledToken]] = {sequence.id: [] for sequence in asked}
     in_flight = ahead = 0
     while True:
         plan = scheduler.plan()
-        if plan is not None and isinstance(runner, CudaRunner):
+        if plan is not None:
             runner.launch(plan)
             in_flight += 1
             ahead += bool(plan.continued)
             if in_flight < runner.steps_in_flight:
                 continue
-        if isinstance(runner, CudaRunner) and in_flight:
-            scheduler.commit(runner.collect())
-            in_flight -= 1
-        elif plan is not None:
-            scheduler.commit(runner.run(plan))
-        else:
+        if not in_flight:
             break
+        scheduler.commit(runner.collect())
+        in_flight -= 1
         scheduler.check()
         for update in scheduler.take_updates():
             if update.token is not None:
-                said[update.request.id].append(update.token)
-    assert all(request.state == "ended" for request in asked)
-    return (
-        said,
-        {
-            request.id: request.branches.results()
-            for request in asked
-            if request.branches is not None
-        },
-        ahead,
-    )
+                said[update.sequence.id].append(update.token)
+    assert all(sequence.state == "ended" for sequence in asked)
+    scored = {each.id: each.tree.results() for each in asked if each.tree is not None}
+    return said, scored, ahead
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_whole_requests(seed: int) -> None:
-    said, scored, none = run_all(Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY), seed)
+    said, scored, none = run_all(
+        SerialRunner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY), seed
+    )
     cuda = FakeCuda()
     same, scored_same, ahead = run_all(make(cuda), seed)
     assert none == 0
@@ -134,7 +124,6 @@ def test_a_launch_that_fails_leaves_the_one_in_flight_its_memory(
         with pytest.raises(EngineError, match="ran out of memory"):
             runner.launch(plans[1])
     runner.launch(plans[2])
-    assert len({id(flight.landing) for flight in runner._flights}) == 2
     assert [runner.collect().samples, runner.collect().samples] == [expected[0], expected[2]]
 
 

@@ -4,6 +4,7 @@ tests/execution/cuda_graphs."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,8 @@ from asgl.execution import cuda_runner
 from asgl.execution.cuda_device import CudaDevice
 from asgl.execution.cuda_runner import CudaRunner
 from asgl.execution.kv_pool import slot_bytes
-from asgl.execution.runner import Runner, make_runner
+from asgl.execution.runner import make_runner
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.reference import ReferenceKernels
 from asgl.kernels.triton.target import INTERPRETER
 from asgl.models.architectures import ARCHITECTURES
@@ -110,9 +112,8 @@ def test_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def out_of_memory(times: int, monkeypatch: pytest.MonkeyPatch, runner: CudaRunner) -> None:
     """The next `times` forward passes run out of memory."""
-    model = runner._model
-    assert model is not None
-    real, left = model.forward, [times]
+    weights = runner.model.weights
+    real, left = weights.forward, [times]
 
     def forward(*args: Any) -> Any:
         if left[0]:
@@ -120,7 +121,7 @@ def out_of_memory(times: int, monkeypatch: pytest.MonkeyPatch, runner: CudaRunne
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(*args)
 
-    monkeypatch.setattr(model, "forward", forward)
+    monkeypatch.setattr(weights, "forward", forward)
 
 
 def test_a_step_that_runs_out_of_memory_is_tried_again_with_empty_caches(
@@ -148,15 +149,18 @@ def test_a_step_that_runs_out_of_memory_twice_says_what_to_do(
 
 
 def test_no_memory_for_a_graph_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = CudaRunner._capture
+    real = CudaDevice.capture
+    buckets: list[int] = []
 
-    def capture(runner: CudaRunner, bucket: int, packed: Any, spanned: bool) -> Any:
-        if bucket == 2 and not spanned:
+    def capture(device: CudaDevice, launch: Callable[[], torch.Tensor]) -> Any:
+        graph, hidden = real(device, launch)
+        buckets.append(len(hidden))
+        if buckets.count(2) == 2:  # the first is that with shared spans
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(runner, bucket, packed, spanned)
+        return graph, hidden
 
     runner = CudaRunner(MemoryCheckpoint(), Kernels(), 200, buckets=(1, 2, 64), cuda=FakeCuda())
-    monkeypatch.setattr(CudaRunner, "_capture", capture)
+    monkeypatch.setattr(CudaDevice, "capture", capture)
     with pytest.raises(
         ConfigError, match=r"for the graph of 2 decode rows; .* fewer kv_cache_tokens \(now 200\)"
     ) as caught:
@@ -191,7 +195,7 @@ def test_results_are_the_runners() -> None:
     plan = step(rows)
     found, expected = (
         make().run(plan),
-        Runner(MemoryCheckpoint(), ReferenceKernels(), 200).run(plan),
+        SerialRunner(MemoryCheckpoint(), ReferenceKernels(), 200).run(plan),
     )
     assert [s.token_id for s in found.samples] == [s.token_id for s in expected.samples]
     for one, other in zip(found.samples, expected.samples, strict=True):
@@ -241,7 +245,7 @@ def test_make_runner_takes_the_plain_one_on_cpus_and_imports_no_other(
     for name in [name for name in sys.modules if name.startswith("asgl.execution.cuda")]:
         monkeypatch.delitem(sys.modules, name)
     runner = make_runner(MemoryCheckpoint(), ReferenceKernels(), 20)
-    assert type(runner) is Runner
+    assert type(runner) is SerialRunner
     assert not [name for name in sys.modules if name.startswith("asgl.execution.cuda")]
 
 
@@ -259,7 +263,7 @@ def test_make_runner_takes_the_one_with_graphs_on_gpus(monkeypatch: pytest.Monke
 def test_uploads_are_one_copy_and_keep_shapes_and_types() -> None:
     cuda = FakeCuda(watch=True)
     device = CudaDevice(CPU, cuda)
-    cuda.know(*device._in.hosts, *(each.host for each in device._landings))
+    cuda.know(*device.pinned)
     given = [
         torch.arange(3, dtype=torch.int32),
         torch.empty(0, dtype=torch.int64),

@@ -63,15 +63,15 @@ def test_limits_of_control_groups_version_2(tmp_path: Path) -> None:
     write(tmp_path / "membership", "0::/outer/inner\n")
     write(tmp_path / "fs/outer/inner/memory.max", "max\n")
     write(tmp_path / "fs/outer/memory.max", "123456\n")
-    assert kv_pool._group_limits(tmp_path / "membership", tmp_path / "fs") == [123456]
+    assert kv_pool.group_limits(tmp_path / "membership", tmp_path / "fs") == [123456]
 
 
 def test_limits_of_control_groups_version_1(tmp_path: Path) -> None:
     write(tmp_path / "membership", "5:cpu,cpuacct:/a\n4:memory:/a/b\n0::/x\n")
     write(tmp_path / "fs/memory/a/b/memory.limit_in_bytes", "1000\n")
     write(tmp_path / "fs/memory/memory.limit_in_bytes", "5000\n")
-    assert kv_pool._group_limits(tmp_path / "membership", tmp_path / "fs") == [1000, 5000]
+    assert kv_pool.group_limits(tmp_path / "membership", tmp_path / "fs") == [1000, 5000]
 
 
 def test_no_control_groups(tmp_path: Path) -> None:
-    assert kv_pool._group_limits(tmp_path / "nothing", tmp_path) == []
+    assert kv_pool.group_limits(tmp_path / "nothing", tmp_path) == []

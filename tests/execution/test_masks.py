@@ -15,7 +15,7 @@ from steps import MemoryCheckpoint, Row, step
 
 from asgl.errors import InternalError
 from asgl.execution.masks import FEW, forbidden, split
-from asgl.execution.runner import Runner
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.api import PartialHead
 from asgl.kernels.reference import ReferenceKernels
 from asgl.plan import INT, SampleRow, StepPlan
@@ -141,8 +141,8 @@ def random_rows(seed: int, count: int, most: int) -> list[SampleRow]:
 def test_the_same_tokens_from_the_allowed_logits_alone(seed, most):
     assert isinstance(ReferenceKernels(), PartialHead)
     rows = random_rows(seed, 8 if most < 20 else 24, most)
-    some = Runner(MemoryCheckpoint(), ReferenceKernels(), 100).run(plan_of(rows))
-    whole = Runner(MemoryCheckpoint(), Whole(), 100).run(plan_of(rows))
+    some = SerialRunner(MemoryCheckpoint(), ReferenceKernels(), 100).run(plan_of(rows))
+    whole = SerialRunner(MemoryCheckpoint(), Whole(), 100).run(plan_of(rows))
     assert [token.token_id for token in some.samples] == [token.token_id for token in whole.samples]
     for given, found, other in zip(rows, some.samples, whole.samples, strict=True):
         if given.mask is not None:
@@ -157,7 +157,7 @@ def test_the_same_tokens_from_the_allowed_logits_alone(seed, most):
 
 def test_no_more_logits_than_needed():
     kernels = Watched()
-    runner = Runner(MemoryCheckpoint(), kernels, 100)
+    runner = SerialRunner(MemoryCheckpoint(), kernels, 100)
     runner.run(plan_of([row([7]), row([9])]))
     assert kernels.logits == 0
     found = runner.run(plan_of([row([7]), row([1, 2]), row([2, 3])]))
@@ -169,7 +169,7 @@ def test_no_more_logits_than_needed():
 
 
 def test_logprobs_are_the_model_s_own_whatever_is_allowed():
-    runner = Runner(MemoryCheckpoint(), ReferenceKernels(), 100)
+    runner = SerialRunner(MemoryCheckpoint(), ReferenceKernels(), 100)
     free = runner.run(plan_of([row(None, logprobs=V)])).samples[0]
     bound = runner.run(plan_of([row([7], logprobs=2)])).samples[0]
     assert bound.token_id == 7
@@ -182,7 +182,7 @@ def test_logprobs_are_the_model_s_own_whatever_is_allowed():
 
 @pytest.mark.parametrize("wrong", [b"", bytes((V + 7) // 8), b"\1" * (V // 8)])
 def test_a_mask_that_allows_nothing_or_has_another_size_is_a_bug(wrong):
-    runner = Runner(MemoryCheckpoint(), ReferenceKernels(), 100)
+    runner = SerialRunner(MemoryCheckpoint(), ReferenceKernels(), 100)
     with pytest.raises(InternalError, match="mask"):
         runner.run(plan_of([SampleRow(0, 0, SamplingSpec(), 0, mask=wrong)]))
 

@@ -10,7 +10,7 @@ import torch
 from steps import GREEDY, TINY, MemoryCheckpoint, Row, step
 
 from asgl.errors import ConfigError, EngineClosedError, InternalError
-from asgl.execution.runner import Runner
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.reference import ReferenceKernels
 from asgl.plan import SharedSpan
 from asgl.sampling import SamplingSpec
@@ -27,28 +27,28 @@ def tokens(count: int, seed: int) -> list[int]:
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def runner(request: pytest.FixtureRequest) -> Runner:
-    return Runner(MemoryCheckpoint(), ReferenceKernels("cpu", request.param), CAPACITY)
+def runner(request: pytest.FixtureRequest) -> SerialRunner:
+    return SerialRunner(MemoryCheckpoint(), ReferenceKernels("cpu", request.param), CAPACITY)
 
 
-def tolerance(runner: Runner) -> float:
+def tolerance(runner: SerialRunner) -> float:
     return 1e-4 if runner.info.dtype == "float32" else 0.1
 
 
-def close(runner: Runner, found: object, expected: object) -> None:
+def close(runner: SerialRunner, found: object, expected: object) -> None:
     torch.testing.assert_close(
         torch.tensor(found), torch.tensor(expected), rtol=0, atol=tolerance(runner)
     )
 
 
-def after(runner: Runner, prompt: list[int]) -> tuple[float, ...]:
+def after(runner: SerialRunner, prompt: list[int]) -> tuple[float, ...]:
     """The log-probabilities after a prompt that is computed alone, in one step."""
     return runner.run(
         step([Row(prompt, range(len(prompt)), score=[(len(prompt) - 1, ALL)])])
     ).scores[0]
 
 
-def test_batched(runner: Runner) -> None:
+def test_batched(runner: SerialRunner) -> None:
     prompts = [tokens(n, seed=n) for n in (1, 1, 2, 30, 61)]
     expected = [after(runner, prompt) for prompt in prompts]
     free = iter(range(CAPACITY - 1, 0, -3))
@@ -57,7 +57,7 @@ def test_batched(runner: Runner) -> None:
 
 
 @pytest.mark.parametrize("cuts", [(1,), (29,), (10, 11, 12), tuple(range(1, 30))], ids=str)
-def test_chunked_and_decoded(runner: Runner, cuts: tuple[int, ...]) -> None:
+def test_chunked_and_decoded(runner: SerialRunner, cuts: tuple[int, ...]) -> None:
     prompt = tokens(30, seed=1)
     slots = [(7 * i + 3) % CAPACITY for i in range(30)]
     edges = [0, *cuts, 30]
@@ -72,14 +72,14 @@ def test_chunked_and_decoded(runner: Runner, cuts: tuple[int, ...]) -> None:
         close(runner, result.scores[0], after_in(runner, prompt[:end]))
 
 
-def after_in(runner: Runner, prompt: list[int]) -> tuple[float, ...]:
+def after_in(runner: SerialRunner, prompt: list[int]) -> tuple[float, ...]:
     """As `after`, in slots that the tests of chunks do not use."""
     taken = {(7 * i + 3) % CAPACITY for i in range(30)}
     slots = [slot for slot in range(CAPACITY) if slot not in taken][: len(prompt)]
     return runner.run(step([Row(prompt, slots, score=[(len(prompt) - 1, ALL)])])).scores[0]
 
 
-def test_warm_prefix_shared_by_a_mixed_step(runner: Runner) -> None:
+def test_warm_prefix_shared_by_a_mixed_step(runner: SerialRunner) -> None:
     prefix, tails = tokens(50, seed=2), [tokens(1, 3), tokens(1, 4), tokens(9, 5)]
     expected = [after(runner, prefix + tail) for tail in tails]
     slots = list(range(200, 250))
@@ -90,7 +90,7 @@ def test_warm_prefix_shared_by_a_mixed_step(runner: Runner) -> None:
         close(runner, runner.run(step(rows, shared=shared)).scores, expected)
 
 
-def test_branches_that_read_each_other_in_one_step(runner: Runner) -> None:
+def test_branches_that_read_each_other_in_one_step(runner: SerialRunner) -> None:
     prefix, stem, left, right = tokens(20, 6), tokens(3, 7), tokens(2, 8), tokens(1, 9)
     expected = [after(runner, prefix + stem + tail) for tail in (right, [], left)]
     slots, stem_slots = list(range(100, 120)), [300, 7, 301]
@@ -109,7 +109,7 @@ def test_deterministic_logits_are_the_same_bits(dtype: torch.dtype) -> None:
     config = replace(
         TINY, hidden_size=192, intermediate_size=1536, heads=3, kv_heads=1, head_dim=64
     )
-    runner = Runner(
+    runner = SerialRunner(
         MemoryCheckpoint(config), ReferenceKernels("cpu", dtype, deterministic=True), 1200
     )
     prompt, crowd = tokens(150, 1), [tokens(n, 40 + n) for n in (1, 1, 64, 65, 200)]
@@ -135,7 +135,7 @@ def test_deterministic_logits_are_the_same_bits(dtype: torch.dtype) -> None:
 
 
 def test_samples_do_not_depend_on_the_batch() -> None:
-    runner = Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY)
+    runner = SerialRunner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY)
     prompts = [tokens(n, seed=20 + n) for n in (1, 5, 17, 40)]
     specs = [SPEC, GREEDY, SPEC._replace(temperature=2.0), SPEC._replace(top_p=0.8)]
     alone = [
@@ -154,7 +154,7 @@ def test_samples_do_not_depend_on_the_batch() -> None:
         assert [t for t, _ in one.top] == [t for t, _ in other.top]
 
 
-def test_samples_and_scores_come_in_the_order_of_the_plan(runner: Runner) -> None:
+def test_samples_and_scores_come_in_the_order_of_the_plan(runner: SerialRunner) -> None:
     """More of them than are computed at once."""
     prompt = tokens(150, seed=30)
     row = Row(
@@ -170,31 +170,30 @@ def test_samples_and_scores_come_in_the_order_of_the_plan(runner: Runner) -> Non
     assert sampled.logprob == pytest.approx(max(every[149]), abs=tolerance(runner))
 
 
-def test_slots_that_a_step_does_not_name_are_not_written(runner: Runner) -> None:
-    assert runner._pool is not None
-    before = [(k.clone(), v.clone()) for k, v in runner._pool.layers]
+def test_slots_that_a_step_does_not_name_are_not_written(runner: SerialRunner) -> None:
+    before = [(k.clone(), v.clone()) for k, v in runner.model.pool.layers]
     named = [5, CAPACITY - 1, 77]
     runner.run(step([Row(tokens(3, 1), named, sample=GREEDY)]))
     others = [slot for slot in range(CAPACITY + 1) if slot not in named]
-    for old, new in zip(before, runner._pool.layers, strict=True):
+    for old, new in zip(before, runner.model.pool.layers, strict=True):
         for was, now in zip(old, new, strict=True):
             assert torch.equal(was[others], now[others])
 
 
 def test_warm_up_at_any_capacity() -> None:
     for capacity in (1, 2, 50):
-        runner = Runner(MemoryCheckpoint(), ReferenceKernels(), capacity)
+        runner = SerialRunner(MemoryCheckpoint(), ReferenceKernels(), capacity)
         runner.warm_up()
         assert runner.run(step([Row([3], [0], sample=GREEDY)])).samples
 
 
 def test_seconds_are_the_clocks() -> None:
     times = iter([10.0, 12.5])
-    runner = Runner(MemoryCheckpoint(), ReferenceKernels(), 20, clock=lambda: next(times))
+    runner = SerialRunner(MemoryCheckpoint(), ReferenceKernels(), 20, clock=lambda: next(times))
     assert runner.run(step([Row([3], [0])])).seconds == 2.5
 
 
-def test_info(runner: Runner) -> None:
+def test_info(runner: SerialRunner) -> None:
     info = runner.info
     assert (info.name, info.architecture, info.vocabulary, info.context_length) == (
         "tiny",
@@ -206,7 +205,7 @@ def test_info(runner: Runner) -> None:
     assert info.dtype in ("float32", "bfloat16")
 
 
-def test_an_unsound_plan_changes_nothing(runner: Runner) -> None:
+def test_an_unsound_plan_changes_nothing(runner: SerialRunner) -> None:
     prompt = tokens(10, 1)
     before = after(runner, prompt)
     sound = step([Row([1], [CAPACITY - 1], before=range(10), sample=GREEDY)])
@@ -218,7 +217,7 @@ def test_an_unsound_plan_changes_nothing(runner: Runner) -> None:
 
 
 def test_close() -> None:
-    runner = Runner(MemoryCheckpoint(), ReferenceKernels(), 20)
+    runner = SerialRunner(MemoryCheckpoint(), ReferenceKernels(), 20)
     runner.close()
     runner.close()
     with pytest.raises(EngineClosedError):
@@ -227,4 +226,4 @@ def test_close() -> None:
 
 def test_capacity() -> None:
     with pytest.raises(ConfigError):
-        Runner(MemoryCheckpoint(), ReferenceKernels(), 0)
+        SerialRunner(MemoryCheckpoint(), ReferenceKernels(), 0)

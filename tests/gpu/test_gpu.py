@@ -11,7 +11,7 @@ from steps import GREEDY, TINY, MemoryCheckpoint, Row, step
 
 import asgl
 from asgl.execution.cuda_runner import CudaRunner
-from asgl.execution.runner import Runner
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.reference import ReferenceKernels
 from asgl.kernels.triton.kernels import TritonKernels
 from asgl.plan import SharedSpan
@@ -31,7 +31,7 @@ ALL = tuple(range(TINY.vocabulary))
 def test_steps_agree_with_the_reference(dtype: torch.dtype, tolerance: float) -> None:
     """Extend, decode through graphs of several sizes, with shared spans and without."""
     runner = CudaRunner(MemoryCheckpoint(), TritonKernels(DEVICE, dtype), 400, buckets=(1, 4, 8))
-    reference = Runner(MemoryCheckpoint(), ReferenceKernels(), 400)
+    reference = SerialRunner(MemoryCheckpoint(), ReferenceKernels(), 400)
     runner.warm_up()
     prompt = torch.randint(
         0, TINY.vocabulary, (90,), generator=torch.Generator().manual_seed(1)
@@ -60,7 +60,7 @@ def test_steps_agree_with_the_reference(dtype: torch.dtype, tolerance: float) ->
 
 def test_samples_agree_with_the_reference() -> None:
     runner = CudaRunner(MemoryCheckpoint(), TritonKernels(DEVICE, torch.float32), 400, buckets=(8,))
-    reference = Runner(MemoryCheckpoint(), ReferenceKernels(), 400)
+    reference = SerialRunner(MemoryCheckpoint(), ReferenceKernels(), 400)
     specs = [
         GREEDY,
         SamplingSpec(seed=1),

@@ -321,6 +321,29 @@ def test_sample_follows_its_definition(
         assert low - 2e-5 <= uniform <= high + 2e-5
 
 
+@pytest.mark.parametrize("vocabulary", [5, 70, 1000])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
+def test_a_row_that_is_no_distribution_gives_no_token(
+    kernels: Kernels, filters: dict[str, float], vocabulary: int
+) -> None:
+    """And leaves the others as they are."""
+    good = torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(1))
+    good[4, 2] = -torch.inf
+    logits = good.clone()
+    logits[0] = torch.nan
+    logits[1] = -torch.inf
+    logits[2, 3] = torch.inf
+    logits[3, vocabulary - 1] = torch.nan
+    for temperature in (0.0, 1.0):
+        how = how_to_sample(kernels, 6, temperature=temperature, uniform=0.7, **filters)
+        found, expected = (
+            kernels.sample(rows.clone().to(kernels.device), how).tolist() for rows in (logits, good)
+        )
+        assert found == [-1] * 4 + expected[4:]
+    for values in kernels.log_softmax(logits.to(kernels.device))[:4]:
+        assert values.isnan().any()
+
+
 def test_rows_mix_all_ways_to_sample(kernels: Kernels) -> None:
     m, vocabulary = 6, 3000
     logits = 3 * torch.randn(m, vocabulary, generator=generator(8))

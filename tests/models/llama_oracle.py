@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from steps import Row, step
 
-from asgl.execution.runner import Runner
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.api import QuantizedTensor
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.config import ModelConfig
@@ -92,7 +92,7 @@ def logprobs(model: Any, tokens: list[int], places: list[int] | None = None) -> 
     )
 
 
-def all_logprobs(runner: Runner, tokens: list[int]) -> torch.Tensor:
+def all_logprobs(runner: SerialRunner, tokens: list[int]) -> torch.Tensor:
     """As `logprobs`, after each token, of the runner's model."""
     everything = tuple(range(runner.info.vocabulary))
     slots = list(range(len(tokens)))

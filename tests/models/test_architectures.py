@@ -21,7 +21,7 @@ from steps import TINY
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from asgl.errors import ModelError
-from asgl.execution.runner import Runner
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.reference import ReferenceKernels
 from asgl.models.architectures import ARCHITECTURES, architecture
 from asgl.models.gguf_checkpoint import GgufCheckpoint
@@ -125,7 +125,7 @@ def agrees(path: Path) -> None:
         path, dtype=torch.float32, attn_implementation="eager"
     )
     checkpoint = open_checkpoint(path)
-    found = all_logprobs(Runner(checkpoint, ReferenceKernels(), 200), TOKENS)
+    found = all_logprobs(SerialRunner(checkpoint, ReferenceKernels(), 200), TOKENS)
     expected = logprobs(theirs.eval(), TOKENS)
     assert expected.amax(dim=1).mean() > -4.5  # a flat distribution would agree with anything
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
@@ -293,7 +293,7 @@ def test_gguf_architectures(
     of q, k and v for both, if the file has them."""
     biases = {"attention_bias": bool(directory)}
     found, expected = (
-        all_logprobs(Runner(open_checkpoint(path), ReferenceKernels(), 200), TOKENS)
+        all_logprobs(SerialRunner(open_checkpoint(path), ReferenceKernels(), 200), TOKENS)
         for path in (
             tiny_gguf(tmp_path / "tiny.gguf", **gguf, **biases),
             tiny_directory(tmp_path / "tiny", **directory, **biases),

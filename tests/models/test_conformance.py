@@ -10,7 +10,7 @@ import torch
 from llama_oracle import logprobs, oracle
 from steps import Row, step
 
-from asgl.execution.runner import Runner
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.cpu.kernels import CpuKernels
 from asgl.kernels.reference import ReferenceKernels
 from asgl.models.checkpoint import Checkpoint
@@ -63,7 +63,9 @@ def compared(tokens: list[int]) -> list[int]:
     )
 
 
-def computed(runner: Runner, tokens: list[int], places: list[int], chunk: int) -> torch.Tensor:
+def computed(
+    runner: SerialRunner, tokens: list[int], places: list[int], chunk: int
+) -> torch.Tensor:
     """Log-probabilities at the places: prefill in chunks, and decode steps for the last tokens."""
     everything = tuple(range(runner.info.vocabulary))
     wanted, scores = set(places), []
@@ -81,13 +83,13 @@ def computed(runner: Runner, tokens: list[int], places: list[int], chunk: int) -
 
 
 @pytest.fixture(scope="module")
-def exact(checkpoint: Checkpoint) -> Runner:
-    return Runner(checkpoint, ReferenceKernels("cpu", torch.float32), 2100)
+def exact(checkpoint: Checkpoint) -> SerialRunner:
+    return SerialRunner(checkpoint, ReferenceKernels("cpu", torch.float32), 2100)
 
 
 @pytest.mark.parametrize("name", ["raw", "chat", "long"])
 def test_float32(
-    exact: Runner, name: str, prompts: dict[str, list[int]], expected: dict[str, torch.Tensor]
+    exact: SerialRunner, name: str, prompts: dict[str, list[int]], expected: dict[str, torch.Tensor]
 ) -> None:
     tokens = prompts[name]
     found = computed(exact, tokens, compared(tokens), chunk=512)
@@ -105,7 +107,7 @@ def test_bfloat16(
 
     Keys and values in bfloat16, all else being float32, are off by 0.18 at the worst of 600 places.
     """
-    runner = Runner(checkpoint, ReferenceKernels("cpu", torch.bfloat16), 2100)
+    runner = SerialRunner(checkpoint, ReferenceKernels("cpu", torch.bfloat16), 2100)
     model.to(torch.bfloat16)
     ours, theirs = [], []
     for name, prompt in prompts.items():
@@ -138,7 +140,7 @@ def test_the_cpu_kernels(
     """What runs by default, and with inputs of 8 bits, against float32: on the ten likeliest
     tokens, in prompts and in decode steps, off by so many nat at 98 of 100 places, and on average.
     Keys and values are bfloat16 here too."""
-    runner = Runner(checkpoint, CpuKernels(activations=activations), 2100)
+    runner = SerialRunner(checkpoint, CpuKernels(activations=activations), 2100)
     offs = []
     for name, tokens in prompts.items():
         right = expected[name]

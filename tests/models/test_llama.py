@@ -10,7 +10,7 @@ import torch
 from llama_oracle import all_logprobs, logprobs, oracle
 from steps import TINY, MemoryCheckpoint, Row, step
 
-from asgl.execution.runner import Runner
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.api import quantize
 from asgl.kernels.reference import ReferenceKernels
 from asgl.models.llama import Llama
@@ -32,7 +32,7 @@ TOKENS = torch.randint(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_agrees_with_transformers(name: str) -> None:
     checkpoint = MemoryCheckpoint(CONFIGS[name])
-    runner = Runner(checkpoint, ReferenceKernels(), 200)
+    runner = SerialRunner(checkpoint, ReferenceKernels(), 200)
     expected = logprobs(oracle(checkpoint), TOKENS)
     assert expected.amax(dim=1).mean() > -4  # a flat distribution would agree with anything
     torch.testing.assert_close(all_logprobs(runner, TOKENS), expected, rtol=0, atol=1e-4)
@@ -50,14 +50,15 @@ def test_quantized_tensors_are_stacked(mixed: bool) -> None:
             checkpoint.tensors[name] = rounded
             plain.tensors[name] = rounded.dequantize(torch.float32)
     found, expected = (
-        all_logprobs(Runner(made, ReferenceKernels(), 200), TOKENS) for made in (checkpoint, plain)
+        all_logprobs(SerialRunner(made, ReferenceKernels(), 200), TOKENS)
+        for made in (checkpoint, plain)
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_only_tokens_asked_for_have_hidden_states() -> None:
     kernels = ReferenceKernels()
-    runner = Runner(MemoryCheckpoint(), kernels, 200)
+    runner = SerialRunner(MemoryCheckpoint(), kernels, 200)
     some = runner.run(
         step([Row(TOKENS, range(120), score=[(7, (1, 2)), (119, (3,)), (7, (1,))])])
     ).scores
@@ -70,7 +71,7 @@ def test_only_tokens_asked_for_have_hidden_states() -> None:
 
 def test_the_model_keeps_copies() -> None:
     checkpoint = MemoryCheckpoint()
-    runner = Runner(checkpoint, ReferenceKernels(), 200)
+    runner = SerialRunner(checkpoint, ReferenceKernels(), 200)
     before = all_logprobs(runner, TOKENS)
     for tensor in checkpoint.tensors.values():
         tensor.fill_(torch.nan)

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from asgl.errors import ModelError
-from asgl.execution.runner import Runner
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.reference import ReferenceKernels
 from asgl.models.gguf_checkpoint import GgufCheckpoint
 from asgl.models.rope import rope_table
@@ -213,7 +213,7 @@ def test_the_table_is_as_long_as_the_cache(tmp_path: Path) -> None:
     assert rope_table(short.config, 64).shape == (32, 16)
     tokens = list(range(60))
     found, expected = (
-        all_logprobs(Runner(checkpoint, ReferenceKernels(), 64), tokens)
+        all_logprobs(SerialRunner(checkpoint, ReferenceKernels(), 64), tokens)
         for checkpoint in (long, SafetensorsCheckpoint(tiny_directory(tmp_path / "usual")))
     )
     assert torch.equal(found, expected)

@@ -7,13 +7,13 @@ import random
 
 import pytest
 from fake_runner import expected_output
-from scheduler_harness import Harness, ScoreRequest, StopAt, tokens
+from scheduler_harness import Harness, StopAt, tokens
 from test_forced import Script
 
 from asgl.errors import InternalError
 from asgl.plan import Continued
 from asgl.sampling import SamplingSpec
-from asgl.scheduling.request import Request
+from asgl.scheduling.sequence import SequenceState
 
 
 def ahead(capacity: int = 200, **options) -> Harness:
@@ -68,13 +68,13 @@ def test_a_stop_leaves_a_row_behind_whose_token_is_cached_when_its_step_has_retu
     harness.finish()
     assert harness.ended == {0: "stop"}
     assert harness.in_flight == 1
-    ledger = harness.scheduler.ledger
-    assert ledger.cache.pinned == 7  # what was computed can be used by others already
-    assert ledger.pool.free == 200 - 8
-    assert ledger.cache.peek(request.tokens, None) == 7
+    kv_cache = harness.scheduler.kv_cache
+    assert kv_cache.cache.pinned == 7  # what was computed can be used by others already
+    assert kv_cache.pool.free == 200 - 8
+    assert kv_cache.cache.peek(request.tokens, None) == 7
     harness.finish()
-    assert (ledger.pool.free, ledger.cache.evictable) == (200 - 8, 8)
-    assert ledger.cache.peek(request.tokens, None) == 8
+    assert (kv_cache.pool.free, kv_cache.cache.evictable) == (200 - 8, 8)
+    assert kv_cache.cache.peek(request.tokens, None) == 8
     assert harness.scheduler.counters.generated_tokens == 3
     harness.verify_ended()
     harness.verify_idle()
@@ -133,9 +133,7 @@ def test_a_grammar_that_asks_for_nothing_more_is_waited_for_no_longer():
 def test_chunks_of_a_prompt_and_branches_are_planned_ahead():
     harness = ahead(max_batch_tokens=16)
     harness.submit(tokens(60), max_tokens=3)
-    request = ScoreRequest(1, tokens(40, 1), [[1, 2, 3, 4], [1, 2, 5, 6], [7, 8]])
-    harness.scheduler.submit(request)
-    harness.requests[1] = request
+    harness.submit(tokens(40, 1), options=[[1, 2, 3, 4], [1, 2, 5, 6], [7, 8]])
     alone = []
     while harness.begin():
         alone.append(harness.begin())
@@ -153,7 +151,7 @@ def test_nobody_is_retracted_for_want_of_what_the_step_in_flight_may_free():
     harness.scheduler.admission.reserve_share = 0.1
     for number in range(2):
         harness.submit(tokens(9, number), max_tokens=10)
-    while harness.scheduler.ledger.available >= 2:
+    while harness.scheduler.kv_cache.available >= 2:
         assert harness.begin()
         harness.finish() if harness.full else None
     assert harness.in_flight
@@ -174,15 +172,15 @@ def test_a_pin_does_not_yield_while_a_step_in_flight_may_free_slots():
     prompt = tokens(8)
     harness.submit(prompt)
     harness.run()
-    harness.scheduler.ledger.pin(harness.requests[0].tokens, None)
+    harness.scheduler.kv_cache.pin(harness.requests[0].tokens, None)
     running = harness.submit(tokens(15, 1), max_tokens=3)
     harness.begin()
     harness.scheduler.cancel(running)  # its step is in flight, and holds the slots
     harness.submit(tokens(20, 2), max_tokens=2)
     assert not harness.begin()
-    assert harness.scheduler.ledger.cache.peek(harness.requests[0].tokens, None) == 8
+    assert harness.scheduler.kv_cache.cache.peek(harness.requests[0].tokens, None) == 8
     harness.run()
-    assert harness.scheduler.ledger.cache.peek(harness.requests[0].tokens, None) == 8
+    assert harness.scheduler.kv_cache.cache.peek(harness.requests[0].tokens, None) == 8
     assert harness.ended[2] == "length"
 
 
@@ -194,7 +192,7 @@ def test_thousands_of_pins_yield_to_who_could_not_go_on(steps_in_flight):
     running = harness.submit(tokens(25, 1), max_tokens=2)
     assert harness.begin()
     for _ in range(2000):
-        harness.scheduler.ledger.pin(harness.requests[0].tokens, None)
+        harness.scheduler.kv_cache.pin(harness.requests[0].tokens, None)
     harness.run()
     assert harness.ended[running.id] == "length"
     harness.verify_ended()
@@ -213,7 +211,7 @@ def test_what_a_cancelled_request_computes_of_tokens_that_are_known_is_cached():
     harness.scheduler.cancel(request)
     harness.run()
     assert len(request.tokens) == 6
-    assert harness.scheduler.ledger.cache.evictable == 6
+    assert harness.scheduler.kv_cache.cache.evictable == 6
     again = harness.submit(tokens(5), max_tokens=9)
     harness.run()
     assert again.cached_tokens == 4
@@ -249,7 +247,7 @@ def test_what_is_in_flight_fails_and_is_planned_again(both):
     harness = ahead(max_batch_tokens=16)
     harness.submit(tokens(40), max_tokens=4)
     harness.submit(tokens(5, 1), max_tokens=4)
-    leaver: Request = harness.submit(tokens(5, 2), max_tokens=9)
+    leaver: SequenceState = harness.submit(tokens(5, 2), max_tokens=9)
     for _ in range(3):
         harness.step()
     harness.begin() if both and not harness.full else None

@@ -8,20 +8,21 @@ from array import array
 from contextlib import suppress
 
 import pytest
-from fake_runner import VOCABULARY, expected_output
+from fake_runner import POISON, VOCABULARY, expected_output
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from scheduler_harness import Harness, ScoreRequest, StopAt, tokens
+from scheduler_harness import Harness, StopAt, tokens
 
 from asgl.errors import CapacityError, InternalError, QueueFullError, RequestError
 from asgl.plan import INT, StepResult
 from asgl.sampling import SamplingSpec
-from asgl.scheduling import sharing
-from asgl.scheduling.policy import POLICIES
+from asgl.scheduling import admission
+from asgl.scheduling.queue import POLICIES
 from asgl.scheduling.radix_cache import common_prefix
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
+from asgl.scheduling.sequence import SequenceState
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=24)
 
@@ -75,11 +76,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         options=st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=5),
     )
     def score(self, prompt, options):
-        harness = self.harness
-        request = ScoreRequest(len(harness.requests), prompt, options)
         with suppress(CapacityError):
-            harness.scheduler.submit(request)
-            harness.requests[request.id] = request
+            self.harness.submit(prompt, options=options)
 
     @rule(
         prompt=TOKENS,
@@ -88,30 +86,39 @@ class SchedulerMachine(RuleBasedStateMachine):
     def score_many(self, prompt, options):
         self.score(prompt, options)
 
+    @rule(prompt=TOKENS, tail=TOKENS, max_tokens=st.integers(0, 8), select=st.booleans())
+    def submit_poisoned(self, prompt, tail, max_tokens, select):
+        with suppress(CapacityError):
+            self.harness.submit(
+                [*prompt, POISON, *tail],
+                max_tokens=0 if select else max_tokens,
+                options=[tail, prompt] if select else None,
+            )
+
     @rule(prompt=TOKENS)
     def pin(self, prompt):
-        self.pins.append(self.harness.scheduler.ledger.pin(array(INT, prompt), None)[0])
+        self.pins.append(self.harness.scheduler.kv_cache.pin(array(INT, prompt), None)[0])
 
     @rule(data=st.data())
     def unpin(self, data):
         if self.pins:
-            self.harness.scheduler.ledger.unpin(data.draw(st.sampled_from(self.pins)))
+            self.harness.scheduler.kv_cache.unpin(data.draw(st.sampled_from(self.pins)))
 
     @rule()
     def flush(self):
-        self.harness.scheduler.ledger.flush()
+        self.harness.scheduler.kv_cache.flush()
 
     @rule(data=st.data())
     def load(self, data):
         """Slots are filled from a file, and in the end the file was bad."""
-        ledger = self.harness.scheduler.ledger
+        kv_cache = self.harness.scheduler.kv_cache
         count = data.draw(st.integers(0, self.harness.scheduler.spare))
-        self.loads.append(ledger.reserve(count))
+        self.loads.append(kv_cache.reserve(count))
 
     @rule()
     def end_load(self):
         for slots in self.loads:
-            self.harness.scheduler.ledger.give_back(slots)
+            self.harness.scheduler.kv_cache.give_back(slots)
         self.loads.clear()
 
     @precondition(lambda self: not self.harness.full)
@@ -154,7 +161,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 "one was retracted twice"
             )
             for number in self.pins:
-                self.harness.scheduler.ledger.unpin(number)
+                self.harness.scheduler.kv_cache.unpin(number)
             self.harness.verify_idle()
             assert all(request.state == "ended" for request in self.harness.requests.values())
 
@@ -208,7 +215,9 @@ def test_shared_prefixes_are_named_to_the_runner():
     assert decode.shared == ((0, 100, (0, 1, 2, 3)),)
 
 
-def submit_branches(harness: Harness, count: int, *, prefix: int = 100, **options) -> list[Request]:
+def submit_branches(
+    harness: Harness, count: int, *, prefix: int = 100, **options
+) -> list[SequenceState]:
     """Prompts that differ in their last token."""
     return [
         harness.submit([*tokens(prefix), branch], max_tokens=2, **options)
@@ -271,7 +280,7 @@ def test_of_many_equal_prompts_each_is_compared_with_one(monkeypatch) -> None:
         compared.append(len(b))
         return common_prefix(a, b)
 
-    monkeypatch.setattr(sharing, "common_prefix", counted)
+    monkeypatch.setattr(admission, "common_prefix", counted)
     harness = Harness(1000, max_running=200)
     requests = [harness.submit(tokens(100), max_tokens=2) for _ in range(200)]
     harness.begin()
@@ -293,7 +302,7 @@ def test_a_loan_outlives_either_side(cancelled, steps_in_flight):
     assert requests[1].lender is requests[0]
     harness.scheduler.cancel(requests[cancelled])
     harness.run()
-    assert harness.scheduler.ledger.cache.peek(array(INT, tokens(100)), None) == 100
+    assert harness.scheduler.kv_cache.cache.peek(array(INT, tokens(100)), None) == 100
     harness.verify_ended()
     harness.verify_idle()
 
@@ -305,7 +314,7 @@ def test_a_failed_step_ends_its_loans(retracted):
     harness.begin()
     harness.abandon()
     assert [len(request.slots) for request in requests] == [0, 0]
-    harness.scheduler._retract(requests[retracted])
+    harness.scheduler.retract(requests[retracted])
     harness.run()
     assert (
         harness.runner.computed_tokens == 102 + 102 + 2
@@ -515,9 +524,7 @@ def test_options_are_scored_with_common_prefixes_once(budget):
         tokens(20),
         [[1, 2, 3], [1, 2, 4], [1, 2], [9], [1, 2, 3], [], [1, 2, 3, 5, 6]],
     )
-    request = ScoreRequest(0, prompt, options)
-    harness.requests[0] = request
-    harness.scheduler.submit(request)
+    harness.submit(prompt, options=options)
     harness.run()
     harness.verify_ended()
     assert (
@@ -534,11 +541,9 @@ def test_a_trie_larger_than_the_cache_is_worked_off(budget):
     generator = random.Random(2)
     options = [[generator.randrange(6) for _ in range(generator.randint(1, 9))] for _ in range(200)]
     harness = Harness(40, max_batch_tokens=budget)
-    request = ScoreRequest(0, tokens(20), options)
-    assert request.branches.size > 10 * 40
+    request = harness.submit(tokens(20), options=options)
+    assert request.tree.size > 10 * 40
     assert request.need == 20 + 8
-    harness.requests[0] = request
-    harness.scheduler.submit(request)
     for other in range(1, 4):  # beside generations that need the cache as well
         harness.submit(tokens(10, other), max_tokens=12)
     harness.run()
@@ -546,7 +551,7 @@ def test_a_trie_larger_than_the_cache_is_worked_off(budget):
     harness.verify_idle()
     assert len(harness.ended) == 4
     # each token once, but for what a retraction may lose: a prompt and the way to the next edge
-    least = 20 + request.branches.size + 3 * (10 + 11)
+    least = 20 + request.tree.size + 3 * (10 + 11)
     assert (
         least
         <= harness.runner.computed_tokens
@@ -556,22 +561,19 @@ def test_a_trie_larger_than_the_cache_is_worked_off(budget):
 
 def test_a_select_that_is_retracted_goes_on_where_it_was():
     harness = Harness(40, max_batch_tokens=8)
-    request = ScoreRequest(
-        0, tokens(8), [[first, second, 1] for first in range(8) for second in range(8)]
-    )
-    harness.requests[0] = request
-    harness.scheduler.submit(request)
+    options = [[first, second, 1] for first in range(8) for second in range(8)]
+    request = harness.submit(tokens(8), options=options)
     for _ in range(4):
         harness.step()
-    left = request.branches.unfinished
-    assert 0 < left < len(request.branches.edges)
-    harness.scheduler._retract(request)
+    left = request.tree.unfinished
+    assert 0 < left < len(request.tree.edges)
+    harness.scheduler.retract(request)
     harness.run()
     harness.verify_ended()
     assert request.admissions == 2
     # what was done is not computed again: at most the way to the next edge, and the prompt's last
     # token
-    assert harness.runner.computed_tokens <= 8 + request.branches.size + 1 + request.branches.depth
+    assert harness.runner.computed_tokens <= 8 + request.tree.size + 1 + request.tree.depth
     harness.verify_idle()
 
 
@@ -606,7 +608,7 @@ def test_cancel_is_idempotent_and_keeps_what_was_computed():
     harness.scheduler.cancel(request)
     harness.scheduler.cancel(request)
     harness.finish()
-    assert harness.scheduler.ledger.cache.evictable == 16
+    assert harness.scheduler.kv_cache.cache.evictable == 16
     assert not harness.step()
     harness.verify_idle()
 
@@ -620,7 +622,7 @@ def test_duplicates_are_freed_once_and_all_go_on_with_the_cached_slots():
     harness.step()
     assert harness.runner.computed_tokens == 60
     harness.run()
-    assert harness.scheduler.ledger.cache.evictable == 22
+    assert harness.scheduler.kv_cache.cache.evictable == 22
     harness.verify_ended()
     harness.verify_idle()
 
@@ -654,7 +656,7 @@ def test_locking_its_prefix_takes_room_from_the_request_itself():
     harness.step()
     waits = harness.submit([*prefix, *tokens(12, 2)], max_tokens=1)
     harness.begin()
-    assert harness.scheduler.ledger.available == 18
+    assert harness.scheduler.kv_cache.available == 18
     assert waits.state == "waiting"
     assert waits.matched == 10
     harness.run()
@@ -676,3 +678,20 @@ def test_the_lowest_priority_gives_way_first():
     harness.run()
     harness.verify_ended()
     harness.verify_idle()
+
+
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+def test_a_request_without_logits_fails_alone_and_leaves_nothing_in_the_cache(steps_in_flight):
+    harness = Harness(1000, max_batch_tokens=64, steps_in_flight=steps_in_flight)
+    prefix = tokens(100)
+    poisoned = [
+        harness.submit([*prefix, POISON, *tokens(30, 1)], max_tokens=9),
+        harness.submit([*prefix, POISON], options=[[1, 2], [1, 3]]),
+    ]
+    sound = harness.submit([*prefix, 1], max_tokens=9)
+    harness.run()
+    assert set(harness.failed) == {request.id for request in poisoned}
+    assert all(error.request_id == number for number, error in harness.failed.items())
+    harness.verify_ended()
+    harness.verify_idle()
+    assert harness.scheduler.kv_cache.cache.size == len(sound.tokens) - 1

@@ -131,7 +131,7 @@ async def opened(
         await engine.close()
         await device.close()
         engine.scheduler.check()
-        assert engine.scheduler.ledger.available == capacity
+        assert engine.scheduler.kv_cache.available == capacity
         assert not engine.scheduler.running
         assert not engine.scheduler.waiting
         assert runner.closed
@@ -166,6 +166,12 @@ async def settled(*tickets: Ticket) -> None:
     async with asyncio.timeout(60):
         for ticket in tickets:
             await ticket.asked.settled.wait()
+
+
+def engine_task() -> asyncio.Task[None]:
+    """The task in which the one engine of the running loop serves."""
+    (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "asgl-engine"]
+    return task
 
 
 def token_ids(ticket: Ticket) -> list[int]:

@@ -18,9 +18,14 @@ from collections.abc import Callable, Sequence
 from asgl.plan import SampledToken, StepPlan, StepResult
 
 VOCABULARY = 50
+POISON = 1000
+"""A token for which the model computes NaN, and for everything after it."""
+POISONED = -1
 
 
 def extend_hash(state: int, token: int) -> int:
+    if state == POISONED or token == POISON:
+        return POISONED
     return (state * 1_000_003 + token + 1) % (2**61 - 1)
 
 
@@ -120,9 +125,14 @@ class FakeRunner:
             SampledToken(next_token(states[sample.index])) for sample in plan.samples
         )
         return StepResult(
-            samples=self._sampled,
+            samples=tuple(
+                None if states[sample.index] == POISONED else token
+                for sample, token in zip(plan.samples, self._sampled, strict=True)
+            ),
             scores=tuple(
-                tuple(log_probability(states[score.index], target) for target in score.targets)
+                None
+                if states[score.index] == POISONED
+                else tuple(log_probability(states[score.index], target) for target in score.targets)
                 for score in plan.scores
             ),
             seconds=0.001 * plan.tokens,

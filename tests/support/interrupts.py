@@ -50,7 +50,9 @@ class Interrupter:
         if not frame.f_code.co_filename.startswith(ENDING):
             return None
         if event == "line":
-            line = f"{Path(frame.f_code.co_filename).relative_to(SOURCE)}:{frame.f_lineno} {frame.f_code.co_name}"
+            code = frame.f_code
+            file = Path(code.co_filename).relative_to(SOURCE)
+            line = f"{file}:{frame.f_lineno} {code.co_name}"
             self.seen[line] = None
             if line == self._line:
                 sys.settrace(None)

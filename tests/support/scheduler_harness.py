@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 
-from fake_runner import VOCABULARY, FakeRunner, expected_output, expected_scores
+from fake_runner import POISON, VOCABULARY, FakeRunner, expected_output, expected_scores
 
+from asgl.errors import NumericalError, RequestError
 from asgl.plan import StepPlan, StepResult
-from asgl.scheduling.branches import Branches
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
+from asgl.scheduling.sequence import SequenceState
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -17,17 +18,28 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     return [generator.randrange(VOCABULARY) for _ in range(count)]
 
 
+OFTEN, SELDOM = 400, 16
+
+
 class CheckedScheduler(Scheduler):
-    """Checks its books after each plan and each commit."""
+    """Checks its books after each plan and each commit; in a long run, after each 16th, for a check
+    costs as much as the cache has slots."""
+
+    calls = 0
 
     def plan(self) -> StepPlan | None:
         plan = super().plan()
-        self.check()
+        self.check_now_and_then()
         return plan
 
     def commit(self, result: StepResult) -> None:
         super().commit(result)
-        self.check()
+        self.check_now_and_then()
+
+    def check_now_and_then(self) -> None:
+        self.calls += 1
+        if self.calls <= OFTEN or self.calls % SELDOM == 0:
+            self.check()
 
 
 class Harness:
@@ -41,7 +53,8 @@ class Harness:
         self.runner = FakeRunner(capacity, steps_in_flight=steps_in_flight)
         self.outputs: dict[int, list[int]] = {}
         self.ended: dict[int, str | None] = {}
-        self.requests: dict[int, Request] = {}
+        self.failed: dict[int, RequestError] = {}
+        self.requests: dict[int, SequenceState] = {}
 
     @property
     def in_flight(self) -> int:
@@ -51,12 +64,11 @@ class Harness:
     def full(self) -> bool:
         return self.in_flight == self.runner.steps_in_flight
 
-    def submit(self, prompt, **options) -> Request:
+    def submit(self, prompt, **options) -> SequenceState:
         request = Request(len(self.requests), prompt, **options)
-        self.scheduler.submit(request)
-        self.requests[request.id] = request
+        sequence = self.requests[request.id] = self.scheduler.submit(request)
         self.outputs[request.id] = []
-        return request
+        return sequence
 
     def begin(self) -> bool:
         """Plans a step and launches it; whether there was one."""
@@ -87,11 +99,13 @@ class Harness:
 
     def take(self) -> None:
         for update in self.scheduler.take_updates():
-            assert update.request.id not in self.ended, "a request ended twice"
+            assert update.sequence.id not in self.ended, "a request ended twice"
             if update.token is not None:
-                self.outputs[update.request.id].append(update.token.token_id)
+                self.outputs[update.sequence.id].append(update.token.token_id)
+            if update.error is not None:
+                self.failed[update.sequence.id] = update.error
             if update.ended:
-                self.ended[update.request.id] = update.reason
+                self.ended[update.sequence.id] = update.reason
 
     def run(self, limit: int = 10_000) -> None:
         for _ in range(limit):
@@ -101,23 +115,29 @@ class Harness:
 
     def verify_ended(self) -> None:
         for number in self.ended:
-            request = self.requests[number]
+            sequence, request = self.requests[number], self.requests[number].request
+            poisoned = POISON in request.prompt and sequence.wants_logits
+            assert (type(self.failed.get(number)) is NumericalError) == poisoned
+            if poisoned:
+                continue
             if request.max_tokens:
                 wanted = expected_output(request.prompt, request.max_tokens)
                 if isinstance(request.output, StopAt) and request.output.token in wanted:
                     wanted = wanted[: wanted.index(request.output.token) + 1]
                 assert self.outputs[number] == wanted
-            if request.branches is not None:
+            if sequence.tree is not None:
                 expected = [expected_scores(request.prompt, option) for option in request.options]
-                assert request.branches.results() == expected
+                assert sequence.tree.results() == expected
 
     def verify_idle(self) -> None:
         scheduler = self.scheduler
         scheduler.check()
         assert not scheduler.running
         assert not scheduler.waiting
-        assert scheduler.ledger.pool.free + scheduler.ledger.cache.evictable == scheduler.capacity
-        assert scheduler.ledger.cache.pinned == 0
+        assert (
+            scheduler.kv_cache.pool.free + scheduler.kv_cache.cache.evictable == scheduler.capacity
+        )
+        assert scheduler.kv_cache.cache.pinned == 0
 
 
 class StopAt:
@@ -128,13 +148,3 @@ class StopAt:
 
     def push(self, token_id: int, /) -> str | None:
         return "stop" if token_id == self.token else None
-
-
-class ScoreRequest(Request):
-    """Remembers the options, for the oracle."""
-
-    __slots__ = ("options",)
-
-    def __init__(self, id, prompt, options, **more):
-        super().__init__(id, prompt, branches=Branches(options), **more)
-        self.options = options

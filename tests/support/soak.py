@@ -1,7 +1,7 @@
 """Random programs on the real language, engine and scheduler, with the runner that knows what every
 slot must hold.
 
-    python tests/support/soak.py --seconds 600        what `make soak` runs; prints the seed of each life
+    python tests/support/soak.py --seconds 600     what `make soak` runs; prints each life's seed
 
 A life is an engine with random options under a crowd of random programs: nested forks, selects,
 rewinds, pins, flushes, two namespaces and priorities, tasks cancelled at random steps, sometimes a
@@ -28,7 +28,7 @@ from asgl.engine.device import DeviceThread
 from asgl.engine.engine import Engine
 from asgl.language.session import Session
 from asgl.plan import StepPlan
-from asgl.scheduling.policy import POLICIES
+from asgl.scheduling.queue import POLICIES
 from asgl.trace import StepEvent, Tracers
 
 LONGEST = 400
@@ -132,8 +132,8 @@ class Life:
         await engine.close()
         await device.close()
         scheduler.check()
-        assert scheduler.ledger.available == capacity
-        assert scheduler.ledger.cache.pinned == 0
+        assert scheduler.kv_cache.available == capacity
+        assert scheduler.kv_cache.cache.pinned == 0
         assert not scheduler.running
         assert not scheduler.waiting
         assert len(asyncio.all_tasks()) == 1

@@ -13,7 +13,7 @@ import pytest
 
 import asgl
 from asgl.engine.engine import Engine
-from asgl.engine.saved import SavedState
+from asgl.engine.kv_files import SavedState
 from asgl.language import backend
 from asgl.models.tokenizer import Tokenizer
 from asgl.testing import ScriptedRuntime

@@ -1,9 +1,9 @@
 """The engine: three beats a step. Plan (scheduler), run (the device thread), commit (scheduler),
-and deliver the news.
+and deliver what came of it.
 
 Everything here runs on the event loop; only the runner runs elsewhere, and on devices that take two
-steps at once the next one is planned while it does: see `steps`. `submit`-like calls are
-synchronous: they queue the request and wake the loop.
+steps at once the next one is planned while it does: see `pipeline`. `generate`, `score` and
+`extend` are synchronous: they queue the request and wake the loop.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
-from asgl.engine.delivery import Delivery
 from asgl.engine.device import DeviceThread
-from asgl.engine.intake import Intake
-from asgl.engine.saved import SavedState
-from asgl.engine.steps import Launched, Runner, Steps
+from asgl.engine.input_processor import InputProcessor
+from asgl.engine.kv_files import SavedState
+from asgl.engine.output_processor import OutputProcessor
+from asgl.engine.pipeline import Pipeline, PlannedStep
 from asgl.engine.ticket import Ticket
 from asgl.errors import AsglError, EngineClosedError, EngineCrashedError, EngineError, RequestError
 from asgl.execution.grammar import Compiler, Grammar
+from asgl.execution.runner import Runner
 from asgl.models.chat_template import ChatTemplate
 from asgl.models.tokenizer import Tokenizer
 from asgl.plan import INT, StepResult
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
-from asgl.scheduling.branches import Branches
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
 from asgl.trace import StepEvent, Tracers
@@ -44,9 +44,11 @@ next is in the next step."""
 class Engine:
     """Serves requests until it is closed. Belongs to the event loop in which `start` was called.
 
-    tokenizer, chat_template, defaults: of the model and its Runtime; the engine itself only makes
-    detokenizers, the rest is for the language above. context_length: of the model, in tokens.
-    fingerprint: of the model, for files. clock: seconds, for the times in tickets and statistics.
+    runner: computes steps, on the thread `device`. scheduler: plans them. tokenizer, chat_template,
+    defaults: of the model and its Runtime; the engine itself only makes detokenizers, the rest is
+    for the language above. context_length: of the model, in tokens. tracers: hear of requests and
+    steps. fingerprint: of the model, for files. clock: gives seconds, for the times in tickets and
+    statistics.
     """
 
     def __init__(
@@ -71,22 +73,22 @@ class Engine:
         self.tracers = tracers if tracers is not None else Tracers()
         self.grammars = Compiler(tokenizer)
         """Compiles what `generate` takes as its grammar. Slow: for `run_in_thread`."""
-        self._runner = runner
+        self.runner = runner
         self._device = device
-        self._steps = Steps(runner, device)
+        self._pipeline = Pipeline(runner, device)
         self._wake = asyncio.Event()
         self.saved = SavedState(
-            scheduler.ledger,
+            scheduler.kv_cache,
             device,
             runner,
             fingerprint,
             spare=lambda: scheduler.spare,
             on_change=self._wake.set,
         )
-        """Files of what is cached."""
+        """Saves what is cached to files, and loads it."""
         self._clock = clock
-        self._intake = Intake(tokenizer, context_length)
-        self._delivery = Delivery(self.tracers, clock)
+        self._inputs = InputProcessor(tokenizer, context_length)
+        self._outputs = OutputProcessor(self.tracers, clock)
         self._next_id = 0
         self._pins: dict[int, asyncio.TimerHandle] = {}
         self._cancelled = 0
@@ -101,12 +103,12 @@ class Engine:
     def check_sampling(self, params: SamplingParams) -> None:
         """ConfigError if the parameters name a token that the model does not have, or have a
         stop_regex that is none."""
-        self._intake.check_sampling(params)
+        self._inputs.check_sampling(params)
 
     def heal(self, prompt: Sequence[int]) -> tuple[int, str]:
         """How many tokens at the end of the prompt to generate once more, and their text: see
         `healing`."""
-        return self._intake.heal(prompt)
+        return self._inputs.heal(prompt)
 
     def generate(
         self,
@@ -121,14 +123,19 @@ class Engine:
         priority: int = 0,
         asked: object = None,
     ) -> Ticket:
-        """Generates tokens after `prompt`. `params` must be complete: see `SamplingParams.over`.
+        """Generates tokens after `prompt`.
 
-        `end_tokens` end the generation with reason "eos"; with a grammar, which `grammars`
-        compiles, only where the text may end, and the reason is "grammar" once nothing may follow.
-        `max_tokens` is cut to what the model's context leaves. What is wrong with the request
-        settles the ticket before this returns.
+        prompt: token ids. params: complete, see `SamplingParams.over`; `max_tokens` is cut to what
+        the model's context leaves. seed: of the request's random draws. logprobs: how many of the
+        likeliest tokens to report with each; None reports no log-probabilities. end_tokens: end the
+        generation with reason "eos"; with a grammar only where the text may end. grammar: of
+        `grammars`; the reason is "grammar" once nothing may follow. namespace: no cached prefix is
+        shared with another one. priority: higher ones are admitted first. asked: becomes
+        `Ticket.asked`.
+
+        What is wrong with the request settles the ticket before this returns.
         """
-        request, output = self._intake.generation(
+        request, output = self._inputs.generation(
             self._new_id(),
             prompt,
             params,
@@ -140,10 +147,10 @@ class Engine:
             priority=priority,
         )
         ticket = Ticket(request, output, self._clock(), asked)
-        error = self._intake.too_long(request, 1, "leave no room to generate")
+        error = self._inputs.too_long(request, 1, "leave no room to generate")
         if error is None and request.max_tokens == 0:
-            self._delivery.add(ticket)
-            self._delivery.settle(ticket, reason="length")
+            self._outputs.add(ticket)
+            self._outputs.settle(ticket, reason="length")
             return ticket
         return self._submit(ticket, error)
 
@@ -156,19 +163,19 @@ class Engine:
         priority: int = 0,
         asked: object = None,
     ) -> Ticket:
-        """Scores each option as a continuation of `prompt`: `ticket.option_logprobs`, in the order
-        of the options."""
+        """Scores each option, as token ids, as a continuation of `prompt`:
+        `ticket.option_logprobs`, in the order of the options. The rest as for `generate`."""
         request = Request(
             self._new_id(),
             prompt,
-            branches=Branches(options),
+            options=options,
             namespace=namespace,
             priority=priority,
         )
         ticket = Ticket(request, None, self._clock(), asked)
         longest = max(map(len, options), default=0)
         return self._submit(
-            ticket, self._intake.too_long(request, longest, "and the longest option are too long")
+            ticket, self._inputs.too_long(request, longest, "and the longest option are too long")
         )
 
     def extend(
@@ -179,51 +186,54 @@ class Engine:
         priority: int = 0,
         asked: object = None,
     ) -> Ticket:
-        """Computes the keys and values of `prompt`, so that they are in the cache."""
+        """Computes the keys and values of `prompt`, so that they are in the cache. The rest as for
+        `generate`."""
         request = Request(self._new_id(), prompt, namespace=namespace, priority=priority)
         ticket = Ticket(request, None, self._clock(), asked)
-        return self._submit(ticket, self._intake.too_long(request, 0, "are too many"))
+        return self._submit(ticket, self._inputs.too_long(request, 0, "are too many"))
 
     def cancel(self, ticket: Ticket) -> None:
-        """Settles the ticket without telling its submitter. The request is in no step that is
-        planned from now on; those in flight still compute it. Idempotent."""
+        """Settles the ticket without telling its submitter. No step that is planned from now on
+        computes the request; those in flight still do. Idempotent."""
         if ticket.settled:
             return
         self._cancelled += 1
-        self.scheduler.cancel(ticket.request)
-        self._delivery.withdraw(ticket)
+        self._cancel_request(ticket)
+        self._outputs.withdraw(ticket)
         self._wake.set()
 
     def stop(self, ticket: Ticket) -> None:
-        """Ends a generation now, with what it has: finish reason "stopped". Nothing happens if it
-        has ended."""
+        """Ends a generation now, with what it has: finish reason "stopped". Idempotent."""
         if ticket.settled:
             return
         # its output has seen tokens that the ticket has not, and they may have ended it
         self._deliver()
         if not ticket.settled:
-            self.scheduler.cancel(ticket.request)
-            self._delivery.settle(ticket, reason="stopped")
+            self._cancel_request(ticket)
+            self._outputs.settle(ticket, reason="stopped")
             self._wake.set()
 
     def flush_cache(self) -> int:
-        """Evicts all that no running request reads; how many tokens that was."""
-        return self.scheduler.ledger.flush()
+        """Evicts all that no running request reads. Returns how many tokens that was."""
+        return self.scheduler.kv_cache.flush()
 
     def pin(self, tokens: Sequence[int], *, namespace: str | None = None, seconds: float) -> int:
-        """Keeps what is cached of `tokens` from eviction for that long, unless a request could not
-        run otherwise; how many that is."""
+        """Keeps what is cached of `tokens` from eviction for so many seconds, unless a request
+        could not run otherwise. Returns how many tokens are kept."""
         self._check_loop()
         assert self._loop is not None
-        number, length = self.scheduler.ledger.pin(array(INT, tokens), namespace)
+        number, length = self.scheduler.kv_cache.pin(array(INT, tokens), namespace)
         self._pins[number] = self._loop.call_later(seconds, self._unpin, number)
         return length
 
     def _unpin(self, number: int) -> None:
         del self._pins[number]
-        self.scheduler.ledger.unpin(
-            number
-        )  # nobody is to be woken: while nothing runs pins yield to who waits
+        # nobody is to be woken: while nothing runs, pins yield to who waits
+        self.scheduler.kv_cache.unpin(number)
+
+    def _cancel_request(self, ticket: Ticket) -> None:
+        if ticket.sequence is not None:
+            self.scheduler.cancel(ticket.sequence)
 
     def _new_id(self) -> int:
         self._check_loop()
@@ -243,13 +253,13 @@ class Engine:
         error = error or self._end
         if error is None:
             try:
-                self.scheduler.submit(ticket.request)
+                ticket.sequence = self.scheduler.submit(ticket.request)
             except RequestError as refused:
                 error = refused
         if error is not None:
-            self._delivery.settle(ticket, error=error)
+            self._outputs.settle(ticket, error=error)
             return ticket
-        self._delivery.add(ticket)
+        self._outputs.add(ticket)
         self._wake.set()
         return ticket
 
@@ -266,46 +276,44 @@ class Engine:
         if self._task is not None:
             await asyncio.wait([self._task])
             self._task = None
-            await self._device.run(self._runner.close)
+            await self._device.run(self.runner.close)
 
     async def _serve(self) -> None:
         """Plans, runs and commits until the engine has ended and nothing is in flight."""
         try:
-            while self._end is None or self._steps.in_flight:
+            while self._end is None or self._pipeline.in_flight:
                 began = self._clock()
                 plan = self.scheduler.plan()
                 settled = self._deliver()
                 planned = self._clock()
                 self._plan_seconds += planned - began
                 if plan is not None:
-                    await self._steps.launch(Launched(plan, planned - began))
-                    if not self._steps.full:
+                    await self._pipeline.launch(PlannedStep(plan, planned - began))
+                    if not self._pipeline.full:
                         continue
-                if self._steps.in_flight:
-                    settled |= self._commit(*await self._steps.collect())
+                if self._pipeline.in_flight:
+                    settled |= self._commit(*await self._pipeline.collect())
                 elif not settled:
                     await self._wake.wait()
                     self._wake.clear()
                     self._idle_seconds += self._clock() - planned
                 for _ in range(_SETTLING_TURNS if settled else 0):
                     await asyncio.sleep(0)
-        except (
-            GeneratorExit
-        ):  # the loop was closed: nobody waits any more, and nothing can be waited for
-            raise
+        except GeneratorExit:
+            raise  # the loop was closed: nobody waits any more, and nothing can be waited for
         except BaseException as error:
             crash = EngineCrashedError(f"the engine has stopped, because a step failed: {error!r}")
             crash.__cause__ = error
             try:
-                await self._steps.drain()
+                await self._pipeline.drain()
                 self.scheduler.abandon()
             finally:
                 self._finish(crash)
             if not isinstance(error, Exception):
                 raise
 
-    def _commit(self, step: Launched, result: StepResult) -> bool:
-        """Takes what a step gave, and delivers the news; whether any ticket was settled."""
+    def _commit(self, step: PlannedStep, result: StepResult) -> bool:
+        """Takes what a step gave, and delivers it; whether any ticket was settled."""
         began = self._clock()
         self.scheduler.commit(result)
         settled = self._deliver()
@@ -316,37 +324,37 @@ class Engine:
         return settled
 
     def _deliver(self) -> bool:
-        """Hands the scheduler's news to the tickets; whether any was settled."""
-        return self._delivery.deliver(self.scheduler.take_updates())
+        """Hands the scheduler's updates to the tickets; whether any was settled."""
+        return self._outputs.deliver(self.scheduler.take_updates())
 
     def _finish(self, why: EngineError) -> None:
-        """Serves no more: everything that waits ends with `why`."""
+        """Stops serving: everything that waits ends with `why`."""
         if self._end is not None:
             return
         self._end = why
         for number, timer in list(self._pins.items()):
             timer.cancel()
             self._unpin(number)
-        for ticket in self._delivery.open:
+        for ticket in self._outputs.open:
             if ticket.settled:
                 continue  # a callback of another one has cancelled it, just now
-            self.scheduler.cancel(ticket.request)
-            self._delivery.settle(ticket, error=why)
+            self._cancel_request(ticket)
+            self._outputs.settle(ticket, error=why)
         self._wake.set()
 
     async def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Runs slow work that touches no tensor beside the event loop."""
         return await anyio.to_thread.run_sync(function, *args)
 
-    # --- what it tells ----------------------------------------------------------------------------
+    # --- statistics -------------------------------------------------------------------------------
 
     def statistics(self) -> EngineStatistics:
         scheduler, counters = self.scheduler, self.scheduler.counters
         return EngineStatistics(
             capacity=scheduler.capacity,
-            free=scheduler.ledger.pool.free,
-            evictable=scheduler.ledger.cache.evictable,
-            pinned=scheduler.ledger.cache.pinned,
+            free=scheduler.kv_cache.pool.free,
+            evictable=scheduler.kv_cache.cache.evictable,
+            pinned=scheduler.kv_cache.cache.pinned,
             running=len(scheduler.running),
             waiting=scheduler.waiting,
             steps=counters.steps,
@@ -354,7 +362,7 @@ class Engine:
             cached_tokens=counters.cached_tokens,
             generated_tokens=counters.generated_tokens,
             forced_tokens=counters.forced_tokens,
-            evicted_tokens=scheduler.ledger.cache.evicted,
+            evicted_tokens=scheduler.kv_cache.cache.evicted,
             retractions=counters.retractions,
             cancelled=self._cancelled,
             plan_seconds=self._plan_seconds,
@@ -368,7 +376,7 @@ class Engine:
             },
         )
 
-    def _emit_step(self, step: Launched, result: StepResult) -> None:
+    def _emit_step(self, step: PlannedStep, result: StepResult) -> None:
         scheduler, plan = self.scheduler, step.plan
         self.tracers.emit(
             StepEvent(
@@ -378,8 +386,8 @@ class Engine:
                 plan.tokens,
                 len(scheduler.running),
                 scheduler.waiting,
-                scheduler.ledger.pool.free,
-                scheduler.ledger.cache.evictable,
+                scheduler.kv_cache.pool.free,
+                scheduler.kv_cache.cache.evictable,
                 step.plan_seconds,
                 result.seconds,
             )

@@ -1,8 +1,9 @@
 """Token healing: the end of a prompt is generated once more, so that a word that goes on is
 tokenized as the model knows it.
 
-    prompt   "http:"        tokens  "http" ":"       and the model, which knows "://" as one token, never saw ":" before "//"
-    healed                          "http"           generation begins here; its text must begin with ":"
+    prompt   "http:"    tokens  "http" ":"    the model, which knows "://" as one token, never saw
+                                              ":" before "//"
+    healed                      "http"        generation begins here; its text begins with ":"
 
 Which tokens are taken off: the most at the end of the prompt, `MOST` at most and never all, none of
 them a control token, whose bytes together are whole characters and the beginning of a longer token

@@ -5,7 +5,8 @@ generated      t0    t1    t2     t3
 text           "The" " cat" " sat" ".\\nQ:"          stop = "\\n"
                                     ^ the stop starts inside t3
 kept_tokens    3     t0 t1 t2 lie wholly before it
-remainder      "."   what is left of t3: the stream tokenizes it anew, so that its tokens say what its text says
+remainder      "."   what is left of t3: the stream tokenizes it anew, so that its tokens say
+                     what its text says
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ whatever tokens it came in, and of the matches that end there the one that begin
 repetition at the end of an expression is as short as it can be, and `$`, `\\b` and what looks ahead
 see the text so far as all there is.
 
-    stop_regex    \\n+Q\\d:        text  "A cat.\\n\\nQ"        held back from here: a match may be under way
-                                              ^
+    stop_regex    \\n+Q\\d:      text  "A cat.\\n\\nQ"      held back from here: a match may begin
+                                            ^
 
 Text is held back from the first place where a match may have begun, which `regex` tells by partial
 matching. A match of more than `WINDOW` characters is not found, so no more than that are ever held

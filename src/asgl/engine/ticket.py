@@ -1,8 +1,8 @@
 """A ticket: what the engine hands out for a request, and how news of it comes back.
 
 Tickets live on the event loop. A ticket settles exactly once, its value being itself, or with an
-error. `on_progress` and the callbacks are called from the engine's loop: they must be quick, and may
-submit further requests.
+error. `on_progress` and the callbacks are called from the engine's loop: they must be quick, and
+may submit further requests.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from asgl.completion import Completion
 from asgl.engine.output import OutputText
 from asgl.plan import SampledToken
 from asgl.scheduling.request import Request
+from asgl.scheduling.sequence import SequenceState
 from asgl.types import FinishReason
 
 
 class Ticket(Completion["Ticket"]):
     """The state of one request, as its submitter sees it. Times are seconds of the engine's clock.
 
-    Generation: `tokens`, `text`, `finish_reason`, `matched_stop`, and `output`, which says where a
-    stop cut. Scoring: `option_logprobs`, one list of floats per option. `on_progress` is called
-    when tokens came and the ticket is not settled by them. `asked` is the caller's: whatever it
-    says the request is for.
+    A generation has `tokens`, `text`, `finish_reason`, `matched_stop`, and `output`, which says
+    where a stop cut. A scoring has `option_logprobs`, a list of floats for each option.
+    `on_progress` is called when tokens came and the ticket is not settled by them. `asked` is
+    whatever the submitter gave to say what the request is for.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class Ticket(Completion["Ticket"]):
         "option_logprobs",
         "output",
         "request",
+        "sequence",
         "submitted_at",
         "tokens",
     )
@@ -47,6 +49,8 @@ class Ticket(Completion["Ticket"]):
     ) -> None:
         super().__init__()
         self.request = request
+        self.sequence: SequenceState | None = None
+        """How far the request is; None unless the scheduler has accepted it."""
         self.output = output
         self.asked = asked
         self.on_progress: Callable[[], object] | None = None
@@ -69,13 +73,19 @@ class Ticket(Completion["Ticket"]):
     def whole(self) -> bool:
         """Whether the tokens are all that the grammar of the request asks for; True without a
         grammar."""
-        return self.request.grammar is None or self.request.grammar.accepting
+        grammar = self.sequence.grammar if self.sequence is not None else self.request.grammar
+        return grammar is None or grammar.accepting
 
     @property
     def cached_tokens(self) -> int:
         """How many of the prompt's tokens were found in the cache when the request was first
         admitted."""
-        return self.request.cached_tokens
+        return self.sequence.cached_tokens if self.sequence is not None else 0
+
+    @property
+    def generated_tokens(self) -> int:
+        """How many tokens the request has generated, those included that are not delivered yet."""
+        return self.sequence.generated if self.sequence is not None else 0
 
     @property
     def text(self) -> str:

@@ -59,6 +59,11 @@ class CudaDevice:
         self._lane = 0
         self._pool: Any = None
 
+    @property
+    def pinned(self) -> list[Tensor]:
+        """Its host memory, for checks."""
+        return [*self._in.hosts, *(landing.host for landing in self._landings)]
+
     def on_stream(self) -> Any:
         """`with device.on_stream():` makes the stream the current one: of torch's operations and of
         Triton's launches."""

@@ -6,8 +6,10 @@ made only once everything is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,13 +17,29 @@ from torch import Tensor
 
 from asgl.errors import InternalError
 from asgl.execution.cuda_device import CudaDevice
-from asgl.execution.sampler import sampling_batch
+from asgl.execution.sampler import (
+    HEAD_ROWS,
+    asking_rows,
+    chosen_and_top,
+    sampled_tokens,
+    sampling_batch,
+    score_places,
+    scored,
+)
 from asgl.kernels.api import Kernels, SamplingBatch
+from asgl.kernels.triton.target import Target
 from asgl.models.llama import Llama
 from asgl.plan import SampledToken, SampleRow, ScoreRow, StepPlan
 
-_HEAD_ROWS = 64
-"""Logits of so many tokens are held at once."""
+
+class GraphKernels(Kernels, Protocol):
+    """A back end whose launches can be captured: none depends on what the device computed."""
+
+    target: Target
+
+    def rows_of_span_tile(self, heads: int, kv_heads: int, head_dim: int) -> int: ...
+
+    def mask_logits(self, logits: Tensor, allowed: Tensor) -> None: ...
 
 
 @dataclass(slots=True)
@@ -31,7 +49,6 @@ class _Samples:
     rows: tuple[SampleRow, ...]
     how: SamplingBatch
     fields: dict[str, list[int]]
-    asking: list[int]
     asking_at: int | None
     mask_at: int | None
 
@@ -41,20 +58,20 @@ class Outputs:
     launches; `read` after the wait."""
 
     def __init__(
-        self, plan: StepPlan, device: CudaDevice, kernels: Kernels, vocabulary: int
+        self, plan: StepPlan, device: CudaDevice, kernels: GraphKernels, vocabulary: int
     ) -> None:
         self.inputs: list[Tensor] = []
         self.sent: list[Tensor] = []
         self._device, self._kernels, self._vocabulary = device, kernels, vocabulary
-        self._results: list[Callable[[], list[SampledToken]]] = []
-        self._scored: list[Callable[[], list[tuple[float, ...]]]] = []
+        self._results: list[Callable[[], list[SampledToken | None]]] = []
+        self._scored: list[Callable[[], list[tuple[float, ...] | None]]] = []
         self._sampled: list[Tensor] = []
-        indices = [row.index for row in plan.samples] + [row.index for row in plan.scores]
-        self.wanted = bool(indices)
-        self.inputs.append(torch.tensor(indices, dtype=torch.int64))
+        wanted = plan.wanted
+        self.wanted = bool(wanted)
+        self.inputs.append(torch.tensor(wanted, dtype=torch.int64))
         self._samples = [
-            self._prepare(plan.samples[at : at + _HEAD_ROWS])
-            for at in range(0, len(plan.samples), _HEAD_ROWS)
+            self._prepare(plan.samples[at : at + HEAD_ROWS])
+            for at in range(0, len(plan.samples), HEAD_ROWS)
         ]
         self._continued = (
             self._add(torch.tensor(plan.continued, dtype=torch.int64).T.contiguous())
@@ -62,8 +79,8 @@ class Outputs:
             else None
         )
         self._scores = [
-            (asked := plan.scores[at : at + _HEAD_ROWS], self._targets(asked))
-            for at in range(0, len(plan.scores), _HEAD_ROWS)
+            (asked := plan.scores[at : at + HEAD_ROWS], self._targets(asked))
+            for at in range(0, len(plan.scores), HEAD_ROWS)
         ]
 
     @property
@@ -85,21 +102,19 @@ class Outputs:
         for name in ("edits", "repetition"):
             if (triple := getattr(how, name)) is not None:
                 fields[name] = [self._add(part) for part in triple]
-        asking = [place for place, row in enumerate(rows) if row.spec.logprobs is not None]
+        asking = asking_rows(rows)
         masked = any(row.mask is not None for row in rows)
         return _Samples(
             rows,
             how,
             fields,
-            asking,
             self._add(torch.tensor(asking)) if asking else None,
             self._add(_masks(rows, self._vocabulary)) if masked else None,
         )
 
     def _targets(self, asked: tuple[ScoreRow, ...]) -> int:
         """The place of int64 [2, targets]: row and token."""
-        pairs = [(row, target) for row, score in enumerate(asked) for target in score.targets]
-        return self._add(torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T.contiguous())
+        return self._add(torch.stack(score_places(asked)))
 
     # --- on the device ---
 
@@ -117,7 +132,10 @@ class Outputs:
                     "a step goes on with samples of a step before, and there was none"
                 )
             token, sample = self.sent[self._continued]
-            input_ids.index_copy_(0, token, before.index_select(0, sample).to(input_ids.dtype))
+            # -1 where there was nothing to sample from: what goes on with that is dropped, but it
+            # must not be looked up
+            known = before.index_select(0, sample).clamp_min(0)
+            input_ids.index_copy_(0, token, known.to(input_ids.dtype))
 
     def compute(self, model: Llama, hidden: Tensor) -> None:
         """Launches everything, and the copies to the host. hidden [asked, d], in the order of the
@@ -129,7 +147,8 @@ class Outputs:
         for asked, targets in self._scores:
             logprobs = self._kernels.log_softmax(model.head(hidden[first : first + len(asked)]))
             rows, tokens = self.sent[targets]
-            self._scored.append(_score_reader(asked, self._device.download(logprobs[rows, tokens])))
+            down = self._device.download(logprobs[rows, tokens])
+            self._scored.append(partial(_read_scores, asked, down))
             first += len(asked)
 
     def _sample(self, part: _Samples, logits: Tensor) -> None:
@@ -142,29 +161,26 @@ class Outputs:
                 for name, places in part.fields.items()
             },
         )
-        logprobs = None
+        logprobs = asking = None
         if part.asking_at is not None:
             asking = self.sent[part.asking_at]
             logprobs = self._kernels.log_softmax(logits.index_select(0, asking))
         if part.mask_at is not None:
-            self._kernels.mask_logits(logits, self.sent[part.mask_at])  # pyright: ignore[reportAttributeAccessIssue]
+            self._kernels.mask_logits(logits, self.sent[part.mask_at])
         tokens = self._kernels.sample(logits, how)
         self._sampled.append(tokens)
-        down = [self._device.download(tokens)]
-        if logprobs is not None:
-            chosen = tokens.index_select(0, self.sent[part.asking_at or 0])
-            down.append(self._device.download(logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1)))
-            most = max(part.rows[row].spec.logprobs or 0 for row in part.asking)
-            if most:
-                down.extend(
-                    map(self._device.download, logprobs.topk(min(most, self._vocabulary), dim=1))
-                )
-        self._results.append(_sample_reader(part, down))
+        results = [tokens]
+        if logprobs is not None and asking is not None:
+            results += chosen_and_top(logprobs, tokens.index_select(0, asking), part.rows)
+        down = [self._device.download(result) for result in results]
+        self._results.append(partial(_read_samples, part.rows, down))
 
     # --- after the wait ---
 
-    def read(self) -> tuple[tuple[SampledToken, ...], tuple[tuple[float, ...], ...]]:
-        """What the plan asked for, in its order."""
+    def read(
+        self,
+    ) -> tuple[tuple[SampledToken | None, ...], tuple[tuple[float, ...] | None, ...]]:
+        """What the plan asked for, as in `StepResult`."""
         return (
             tuple(token for result in self._results for token in result()),
             tuple(score for result in self._scored for score in result()),
@@ -183,31 +199,9 @@ def _masks(rows: tuple[SampleRow, ...], vocabulary: int) -> Tensor:
     return torch.from_numpy(packed.view("<i4"))
 
 
-def _sample_reader(part: _Samples, down: list[Tensor]) -> Callable[[], list[SampledToken]]:
-    def read() -> list[SampledToken]:
-        tokens: list[int] = down[0].tolist()
-        results = [SampledToken(token) for token in tokens]
-        if part.asking:
-            own = down[1].tolist()
-            values, ids = (
-                (down[2].tolist(), down[3].tolist())
-                if len(down) > 2
-                else ([[]] * len(own), [[]] * len(own))
-            )
-            for place, row in enumerate(part.asking):
-                count = part.rows[row].spec.logprobs or 0
-                top = tuple(zip(ids[place][:count], values[place][:count], strict=True))
-                results[row] = SampledToken(tokens[row], own[place], top)
-        return results
-
-    return read
+def _read_samples(rows: Sequence[SampleRow], down: Sequence[Tensor]) -> list[SampledToken | None]:
+    return sampled_tokens(rows, *(part.tolist() for part in down))
 
 
-def _score_reader(
-    asked: tuple[ScoreRow, ...], down: Tensor
-) -> Callable[[], list[tuple[float, ...]]]:
-    def read() -> list[tuple[float, ...]]:
-        found = iter(down.tolist())
-        return [tuple(next(found) for _ in score.targets) for score in asked]
-
-    return read
+def _read_scores(asked: Sequence[ScoreRow], down: Tensor) -> list[tuple[float, ...] | None]:
+    return scored(asked, down.tolist())

@@ -1,6 +1,6 @@
 """The runner on GPUs: a step's batch goes up in one copy, decode steps are replays of captured
-graphs, and results come down in copies that are waited for once. The step after may be launched
-before that: what it goes on with is on the device already.
+graphs, and results come down in copies that are waited for once. The next step may be launched
+before that: the tokens that it continues are on the device already.
 
 A graph is captured for each *bucket* of decode rows, with and without shared spans. A step of fewer
 rows is padded: padding rows have one token without a slot, so that its keys and values are written
@@ -15,22 +15,21 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from asgl.errors import ConfigError, EngineClosedError, EngineError
+from asgl.errors import ConfigError, EngineError
 from asgl.execution.batch import lower
 from asgl.execution.cuda_device import Buffer, CudaDevice, Landing
-from asgl.execution.cuda_outputs import Outputs
-from asgl.execution.cuda_warm_up import warm_up_plans
+from asgl.execution.cuda_outputs import GraphKernels, Outputs
 from asgl.execution.kv_pool import KVPool, slot_bytes
-from asgl.execution.runner import Runner
-from asgl.kernels.api import Batch, Kernels
+from asgl.execution.loaded_model import LoadedModel, describe
+from asgl.execution.warm_up import gpu_warm_up_plans, warm_up_plans
+from asgl.kernels.api import Batch
 from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, SpanPlan, Spans, plan_spans
-from asgl.kernels.triton.target import Target
 from asgl.models.architectures import architecture
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.llama import Llama
@@ -38,7 +37,7 @@ from asgl.plan import StepPlan, StepResult
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 """Decode rows of the captured graphs; steps of more rows are launched one kernel at a time."""
-_UNITS, _ENTRIES, _PARTIALS = 256, 512, 1024
+UNITS, ENTRIES, PARTIALS = 256, 512, 1024
 """Room in a graph for a step's spans; a step that needs more is launched one kernel at a time."""
 _INDICES = 2**20
 """Slots of contexts that a graph has room for, over all rows."""
@@ -47,16 +46,6 @@ _RESERVE = 10
 _RESERVE_LEAST = 512 * 2**20
 """and at least so many."""
 _LEAST_CAPACITY = 256
-
-
-class GraphKernels(Kernels, Protocol):
-    """A back end whose launches can be captured: none depends on what the device computed."""
-
-    target: Target
-
-    def rows_of_span_tile(self, heads: int, kv_heads: int, head_dim: int) -> int: ...
-
-    def mask_logits(self, logits: Tensor, allowed: Tensor) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +63,15 @@ class _Graph:
     hidden: Tensor
 
 
-class CudaRunner(Runner):
-    """As `Runner`, on a GPU. Everything is allocated and launched on a stream of its own.
+class CudaRunner:
+    """A `Runner` that takes a step while another is in flight. Everything is allocated and launched
+    on a stream of its own. `run` is `launch` and `collect`.
 
-    Two steps may be in flight: `run` is `launch` and `collect`.
-
-    capacity None takes nine tenths of the memory that the weights leave, and less if that cannot be
-    had. ConfigError if a capacity does not fit; EngineError if a step runs out of memory, twice.
+    checkpoint: is copied, and may be closed afterwards. capacity: in tokens; None takes nine tenths
+    of the memory that the weights leave, and less if that cannot be had. clock: gives seconds.
+    buckets: numbers of decode rows for which a graph is captured. cuda: torch.cuda, or what a test
+    puts in its place. ConfigError if a capacity does not fit; EngineError if a step runs out of
+    memory, twice.
     """
 
     steps_in_flight = 2
@@ -99,35 +90,36 @@ class CudaRunner(Runner):
         self._kernels: GraphKernels = kernels
         self._clock = clock
         self._buckets = tuple(sorted(buckets))
-        self._graphs: dict[tuple[int, bool], _Graph] = {}
-        self._device = CudaDevice(kernels.device, cuda)
+        self.graphs: dict[tuple[int, bool], _Graph] = {}
+        """Those captured so far, by bucket, and whether with shared spans."""
+        self.device = CudaDevice(kernels.device, cuda)
         self._flights: deque[_Flight] = deque()
         self._last_sampled: Tensor | None = None
         """What the step launched last samples."""
         self._ended = 0.0
-        with torch.inference_mode(), self._device.on_stream():
+        with torch.inference_mode(), self.device.on_stream():
             try:
                 each = slot_bytes(config, kernels.kv_dtype)
-                positions = capacity or self._device.free_memory() // each
+                positions = capacity or self.device.free_memory() // each
                 model = architecture(config.architecture).model
-                self._model: Llama | None = model(checkpoint, kernels, positions)
-                self._static = Buffer(self._static_bytes(), kernels.device)
+                weights = model(checkpoint, kernels, positions)
+                self.static = Buffer(self._static_bytes(), kernels.device)
             except cuda.OutOfMemoryError as error:
                 raise ConfigError(
                     f"the weights of {checkpoint.name} do not fit {kernels.device}: {error}; use a "
-                    "smaller model, "
-                    "or another device"
+                    "smaller model, or another device"
                 ) from error
-            self._pool: KVPool | None = self._make_pool(capacity)
-        self.capacity = self._pool.capacity
-        self.info = self._describe(checkpoint, kernels, self._model)
+            pool = self._make_pool(capacity)
+        self.model = LoadedModel(weights, pool)
+        self.capacity = pool.capacity
+        self.info = describe(checkpoint, kernels, weights)
         self._span_rows = kernels.rows_of_span_tile(config.heads, config.kv_heads, config.head_dim)
 
     def _make_pool(self, capacity: int | None) -> KVPool:
         """The pool after the weights, from the memory that is left: the next smaller one if the
         device refuses."""
-        kernels, cuda = self._kernels, self._device.cuda
-        room = self._device.free_memory()
+        kernels, cuda = self._kernels, self.device.cuda
+        room = self.device.free_memory()
         each = slot_bytes(self._config, kernels.kv_dtype)
         if capacity is not None:
             try:
@@ -135,9 +127,8 @@ class CudaRunner(Runner):
             except cuda.OutOfMemoryError as error:
                 raise ConfigError(
                     f"a KV cache for {capacity} tokens takes {capacity * each / 2**30:.1f} GiB, "
-                    f"and {kernels.device} refused it "
-                    f"with {room / 2**30:.1f} GiB free; choose a smaller kv_cache_tokens, or leave "
-                    "it out"
+                    f"and {kernels.device} refused it with {room / 2**30:.1f} GiB free; choose a "
+                    "smaller kv_cache_tokens, or leave it out"
                 ) from error
         wanted = (room - max(room // _RESERVE, _RESERVE_LEAST)) // each - 1
         while wanted >= _LEAST_CAPACITY:
@@ -148,80 +139,79 @@ class CudaRunner(Runner):
                 wanted = wanted * 3 // 4
         raise ConfigError(
             f"{kernels.device} has {room / 2**20:.0f} MiB free beside the weights: not enough for "
-            "a KV cache of "
-            f"{_LEAST_CAPACITY} tokens ({each} bytes each) and for the work of a step; end other "
-            "processes on it, or use a "
-            "smaller model"
+            f"a KV cache of {_LEAST_CAPACITY} tokens ({each} bytes each) and for the work of a "
+            "step; end other processes on it, or use a smaller model"
         )
+
+    @property
+    def pinned(self) -> list[Tensor]:
+        """The host memory that steps are packed in and read from, for checks."""
+        return [*self.device.pinned, *self.static.hosts]
 
     # --- a step ---
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Runs a step and waits for it. InternalError if the plan is not sound; EngineClosedError
-        after `close`."""
+        """Runs a step and waits for it. Errors as of `launch`."""
         self.launch(plan)
         return self.collect()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> None:
-        """Puts a step on the stream; at most two that are not collected. Errors as of `run`: then
-        it is not in flight."""
+        """Puts a step on the stream; at most two that are not collected. If it raises, as it does
+        (InternalError) for a plan that is not sound, the step is not in flight."""
         began = self._clock()
-        if self._model is None or self._pool is None:
-            raise EngineClosedError("the runner was closed")
-        info = self.info
+        weights = self.model.weights
         batch = lower(
             plan,
             capacity=self.capacity,
-            vocabulary=info.vocabulary,
-            context=min(info.context_length, self.capacity),
+            vocabulary=self.info.vocabulary,
+            context=min(self.info.context_length, self.capacity),  # the rope table has no more
             device=torch.device("cpu"),
         )
-        self._device.begin_step()
-        with self._device.on_stream():
+        self.device.begin_step()
+        with self.device.on_stream():
             try:
-                outputs = self._step_or_again(plan, batch)
+                outputs = self._step_or_again(weights, plan, batch)
             except BaseException:
-                self._device.drop_step()
+                self.device.drop_step()
                 raise
             self._last_sampled = outputs.sampled if plan.samples else None
-            self._flights.append(_Flight(outputs, self._device.end_step(), began))
+            self._flights.append(_Flight(outputs, self.device.end_step(), began))
 
     def collect(self) -> StepResult:
         """Waits for the oldest step in flight, and reads what it gave. Its seconds are those that
         no other step ran."""
         flight = self._flights.popleft()
-        self._device.wait(flight.landing)
+        self.device.wait(flight.landing)
         samples, scores = flight.outputs.read()
         began, self._ended = max(flight.began, self._ended), self._clock()
         return StepResult(samples, scores, self._ended - began)
 
-    def _step_or_again(self, plan: StepPlan, batch: Batch) -> Outputs:
+    def _step_or_again(self, weights: Llama, plan: StepPlan, batch: Batch) -> Outputs:
         try:
-            return self._step(plan, batch)
-        except self._device.cuda.OutOfMemoryError:
+            return self._step(weights, plan, batch)
+        except self.device.cuda.OutOfMemoryError:
             # tried again below, where the exception no longer holds what the step had allocated
             pass
-        return self._step_again(plan, batch)
+        return self._step_again(weights, plan, batch)
 
-    def _step_again(self, plan: StepPlan, batch: Batch) -> Outputs:
-        """A step that ran out of memory, with empty caches. What it writes it writes again: before
-        a commit nothing is lost."""
-        cuda = self._device.cuda
-        self._device.finish()
+    def _step_again(self, weights: Llama, plan: StepPlan, batch: Batch) -> Outputs:
+        """Runs a step again that ran out of memory, with empty caches. It writes what it has
+        written once more, and before the commit nobody has read that."""
+        cuda = self.device.cuda
+        self.device.finish()
         cuda.empty_cache()
         try:
-            return self._step(plan, batch)
+            return self._step(weights, plan, batch)
         except cuda.OutOfMemoryError as error:
             raise EngineError(
                 f"the GPU ran out of memory in a step of {plan.tokens} tokens, also after its "
-                "caches were freed; open the "
-                f"Runtime with fewer kv_cache_tokens (now {self.capacity}) or a smaller "
-                "max_batch_tokens"
+                f"caches were freed; open the Runtime with fewer kv_cache_tokens (now "
+                f"{self.capacity}) or a smaller max_batch_tokens"
             ) from error
 
-    def _step(self, plan: StepPlan, batch: Batch) -> Outputs:
-        outputs = Outputs(plan, self._device, self._kernels, self.info.vocabulary)
+    def _step(self, weights: Llama, plan: StepPlan, batch: Batch) -> Outputs:
+        outputs = Outputs(plan, self.device, self._kernels, self.info.vocabulary)
         spans = plan_spans(
             batch.shared,
             batch.decode_rows,
@@ -233,22 +223,21 @@ class CudaRunner(Runner):
         if bucket is not None and outputs.wanted:
             hidden = self._replay(bucket, batch, spans, outputs)
         else:
-            hidden = self._launch(batch, spans, outputs)
+            hidden = self._launch(weights, batch, spans, outputs)
         if hidden is not None:
-            assert self._model is not None
-            outputs.compute(self._model, hidden)
+            outputs.compute(weights, hidden)
         return outputs
 
-    def _launch(self, batch: Batch, spans: SpanPlan | None, outputs: Outputs) -> Tensor | None:
-        """One kernel at a time. The rows of hidden states that are asked for."""
-        assert self._model is not None
-        assert self._pool is not None
+    def _launch(
+        self, weights: Llama, batch: Batch, spans: SpanPlan | None, outputs: Outputs
+    ) -> Tensor | None:
+        """Launches one kernel at a time. The rows of hidden states that are asked for."""
         tables = (
             []
             if spans is None
             else [torch.from_numpy(table) for table in (spans.units, spans.entries, spans.rows)]
         )
-        sent = self._device.upload(
+        sent = self.device.upload(
             [
                 batch.input_ids,
                 batch.positions,
@@ -263,14 +252,10 @@ class CudaRunner(Runner):
         count = 6 + len(tables)
         outputs.sent = sent[count:]
         outputs.continue_from(self._last_sampled, sent[0])
-        return self._model.forward(
-            _batch(
-                sent[:count],
-                batch.decode_rows,
-                batch.max_kv,
-                None if spans is None else spans.partials,
-            ),
-            self._pool.layers,
+        partials = None if spans is None else spans.partials
+        return weights.forward(
+            _batch(sent[:count], batch.decode_rows, batch.max_kv, partials),
+            self.model.pool.layers,
             outputs.at if outputs.wanted else None,
         )
 
@@ -284,7 +269,7 @@ class CudaRunner(Runner):
         if len(batch.kv_indices) + self._buckets[place] > self._indices:
             return None
         if spans is not None and (
-            len(spans.units) > _UNITS or len(spans.entries) > _ENTRIES or spans.partials > _PARTIALS
+            len(spans.units) > UNITS or len(spans.entries) > ENTRIES or spans.partials > PARTIALS
         ):
             return None
         return self._buckets[place]
@@ -297,8 +282,7 @@ class CudaRunner(Runner):
         """Of all that a graph reads, at the largest bucket."""
         most = max(self._buckets, default=0)
         return (
-            4
-            * (5 * (most + 8) + ROW * (most + 4) + UNIT * _UNITS + ENTRY * _ENTRIES + self._indices)
+            4 * (5 * (most + 8) + ROW * (most + 4) + UNIT * UNITS + ENTRY * ENTRIES + self._indices)
             + 4096
         )
 
@@ -316,8 +300,8 @@ class CudaRunner(Runner):
         tables: list[Tensor] = []
         if spans is not None:
             for table, rows in (
-                (spans.units, _UNITS),
-                (spans.entries, _ENTRIES),
+                (spans.units, UNITS),
+                (spans.entries, ENTRIES),
                 (spans.rows, bucket),
             ):
                 whole = np.zeros((rows, table.shape[1]), np.int32)
@@ -338,76 +322,78 @@ class CudaRunner(Runner):
     ) -> Tensor:
         """Runs the bucket's graph. The rows of hidden states that are asked for."""
         packed = self._packed(bucket, batch, spans)
-        graph = self._graphs.get((bucket, spans is not None)) or self._capture(
+        graph = self.graphs.get((bucket, spans is not None)) or self._capture(
             bucket, packed, spans is not None
         )
-        sent = self._device.upload(packed, self._static)
-        outputs.sent = self._device.upload(outputs.inputs)
+        sent = self.device.upload(packed, self.static)
+        outputs.sent = self.device.upload(outputs.inputs)
         outputs.continue_from(self._last_sampled, sent[0])
         graph.replay()
         return graph.hidden[outputs.at]
 
     def _capture(self, bucket: int, packed: list[Tensor], spanned: bool) -> _Graph:
         """Runs the step once, which compiles its kernels, then captures it."""
-        assert self._model is not None
-        assert self._pool is not None
-        model, layers = self._model, self._pool.layers
-        sent = self._device.upload(packed, self._static)
-        batch = _batch(sent, bucket, self._config.context_length, _PARTIALS if spanned else None)
-        every = torch.arange(bucket, device=self._device.device)
+        weights, layers = self.model.weights, self.model.pool.layers
+        sent = self.device.upload(packed, self.static)
+        batch = _batch(sent, bucket, self._config.context_length, PARTIALS if spanned else None)
+        every = torch.arange(bucket, device=self.device.device)
 
         def launch() -> Tensor:
-            hidden = model.forward(batch, layers, every)
+            hidden = weights.forward(batch, layers, every)
             assert hidden is not None
             return hidden
 
         launch()
-        self._device.finish()
-        graph, hidden = self._device.capture(launch)
-        made = self._graphs[bucket, spanned] = _Graph(graph.replay, hidden)
+        self.device.finish()
+        graph, hidden = self.device.capture(launch)
+        made = self.graphs[bucket, spanned] = _Graph(graph.replay, hidden)
         return made
 
     def warm_up(self) -> None:
-        """Compiles the kernels, and captures the graph of each bucket. Overwrites the pool: call it
-        first. ConfigError if the cache leaves no memory for that."""
-        super().warm_up()
-        for plan in warm_up_plans(self.capacity, self.info.vocabulary):
+        """Compiles the kernels, and captures the graph of each bucket. Overwrites the pool.
+        ConfigError if the cache leaves no memory for that."""
+        for plan in (
+            *warm_up_plans(self.capacity),
+            *gpu_warm_up_plans(self.capacity, self.info.vocabulary),
+        ):
             self.run(plan)
-        with torch.inference_mode(), self._device.on_stream():
-            for bucket in reversed(
-                self._buckets
-            ):  # the largest first: the others fit into its memory
+        with torch.inference_mode(), self.device.on_stream():
+            # the largest first: the others fit into its memory
+            for bucket in reversed(self._buckets):
                 one = torch.zeros(1, dtype=torch.int32)
                 ends = torch.tensor([0, 1], dtype=torch.int32)
                 alone = Batch(one, one, one, ends, ends, one, decode_rows=1, max_kv=1)
-                if (bucket, False) in self._graphs:
+                if (bucket, False) in self.graphs:
                     continue
                 try:
                     self._capture(bucket, self._packed(bucket, alone, None), spanned=False)
-                except self._device.cuda.OutOfMemoryError as error:
+                except self.device.cuda.OutOfMemoryError as error:
                     raise ConfigError(
                         f"the GPU ran out of memory for the graph of {bucket} decode rows; open "
-                        "the Runtime with fewer "
-                        f"kv_cache_tokens (now {self.capacity}), or end other processes on it"
+                        f"the Runtime with fewer kv_cache_tokens (now {self.capacity}), or end "
+                        "other processes on it"
                     ) from error
-            self._device.finish()
+            self.device.finish()
 
+    @torch.inference_mode()
     def read_kv(self, slots: Sequence[int]) -> Tensor:
-        """As `Runner.read_kv`, on the stream."""
-        with self._device.on_stream():
-            return super().read_kv(slots)
+        """A copy of the keys and values of the slots: see `KVPool.read`."""
+        with self.device.on_stream():
+            return self.model.pool.read(slots)
 
+    @torch.inference_mode()
     def write_kv(self, slots: Sequence[int], values: Tensor) -> None:
-        """As `Runner.write_kv`, on the stream."""
-        with self._device.on_stream():
-            super().write_kv(slots, values)
+        """Sets the keys and values of the slots, and waits for that."""
+        with self.device.on_stream():
+            self.model.pool.write(slots, values)
+            self._kernels.synchronize()
 
     def close(self) -> None:
         """Frees the weights, the pool and the graphs. May be called again."""
-        if self._model is not None:
-            self._graphs.clear()
-            super().close()
-            self._device.cuda.empty_cache()
+        if not self.model.closed:
+            self.graphs.clear()
+            self.model.close()
+            self.device.cuda.empty_cache()
 
 
 def _batch(sent: list[Tensor], decode_rows: int, max_kv: int, partials: int | None) -> SpannedBatch:

@@ -96,10 +96,10 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+    return min([physical, *group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 
-def _group_limits(membership: Path, mount: Path) -> list[int]:
+def group_limits(membership: Path, mount: Path) -> list[int]:
     """The memory limits of the control groups of this process and of those above them (versions 1
     and 2)."""
     try:

@@ -8,6 +8,7 @@ the batch it rides in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -21,6 +22,8 @@ from asgl.execution.masks import bar, forbidden
 from asgl.kernels.api import Kernels, SamplingBatch
 from asgl.plan import SampledToken, SampleRow, ScoreRow
 
+HEAD_ROWS = 64
+"""Logits of so many tokens are held at once."""
 _GAMMA = 0x9E3779B97F4A7C15
 _LEAST = 1e-30
 """A top_p below that would be 0 in float32, of which no token is left."""
@@ -152,35 +155,61 @@ def _triples(edits: list[_Edits], device: torch.device) -> tuple[Tensor, Tensor,
 
 def sample(
     kernels: Kernels, logits: Tensor, samples: Sequence[SampleRow]
-) -> tuple[SampledToken, ...]:
-    """A token for each row of float32 logits [m, vocabulary], which may be overwritten.
+) -> list[SampledToken | None]:
+    """A token for each row of float32 logits [m, vocabulary], which may be overwritten; None for a
+    row that is no distribution (see `Kernels.sample`).
 
     Log-probabilities are those of the logits as given, before masks, and are computed only for the
     rows that ask for them.
     """
-    asking = [row for row, wanted in enumerate(samples) if wanted.spec.logprobs is not None]
-    logprobs = (
-        kernels.log_softmax(logits if len(asking) == len(samples) else logits[asking])
-        if asking
-        else None
-    )
+    asking = asking_rows(samples)
+    logprobs = None
+    if asking:
+        every = len(asking) == len(samples)
+        logprobs = kernels.log_softmax(logits if every else logits[asking])
     if (barred := forbidden(samples, logits.shape[1])) is not None:
         bar(logits, barred)
-    tokens = kernels.sample(
-        logits, sampling_batch(samples, logits.shape[1], logits.device)
-    ).tolist()
-    results = [SampledToken(token) for token in tokens]
-    if logprobs is not None:
-        own = logprobs.gather(
-            1, torch.tensor([[tokens[row]] for row in asking], device=logprobs.device)
-        ).tolist()
-        most = min(max(samples[row].spec.logprobs or 0 for row in asking), logprobs.shape[1])
-        values, ids = (part.tolist() for part in logprobs.topk(most, dim=1))
-        for i, row in enumerate(asking):
+    tokens = kernels.sample(logits, sampling_batch(samples, logits.shape[1], logits.device))
+    if logprobs is None:
+        return sampled_tokens(samples, tokens.tolist())
+    own, values, ids = chosen_and_top(logprobs, tokens[asking], samples)
+    return sampled_tokens(samples, tokens.tolist(), own.tolist(), values.tolist(), ids.tolist())
+
+
+def asking_rows(samples: Sequence[SampleRow]) -> list[int]:
+    """The rows that ask for log-probabilities."""
+    return [row for row, wanted in enumerate(samples) if wanted.spec.logprobs is not None]
+
+
+def chosen_and_top(
+    logprobs: Tensor, tokens: Tensor, samples: Sequence[SampleRow]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the log-probabilities [a, vocabulary] of the rows that ask for them: those of their tokens
+    [a], the greatest ones [a, k], and whose those are [a, k]; k is the most that a row asks for.
+    """
+    most = max(wanted.spec.logprobs or 0 for wanted in samples)
+    values, ids = logprobs.topk(min(most, logprobs.shape[1]), dim=1)
+    # a row without a token has -1
+    own = logprobs.gather(1, tokens.clamp_min(0).unsqueeze(1)).squeeze(1)
+    return own, values, ids
+
+
+def sampled_tokens(
+    samples: Sequence[SampleRow],
+    tokens: Sequence[int],
+    own: Sequence[float] = (),
+    values: Sequence[Sequence[float]] = (),
+    ids: Sequence[Sequence[int]] = (),
+) -> list[SampledToken | None]:
+    """What is reported of the rows of a step: their tokens (-1: none), and as `chosen_and_top` gave
+    them, the log-probabilities of those that ask."""
+    found = [SampledToken(token) if token >= 0 else None for token in tokens]
+    for place, row in enumerate(asking_rows(samples) if own else ()):
+        if found[row] is not None:
             count = samples[row].spec.logprobs or 0
-            top = tuple(zip(ids[i][:count], values[i][:count], strict=True))
-            results[row] = SampledToken(tokens[row], own[i][0], top)
-    return tuple(results)
+            top = tuple(zip(ids[place][:count], values[place][:count], strict=True))
+            found[row] = SampledToken(tokens[row], own[place], top)
+    return found
 
 
 def sample_among(
@@ -189,26 +218,39 @@ def sample_among(
     samples: Sequence[SampleRow],
     columns: NDArray[np.int64],
     barred: NDArray[np.bool_],
-) -> list[SampledToken]:
+) -> list[SampledToken | None]:
     """As `sample`, from the logits [m, k] of the tokens `columns` alone. `barred` [m, vocabulary]:
     those that a row may not have.
 
     No row may ask for log-probabilities.
     """
     bar(logits, barred[:, columns])
-    places = kernels.sample(
-        logits, sampling_batch(samples, barred.shape[1], logits.device, columns)
-    ).tolist()
-    return [SampledToken(int(columns[place])) for place in places]
+    how = sampling_batch(samples, barred.shape[1], logits.device, columns)
+    places = kernels.sample(logits, how).tolist()
+    return [SampledToken(int(columns[place])) if place >= 0 else None for place in places]
 
 
-def score(kernels: Kernels, logits: Tensor, scores: Sequence[ScoreRow]) -> list[tuple[float, ...]]:
-    """The log-probabilities of each row's targets; `logits` float32 [m, vocabulary], a row for each
-    of `scores`."""
-    counts = [len(row.targets) for row in scores]
-    rows = torch.repeat_interleave(torch.tensor(counts)).to(logits.device)
-    targets = torch.tensor(
-        [target for row in scores for target in row.targets], dtype=torch.int64
-    ).to(logits.device)
-    found = iter(kernels.log_softmax(logits)[rows, targets].tolist())
-    return [tuple(next(found) for _ in range(count)) for count in counts]
+def score(
+    kernels: Kernels, logits: Tensor, scores: Sequence[ScoreRow]
+) -> list[tuple[float, ...] | None]:
+    """The log-probabilities of each row's targets; None for a row that is no distribution.
+
+    `logits` float32 [m, vocabulary], a row for each of `scores`.
+    """
+    rows, targets = score_places(scores)
+    logprobs = kernels.log_softmax(logits)
+    return scored(scores, logprobs[rows.to(logits.device), targets.to(logits.device)].tolist())
+
+
+def score_places(scores: Sequence[ScoreRow]) -> tuple[Tensor, Tensor]:
+    """int64 [targets], twice: of which row each target is, and the targets themselves."""
+    pairs = [(row, target) for row, wanted in enumerate(scores) for target in wanted.targets]
+    rows, targets = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T.contiguous()
+    return rows, targets
+
+
+def scored(scores: Sequence[ScoreRow], found: Sequence[float]) -> list[tuple[float, ...] | None]:
+    """The log-probabilities of all targets, cut into rows; None for a row in which one is NaN."""
+    each = iter(found)
+    rows = [tuple(next(each) for _ in wanted.targets) for wanted in scores]
+    return [None if any(map(math.isnan, row)) else row for row in rows]

@@ -224,6 +224,10 @@ class Kernels(Protocol):
         head_dim]: cosines of the head_dim / 2 angles of a position, then their sines; halves are
         rotated (x1, x2 are the two halves of a head). k_cache, v_cache [slots, kv_heads, head_dim]
         of one layer, written at `batch.slots`. Returns [n, heads, head_dim].
+
+        Where a key or a value is not finite, NaN goes into the key and zeros into the value: who
+        attends to the token gets NaN, and who must not see it does not, for a weight of 0 times NaN
+        would be NaN. (Not in Triton yet.)
         """
         ...
 
@@ -258,7 +262,8 @@ class Kernels(Protocol):
         equals the lower id; `top_k` keeps the first k, `top_p` the fewest of those that hold the
         share top_p of *their* probability (at least one), `min_p` those with at least min_p times
         the probability of the likeliest; of what is left the first token whose cumulative share
-        passes `uniform` is taken. Greedy rows take the first of the ranking.
+        passes `uniform` is taken. Greedy rows take the first of the ranking. A row that is no
+        distribution gives -1: after `edits` one of its logits is NaN or +inf, or all are -inf.
         """
         ...
 

@@ -23,13 +23,15 @@ def sample(logits: Tensor, how: SamplingBatch) -> Tensor:
         rows, tokens, added = how.edits
         logits[rows, tokens] += added
     best = logits.argmax(dim=1)
+    broken = ~logits.gather(1, best.unsqueeze(1)).isfinite().squeeze(1)  # argmax finds a NaN
+    best[broken] = -1
     if how.all_greedy:
         return best
-    random = how.temperature > 0
+    random = (how.temperature > 0) & ~broken
     temperature = torch.where(random, how.temperature, 1.0).unsqueeze(1)
     # the greatest is taken off first, so that no temperature overflows
     probabilities = torch.softmax(
-        (logits - logits.gather(1, best.unsqueeze(1))) / temperature, dim=1
+        (logits - logits.gather(1, best.clamp_min(0).unsqueeze(1))) / temperature, dim=1
     )
     rows = random.nonzero().squeeze(1)
     best[rows] = _draw(

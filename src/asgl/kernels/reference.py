@@ -112,8 +112,10 @@ class ReferenceKernels:
             (heads, kv_heads, kv_heads), dim=1
         )
         cos, sin = rope[batch.positions].unsqueeze(1).chunk(2, dim=2)
-        k_cache[batch.slots] = _rotate(k, cos, sin).to(k_cache.dtype)
-        v_cache[batch.slots] = v.to(v_cache.dtype)
+        keys, values = _rotate(k, cos, sin).to(k_cache.dtype), v.to(v_cache.dtype)
+        sound = (keys.isfinite() & values.isfinite()).all(dim=2, keepdim=True)
+        k_cache[batch.slots] = keys.where(sound, torch.nan)
+        v_cache[batch.slots] = values.where(sound, 0.0)
         return _rotate(q, cos, sin)
 
     def attention(

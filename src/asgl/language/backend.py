@@ -59,7 +59,7 @@ class Grammars(Protocol):
 
 
 class Saved(Protocol):
-    """The part of `asgl.engine.saved.SavedState` that prompts need."""
+    """The part of `asgl.engine.kv_files.SavedState` that prompts need."""
 
     async def save_prompt(
         self, path: Path, state: Mapping[str, Any], tokens: Any, namespace: str | None, /

@@ -1,7 +1,21 @@
-"""Admission: who waits, who of them is next, and whether the cache has room for what is expected of
-all that run.
+"""Admission: which waiting sequence is next, whether the cache has room for it, and whose slots it
+may share.
 
-waiting  --- queue, by policy --- first of it --- fits? ---> running
+    waiting  --- queue, by policy --- first of it --- fits? ---> running
+
+In-batch sharing: of several requests that share a prefix which nobody has computed yet, one
+computes it for all. What a running request has planned of its prompt, this step included, others
+may read at once: a waiting request that shares it is admitted, and *borrows* the slots. Their keys
+and values are there before anything reads them, for each layer of a step stores those of all its
+tokens first, and steps run one after the other. When the lender's step has returned the prefix is
+cached, and the borrower has it from the cache like any other.
+
+    lender    p p p p p p p a b       a prompt of 9 tokens, all new: 9 are computed
+    borrower  - - - - - - - c         another of 8, with 7 in the lender's slots: 1 is computed
+
+What the lender has yet to plan, since its prompt is too long for one step, needs no care: it takes
+all of the step, and comes before those that wait in the next one. With two steps in flight a loan
+may be of both: then it is settled in two parts.
 """
 
 from __future__ import annotations
@@ -9,12 +23,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import ceil
 
-from asgl.scheduling.ledger import Ledger
-from asgl.scheduling.policy import make_queue
-from asgl.scheduling.radix_cache import RadixCache
-from asgl.scheduling.request import Request
-from asgl.scheduling.sharing import find_lender
-from asgl.scheduling.waiting import Waiting
+from asgl.scheduling.kv_cache import KVCache
+from asgl.scheduling.queue import WaitingRequests, make_queue
+from asgl.scheduling.radix_cache import RadixCache, common_prefix
+from asgl.scheduling.sequence import SequenceState
 
 _RESERVE_START, _RESERVE_LEAST, _RESERVE_DECAY, _RESERVE_RAISE = 0.7, 0.1, 0.995, 0.2
 
@@ -32,117 +44,116 @@ class Admission:
         policy: str,
         patience: int,
         share_in_batch: bool,
-        cache: type[RadixCache[Request]],
+        cache: type[RadixCache[SequenceState]],
     ) -> None:
         make_queue(policy)  # a wrong name is told now
-        self.ledger = Ledger(capacity, self._moved, cache)
+        self.kv_cache = KVCache(capacity, self._moved, cache)
         self.reserve_share = _RESERVE_START
         """The share of the tokens it may still generate that is reserved for a request that was
         never retracted."""
-        self._queue = Waiting(
+        self.queue = WaitingRequests(
             lambda: make_queue(policy), patience if policy == "aged-lpm" else None
         )
         self._share_in_batch = share_in_batch
-        self._arrivals = 0
 
     @property
     def waiting(self) -> int:
-        return len(self._queue)
+        return len(self.queue)
 
-    def arrive(self, request: Request, now: int) -> None:
-        """The request is new. now: in computed tokens."""
-        self._arrivals += 1
-        request.arrival, request.arrived_at = self._arrivals, now
+    def wait(self, sequence: SequenceState) -> None:
+        """Queues the sequence, when it is new or was retracted."""
+        self.kv_cache.cache.watch(sequence)
+        self.queue.push(sequence)
+        self.queue.arrived(sequence)
 
-    def wait(self, request: Request) -> None:
-        """The request waits from now on, or again."""
-        request.state = "waiting"
-        self.ledger.cache.watch(request)
-        self._queue.push(request)
-        self._queue.arrived(request)
+    def withdraw(self, sequence: SequenceState) -> None:
+        """Takes a waiting request out."""
+        self.queue.remove(sequence)
+        self.kv_cache.cache.unwatch(sequence)
 
-    def withdraw(self, request: Request) -> None:
-        """A waiting request waits no more."""
-        self._queue.remove(request)
-        self.ledger.cache.unwatch(request)
-
-    def _moved(self, request: Request) -> None:
-        """The match of a waiting request has changed."""
-        if request in self._queue:
-            self._queue.push(request)
+    def _moved(self, sequence: SequenceState) -> None:
+        """Moves a waiting request whose match has changed."""
+        if sequence in self.queue:
+            self.queue.push(sequence)
 
     # --- who is next ------------------------------------------------------------------------------
 
-    def fitting(self, running: list[Request], now: int, *, alone: bool) -> Iterator[Request]:
-        """Takes out the requests to be admitted, one after the other, each with its cached prefix
-        locked.
+    def fitting(
+        self, running: list[SequenceState], now: int, *, alone: bool
+    ) -> Iterator[SequenceState]:
+        """Takes out the requests to admit, one after the other, each with its cached prefix locked.
 
-        `running` is the caller's list, to which it appends each of them. alone: no step is in
-        flight, whose end could free slots.
+        running: the caller's list, to which it appends each of them. now: in computed tokens.
+        alone: no step is in flight, whose end could free slots.
         """
         outstanding = sum(map(self.expected, running))
-        while (request := self._next(now)) is not None:
-            lender, shared = find_lender(request, running if self._share_in_batch else ())
-            self.ledger.match(request)  # before the check: locking shrinks what is evictable
+        while (sequence := self._next(now)) is not None:
+            lender, shared = _find_lender(sequence, running if self._share_in_batch else ())
+            self.kv_cache.match(sequence)  # before the check: locking shrinks what is evictable
             if lender is not None:
-                self.ledger.borrow(request, lender, shared)
-            wanted = self.expected(request)
+                self.kv_cache.borrow(sequence, lender, shared)
+            wanted = self.expected(sequence)
             while (
-                wanted + outstanding > self.ledger.available
+                wanted + outstanding > self.kv_cache.available
                 and alone
                 and not running
-                and self.ledger.drop_pin()
+                and self.kv_cache.drop_pin()
             ):
                 pass
-            if wanted + outstanding > self.ledger.available:
-                self.ledger.unmatch(request)
-                self._queue.push(request)
+            if wanted + outstanding > self.kv_cache.available:
+                self.kv_cache.unmatch(sequence)
+                self.queue.push(sequence)
                 return
-            self.ledger.cache.unwatch(request)
-            self._queue.charge(
-                request,
-                len(request.tokens) - len(request.slots) + request.max_tokens - request.generated,
+            self.kv_cache.cache.unwatch(sequence)
+            self.queue.charge(
+                sequence,
+                len(sequence.tokens)
+                - len(sequence.slots)
+                + sequence.request.max_tokens
+                - sequence.generated,
             )
-            yield request
-            if request.state == "running":
-                outstanding += self.expected(request)  # beyond what it has by now
+            yield sequence
+            if sequence.state == "running":
+                outstanding += self.expected(sequence)  # beyond what it has by now
 
-    def _next(self, now: int) -> Request | None:
-        """Whom to admit next: whoever is overdue, else the first of the queue. None if there is
-        nobody now."""
-        overdue = self._queue.overdue(now)
+    def _next(self, now: int) -> SequenceState | None:
+        """The oldest request if it is overdue, else the first of the queue; None if none waits."""
+        overdue = self.queue.overdue(now)
         if overdue is None:
-            return self._queue.pop()
-        self._queue.remove(overdue)
+            return self.queue.pop()
+        self.queue.remove(overdue)
         return overdue
 
     # --- what is reserved -------------------------------------------------------------------------
 
-    def expected(self, request: Request) -> int:
-        """Slots that the request is expected to take beyond those it has.
+    def expected(self, sequence: SequenceState) -> int:
+        """Slots that the sequence is expected to take beyond those it has.
 
         A request that was retracted counts in full, others with a share of what they may generate:
         the share falls while all goes well and rises with each retraction. Requests that count in
         full always fit together, so that only the others are ever retracted, and none of them
         twice.
         """
-        more = request.max_tokens - request.generated - request.pending - 1
-        if more > 0 and not request.retracted:
+        more = sequence.request.max_tokens - sequence.generated - sequence.pending - 1
+        if more > 0 and not sequence.retracted:
             more = ceil(more * self.reserve_share)
-        branches = request.branches
+        tree = sequence.tree
         return (
-            len(request.tokens)
-            + request.pending
-            - len(request.slots)
+            len(sequence.tokens)
+            + sequence.pending
+            - len(sequence.slots)
             + max(more, 0)
-            + (branches.reserve if branches is not None else 0)
+            + (tree.reserve if tree is not None else 0)
         )
 
-    def spare(self, running: Iterable[Request]) -> int:
-        """How many free slots can be filled from elsewhere, without taking any that is reserved for
+    def spare(self, running: Iterable[SequenceState]) -> int:
+        """How many free slots can be filled from a file, without taking any that is reserved for
         what runs."""
         return max(
-            0, min(self.ledger.pool.free, self.ledger.available - sum(map(self.expected, running)))
+            0,
+            min(
+                self.kv_cache.pool.free, self.kv_cache.available - sum(map(self.expected, running))
+            ),
         )
 
     def reserve_less(self) -> None:
@@ -152,3 +163,26 @@ class Admission:
     def reserve_more(self) -> None:
         """A request had to be retracted."""
         self.reserve_share = min(1.0, self.reserve_share + _RESERVE_RAISE)
+
+
+def _find_lender(
+    sequence: SequenceState, running: Iterable[SequenceState]
+) -> tuple[SequenceState | None, int]:
+    """The running request that has planned most of a waiting one's tokens, and how many; None if
+    none has more than the cache. At least one token is left for the waiting request itself."""
+    lender, most = None, sequence.matched
+    last = len(sequence.tokens) - 1
+    for other in running:
+        if most >= last:
+            break  # nobody has more: of many equal prompts each is compared with one
+        # a quick look at the first token that counts, before the whole comparison
+        if (
+            other.lends
+            and len(other.slots) > most
+            and other.namespace == sequence.namespace
+            and other.tokens[most : most + 1] == sequence.tokens[most : most + 1]
+        ):
+            shared = min(common_prefix(other.tokens, sequence.tokens), len(other.slots), last)
+            if shared > most:
+                lender, most = other, shared
+    return lender, most

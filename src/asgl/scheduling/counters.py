@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from asgl.scheduling.request import Request
+from asgl.scheduling.sequence import SequenceState
 
 _MOST_NAMESPACES = 1024
-"""Of how many namespaces counts are kept; dropped is the one that was counted longest ago."""
+"""So many namespaces are counted; beyond that, the one that was counted longest ago is dropped."""
 
 
 @dataclass(slots=True)
 class NamespaceCounters:
-    """What the scheduler counts for each namespace, since its start."""
+    """What is counted for each namespace, since the start."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -21,7 +21,7 @@ class NamespaceCounters:
 
 @dataclass(slots=True)
 class Counters(NamespaceCounters):
-    """What the scheduler counts, since its start."""
+    """What is counted in all, since the start."""
 
     steps: int = 0
     forced_tokens: int = 0
@@ -30,21 +30,21 @@ class Counters(NamespaceCounters):
     retractions: int = 0
     namespaces: dict[str | None, NamespaceCounters] = field(default_factory=dict)
 
-    def admitted(self, request: Request) -> None:
-        """The request was admitted for the first time."""
-        for counters in (self, self._of(request)):
-            counters.cached_tokens += request.cached_tokens
-            counters.prompt_tokens += len(request.prompt)
+    def admitted(self, sequence: SequenceState) -> None:
+        """Counts a request that is admitted for the first time."""
+        for counters in (self, self._of(sequence.namespace)):
+            counters.cached_tokens += sequence.cached_tokens
+            counters.prompt_tokens += len(sequence.prompt)
 
-    def generated(self, request: Request) -> None:
-        """The request has one token more."""
-        for counters in (self, self._of(request)):
+    def generated(self, sequence: SequenceState) -> None:
+        """Counts a token of the request."""
+        for counters in (self, self._of(sequence.namespace)):
             counters.generated_tokens += 1
 
-    def _of(self, request: Request) -> NamespaceCounters:
-        """Those of the request's namespace. The one that was asked for last is kept longest."""
-        counters = self.namespaces.pop(request.namespace, None) or NamespaceCounters()
+    def _of(self, namespace: str | None) -> NamespaceCounters:
+        """The counters of a namespace. Those that were asked for last are kept longest."""
+        counters = self.namespaces.pop(namespace, None) or NamespaceCounters()
         if len(self.namespaces) >= _MOST_NAMESPACES:
             del self.namespaces[next(iter(self.namespaces))]
-        self.namespaces[request.namespace] = counters
+        self.namespaces[namespace] = counters
         return counters

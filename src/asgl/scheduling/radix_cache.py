@@ -1,8 +1,8 @@
 """The prefix cache: a radix tree from token sequences to slots of the KV cache (RadixAttention,
 arXiv 2312.07104).
 
-    root --[1 2 3 4]-- A --[5 6]-- B         a node's edge: `key` (tokens) and `slots` (where their keys and values are)
-                        \\--[7]---- C         only whole paths are prefixes: C is the prefix 1 2 3 4 7
+    root --[1 2 3 4]-- A --[5 6]-- B      each edge has `key`, its tokens, and `slots`, where their
+                        \\--[7]---- C      keys and values are; C is the prefix 1 2 3 4 7
 
 Locks say which prefixes running requests read: a lock on a node counts on its whole path to the
 root, so `locks` never grows from parent to child, and the unlocked nodes form whole subtrees.
@@ -15,8 +15,9 @@ Waiting requests are *watched*: the cache keeps the matched length of each up to
 and go, so that nobody has to match a long queue again at every step. A watcher sits where its match
 ends:
 
-    at the end of a node's edge        in `node.watchers[next token]`: only a new child that starts with this token matters
-    inside an edge, after k tokens     in `node.inside`: only a split of this edge matters
+    at the end of a node's edge   in `node.watchers[next token]`: only a new child that starts with
+                                  this token matters
+    inside an edge                in `node.inside`: only a split of this edge matters
 """
 
 from __future__ import annotations
@@ -77,17 +78,22 @@ class Node:
             node = node.parent
 
     def __repr__(self) -> str:
-        return f"<Node {self.start}:{self.depth} locks={self.locks} used={self.last_used} children={len(self.children)}>"
+        return (
+            f"<Node {self.start}:{self.depth} locks={self.locks} used={self.last_used} "
+            f"children={len(self.children)}>"
+        )
 
 
 class Watched(Protocol):
-    """A waiting request, as the cache sees it. All fields but `tokens` and `namespace` are the
-    cache's to write."""
+    """A waiting request, as the cache sees it. `matched` and `watched_at` are the cache's to
+    write."""
 
     tokens: array[int]
-    namespace: str | None
     matched: int
     watched_at: Node | None
+
+    @property
+    def namespace(self) -> str | None: ...
 
     def __hash__(self) -> int: ...
 
@@ -155,6 +161,11 @@ class RadixCache(Generic[Watcher]):
     @property
     def size(self) -> int:
         return self.evictable + self.pinned
+
+    @property
+    def namespaces(self) -> list[str | None]:
+        """The namespaces that have a root."""
+        return list(self._roots)
 
     # --- matching and insertion -------------------------------------------------------------------
 
@@ -259,6 +270,17 @@ class RadixCache(Generic[Watcher]):
                 self._split(node, surplus)
             freed.extend(node.slots)
             self._remove(node)
+        self.evicted += len(freed)
+        return freed
+
+    def evict_path(self, node: Node) -> array[int]:
+        """Evicts `node` and the nodes above it, up to the first that is locked or has other
+        children. Returns the slots."""
+        freed = array(INT)
+        while (parent := node.parent) is not None and not node.children and not node.locks:
+            freed.extend(node.slots)
+            self._remove(node)
+            node = parent
         self.evicted += len(freed)
         return freed
 

@@ -7,7 +7,7 @@ to the radix cache. In between the plan is *in flight*: a request that is cancel
 slots until the commit, for the step still writes them.
 
 With `steps_in_flight` of 2 a step may be planned while another is in flight. What that one samples
-is then pending: rows that go on with it name it by its place, on the guess that no request ends by
+is then pending: rows that continue it name it by its place, on the guess that no request ends by
 it. Those that do end leave a row behind: what it samples is dropped, and the last token is cached
 with the others once its step has returned.
 """
@@ -17,18 +17,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from asgl.errors import CapacityError, InternalError, QueueFullError, RequestError
+from asgl.errors import (
+    CapacityError,
+    InternalError,
+    NumericalError,
+    QueueFullError,
+    RequestError,
+)
 from asgl.plan import SampledToken, StepPlan, StepResult
 from asgl.scheduling.admission import Admission
 from asgl.scheduling.counters import Counters
-from asgl.scheduling.flight import Flight
 from asgl.scheduling.generation import Generation
-from asgl.scheduling.layout import extend, next_row
-from asgl.scheduling.pace import Pace
-from asgl.scheduling.plan_builder import Row, build_plan
-from asgl.scheduling.policy import PATIENCE
+from asgl.scheduling.queue import PATIENCE
 from asgl.scheduling.radix_cache import RadixCache
-from asgl.scheduling.request import Request, Update
+from asgl.scheduling.request import Request
+from asgl.scheduling.sequence import SequenceState, Update
+from asgl.scheduling.step_budget import StepBudget
+from asgl.scheduling.step_builder import Row, StepInFlight, build_step, extend, next_row
 from asgl.types import FinishReason
 
 
@@ -37,14 +42,14 @@ class Scheduler:
 
     max_running: requests that run at once. max_batch_tokens: new tokens a step computes at most;
     longer prompts are computed in chunks. max_waiting: requests that may wait; None for no limit.
-    policy: one of `policy.POLICIES`. share_in_batch: prompts are cached as they are computed, and
-    shared before that by those of one step (see `sharing`); else at their requests' end. patience:
-    for aged-lpm, the age in computed tokens past which requests are admitted by age alone.
-    jump_forward: tokens that a grammar forces are appended at once, and computed together; else one
-    is sampled after the other. step_seconds: about how long a step may take while requests decode,
-    judged by earlier ones; None for no bound. steps_in_flight: how many steps may be planned and
-    not committed, 1 or 2. cache: the class of the prefix cache; another one serves to measure what
-    the radix tree is worth.
+    policy: one of `queue.POLICIES`. share_in_batch: prompts are cached as they are computed, and
+    shared before that by those of one step (see `admission`); else at their requests' end.
+    patience: for aged-lpm, the age in computed tokens past which requests are admitted by age
+    alone. jump_forward: tokens that a grammar forces are appended at once, and computed together;
+    else one is sampled after the other. step_seconds: about how long a step may take while requests
+    decode, judged by earlier ones; None for no bound. steps_in_flight: how many steps may be
+    planned and not committed, 1 or 2. cache: the class of the prefix cache; another one serves to
+    measure what the radix tree is worth.
 
     With aged-lpm the wait is bounded, whatever arrives later: past its patience a request is only
     behind older ones, so it is admitted before more tokens are computed than
@@ -68,7 +73,7 @@ class Scheduler:
         jump_forward: bool = True,
         step_seconds: float | None = None,
         steps_in_flight: int = 1,
-        cache: type[RadixCache[Request]] = RadixCache,
+        cache: type[RadixCache[SequenceState]] = RadixCache,
     ) -> None:
         self.max_running = min(max_running, max_batch_tokens)
         self.max_batch_tokens = max_batch_tokens
@@ -79,19 +84,20 @@ class Scheduler:
         self.admission = Admission(
             capacity, policy=policy, patience=patience, share_in_batch=share_in_batch, cache=cache
         )
-        self.ledger = self.admission.ledger
-        self.running: list[Request] = []
+        self.kv_cache = self.admission.kv_cache
+        self.running: list[SequenceState] = []
         self.counters = Counters()
-        self._pace = Pace(max_batch_tokens, step_seconds)
+        self._budget = StepBudget(max_batch_tokens, step_seconds)
         self.steps_in_flight = steps_in_flight
-        self._flights: deque[Flight] = deque()
+        self._flights: deque[StepInFlight] = deque()
         """The oldest first."""
+        self._arrivals = 0
         self._updates: list[Update] = []
-        self._generation = Generation(self.counters, self._updates)
+        self._generation = Generation(self.counters, self._updates, jump_forward=jump_forward)
 
     @property
     def capacity(self) -> int:
-        return self.ledger.capacity
+        return self.kv_cache.capacity
 
     @property
     def waiting(self) -> int:
@@ -104,21 +110,36 @@ class Scheduler:
 
     # --- coming and going -------------------------------------------------------------------------
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request) -> SequenceState:
         """Queues the request. CapacityError if it could never run, QueueFullError if too many wait,
         RequestError if its prompt is empty."""
+        sequence = SequenceState(
+            request, arrival=self._arrivals + 1, arrived_at=self.counters.computed_tokens
+        )
+        self._check_acceptable(sequence)
+        self._arrivals += 1
+        last, reason = self._generation.begin(sequence)
+        if reason is not None:  # the grammar left no choice: nothing is to be computed
+            sequence.state = "ended"
+        else:
+            self.admission.wait(sequence)
+        if last is not None or reason is not None:
+            self._updates.append(Update(sequence, last, reason, ended=reason is not None))
+        return sequence
+
+    def _check_acceptable(self, sequence: SequenceState) -> None:
+        request, need = sequence.request, sequence.need
         if not request.prompt:
             raise RequestError(
                 "the prompt has no tokens, and the model has no token to begin with",
                 request_id=request.id,
             )
-        if request.need > self.capacity:
+        if need > self.capacity:
             raise CapacityError(
-                f"the request needs {request.need} slots of KV cache ({len(request.prompt)} for "
-                "its prompt), and the cache "
-                f"has {self.capacity}: shorten the prompt, lower max_tokens, or raise "
-                "kv_cache_tokens",
-                needed=request.need,
+                f"the request needs {need} slots of KV cache ({len(request.prompt)} for its "
+                f"prompt), and the cache has {self.capacity}: shorten the prompt, lower "
+                "max_tokens, or raise kv_cache_tokens",
+                needed=need,
                 capacity=self.capacity,
                 request_id=request.id,
             )
@@ -130,26 +151,18 @@ class Scheduler:
                 limit=self.max_waiting,
                 request_id=request.id,
             )
-        self.admission.arrive(request, self.counters.computed_tokens)
-        last, reason = self._generation.begin(request, jump=self.jump_forward)
-        if reason is not None:  # the grammar left no choice: nothing is to be computed
-            request.state = "ended"
-        else:
-            self.admission.wait(request)
-        if last is not None or reason is not None:
-            self._updates.append(Update(request, last, reason, ended=reason is not None))
 
-    def cancel(self, request: Request) -> None:
-        """Ends the request now. What it has computed stays cached. A request that has ended is left
+    def cancel(self, sequence: SequenceState) -> None:
+        """Ends the request now. What it has computed stays cached. One that has ended is left
         alone."""
-        if request.state == "ended":
+        if sequence.state == "ended":
             return
-        was_running = request.state == "running"
-        request.state = "ended"
-        if not was_running:
-            self.admission.withdraw(request)
+        was_running = sequence.state == "running"
+        sequence.state = "ended"
+        if was_running:
+            self._leave(sequence)
         else:
-            self._leave(request)
+            self.admission.withdraw(sequence)
 
     def take_updates(self) -> list[Update]:
         """What happened since the last call."""
@@ -169,22 +182,23 @@ class Scheduler:
         elif not self._can_plan_ahead():
             return None
         rows = [
-            next_row(self.ledger, request, 1) for request in self.running if request.unplanned == 1
+            next_row(self.kv_cache, sequence, 1)
+            for sequence in self.running
+            if sequence.unplanned == 1
         ]
-        budget = self._pace.budget(len(rows)) - len(rows)
-        for request in self.running:
-            if request.unplanned > 1 or request.branches is not None:
-                budget -= extend(self.ledger, request, budget, rows)
+        budget = self._budget.tokens(len(rows)) - len(rows)
+        for sequence in self.running:
+            if sequence.unplanned > 1 or sequence.tree is not None:
+                budget -= extend(self.kv_cache, sequence, budget, rows)
         self._admit(budget, rows)
         if not rows:
             return self.plan() if not self._flights and self._make_any_room() else None
-        plan, rows = build_plan(
-            self.counters.steps, rows, self._flights[-1].places if self._flights else {}
-        )
-        self._flights.append(Flight(plan, rows))
+        before = self._flights[-1] if self._flights else None
+        flight = build_step(self.counters.steps, rows, before)
+        self._flights.append(flight)
         self.counters.steps += 1
-        self.counters.computed_tokens += plan.tokens
-        return plan
+        self.counters.computed_tokens += flight.plan.tokens
+        return flight.plan
 
     def commit(self, result: StepResult) -> None:
         """Takes the result of the step in flight, of two the older one."""
@@ -197,53 +211,61 @@ class Scheduler:
             self._release_leaving(flight)
         self.admission.reserve_less()
 
-    def _take_result(self, flight: Flight, result: StepResult) -> None:
-        self._pace.saw(len(flight.slots), flight.decodes, result.seconds)
+    def _take_result(self, flight: StepInFlight, result: StepResult) -> None:
+        plan = flight.plan
+        self._budget.learn(plan.tokens, plan.decode_rows, result.seconds)
         samples, scores = flight.land(result.samples), iter(result.scores)
+        # what continues a token that was not sampled after all, since its request ended, is dropped
         rows = [
             row
             for row in flight.rows
-            if not row.continues or row.position < len(row.request.tokens)
-        ]  # else it was ended before the row's token
+            if not row.continues or row.position < len(row.sequence.tokens)
+        ]
         for row in rows:
             if row.edge is None:
-                row.request.computed += len(row.tokens)
+                self.kv_cache.advance(row.sequence, len(row.tokens))
+        # first all that is computed, then those who borrow it: a borrower's row may come earlier
         for row in rows:
-            self.ledger.settle(row.request)
+            self.kv_cache.settle(row.sequence)
         for row in rows:
-            request = row.request
-            if (
-                self._share_in_batch
-                and row.position < len(request.prompt)
-                and request.state == "running"
-            ):
-                self.ledger.cache_computed(request)
-            if row.edge is not None or (request.branches is not None and not request.remaining):
-                _record_scores(row, scores)
-            elif request.state == "running" and request.id in samples:
-                self._append(request, samples[request.id])
+            sequence = row.sequence
+            sound, token = True, None
+            if sequence.tree is None:
+                token = samples.get(sequence.id)
+                sound = token is not None or sequence.id not in samples
+            elif row.edge is not None or not sequence.remaining:
+                sound = _record_scores(row, scores)
+            if sequence.state != "running":
+                continue
+            if not sound:
+                self._fail(sequence)
+                continue
+            if self._share_in_batch and row.position < len(sequence.prompt):
+                self.kv_cache.cache_computed(sequence)
+            if token is not None:
+                self._append(sequence, token)
         self._cache_edges(flight)
-        for request in {row.request: None for row in flight.rows}:
-            if request.state == "running" and _is_complete(request):
-                self._end(request)
+        for sequence in {row.sequence: None for row in flight.rows}:
+            if sequence.state == "running" and sequence.is_complete:
+                self._end(sequence)
 
     def abandon(self) -> None:
-        """A step in flight failed, and none is any more: what they were to write is not used, and
-        their requests can be planned again."""
+        """Forgets the steps in flight, which failed: what they were to write is not used, and their
+        requests can be planned again."""
         while self._flights:
             flight = self._flights.pop()  # the newest first: it goes on where the one before ends
-            flight.land(())
+            flight.land()
             for row in flight.rows:
                 if row.edge is None:
-                    self.ledger.forget(row.request)
+                    self.kv_cache.forget(row.sequence)
                 else:
-                    self.ledger.pool.give(row.edge.slots[row.edge_offset :])
+                    self.kv_cache.pool.give(row.edge.slots[row.edge_offset :])
                     del row.edge.slots[row.edge_offset :]
             self._release_leaving(flight)
 
-    def _release_leaving(self, flight: Flight) -> None:
-        for request in flight.leaving:
-            self.ledger.release(request)
+    def _release_leaving(self, flight: StepInFlight) -> None:
+        for sequence in flight.leaving:
+            self.kv_cache.release(sequence)
 
     # --- parts of a plan --------------------------------------------------------------------------
 
@@ -251,9 +273,12 @@ class Scheduler:
         """Whether all that run can go on without what the step in flight samples, and have room to:
         if one cannot, it would fall behind the others, or be retracted for want of what the step in
         flight is about to free."""
-        if any(request.needs_its_token for request in self.running):
+        if any(sequence.needs_its_token for sequence in self.running):
             return False
-        return sum(request.unplanned == 1 for request in self.running) <= self.ledger.available
+        return self._decodes_wanted() <= self.kv_cache.available
+
+    def _decodes_wanted(self) -> int:
+        return sum(sequence.unplanned == 1 for sequence in self.running)
 
     def _admit(self, budget: int, rows: list[Row]) -> None:
         fitting = self.admission.fitting(
@@ -262,135 +287,149 @@ class Scheduler:
         while (
             budget > 0
             and len(self.running) < self.max_running
-            and (request := next(fitting, None)) is not None
+            and (sequence := next(fitting, None)) is not None
         ):
-            self._start(request)
-            if not request.remaining and request.branches is None:
-                self._end(request)  # all of a prefetch was cached
+            self._start(sequence)
+            if not sequence.remaining and sequence.tree is None:
+                self._end(sequence)  # all of a prefetch was cached
                 continue
-            if request.unplanned == 1:
-                rows.append(next_row(self.ledger, request, 1))
+            if sequence.unplanned == 1:
+                rows.append(next_row(self.kv_cache, sequence, 1))
                 budget -= 1
-            budget -= extend(self.ledger, request, budget, rows)
+            budget -= extend(self.kv_cache, sequence, budget, rows)
 
-    def _start(self, request: Request) -> None:
-        request.state = "running"
-        request.admissions += 1
-        if request.admissions == 1:
-            request.cached_tokens = min(len(request.slots), len(request.prompt))
-            self.counters.admitted(request)
-        self.running.append(request)
-        self._updates.append(Update(request, event="admitted"))
+    def _start(self, sequence: SequenceState) -> None:
+        sequence.state = "running"
+        sequence.admissions += 1
+        if sequence.admissions == 1:
+            sequence.cached_tokens = min(len(sequence.slots), len(sequence.prompt))
+            self.counters.admitted(sequence)
+        self.running.append(sequence)
+        self._updates.append(Update(sequence, event="admitted"))
 
     def _make_room_for_decodes(self) -> None:
-        while sum(request.unplanned == 1 for request in self.running) > self.ledger.available:
-            if not self.ledger.drop_pin():
-                self._retract(self._victim())
+        while self._decodes_wanted() > self.kv_cache.available:
+            if not self.kv_cache.drop_pin():
+                self.retract(self._victim())
 
     def _make_any_room(self) -> bool:
-        """Running requests hold all slots and none can go on: whether one of them, or a pin, gave
-        way."""
+        """Makes a pin, or one of the running requests, give way, which hold all slots so that none
+        can go on; whether any slot came free."""
         if not self.running:
             return False
-        while self.ledger.drop_pin():
-            if self.ledger.available:
+        while self.kv_cache.drop_pin():
+            if self.kv_cache.available:
                 return True
         if len(self.running) == 1:
             return False
-        self._retract(self._victim())
+        self.retract(self._victim())
         return True
 
-    def _victim(self) -> Request:
+    def _victim(self) -> SequenceState:
         """Who must give way: of those that were never retracted, if there are such, and of the
         lowest priority among them, the one admitted last."""
-        candidates = [request for request in self.running if not request.retracted] or self.running
-        return min(reversed(candidates), key=lambda request: request.priority)
+        candidates = [each for each in self.running if not each.retracted] or self.running
+        return min(reversed(candidates), key=lambda sequence: sequence.request.priority)
 
-    def _retract(self, request: Request) -> None:
+    def retract(self, sequence: SequenceState) -> None:
         """Puts a running request back in the queue. Its tokens stay, its keys and values become
         evictable."""
         self.counters.retractions += 1
         self.admission.reserve_more()
-        self.running.remove(request)
-        self.ledger.release(request)
-        request.retracted = True
-        self._updates.append(Update(request, event="retracted"))
-        self.admission.wait(request)
+        self.running.remove(sequence)
+        self.kv_cache.release(sequence)
+        sequence.retracted = True
+        sequence.state = "waiting"
+        self._updates.append(Update(sequence, event="retracted"))
+        self.admission.wait(sequence)
 
     # --- parts of a commit ------------------------------------------------------------------------
 
-    def _append(self, request: Request, token: SampledToken) -> None:
-        last, reason = self._generation.grow(request, token, jump=self.jump_forward)
+    def _append(self, sequence: SequenceState, token: SampledToken) -> None:
+        last, reason = self._generation.grow(sequence, token)
         if reason is None:
-            self._updates.append(Update(request, last))
+            self._updates.append(Update(sequence, last))
         else:
-            self._end(request, last, reason)
+            self._end(sequence, last, reason)
 
-    def _cache_edges(self, flight: Flight) -> None:
+    def _cache_edges(self, flight: StepInFlight) -> None:
         """Caches the edges of selects that are computed now, those above before those below."""
         computed = [
-            (row.edge.index, row.request, row.edge)
+            (row.edge.index, row.sequence, row.edge)
             for row in flight.rows
             if row.edge is not None
             and row.edge_offset + len(row.tokens) == len(row.edge.tokens)
-            and row.request.state == "running"
+            and row.sequence.state == "running"
         ]
-        for _, request, edge in sorted(computed, key=lambda entry: entry[0]):
-            self.ledger.cache_edge(request, edge)
+        for _, sequence, edge in sorted(computed, key=lambda entry: entry[0]):
+            self.kv_cache.cache_edge(sequence, edge)
+
+    def _fail(self, sequence: SequenceState) -> None:
+        """Ends a running request whose logits are no numbers: no token can be drawn from them."""
+        sequence.poisoned = True
+        sequence.state = "ended"
+        self._leave(sequence)
+        error = NumericalError(
+            f"the model computed NaN or infinity for this request, after "
+            f"{len(sequence.prompt)} tokens of prompt and {sequence.generated} generated "
+            "ones: other requests go on. Some weight of the model is NaN or infinite, or its "
+            "numbers do not fit the dtype: check the model's files, or open it with "
+            "dtype='float32'",
+            request_id=sequence.id,
+        )
+        self._updates.append(Update(sequence, ended=True, error=error))
 
     def _end(
         self,
-        request: Request,
+        sequence: SequenceState,
         token: SampledToken | None = None,
         reason: FinishReason | None = None,
     ) -> None:
-        request.state = "ended"
-        self._leave(request)
-        self._updates.append(Update(request, token, reason, ended=True))
+        sequence.state = "ended"
+        self._leave(sequence)
+        self._updates.append(Update(sequence, token, reason, ended=True))
 
-    def _leave(self, request: Request) -> None:
-        """A running request has ended. What steps in flight write of it is freed when they have
-        returned."""
-        self.running.remove(request)
-        if self._flights and request.is_written:
-            self.ledger.cache_computed(request)  # what comes next may go on with it
-            self._flights[-1].leaving.append(request)
-        else:
-            self.ledger.release(request)
+    def _leave(self, sequence: SequenceState) -> None:
+        """Lets go of a running request that has ended. What steps in flight write of it is freed
+        when they have returned."""
+        self.running.remove(sequence)
+        if not self._flights or not sequence.is_written:
+            self.kv_cache.release(sequence)
+            return
+        if not sequence.poisoned:
+            self.kv_cache.cache_computed(sequence)  # what comes next may go on with it
+        self._flights[-1].leaving.append(sequence)
 
     # --- checks -----------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raises InternalError if an invariant is broken. O(capacity)."""
-        self.ledger.check(
-            [*self.running, *(request for flight in self._flights for request in flight.leaving)]
-        )
-        for request in self.running:
-            if not self._flights and (len(request.slots) != request.computed or request.pending):
+        leaving = [sequence for flight in self._flights for sequence in flight.leaving]
+        self.kv_cache.check([*self.running, *leaving])
+        for sequence in self.running:
+            if not self._flights and (len(sequence.slots) != sequence.computed or sequence.pending):
                 raise InternalError(
-                    f"{request!r} has {len(request.slots)} slots and {request.pending} tokens "
-                    "pending with no "
-                    "step in flight"
+                    f"{sequence!r} has {len(sequence.slots)} slots and {sequence.pending} tokens "
+                    "pending with no step in flight"
                 )
-        written = [slot for flight in self._flights for slot in flight.slots]
-        if len({*written, *self.ledger.pool.snapshot()}) != len(written) + self.ledger.pool.free:
+        pool = self.kv_cache.pool
+        written = [slot for flight in self._flights for slot in flight.plan.slots]
+        if len({*written, *pool.snapshot()}) != len(written) + pool.free:
             raise InternalError(
                 "a slot is free, or written twice, while a step in flight writes it"
             )
 
 
-def _record_scores(row: Row, scores: Iterator[tuple[float, ...]]) -> None:
-    branches = row.request.branches
-    assert branches is not None
-    if row.edge is None:
-        branches.record(0, next(scores))
-        return
-    for offset in range(len(row.tokens)):
-        branches.record(row.edge.nodes[row.edge_offset + offset], next(scores))
-
-
-def _is_complete(request: Request) -> bool:
-    """Whether a request that generates nothing has all that it wants."""
-    if request.max_tokens > 0 or request.remaining:
-        return False
-    return request.branches is None or not request.branches.unfinished
+def _record_scores(row: Row, scores: Iterator[tuple[float, ...] | None]) -> bool:
+    """Takes the scores of the row's tokens; False if some are no numbers."""
+    tree = row.sequence.tree
+    assert tree is not None
+    nodes = [0] if row.edge is None else row.edge.nodes[row.edge_offset :][: len(row.tokens)]
+    sound = True
+    for node in nodes:
+        values = next(scores)
+        if values is None:
+            sound = False
+        else:
+            tree.record(node, values)
+    return sound

@@ -15,7 +15,7 @@ from steps import GREEDY, TINY, MemoryCheckpoint, Row, step
 import asgl.kernels.triton.kernels as backend
 from asgl.errors import InternalError
 from asgl.execution.cuda_runner import CudaRunner
-from asgl.execution.runner import Runner
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.reference import ReferenceKernels
 from asgl.kernels.triton.kernels import TritonKernels
 from asgl.plan import Continued, SharedSpan, StepPlan, StepResult
@@ -53,11 +53,7 @@ def make(cuda: FakeCuda, buckets: tuple[int, ...] = (1, 4)) -> CudaRunner:
         buckets=buckets,
         cuda=cuda,
     )
-    cuda.know(
-        *runner._device._in.hosts,
-        *(each.host for each in runner._device._landings),
-        *runner._static.hosts,
-    )
+    cuda.know(*runner.pinned)
     return runner
 
 
@@ -99,7 +95,7 @@ def decode_plan(prefix: list[int], number: int, *, shared: bool, last: int = 0) 
 def test_decode_steps_are_replays_of_graphs(cuda: FakeCuda) -> None:
     """Of the bucket's size and smaller, with shared spans and without, again and again with other
     tokens and slots."""
-    runner, reference = make(cuda), Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY)
+    runner, reference = make(cuda), SerialRunner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY)
     prefix = tokens(40, 1)
     for each in (runner, reference):
         each.run(step([Row(prefix, range(40))]))
@@ -112,7 +108,7 @@ def test_decode_steps_are_replays_of_graphs(cuda: FakeCuda) -> None:
         cuda.log.clear()
         compare(runner.run(plan), reference.run(plan))
         assert cuda.log.count("replay") == 1
-    assert set(runner._graphs) == {(1, False), (4, False), (4, True)}
+    assert set(runner.graphs) == {(1, False), (4, False), (4, True)}
 
 
 def test_a_replay_writes_the_named_slots_only(cuda: FakeCuda) -> None:
@@ -121,21 +117,16 @@ def test_a_replay_writes_the_named_slots_only(cuda: FakeCuda) -> None:
     prefix = tokens(20, 2)
     runner.run(step([Row(prefix, range(20))]))
     runner.run(decode_plan(prefix, 3, shared=False))
-    assert runner._pool is not None
     with torch.inference_mode():
-        for (
-            k,
-            v,
-        ) in (
-            runner._pool.layers
-        ):  # other values than the padding of the first replay could have written
+        # other values than the padding of the first replay could have written
+        for k, v in runner.model.pool.layers:
             k.normal_(generator=torch.Generator().manual_seed(1))
             v.normal_(generator=torch.Generator().manual_seed(2))
-    before = [(k.clone(), v.clone()) for k, v in runner._pool.layers]
+    before = [(k.clone(), v.clone()) for k, v in runner.model.pool.layers]
     runner.run(decode_plan(prefix, 2, shared=False, last=3))
     named = [230, 231]
     others = [slot for slot in range(CAPACITY + 1) if slot not in named]
-    for old, new in zip(before, runner._pool.layers, strict=True):
+    for old, new in zip(before, runner.model.pool.layers, strict=True):
         for was, now in zip(old, new, strict=True):
             assert torch.equal(was[others], now[others])
             assert not torch.equal(was[named], now[named])
@@ -204,7 +195,7 @@ def test_two_steps_in_flight(cuda: FakeCuda, buckets: tuple[int, ...]) -> None:
     what one after the other gives."""
     runner, reference = (
         make(cuda, buckets),
-        Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY),
+        SerialRunner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY),
     )
     prefix = tokens(20, 4)
 
@@ -263,7 +254,7 @@ def test_going_on_with_a_step_that_sampled_nothing(cuda: FakeCuda) -> None:
 def test_warm_up_captures_every_bucket(cuda: FakeCuda) -> None:
     runner = make(cuda, (1, 2))
     runner.warm_up()
-    assert set(runner._graphs) == {(1, False), (2, False), (2, True)}
+    assert set(runner.graphs) == {(1, False), (2, False), (2, True)}
     assert {"launch edit_kernel", "launch mask_kernel", "launch span_kernel"} <= set(cuda.log)
     cuda.log.clear()
     runner.run(step([Row([3], [0], sample=GREEDY), Row([4], [1], sample=GREEDY)]))
@@ -274,7 +265,10 @@ def test_warm_up_captures_every_bucket(cuda: FakeCuda) -> None:
 def test_what_no_graph_can_run_is_launched(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows than the largest bucket, rows of several tokens, more spans than there is room for,
     nothing to sample."""
-    runner, reference = make(cuda, (2,)), Runner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY)
+    runner, reference = (
+        make(cuda, (2,)),
+        SerialRunner(MemoryCheckpoint(), ReferenceKernels(), CAPACITY),
+    )
     prefix = tokens(30, 3)
     plans = [
         step([Row(prefix, range(30))]),
@@ -289,7 +283,7 @@ def test_what_no_graph_can_run_is_launched(cuda: FakeCuda, monkeypatch: pytest.M
     ]
     for plan in plans:
         compare(runner.run(plan), reference.run(plan))
-    monkeypatch.setattr("asgl.execution.cuda_runner._PARTIALS", 1)
+    monkeypatch.setattr("asgl.execution.cuda_runner.PARTIALS", 1)
     plan = decode_plan(prefix, 2, shared=True, last=4)
     compare(runner.run(plan), reference.run(plan))
     assert "replay" not in cuda.log
@@ -298,7 +292,7 @@ def test_what_no_graph_can_run_is_launched(cuda: FakeCuda, monkeypatch: pytest.M
 def test_the_fake_sees_misuse(cuda: FakeCuda) -> None:
     """What the tests above would not be worth without."""
     runner = make(cuda)
-    device = runner._device
+    device = runner.device
     with device.on_stream():
         ones = torch.ones(3)
         with pytest.raises(CudaMisuse, match="waits for the device"):
@@ -318,6 +312,6 @@ def test_the_fake_sees_misuse(cuda: FakeCuda) -> None:
             ones.copy_(torch.zeros(3), non_blocking=True)
         device.finish()
     with pytest.raises(CudaMisuse, match="default stream"):
-        runner._kernels.silu_and_mul(torch.ones(1, 4))
+        TritonKernels("cpu", torch.float32).silu_and_mul(torch.ones(1, 4))
     with pytest.raises(CudaMisuse, match="whole device"):
         cuda.synchronize()

@@ -110,7 +110,7 @@ def rope_phase(
 ) -> None:
     """Queries of a.qkv [rows, heads + 2 kv_heads, head_dim] float32, rotated, to `out` as elements;
     keys, rotated, and values to the caches [slots, kv_heads, head_dim] as bfloat16. `bias` (unless
-    0) is added to qkv first, in place."""
+    0) is added to qkv first, in place. What is not finite: see `Kernels.rope_and_store`."""
     half, width = a.head_dim // 2, (a.heads + 2 * a.kv_heads) * a.head_dim
     for row in team.pieces(a.job, phase, number, GRAIN, a.rows):
         source = a.qkv + row * width * 4
@@ -123,11 +123,20 @@ def rope_phase(
             _rotate(source, angles, half, target, True)
             source += a.head_dim * 4
         place = get_i32(a.slots + row * 4) * a.kv_heads * a.head_dim * 2
-        for head in range(a.kv_heads):
-            _rotate(source, angles, half, k_cache + place + head * a.head_dim * 2, False)
+        for _ in range(a.kv_heads):
+            _rotate(source, angles, half, k_cache + place, False)
+            values = source + a.kv_heads * a.head_dim * 4
+            marks = zero()  # stays 0 if all numbers of the head are finite, else is NaN
+            for i in range(0, a.head_dim, LANES):
+                value = load(values + i * 4)
+                marks = fma(value, zero(), fma(load(source + i * 4), zero(), marks))
+                store_bf16(v_cache + place + i * 2, value)
+            if total(marks) != 0:
+                for i in range(0, a.head_dim, LANES):
+                    store_bf16(k_cache + place + i * 2, splat(np.float32(np.nan)))
+                    store_bf16(v_cache + place + i * 2, zero())
             source += a.head_dim * 4
-        for i in range(0, a.kv_heads * a.head_dim, LANES):
-            store_bf16(v_cache + place + i * 2, load(source + i * 4))
+            place += a.head_dim * 2
 
 
 @kernel

@@ -21,6 +21,7 @@ from asgl.kernels.cpu.simd import (
     div,
     exp,
     exp_scalar,
+    fma,
     get_f32,
     get_f64,
     get_i32,
@@ -56,15 +57,23 @@ def rank_words(n: int) -> int:
 
 @kernel
 def _greatest(row: int, n: int) -> Any:
+    """The greatest logit; NaN if one is NaN or +inf."""
     best = np.float32(-np.inf)
+    marks = zero()  # NaN in a lane that had such a logit, else 0: `maximum` forgets a NaN
     if n >= LANES:
-        lanes = load(row)
-        for i in range(LANES, n - LANES + 1, LANES):
-            lanes = maximum(lanes, load(row + i * 4))
+        lanes, finite = load(row), splat(np.float32(-1e30))
+        for i in range(0, n - LANES + 1, LANES):
+            logits = load(row + i * 4)
+            lanes = maximum(lanes, logits)
+            marks = fma(maximum(finite, logits), zero(), marks)
         best = greatest(lanes)
+    mark = total(marks)
     for i in range(n // LANES * LANES, n):
-        best = max(best, get_f32(row + i * 4))
-    return best
+        logit = get_f32(row + i * 4)
+        best = max(best, logit)
+        if not logit < np.inf:
+            mark = np.float32(np.nan)
+    return best + mark
 
 
 @kernel
@@ -236,14 +245,17 @@ def _draw(
 @kernel
 def sample_phase(a: Any, thread: int, number: int) -> None:
     """One thread's part of sampling the rows of logits [m, n], which become weights. `a` is the
-    record of the entry `sample`; `a.ranks` has `rank_words(n)` int64 for each thread."""
+    record of the entry `sample`; `a.ranks` has `rank_words(n)` int64 for each thread. A row that is
+    no distribution gives -1."""
     n = a.n
     room = carray(int64_at(a.ranks + thread * (2 * n + BUCKETS) * 8), 2 * n + BUCKETS)
     tokens, spare, ends = room[:n], room[n : 2 * n], room[2 * n :]
     for row in team.pieces(a.job, 0, number, 1, a.m):
         at = a.logits + row * n * 4
         top, temperature = _greatest(at, n), get_f32(a.temperature + row * 4)
-        if a.greedy != 0 or temperature == 0:
+        if not top > -np.inf:
+            token = -1
+        elif a.greedy != 0 or temperature == 0:
             token = _first(at, n, top)
         else:
             token = _draw(

@@ -114,25 +114,25 @@ def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens
 
     temperatures, top_ps, min_ps float32, top_ks int32, uniforms float64 [m]. GREEDY: no row is
     random. FILTERED: top-k, top-p or min-p of some row is on. `asgl.kernels.api.Kernels.sample`
-    says what is drawn. The token is in the vocabulary whatever the logits are: one that is NaN is
-    not drawn, and if all are -inf or NaN the token is 0.
+    says what is drawn. The token is -1 if a logit is NaN or +inf, or all are -inf.
     """
     row = tl.program_id(0)
     logits += row.to(tl.int64) * stride
     greatest = tl.full([BLOCK], -float("inf"), tl.float32)
     first = tl.full([BLOCK], 0, tl.int32)
+    broken = tl.zeros([BLOCK], tl.int32)
     for begin in range(0, vocabulary, BLOCK):
         at = begin + tl.arange(0, BLOCK)
         logit = tl.load(logits + at, mask=at < vocabulary, other=-float("inf"))
         first = tl.where(logit > greatest, at, first)
         greatest = tl.maximum(greatest, logit)
+        broken |= ((logit != logit) | (logit == float("inf"))).to(tl.int32)
     best = tl.max(greatest, 0)
     token = tl.min(tl.where(greatest == best, first, 0x7FFFFFFF), 0)
+    token = tl.where((tl.max(broken, 0) > 0) | (best == -float("inf")), -1, token)
     if not GREEDY:
         temperature = tl.load(temperatures + row)
-        # where no weight is a number, of all banned tokens or of one that is forced by +inf, the
-        # row is as good as greedy
-        if (temperature > 0.0) & (best > -float("inf")) & (best < float("inf")):
+        if (temperature > 0.0) & (token >= 0):
             # as good as 0, and far from where float32 loses its precision
             temperature = tl.maximum(temperature, 1e-30)
             token = _draw(

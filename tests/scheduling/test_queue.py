@@ -14,18 +14,17 @@ from scheduler_harness import Harness, tokens
 from asgl.errors import ConfigError, QueueFullError
 from asgl.plan import INT
 from asgl.scheduling.counters import Counters
-from asgl.scheduling.policy import AGING, POLICIES, make_queue
+from asgl.scheduling.queue import AGING, POLICIES, WaitingRequests, make_queue
 from asgl.scheduling.radix_cache import RadixCache
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
-from asgl.scheduling.waiting import Waiting
+from asgl.scheduling.sequence import SequenceState
 
 
-def waiting(cache: RadixCache, number: int, sequence: list[int], priority: int = 0) -> Request:
-    request = Request(number, sequence, priority=priority)
-    request.arrival = number
-    cache.watch(request)
-    return request
+def waiting(cache: RadixCache, number: int, prompt: list[int], priority: int = 0) -> SequenceState:
+    sequence = SequenceState(Request(number, prompt, priority=priority), arrival=number)
+    cache.watch(sequence)
+    return sequence
 
 
 def drained(queue) -> list[int]:
@@ -185,11 +184,15 @@ def test_a_namespace_that_was_idle_has_saved_up_nothing():
     harness.verify_idle()
 
 
-def flood_of_namespaces(queue: Waiting) -> Iterator[str]:
+def one_token(namespace: str, number: int = 0) -> SequenceState:
+    return SequenceState(Request(number, [1], namespace=namespace), arrival=number)
+
+
+def flood_of_namespaces(queue: WaitingRequests) -> Iterator[str]:
     """Requests of one token each, every one of a namespace of its own; eight wait at any time.
     Names those that are served."""
     for number in range(100_000):
-        queue.push(Request(0, [1], namespace=f"flood {number}"))
+        queue.push(one_token(f"flood {number}"))
         if number >= 8:
             request = queue.pop()
             assert request is not None
@@ -199,17 +202,17 @@ def flood_of_namespaces(queue: Waiting) -> Iterator[str]:
 
 
 def test_a_flood_of_namespaces_does_not_starve_one_that_had_more_than_its_share():
-    queue = Waiting(lambda: make_queue("fcfs"))
+    queue = WaitingRequests(lambda: make_queue("fcfs"))
     flood = flood_of_namespaces(queue)
     next(flood)
-    queue.push(Request(0, [1], namespace="greedy"))
+    queue.push(one_token("greedy"))
     while next(flood) != "greedy":
         pass
-    queue.charge(Request(0, [1], namespace="greedy"), 100)
+    queue.charge(one_token("greedy"), 100)
     for _ in range(200):  # it is remembered while nothing of it waits
         next(flood)
-    queue.push(Request(0, [1], namespace="greedy"))
-    queue.push(Request(0, [1], namespace="modest"))
+    queue.push(one_token("greedy"))
+    queue.push(one_token("modest"))
     order = [next(flood) for _ in range(2000)]
     # it has had 101 tokens: until everybody else has had as many, eight or nine at a time, it
     # waits, and no longer
@@ -218,24 +221,23 @@ def test_a_flood_of_namespaces_does_not_starve_one_that_had_more_than_its_share(
 
 
 def test_a_flood_of_namespaces_leaves_nothing_behind():
-    queue = Waiting(lambda: make_queue("fcfs"))
+    queue = WaitingRequests(lambda: make_queue("fcfs"))
     flood = flood_of_namespaces(queue)
     for _ in range(2000):
         next(flood)
-    assert len(queue._times) < 100
+    assert queue.entries < 300
 
 
 def test_many_namespaces_take_turns_by_what_their_requests_cost():
     """A model of the queue: of those with the least virtual time one is next, and as many wait as
     were put in."""
     generator = random.Random(0)
-    queue = Waiting(lambda: make_queue("fcfs"))
-    alive: list[Request] = []
+    queue = WaitingRequests(lambda: make_queue("fcfs"))
+    alive: list[SequenceState] = []
     served: dict[str, int] = {}
     for number in range(3000):
         if generator.random() < 0.55 or not alive:
-            request = Request(number, [1], namespace=str(generator.randrange(40)))
-            request.arrival = number
+            request = one_token(str(generator.randrange(40)), number)
             alive.append(request)
             queue.push(request)
         elif generator.random() < 0.2:
@@ -244,7 +246,7 @@ def test_many_namespaces_take_turns_by_what_their_requests_cost():
             request = queue.pop()
             assert request is not None
             others = {other.namespace for other in alive}
-            assert all(queue._times[request.namespace] <= queue._times[name] for name in others)
+            assert all(queue.times[request.namespace] <= queue.times[name] for name in others)
             alive.remove(request)
             queue.charge(request, generator.randint(1, 20))
             served[request.namespace] = served.get(request.namespace, 0) + 1
@@ -265,11 +267,9 @@ def test_what_comes_and_goes_behind_others_leaves_nothing_behind(policy):
             harness.scheduler.cancel(
                 harness.submit(tokens(5, number), max_tokens=5, namespace=namespace)
             )
-    queue = harness.scheduler.admission._queue
+    queue = harness.scheduler.admission.queue
     assert len(queue) == 1
-    assert len(queue._queues[None]._heap) < 100
-    assert len(queue._turns) < 100
-    assert len(queue._by_age) < 100
+    assert queue.entries < 400
     harness.run()
     assert harness.ended[1] == "length"
     harness.verify_idle()
@@ -319,14 +319,14 @@ def test_a_pin_keeps_a_prefix_and_yields_when_nothing_else_can_run():
     prompt = tokens(30)
     harness.submit(prompt)
     harness.run()
-    harness.scheduler.ledger.pin(array(INT, prompt), None)
+    harness.scheduler.kv_cache.pin(array(INT, prompt), None)
     for number in range(5):
         harness.submit(tokens(40, number + 1), max_tokens=20)
     harness.run()
-    assert harness.scheduler.ledger.cache.peek(array(INT, prompt), None) == 30
+    assert harness.scheduler.kv_cache.cache.peek(array(INT, prompt), None) == 30
     harness.submit(tokens(80, 99), max_tokens=10)
     harness.run()
-    assert harness.scheduler.ledger.cache.peek(array(INT, prompt), None) < 30
+    assert harness.scheduler.kv_cache.cache.peek(array(INT, prompt), None) < 30
     assert len(harness.ended) == 7
     harness.verify_idle()
 
@@ -338,10 +338,14 @@ def test_the_oldest_pin_yields_first():
         harness.submit(prompt)
     harness.run()
     for prompt in prompts[1:]:
-        harness.scheduler.ledger.pin(prompt, None)
+        harness.scheduler.kv_cache.pin(prompt, None)
     harness.submit(tokens(60, 9), max_tokens=1)
     harness.run()
-    assert [harness.scheduler.ledger.cache.peek(prompt, None) for prompt in prompts] == [0, 10, 30]
+    assert [harness.scheduler.kv_cache.cache.peek(prompt, None) for prompt in prompts] == [
+        0,
+        10,
+        30,
+    ]
     harness.verify_ended()
 
 
@@ -365,8 +369,7 @@ def test_the_namespaces_that_are_counted_last_are_kept():
     counters = Counters()
     for number in range(3000):
         for namespace in (None, str(number)):
-            request = Request(number, [1, 2], namespace=namespace)
-            counters.admitted(request)
+            counters.admitted(SequenceState(Request(number, [1, 2], namespace=namespace)))
     assert len(counters.namespaces) == 1024
     assert counters.namespaces[None].prompt_tokens == 2 * 3000
     assert "2999" in counters.namespaces
@@ -382,10 +385,10 @@ def test_a_namespace_that_is_left_leaves_no_root_behind():
         harness.begin() if number % 2 else None
         harness.scheduler.cancel(request)
         harness.finish() if harness.in_flight else None
-        harness.scheduler.ledger.pin(array(INT, tokens(30, number)), f"pin {number}")
+        harness.scheduler.kv_cache.pin(array(INT, tokens(30, number)), f"pin {number}")
     harness.run()
-    while harness.scheduler.ledger.drop_pin():
+    while harness.scheduler.kv_cache.drop_pin():
         pass
-    harness.scheduler.ledger.flush()
-    assert not harness.scheduler.ledger.cache._roots
+    harness.scheduler.kv_cache.flush()
+    assert not harness.scheduler.kv_cache.cache.namespaces
     harness.verify_idle()

@@ -12,6 +12,7 @@ from engine_harness import (
     InFlight,
     LetterTokenizer,
     Waiter,
+    engine_task,
     generate,
     opened,
     settled,
@@ -146,7 +147,7 @@ async def test_what_a_program_asks_next_is_in_the_next_step():
         other = generate(engine, [1], max_tokens=30)
         for number in range(10):
             await settled(generate(engine, [2, number], max_tokens=1))
-        assert [len(plan.samples) for plan in engine._runner.steps[:10]] == [2] * 10
+        assert [len(plan.samples) for plan in engine.runner.steps[:10]] == [2] * 10
         await settled(other)
 
 
@@ -174,7 +175,7 @@ async def test_a_step_that_fails_when_it_is_collected(step):
             for ticket in tickets
         )
         assert collected in (list(range(step + 1)), list(range(step + 2)))
-        assert not engine._runner.in_flight
+        assert not engine.runner.in_flight
 
 
 @pytest.mark.usefixtures("two")
@@ -184,7 +185,7 @@ async def test_close_while_two_are_in_flight():
 
     def before_collect(plan: StepPlan) -> None:
         if plan.number == 3:
-            assert len(engine._runner.in_flight) == 1  # and the one that is collected now
+            assert len(engine.runner.in_flight) == 1  # and the one that is collected now
             asyncio.run_coroutine_threadsafe(begin_to_close(), loop).result(timeout=20)
 
     async def begin_to_close() -> None:
@@ -198,8 +199,8 @@ async def test_close_while_two_are_in_flight():
         await both.wait()
         assert all(type(ticket.error) is EngineClosedError for ticket in tickets)
         await closing[0]
-        assert not engine._runner.in_flight
-        assert len(engine._runner.steps) == 5
+        assert not engine.runner.in_flight
+        assert len(engine.runner.steps) == 5
 
 
 @pytest.mark.usefixtures("two")
@@ -237,7 +238,7 @@ async def test_the_engine_s_task_is_cancelled_while_a_step_is_launched(step, tim
 
     async def cancel() -> None:
         for _ in range(times):
-            engine._task.cancel()
+            engine_task().cancel()
             await asyncio.sleep(0)
         cancelled.set()
 
@@ -250,5 +251,5 @@ async def test_the_engine_s_task_is_cancelled_while_a_step_is_launched(step, tim
         await cancelled.wait()
         await settled(ticket)
         assert type(ticket.error) is EngineCrashedError
-        assert not engine._runner.in_flight
+        assert not engine.runner.in_flight
         engine.scheduler.check()

@@ -7,9 +7,8 @@ tensor. "crc32" is that of the header itself. Both are checked when they are rea
 values would not fail, but change what is generated.
 
     cache     tokens [n] int32, nodes [m, 4] int64, kv [layers, 2, n, kv_heads, head_dim]
-              nodes: the radix tree, parents first. Of each: index of the parent (-1: a root),
-              index of the namespace, how many of the tokens (those of node 0 come first), and
-              when it was last used
+              nodes: the radix tree, parents first: index of the parent (-1: a root), index of the
+              namespace, how many of the tokens (those of node 0 come first), when last used
     prompt    kv as above, of the first n tokens; or nothing
 
 Keys and values are read and written by the device thread, between two steps. A file appears whole
@@ -25,7 +24,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import anyio.to_thread
 import torch
@@ -35,24 +34,13 @@ from torch import Tensor
 
 from asgl.engine.device import DeviceThread
 from asgl.errors import ConfigError, ModelError
+from asgl.execution.runner import Runner
 from asgl.plan import INT
-from asgl.scheduling.ledger import Ledger
+from asgl.scheduling.kv_cache import KVCache
 from asgl.scheduling.radix_cache import Node
-from asgl.types import ModelInfo
 
 FORMAT = 2
 _MOST_HEADER = 256 * 2**20
-
-
-class KVRunner(Protocol):
-    """The part of `asgl.execution.runner.Runner` that reads and writes keys and values."""
-
-    @property
-    def info(self) -> ModelInfo: ...
-
-    def read_kv(self, slots: Sequence[int], /) -> Tensor: ...
-
-    def write_kv(self, slots: Sequence[int], values: Tensor, /) -> None: ...
 
 
 class _Part(NamedTuple):
@@ -75,15 +63,15 @@ class SavedState:
 
     def __init__(
         self,
-        ledger: Ledger,
+        kv_cache: KVCache,
         device: DeviceThread,
-        runner: KVRunner,
+        runner: Runner,
         fingerprint: str,
         *,
         spare: Callable[[], int],
         on_change: Callable[[], None],
     ) -> None:
-        self._ledger, self._device, self._runner = ledger, device, runner
+        self._kv_cache, self._device, self._runner = kv_cache, device, runner
         self._fingerprint = fingerprint
         self._spare, self._on_change = spare, on_change
 
@@ -91,7 +79,7 @@ class SavedState:
 
     async def save_cache(self, path: Path) -> int:
         """Writes all that is cached; how many tokens that was."""
-        nodes = list(self._ledger.cache.nodes())
+        nodes = list(self._kv_cache.cache.nodes())
         places = {node: index for index, node in enumerate(nodes)}
         namespaces = list(dict.fromkeys(node.namespace for node in nodes))
         order = {namespace: index for index, namespace in enumerate(namespaces)}
@@ -126,13 +114,13 @@ class SavedState:
         )
         kv = await self._checked_kv(path, tensors["kv"], len(tensors["tokens"]))
         parts = self._wanted(_parts_of(path, header, tensors), self._spare())
-        slots = self._ledger.reserve(sum(part.size for part in parts))
+        slots = self._kv_cache.reserve(sum(part.size for part in parts))
         columns = [column for part in parts for column in range(part.first, part.first + part.size)]
         await self._fill(slots, kv, columns)
         loaded = 0
         for part in parts:
             mine, slots = slots[: part.size], slots[part.size :]
-            loaded += self._ledger.adopt(part.path, mine, part.namespace)
+            loaded += self._kv_cache.adopt(part.path, mine, part.namespace)
         self._on_change()
         return loaded
 
@@ -141,7 +129,7 @@ class SavedState:
         short."""
         wanted: list[_Part] = []
         for part in parts:
-            cached = self._ledger.cache.peek(part.path, part.namespace)
+            cached = self._kv_cache.cache.peek(part.path, part.namespace)
             known = max(0, cached - (len(part.path) - part.size))
             count = min(part.size - known, room)
             if count > 0:
@@ -161,7 +149,7 @@ class SavedState:
         are cached."""
         tensors: dict[str, Tensor] = {}
         if tokens is not None:
-            slots = self._ledger.cache.match(tokens, namespace, len(tokens)).slots
+            slots = self._kv_cache.cache.match(tokens, namespace, len(tokens)).slots
             tensors["kv"] = await self._device.run(self._runner.read_kv, slots)
         header = self._header("prompt", {"state": dict(state), "kv": len(tensors)})
         await anyio.to_thread.run_sync(write_file, path, header, tensors)
@@ -199,9 +187,9 @@ class SavedState:
         if not parts:
             return 0
         part = parts[0]
-        slots = self._ledger.reserve(part.size)
+        slots = self._kv_cache.reserve(part.size)
         await self._fill(slots, kv, range(part.first, part.first + part.size))
-        loaded = self._ledger.adopt(part.path, slots, namespace)
+        loaded = self._kv_cache.adopt(part.path, slots, namespace)
         self._on_change()
         return loaded
 
@@ -216,7 +204,7 @@ class SavedState:
         try:
             await self._device.run(write)
         except BaseException:
-            self._ledger.give_back(slots)
+            self._kv_cache.give_back(slots)
             self._on_change()
             raise
 

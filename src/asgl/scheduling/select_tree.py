@@ -1,5 +1,5 @@
-"""The branches of a select: a trie of the options' tokens, whose log-probabilities are scored after
-one shared prompt.
+"""The options of a select as a trie of their tokens, whose log-probabilities are scored after one
+shared prompt.
 
     options  "a b c", "a b d", "a e"        prompt -- a -- b -- c
                                                        \\    \\- d
@@ -18,12 +18,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from asgl.plan import INT
-
-if TYPE_CHECKING:
-    from asgl.scheduling.radix_cache import Node
+from asgl.scheduling.radix_cache import Node
 
 
 class Edge:
@@ -70,7 +67,7 @@ class Edge:
         return path[::-1]
 
 
-class Branches:
+class SelectTree:
     """The trie, and how far it is computed. Options may repeat, be prefixes of one another, or be
     empty (scored [])."""
 

@@ -1,4 +1,4 @@
-"""The news of requests, on its way to those who asked: tickets by request, each settled exactly
+"""Hands what the scheduler reports of requests to their tickets, each of which settles exactly
 once."""
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from asgl.engine.ticket import Ticket
-from asgl.errors import GrammarError
-from asgl.scheduling.request import Update
+from asgl.errors import GrammarError, RequestError
+from asgl.scheduling.sequence import SequenceState, Update
 from asgl.trace import RequestEvent, Tracers
 from asgl.types import FinishReason
 
 
-class Delivery:
-    """The tickets that are not settled yet. clock: seconds, for the times in tickets."""
+class OutputProcessor:
+    """The tickets that are not settled yet. clock: gives seconds, for the times in tickets."""
 
     def __init__(self, tracers: Tracers, clock: Callable[[], float]) -> None:
         self._tracers = tracers
         self._clock = clock
         self._tickets: dict[int, Ticket] = {}
-        self._news: deque[Update] = deque()
+        self._updates: deque[Update] = deque()
         """Taken from the scheduler, and not handed out yet."""
 
     @property
@@ -30,23 +30,23 @@ class Delivery:
         return list(self._tickets.values())
 
     def add(self, ticket: Ticket) -> None:
-        """The ticket's request was submitted: its news is delivered from now on."""
+        """Delivers what happens to the ticket's request, which was submitted, from now on."""
         self._tickets[ticket.request_id] = ticket
         self.emit("submitted", ticket)
 
     def deliver(self, updates: Iterable[Update]) -> bool:
-        """Hands the scheduler's news to the tickets; whether any was settled. A callback may call
-        it: that hands out the rest."""
-        self._news.extend(updates)
+        """Hands the updates to the tickets; whether any was settled. A callback may call it: that
+        hands out the rest."""
+        self._updates.extend(updates)
         settled = False
-        while self._news:
-            update = self._news.popleft()
+        while self._updates:
+            update = self._updates.popleft()
             settled |= update.ended
             self._deliver_one(update)
         return settled
 
     def _deliver_one(self, update: Update) -> None:
-        ticket = self._tickets.get(update.request.id)
+        ticket = self._tickets.get(update.sequence.id)
         if ticket is None:
             return  # cancelled by a callback of another request, just now
         if update.event is not None:
@@ -60,15 +60,9 @@ class Delivery:
             if ticket.on_progress is not None:
                 _tell(ticket.on_progress, ticket)
             return
-        if update.request.branches is not None:
-            ticket.option_logprobs = update.request.branches.results()
-        error = ticket.output.error if ticket.output is not None else None
-        grammar = update.request.grammar
-        if error is None and grammar is not None and grammar.error is not None:
-            error = GrammarError(
-                f"the grammar cannot go on after {ticket.text[-100:]!r}: {grammar.error}",
-                request_id=ticket.request_id,
-            )
+        error = update.error or _error_of_output(ticket, update.sequence)
+        if update.sequence.tree is not None and error is None:
+            ticket.option_logprobs = update.sequence.tree.results()
         self.settle(ticket, reason=update.reason if error is None else None, error=error)
 
     def settle(
@@ -102,15 +96,27 @@ class Delivery:
                     ticket.request_id,
                     ticket.prompt_tokens,
                     ticket.cached_tokens,
-                    ticket.request.generated,
+                    ticket.generated_tokens,
                     reason,
                 )
             )
 
 
+def _error_of_output(ticket: Ticket, sequence: SequenceState) -> RequestError | None:
+    """Why a generation cannot be completed, if its stops or its grammar say so."""
+    if ticket.output is not None and ticket.output.error is not None:
+        return ticket.output.error
+    if sequence.grammar is not None and sequence.grammar.error is not None:
+        return GrammarError(
+            f"the grammar cannot go on after {ticket.text[-100:]!r}: {sequence.grammar.error}",
+            request_id=ticket.request_id,
+        )
+    return None
+
+
 def _tell(callback: Callable[[], object], ticket: Ticket) -> None:
-    """A callback that raises is a bug above; it must not end the engine and every other request
-    with it."""
+    """Calls back. If that raises, it is a bug of the layer above, which must not end the engine and
+    every other request with it: the event loop reports it."""
     try:
         callback()
     except Exception as error:

@@ -1,5 +1,5 @@
-"""Steps that together launch every kernel in every form that a later step can need: on a GPU a
-kernel is compiled, or loaded, at its first launch, which no request should wait for.
+"""Steps that together do every kind of work that a later step can need: kernels are compiled, or
+loaded, at their first launch, which no request should wait for.
 """
 
 from __future__ import annotations
@@ -8,27 +8,35 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
-from asgl.plan import INT, Continued, SampleRow, SharedSpan, StepPlan
+from asgl.plan import INT, Continued, SampleRow, ScoreRow, SharedSpan, StepPlan
 from asgl.sampling import SamplingSpec
 
 _GREEDY = SamplingSpec(temperature=0.0)
 _EDITED = SamplingSpec(top_p=0.5, repetition_penalty=2.0, logit_bias=((0, 1.0),))
 
 
-def warm_up_plans(capacity: int, vocabulary: int) -> list[StepPlan]:
-    """Plans beside those of `Runner.warm_up`, over the first slots; fewer if the capacity is
-    smaller than they need."""
+def warm_up_plans(capacity: int) -> list[StepPlan]:
+    """Plans of a prompt and of a decode, greedy, sampled and scored, over the first slots."""
+    prompt = list(range(min(2, capacity)))
+    plans: list[StepPlan] = []
+    for spec in (_GREEDY, SamplingSpec(logprobs=1)):
+        extend = _plan([(prompt, len(prompt))], spec)
+        plans += [replace(extend, scores=(ScoreRow(0, (0,)),)), _plan([([0], 1)], spec)]
+    return plans
+
+
+def gpu_warm_up_plans(capacity: int, vocabulary: int) -> list[StepPlan]:
+    """Plans beside `warm_up_plans` that launch every GPU kernel in every form; fewer if the
+    capacity is smaller than they need."""
     everything = b"\xff" * ((vocabulary + 7) // 8)
     plans = [
         _plan([([0], 1), ([1, 2], 2)], _GREEDY),  # decode beside extend: launched, not replayed
         _plan([([0], 1)], _EDITED, mask=everything),
         _plan([([0, 1], 1), ([0, 2], 1)], _GREEDY, shared=(SharedSpan(0, 1, (0, 1)),)),
-        *(
-            _plan([([slot], 1) for slot in range(rows)], _GREEDY) for rows in (17, 33)
-        ),  # larger tiles of the logits
-        replace(
-            _plan([([0], 1)], _GREEDY), continued=(Continued(0, 0),)
-        ),  # with what the step before sampled
+        # larger tiles of the logits
+        *(_plan([([slot], 1) for slot in range(rows)], _GREEDY) for rows in (17, 33)),
+        # with what the step before sampled
+        replace(_plan([([0], 1)], _GREEDY), continued=(Continued(0, 0),)),
     ]
     return [plan for plan in plans if max(plan.kv_indices) < capacity]
 

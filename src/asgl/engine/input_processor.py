@@ -1,11 +1,10 @@
-"""What is asked for, made into requests: complete parameters, a prompt healed at its end, an output
-that knows its stops."""
+"""Makes requests of what is asked for: checks the parameters, heals the end of the prompt, and
+gives each generation an output that knows its stops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TypeVar
 
 from asgl.engine.healing import HealedBeginning, Healer
 from asgl.engine.output import OutputText
@@ -13,13 +12,11 @@ from asgl.engine.stop_regex import compiled
 from asgl.errors import ConfigError, ContextLengthError
 from asgl.execution.grammar import Grammar
 from asgl.models.tokenizer import Tokenizer
-from asgl.sampling import SamplingParams, SamplingSpec
+from asgl.sampling import SamplingParams
 from asgl.scheduling.request import Request
 
-T = TypeVar("T")
 
-
-class Intake:
+class InputProcessor:
     """Makes requests for one model. context_length: in tokens."""
 
     def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
@@ -60,8 +57,13 @@ class Intake:
         namespace: str | None,
         priority: int,
     ) -> tuple[Request, OutputText]:
-        """The request of a generation, and its output. `max_tokens` is cut to what the context
-        leaves."""
+        """The request of a generation, and its output: see `Engine.generate` for the parameters.
+
+        number: the request's id. `max_tokens` is cut to what the context leaves. ConfigError if
+        `params` are not complete.
+        """
+        spec = params.spec(seed=seed, logprobs=logprobs)
+        assert params.max_tokens is not None
         stop_tokens = params.stop_token_ids or ()
         healed, given = self.heal(prompt) if params.token_healing and grammar is None else (0, "")
         prompt = prompt[: len(prompt) - healed]
@@ -76,58 +78,34 @@ class Intake:
             given=given,
             healed=healed,
         )
+        matcher = None
+        if grammar is not None:
+            matcher = grammar.matcher(end_tokens)
+        elif healed:
+            matcher = HealedBeginning(self._healer, given)
         request = Request(
             number,
             prompt,
-            max_tokens=min(
-                _complete(params.max_tokens), max(self._context_length - len(prompt), 0)
-            ),
-            spec=_spec(params, seed, logprobs),
+            max_tokens=min(params.max_tokens, max(self._context_length - len(prompt), 0)),
+            spec=spec,
             output=output,
             min_tokens=params.min_tokens or 0,
             banned=(*end_tokens, *stop_tokens),
-            grammar=grammar.matcher(end_tokens)
-            if grammar is not None
-            else HealedBeginning(self._healer, given)
-            if healed
-            else None,
+            grammar=matcher,
             namespace=namespace,
             priority=priority,
         )
         return request, output
 
     def too_long(self, request: Request, beyond: int, what: str) -> ContextLengthError | None:
-        """An error, if the prompt and `beyond` more tokens are longer than the context."""
+        """An error if the prompt and `beyond` more tokens are longer than the context. what: says
+        in its message what is too long."""
         if len(request.prompt) + beyond <= self._context_length:
             return None
         return ContextLengthError(
             f"the prompt's {len(request.prompt)} tokens {what}: the model's context has "
-            f"{self._context_length}. "
-            "Shorten the prompt",
+            f"{self._context_length}. Shorten the prompt",
             tokens=len(request.prompt),
             limit=self._context_length,
             request_id=request.id,
         )
-
-
-def _complete(value: T | None) -> T:
-    if value is None:
-        raise ConfigError(
-            "the engine takes complete sampling parameters: merge them over the library's defaults"
-        )
-    return value
-
-
-def _spec(params: SamplingParams, seed: int, logprobs: int | None) -> SamplingSpec:
-    return SamplingSpec(
-        temperature=_complete(params.temperature),
-        top_p=_complete(params.top_p),
-        top_k=_complete(params.top_k),
-        min_p=_complete(params.min_p),
-        frequency_penalty=_complete(params.frequency_penalty),
-        presence_penalty=_complete(params.presence_penalty),
-        repetition_penalty=_complete(params.repetition_penalty),
-        logit_bias=tuple((params.logit_bias or {}).items()),
-        seed=seed,
-        logprobs=logprobs,
-    )

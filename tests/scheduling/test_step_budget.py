@@ -5,33 +5,33 @@ from __future__ import annotations
 import pytest
 from scheduler_harness import Harness, tokens
 
-from asgl.scheduling.pace import Pace
+from asgl.scheduling.step_budget import StepBudget
 
 
 def test_a_step_has_as_many_tokens_as_its_time_allows():
-    pace = Pace(512, 0.1)
-    assert pace.budget(4) == 512
-    pace.saw(100, 4, 0.1)
-    assert pace.budget(4) == 100
-    assert pace.budget(0) == 512
-    pace.saw(100, 4, 0.3)
-    assert pace.budget(4) == 50
+    budget = StepBudget(512, 0.1)
+    assert budget.tokens(4) == 512
+    budget.learn(100, 4, 0.1)
+    assert budget.tokens(4) == 100
+    assert budget.tokens(0) == 512
+    budget.learn(100, 4, 0.3)
+    assert budget.tokens(4) == 50
 
 
 def test_it_always_goes_on_and_never_passes_the_most():
-    pace = Pace(512, 0.1)
-    pace.saw(100, 0, 100.0)
-    assert pace.budget(8) == 40
-    pace = Pace(512, 0.1)
-    pace.saw(100, 0, 1e-6)
-    assert pace.budget(8) == 512
+    budget = StepBudget(512, 0.1)
+    budget.learn(100, 0, 100.0)
+    assert budget.tokens(8) == 40
+    budget = StepBudget(512, 0.1)
+    budget.learn(100, 0, 1e-6)
+    assert budget.tokens(8) == 512
 
 
 @pytest.mark.parametrize("most", [1, 8, 20])
 def test_a_slow_device_does_not_raise_the_most(most):
-    pace = Pace(most, 0.1)
-    pace.saw(100, 0, 100.0)
-    assert pace.budget(1) == most
+    budget = StepBudget(most, 0.1)
+    budget.learn(100, 0, 100.0)
+    assert budget.tokens(1) == most
     harness = Harness(2000, max_batch_tokens=most, step_seconds=1e-6)
     harness.submit(tokens(100), max_tokens=60)
     for _ in range(200):
@@ -43,24 +43,24 @@ def test_a_slow_device_does_not_raise_the_most(most):
 
 
 def test_steps_of_decodes_say_nothing():
-    pace = Pace(512, 0.1)
-    pace.saw(80, 80, 10.0)
-    assert pace.budget(8) == 512
+    budget = StepBudget(512, 0.1)
+    budget.learn(80, 80, 10.0)
+    assert budget.tokens(8) == 512
 
 
 def test_a_budget_that_shrank_to_the_least_is_learnt_from():
-    pace = Pace(512, 0.1)
-    pace.saw(100, 8, 100.0)
-    assert pace.budget(8) == 40
+    budget = StepBudget(512, 0.1)
+    budget.learn(100, 8, 100.0)
+    assert budget.tokens(8) == 40
     for _ in range(20):
-        pace.saw(40, 8, 0.02)
-    assert pace.budget(8) == pytest.approx(200, rel=0.02)
+        budget.learn(40, 8, 0.02)
+    assert budget.tokens(8) == pytest.approx(200, rel=0.02)
 
 
 def test_without_a_bound():
-    pace = Pace(512, None)
-    pace.saw(100, 0, 100.0)
-    assert pace.budget(8) == 512
+    budget = StepBudget(512, None)
+    budget.learn(100, 0, 100.0)
+    assert budget.tokens(8) == 512
 
 
 @pytest.mark.parametrize(("seconds", "longest"), [(None, 256), (0.05, 100)])
