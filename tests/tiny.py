@@ -242,20 +242,21 @@ def tiny_gguf(
     config = tiny_config(**overrides)
     tokens, _ = vocabulary()
     special = [token.startswith("<|") and token.endswith("|>") for token in tokens]
+    kind = config["model_type"]
     pairs: dict[str, Any] = {
-        "general.architecture": "llama",
+        "general.architecture": kind,
         "general.name": "tiny",
-        "llama.block_count": config["num_hidden_layers"],
-        "llama.context_length": config["max_position_embeddings"],
-        "llama.embedding_length": config["hidden_size"],
-        "llama.feed_forward_length": config["intermediate_size"],
-        "llama.attention.head_count": config["num_attention_heads"],
-        "llama.attention.head_count_kv": config["num_key_value_heads"],
-        "llama.attention.key_length": config["head_dim"],
-        "llama.attention.value_length": config["head_dim"],
-        "llama.rope.dimension_count": config["head_dim"],
-        "llama.rope.freq_base": float(config["rope_theta"]),
-        "llama.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
+        f"{kind}.block_count": config["num_hidden_layers"],
+        f"{kind}.context_length": config["max_position_embeddings"],
+        f"{kind}.embedding_length": config["hidden_size"],
+        f"{kind}.feed_forward_length": config["intermediate_size"],
+        f"{kind}.attention.head_count": config["num_attention_heads"],
+        f"{kind}.attention.head_count_kv": config["num_key_value_heads"],
+        f"{kind}.attention.key_length": config["head_dim"],
+        f"{kind}.attention.value_length": config["head_dim"],
+        f"{kind}.rope.dimension_count": config["head_dim"],
+        f"{kind}.rope.freq_base": float(config["rope_theta"]),
+        f"{kind}.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokens,
@@ -268,7 +269,7 @@ def tiny_gguf(
         **(metadata or {}),
     }
     tensors = [
-        (_gguf_name(name), *_encoded(_interleaved(name, weight, config), quantize))
+        (_gguf_name(name), *_encoded(_reordered(name, weight, config), quantize))
         for name, weight in tiny_weights(config, seed).items()
     ]
     return write_gguf(
@@ -338,10 +339,10 @@ def _encoded(weight: torch.Tensor, kind: str) -> tuple[tuple[int, ...], int, byt
     return shape, {"Q4_0": 2, "Q4_1": 3, "Q8_0": 8}[kind], quantized(weight, kind)
 
 
-def _interleaved(name: str, weight: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+def _reordered(name: str, weight: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
     """Rows of q and k in the order that GGUF keeps for llama: row 2j of a head is row j, row 2j + 1
-    is row j + half."""
-    if ".q_proj." not in name and ".k_proj." not in name:
+    is row j + half. For other architectures as they are."""
+    if config["model_type"] != "llama" or (".q_proj." not in name and ".k_proj." not in name):
         return weight
     heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
     half = config["head_dim"] // 2

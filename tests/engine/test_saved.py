@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import asgl
-from asgl.engine.kv_files import read_header
+from asgl.engine.kv_files import read_header, sealed, write_file
 from tiny import tiny_directory
 
 PROMPTS = ["the other thing and the other", "the other thing on", "and now something else", "the"]
@@ -160,16 +160,22 @@ async def test_what_is_not_for_this_model_is_refused(
     model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     other = tiny_directory(tmp_path_factory.mktemp("other"), seed=1)
+    merged = tiny_directory(tmp_path_factory.mktemp("merged"))
+    weights = load_file(merged / "model.safetensors")
+    adapted = weights["model.layers.0.self_attn.k_proj.weight"]
+    adapted += torch.outer(torch.linspace(-1, 1, 32), torch.linspace(1, -1, 64))
+    save_file(weights, merged / "model.safetensors")
     async with opened(model) as rt:
         await filled(rt)
         await rt.save_cache(tmp_path / "cache")
         s = rt.prompt("the prompt")
         await s.save(tmp_path / "prompt", kv=True)
-    async with opened(other) as rt:
-        with pytest.raises(asgl.ModelError, match="saved by the model"):
-            await rt.load_cache(tmp_path / "cache")
-        with pytest.raises(asgl.ModelError, match="saved by the model"):
-            rt.load(tmp_path / "prompt")
+    for another in (other, merged):
+        async with opened(another) as rt:
+            with pytest.raises(asgl.ModelError, match="saved by the model"):
+                await rt.load_cache(tmp_path / "cache")
+            with pytest.raises(asgl.ModelError, match="saved by the model"):
+                rt.load(tmp_path / "prompt")
     async with opened(model, dtype="bfloat16") as rt:
         with pytest.raises(asgl.ModelError, match="dtype='float32'"):
             await rt.load_cache(tmp_path / "cache")
@@ -199,7 +205,7 @@ async def test_damaged_files_are_refused(model: Path, tmp_path: Path) -> None:
             {"kv": tensors["kv"][:, :, :-1].contiguous()},
             {"kv": tensors["kv"].half()},
         ):
-            save_file(tensors | change, bad, metadata={"asgl": json.dumps(header)})
+            write_file(bad, header, tensors | change)
             with pytest.raises(asgl.ModelError, match="bad"):
                 await rt.load_cache(bad)
         with pytest.raises(asgl.ModelError, match="nowhere"):
@@ -207,6 +213,38 @@ async def test_damaged_files_are_refused(model: Path, tmp_path: Path) -> None:
         with pytest.raises(asgl.ConfigError, match="cannot be written"):
             await rt.save_cache(tmp_path / "no folder" / "cache")
         assert names(tmp_path) == ["bad", "cache"]
+
+
+async def test_one_bit_that_changed_is_seen(model: Path, tmp_path: Path) -> None:
+    """In the header of a file, and in each of its tensors."""
+    async with opened(model) as rt:
+        await filled(rt)
+        await rt.save_cache(tmp_path / "cache")
+        s = rt.prompt("the prompt")
+        await s.save(tmp_path / "prompt", kv=True)
+        bad = tmp_path / "bad"
+        for name in ("cache", "prompt"):
+            whole = (tmp_path / name).read_bytes()
+            end = 8 + int.from_bytes(whole[:8], "little")
+            for at in (whole.index(b"fingerprint") + 20, end, (end + len(whole)) // 2, -1):
+                content = bytearray(whole)
+                content[at] ^= 1
+                bad.write_bytes(content)
+                with pytest.raises((asgl.ModelError, asgl.OpCancelledError)) as raised:
+                    if name == "cache":
+                        await rt.load_cache(bad)
+                    else:
+                        await rt.load(bad).gen(max_tokens=1)
+                assert "damaged" in str(raised.value.__cause__) + str(raised.value)
+        prompt = load_file(tmp_path / "prompt")
+        header = read_header(tmp_path / "prompt")
+        save_file(prompt, bad, metadata=sealed({**header, "tensors": {}}))
+        with pytest.raises(asgl.OpCancelledError) as cancelled:
+            await rt.load(bad).gen(max_tokens=1)
+        assert "cannot be read" in str(cancelled.value.__cause__)
+        save_file(prompt, bad, metadata={"asgl": json.dumps({**header, "format": 1})})
+        with pytest.raises(asgl.ModelError, match="format 2, but 'prompt' of format 1"):
+            rt.load(bad)
 
 
 @pytest.mark.parametrize("kv", [False, True])
@@ -253,7 +291,7 @@ async def test_variables_of_a_prompt_that_is_still_loading_are_waited_for(
         assert await loaded.get("x") == "y"
         broken = load_file(tmp_path / "prompt")["kv"][:, :, :-1].contiguous().half()
         header = read_header(tmp_path / "prompt")
-        save_file({"kv": broken}, tmp_path / "prompt", metadata={"asgl": json.dumps(header)})
+        write_file(tmp_path / "prompt", header, {"kv": broken})
         failing = rt.load(tmp_path / "prompt")
         with pytest.raises(asgl.OpCancelledError) as caught:
             await failing.gen()
@@ -280,7 +318,7 @@ async def test_what_cannot_be_saved(model: Path, tmp_path: Path) -> None:
         await s.save(tmp_path / "prompt")
         state = read_header(tmp_path / "prompt")
         state["state"]["tokens"] = [10**9]
-        save_file({}, tmp_path / "prompt", metadata={"asgl": json.dumps(state)})
+        write_file(tmp_path / "prompt", state, {})
         with pytest.raises(asgl.ModelError, match="vocabulary"):
             rt.load(tmp_path / "prompt")
 

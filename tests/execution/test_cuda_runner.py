@@ -22,6 +22,7 @@ from asgl.execution.runner import make_runner
 from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.reference import ReferenceKernels
 from asgl.kernels.triton.target import INTERPRETER
+from asgl.models.architectures import ARCHITECTURES
 from asgl.sampling import SamplingSpec
 
 EACH = slot_bytes(TINY, torch.float32)
@@ -73,7 +74,7 @@ def test_a_refusal_becomes_a_smaller_cache(monkeypatch: pytest.MonkeyPatch) -> N
     cuda = FakeCuda(512 * 2**20 + 5000 * EACH)
     assert make(cuda, None).capacity == 2811
     assert asked.asked == [4999, 3749, 2811]
-    assert cuda.log.count("empty_cache") == 3
+    assert cuda.log.count("empty_cache") == 4  # before the weights, after them, and twice refused
 
 
 def test_no_memory_for_a_cache_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +104,8 @@ def test_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    monkeypatch.setattr(cuda_runner, "Llama", refuse)
+    refusing = ARCHITECTURES["llama"]._replace(model=refuse)  # type: ignore[arg-type]
+    monkeypatch.setitem(ARCHITECTURES, "llama", refusing)
     with pytest.raises(ConfigError, match=r"the weights of tiny do not fit cpu: .*20 GiB"):
         make()
 

@@ -34,10 +34,7 @@ def write_wheel(folder: Path, content: bytes = CONTENT) -> Path:
         info + "WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: "
         b"py3-none-any\n",
     }
-    record = "".join(
-        f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}\n"
-        for name, data in files.items()
-    )
+    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "asgl_test_model-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
@@ -60,3 +57,7 @@ def environment(home: Path, wheels: Path) -> dict[str, str]:
 def register() -> None:
     """Makes the model a registered one of this process."""
     REGISTERED[NAME] = MODEL
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

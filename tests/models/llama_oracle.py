@@ -1,11 +1,13 @@
-"""The same weights in transformers' own model."""
+"""The same weights in transformers' own model, and the log-probabilities of both."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from steps import Row, step
 
+from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.api import QuantizedTensor
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.config import ModelConfig
@@ -21,15 +23,7 @@ def _dense(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 
 
 def _settings(config: ModelConfig) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
-    if (scaling := config.rope_scaling) is not None:
-        rope |= {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context,
-        }
+    assert config.rope_scaling is None
     return {
         "vocab_size": config.vocabulary,
         "hidden_size": config.hidden_size,
@@ -41,7 +35,7 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "max_position_embeddings": config.context_length,
         "tie_word_embeddings": config.tied_head,
-        "rope_parameters": rope,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "bos_token_id": None,
         "eos_token_id": None,
     }
@@ -96,3 +90,13 @@ def logprobs(model: Any, tokens: list[int], places: list[int] | None = None) -> 
     return torch.log_softmax(
         model(torch.tensor([tokens]), logits_to_keep=keep).logits[0].float(), dim=1
     )
+
+
+def all_logprobs(runner: SerialRunner, tokens: list[int]) -> torch.Tensor:
+    """As `logprobs`, after each token, of the runner's model."""
+    everything = tuple(range(runner.info.vocabulary))
+    slots = list(range(len(tokens)))
+    result = runner.run(
+        step([Row(tokens, slots, score=[(i, everything) for i in range(len(tokens))])])
+    )
+    return torch.tensor(result.scores)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from asgl.errors import ModelError
 from asgl.kernels.api import QuantizedTensor
-from asgl.models.config import RopeScaling
 from asgl.models.gguf import GgufFile
 from asgl.models.gguf_checkpoint import GgufCheckpoint
 from asgl.models.layout import expected_shapes
+from asgl.models.rope import rope_table
 from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint
 from tiny import tiny_config, tiny_directory, tiny_gguf, tiny_weights, write_gguf
 
@@ -24,7 +24,6 @@ from tiny import tiny_config, tiny_directory, tiny_gguf, tiny_weights, write_ggu
     [
         {},
         {"tie_word_embeddings": False},
-        {"attention_bias": True},
         {"num_key_value_heads": 4, "head_dim": 32},
     ],
 )
@@ -100,14 +99,14 @@ def test_a_tensor_that_is_missing_or_would_be_ignored(tmp_path: Path) -> None:
     path = rewritten(tmp_path / "missing.gguf", source, rename={"blk.1.attn_k.weight": None})
     with pytest.raises(
         ModelError,
-        match=r"missing\.gguf: 1 tensors are missing, among them 'blk\.1\.attn_k\.weight'",
+        match=r"missing\.gguf: tensor 'blk\.1\.attn_k\.weight' is missing",
     ):
         GgufCheckpoint(path)
     path = rewritten(
         tmp_path / "more.gguf", source, add=(("blk.0.attn_q_norm.weight", (16,), 0, b"\0" * 64),)
     )
     with pytest.raises(
-        ModelError, match=r"1 tensors are of no use .* 'blk\.0\.attn_q_norm\.weight'"
+        ModelError, match=r"tensor 'blk\.0\.attn_q_norm\.weight' is of no use .*'llama'"
     ):
         GgufCheckpoint(path)
     path = rewritten(tmp_path / "none.gguf", source, rename={"token_embd.weight": None})
@@ -122,15 +121,14 @@ def test_a_tensor_that_is_missing_or_would_be_ignored(tmp_path: Path) -> None:
         ({"llama.block_count": None}, "llama.block_count is None"),
         ({"llama.block_count": "two"}, "llama.block_count is 'two'"),
         ({"llama.block_count": 0}, "layers is 0"),
-        ({"llama.block_count": 3}, "tensors are missing"),
+        ({"llama.block_count": 3}, r"9 tensors \(blk\.2\.attn_k\.weight, .*\) are missing"),
         ({"llama.block_count": 4_000_000}, "4000000 layers"),
         ({"llama.embedding_length": 32}, "shape"),
-        ({"llama.attention.head_count": 0}, "0 attention heads"),
+        ({"llama.attention.head_count": 0}, "heads is 0"),
         ({"llama.attention.head_count_kv": 3}, "evenly"),
-        ({"llama.attention.head_count": [4, 4]}, "where a number is needed"),
-        ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count differs"),
-        ({"llama.rope.scaling.type": "yarn"}, "rope scaling of the kind 'yarn'"),
-        ({"llama.rope.freq_base": float("nan")}, "rope_theta is nan"),
+        ({"llama.attention.head_count": [4, 4]}, "an integer is needed"),
+        ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8"),
+        ({"llama.rope.freq_base": float("nan")}, "llama.rope.freq_base is nan"),
         ({"split.count": 4}, "split over 4 files"),
     ],
 )
@@ -162,6 +160,11 @@ KEYS = [
     "general.name",
     "split.count",
     "llama.rope.scaling.type",
+    "llama.rope.scaling.factor",
+    "llama.rope.scaling.original_context_length",
+    "llama.rope.scale_linear",
+    "llama.attention.key_length",
+    "llama.attention.sliding_window",
 ]
 VALUES = [
     None,
@@ -175,6 +178,7 @@ VALUES = [
     "",
     "llama",
     "a b",
+    "yarn",
     ["a"],
     [0],
     [1.5],
@@ -232,11 +236,23 @@ def test_llama_3_rope_factors(tmp_path: Path) -> None:
     checkpoint = GgufCheckpoint(
         rewritten(tmp_path / "a.gguf", source, add=(("rope_freqs.weight", (8,), 0, data),))
     )
-    assert checkpoint.config.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
-    data = torch.tensor([2.0, *factors[1:]]).numpy().tobytes()
-    with pytest.raises(ModelError, match=r"not those of Llama 3\.1's scaling"):
+    assert checkpoint.config.rope_scaling is not None
+    assert checkpoint.config.rope_scaling.divisors == pytest.approx(factors)
+    half = torch.tensor([2.0 * factor for factor in factors]).numpy().tobytes()
+    linear = tiny_gguf(
+        tmp_path / "linear.gguf", rope_theta=500000.0, metadata={"llama.rope.scaling.factor": 2.0}
+    )
+    both = GgufCheckpoint(
+        rewritten(tmp_path / "b.gguf", linear, add=(("rope_freqs.weight", (8,), 0, data),))
+    )
+    stretched = GgufCheckpoint(
+        rewritten(tmp_path / "d.gguf", source, add=(("rope_freqs.weight", (8,), 0, half),))
+    )
+    assert torch.equal(rope_table(both.config, 99), rope_table(stretched.config, 99))
+    zero = torch.tensor([0.0, *factors[1:]]).numpy().tobytes()
+    with pytest.raises(ModelError, match=r"rope divisor 0 is 0"):
         GgufCheckpoint(
-            rewritten(tmp_path / "b.gguf", source, add=(("rope_freqs.weight", (8,), 0, data),))
+            rewritten(tmp_path / "e.gguf", source, add=(("rope_freqs.weight", (8,), 0, zero),))
         )
     with pytest.raises(ModelError, match="not one factor for each"):
         GgufCheckpoint(

@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from llama_oracle import logprobs, oracle
+from llama_oracle import all_logprobs, logprobs, oracle
 from steps import TINY, MemoryCheckpoint, Row, step
 
-from asgl.errors import ModelError
 from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.api import quantize
 from asgl.kernels.reference import ReferenceKernels
-from asgl.models.config import ModelConfig, RopeScaling
-from asgl.models.llama import Llama, rope_table
+from asgl.models.llama import Llama
 
-SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=32)
 CONFIGS = {
     "tied": TINY,
     "untied": dataclasses.replace(TINY, tied_head=False),
@@ -26,21 +23,10 @@ CONFIGS = {
     "biases": dataclasses.replace(
         TINY, architecture="qwen2", attention_bias=True, head_dim=16, rope_theta=1e6
     ),
-    "llama 3 rope": dataclasses.replace(TINY, rope_scaling=SCALING),
 }
 TOKENS = torch.randint(
     0, TINY.vocabulary, (120,), generator=torch.Generator().manual_seed(4)
 ).tolist()
-
-
-def all_logprobs(runner: SerialRunner, tokens: list[int]) -> torch.Tensor:
-    """Of every token of the vocabulary after each token, as scores."""
-    everything = tuple(range(runner.info.vocabulary))
-    slots = list(range(len(tokens)))
-    result = runner.run(
-        step([Row(tokens, slots, score=[(i, everything) for i in range(len(tokens))])])
-    )
-    return torch.tensor(result.scores)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -94,14 +80,6 @@ def test_the_model_keeps_copies() -> None:
 
 def test_parameters_are_counted_once() -> None:
     checkpoint = MemoryCheckpoint(CONFIGS["biases"])
-    assert Llama(checkpoint, ReferenceKernels()).parameters == sum(
+    assert Llama(checkpoint, ReferenceKernels(), 10).parameters == sum(
         t.numel() for t in checkpoint.tensors.values()
     )
-
-
-def test_rope_scaling_that_makes_no_sense() -> None:
-    flat: ModelConfig = dataclasses.replace(
-        TINY, rope_scaling=dataclasses.replace(SCALING, high_freq_factor=1.0)
-    )
-    with pytest.raises(ModelError, match="high_freq_factor 1"):
-        rope_table(flat)

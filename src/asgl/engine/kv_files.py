@@ -1,12 +1,15 @@
 """Files of keys and values: the prefix cache, and single prompts, saved by one process and loaded
 by another.
 
-A file is in the safetensors format. Its metadata, under "asgl", is a JSON object: what kind of file
-it is, for which model, and what goes with the tensors.
+A file is in the safetensors format. Its metadata has two strings. "asgl" is a JSON object, the
+header: what kind of file it is, for which model, what goes with the tensors, and the CRC-32 of each
+tensor. "crc32" is that of the header itself. Both are checked when they are read: damaged keys and
+values would not fail, but change what is generated.
 
     cache     tokens [n] int32, nodes [m, 4] int64, kv [layers, 2, n, kv_heads, head_dim]
-              nodes: the radix tree, parents first: index of the parent (-1: a root), index of the
-              namespace, how many of the tokens (those of node 0 come first), when last used
+              nodes: the radix tree, parents first. Of each: index of the parent (-1: a root),
+              index of the namespace, how many of the tokens (those of node 0 come first), and
+              when it was last used
     prompt    kv as above, of the first n tokens; or nothing
 
 Keys and values are read and written by the device thread, between two steps. A file appears whole
@@ -18,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +40,7 @@ from asgl.plan import INT
 from asgl.scheduling.kv_cache import KVCache
 from asgl.scheduling.radix_cache import Node
 
-FORMAT = 1
+FORMAT = 2
 _MOST_HEADER = 256 * 2**20
 
 
@@ -106,7 +110,9 @@ class SavedState:
         how many tokens that was."""
         header = await anyio.to_thread.run_sync(read_header, path)
         self._check(path, header, "cache")
-        tensors = await anyio.to_thread.run_sync(_read_tensors, path, ("tokens", "nodes", "kv"))
+        tensors = await anyio.to_thread.run_sync(
+            _read_tensors, path, header, ("tokens", "nodes", "kv")
+        )
         kv = await self._checked_kv(path, tensors["kv"], len(tensors["tokens"]))
         parts = self._wanted(_parts_of(path, header, tensors), self._spare())
         slots = self._kv_cache.reserve(sum(part.size for part in parts))
@@ -168,7 +174,8 @@ class SavedState:
     async def load_prompt(self, path: Path, tokens: array[int], namespace: str | None) -> int:
         """Caches the keys and values of a saved prompt, as far as slots are free; how many tokens
         that was."""
-        tensors = await anyio.to_thread.run_sync(_read_tensors, path, ("kv",))
+        header = await anyio.to_thread.run_sync(read_header, path)
+        tensors = await anyio.to_thread.run_sync(_read_tensors, path, header, ("kv",))
         count = tensors["kv"].shape[2] if tensors["kv"].dim() == 5 else 0
         if count > len(tokens):
             raise ModelError(
@@ -223,24 +230,20 @@ class SavedState:
         if header.get("format") != FORMAT or header.get("kind") != kind:
             raise ModelError(
                 f"{path}: not a saved {kind} of format {FORMAT}, but {header.get('kind')!r} of "
-                "format "
-                f"{header.get('format')!r}"
+                f"format {header.get('format')!r}"
             )
         here, there = self._header(kind, {})["model"], header.get("model") or {}
         if there.get("fingerprint") != here["fingerprint"]:
             raise ModelError(
                 f"{path}: saved by the model {there.get('name')!r} ({there.get('fingerprint')}), "
-                "and this is "
-                f"{here['name']!r} ({here['fingerprint']}): open the Runtime with the model it was "
-                "saved by"
+                f"and this is {here['name']!r} ({here['fingerprint']}): open the Runtime with the "
+                "model it was saved by"
             )
-        there = {"activations": "auto", **there}  # older files do not tell
         for name in ("dtype", "weights", "activations") if kv else ():
             if there.get(name) != here[name]:
                 raise ModelError(
                     f"{path}: its keys and values were computed with {name}={there.get(name)!r}, "
-                    "and this Runtime "
-                    f"has {name}={here[name]!r}: open it with the same"
+                    f"and this Runtime has {name}={here[name]!r}: open it with the same"
                 )
 
     async def _checked_kv(self, path: Path, kv: Tensor, count: int) -> Tensor:
@@ -248,8 +251,7 @@ class SavedState:
         if kv.dtype != like.dtype or kv.shape != (*like.shape[:2], count, *like.shape[3:]):
             raise ModelError(
                 f"{path}: keys and values are {kv.dtype} {list(kv.shape)}, and not {like.dtype} of "
-                f"{count} tokens "
-                f"in the shape {list(like.shape)}"
+                f"{count} tokens in the shape {list(like.shape)}"
             )
         return kv
 
@@ -299,7 +301,8 @@ def write_file(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tens
         raise ConfigError(f"{path} cannot be written: {error}") from error
     try:
         os.close(handle)
-        save_file(dict(tensors), name, metadata={"asgl": json.dumps(header)})
+        sums = {tensor: _checksum(values) for tensor, values in tensors.items()}
+        save_file(dict(tensors), name, metadata=sealed({**header, "tensors": sums}))
         with open(name, "rb") as file:
             os.fsync(file.fileno())
         os.replace(name, path)
@@ -309,25 +312,52 @@ def write_file(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tens
         Path(name).unlink(missing_ok=True)
 
 
+def sealed(header: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a file with this header, as `read_header` takes it."""
+    text = json.dumps(header)
+    return {"asgl": text, "crc32": _crc32(text)}
+
+
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON object that a file says of itself. ModelError if it cannot be read, or is no such
-    file."""
+    """The JSON object that a file says of itself. ModelError if it cannot be read, was changed
+    since it was written, or is no such file."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(_MOST_HEADER, path.stat().st_size):
                 raise ValueError("not in the safetensors format")
-            header = json.loads(json.loads(file.read(length))["__metadata__"]["asgl"])
+            metadata = json.loads(file.read(length))["__metadata__"]
+        header = json.loads(metadata["asgl"])
         if not isinstance(header, dict):
             raise ValueError("its metadata is no object")
+        if header.get("format") == FORMAT and metadata.get("crc32") != _crc32(metadata["asgl"]):
+            raise ValueError("its header is not what was written; the file is damaged")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: not a file that asgl saved: {error!r}") from error
     return header
 
 
-def _read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+def _read_tensors(path: Path, header: Mapping[str, Any], names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of these names. ModelError if one is missing, or not what was written."""
     try:
         tensors = load_file(path)
-        return {name: tensors[name] for name in names}
-    except (OSError, SafetensorError, KeyError) as error:
+        wanted = {name: tensors[name] for name in names}
+        sums = {name: header["tensors"][name] for name in names}
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: its tensors cannot be read: {error!r}") from error
+    for name, tensor in wanted.items():
+        if _checksum(tensor) != sums[name]:
+            raise ModelError(
+                f"{path}: the checksum of {name!r} is wrong: the file is damaged, save it again"
+            )
+    return wanted
+
+
+def _crc32(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _checksum(tensor: Tensor) -> int:
+    """The CRC-32 of a tensor's type, shape and bytes."""
+    start = zlib.crc32(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    return zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data, start)

@@ -30,6 +30,7 @@ from asgl.execution.loaded_model import LoadedModel, describe
 from asgl.execution.warm_up import gpu_warm_up_plans, warm_up_plans
 from asgl.kernels.api import Batch
 from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, SpanPlan, Spans, plan_spans
+from asgl.models.architectures import architecture
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.llama import Llama
 from asgl.plan import StepPlan, StepResult
@@ -98,7 +99,10 @@ class CudaRunner:
         self._ended = 0.0
         with torch.inference_mode(), self.device.on_stream():
             try:
-                weights = Llama(checkpoint, kernels)
+                each = slot_bytes(config, kernels.kv_dtype)
+                positions = capacity or self.device.free_memory() // each
+                model = architecture(config.architecture).model
+                weights = model(checkpoint, kernels, positions)
                 self.static = Buffer(self._static_bytes(), kernels.device)
             except cuda.OutOfMemoryError as error:
                 raise ConfigError(
@@ -161,7 +165,7 @@ class CudaRunner:
             plan,
             capacity=self.capacity,
             vocabulary=self.info.vocabulary,
-            context=self.info.context_length,
+            context=min(self.info.context_length, self.capacity),
             device=torch.device("cpu"),
         )
         self.device.begin_step()

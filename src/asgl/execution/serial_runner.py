@@ -17,6 +17,7 @@ from asgl.execution.masks import forbidden, split
 from asgl.execution.sampler import HEAD_ROWS, sample, sample_among, score
 from asgl.execution.warm_up import warm_up_plans
 from asgl.kernels.api import Kernels
+from asgl.models.architectures import architecture
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.llama import Llama
 from asgl.plan import SampledToken, SampleRow, StepPlan, StepResult
@@ -49,7 +50,8 @@ class SerialRunner:
         self._result: StepResult | None = None
         with torch.inference_mode():
             pool = KVPool(config, capacity, kernels.device, kernels.kv_dtype)
-            weights = Llama(checkpoint, kernels)
+            model = architecture(config.architecture).model
+            weights = model(checkpoint, kernels, capacity)
         self.model = LoadedModel(weights, pool)
         self.info = describe(checkpoint, kernels, weights)
 
@@ -67,7 +69,8 @@ class SerialRunner:
             plan,
             capacity=self.capacity,
             vocabulary=self.info.vocabulary,
-            context=self.info.context_length,
+            # the table of angles has no more positions
+            context=min(self.info.context_length, self.capacity),
             device=device,
         )
         wanted = plan.wanted

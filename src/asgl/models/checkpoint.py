@@ -2,7 +2,8 @@
 
 embedding                          [vocabulary, d]
 layers.{i}.attention_norm          [d]
-layers.{i}.q / .k / .v             [heads * head_dim, d] / [kv_heads * head_dim, d]; rows in rotate-halves order
+layers.{i}.q / .k / .v             [heads * head_dim, d] / [kv_heads * head_dim, d]; each head's
+                                   rows in the order of a rope that rotates its two halves
 layers.{i}.q_bias / .k_bias / .v_bias   [rows], only if `config.attention_bias`
 layers.{i}.o                       [d, heads * head_dim]
 layers.{i}.mlp_norm                [d]
@@ -13,6 +14,7 @@ head                               [vocabulary, d], unless `config.tied_head`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
 
 
 class Checkpoint(Protocol):
-    """An opened model. Tensors are read when asked for, and dense ones keep the dtype of the
-    file."""
+    """An opened model. Tensors are read when asked for; dense ones keep the dtype of the file."""
 
     name: str
     config: ModelConfig
@@ -37,6 +38,11 @@ class Checkpoint(Protocol):
     def tensor(self, name: str) -> Tensor | QuantizedTensor:
         """The tensor of that name. ModelError if the file lacks it or its shape is not what the
         config says."""
+        ...
+
+    def raw(self) -> Iterator[tuple[str, memoryview]]:
+        """For each tensor of the files, sorted by name: its name, type and shape as one text, and
+        its bytes as the file has them. The bytes are no copy: release a view before `close`."""
         ...
 
     def close(self) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """Llama 3's stretching of low rope frequencies (Hugging Face: rope_type "llama3")."""
+    """What a stretched context does to rope; `models.rope` computes it from a file's settings."""
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
+    divisors: tuple[float, ...]
+    """Each of the head_dim / 2 frequencies is divided by its own."""
+    magnitude: float = 1.0
+    """The rotated queries and keys are multiplied by this (YaRN)."""
 
 
 @dataclass(frozen=True, slots=True)

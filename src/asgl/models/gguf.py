@@ -133,21 +133,31 @@ class GgufFile:
             known = ", ".join(sorted(kind.name for kind in TYPES.values()))
             raise ModelError(
                 f"{self.path}: tensor {name!r} at offset {info.offset} has type {info.type}, which "
-                "cannot "
-                f"be read; convert the file to one of {known}"
+                f"cannot be read; convert the file to one of {known}"
             )
         if self._data.closed:
             raise ModelError(
                 f"{self.path}: tensor {name!r} was asked for after the file was closed"
             )
         elements = math.prod(info.shape)
-        count = elements // block.elements * block.bytes
-        raw = np.frombuffer(self._data, np.uint8, count, info.offset)
+        raw = np.frombuffer(self._raw(info, block), np.uint8)
         if block.elements == 1:
             dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[block.name]
             return torch.from_numpy(raw.copy()).view(dtype).view(info.shape)
         columns = info.shape[-1]
         return _dequantizable(block.name, raw, elements // columns, columns)
+
+    def raw(self, name: str) -> memoryview:
+        """A tensor's bytes as they lie in the file, no copy; none of a type that cannot be read.
+
+        The file cannot be closed before the view is released.
+        """
+        info = self.tensors[name]
+        return self._raw(info, TYPES.get(info.type, BlockType("", 1, 0)))
+
+    def _raw(self, info: TensorInfo, block: BlockType) -> memoryview:
+        size = math.prod(info.shape) // block.elements * block.bytes
+        return memoryview(self._data)[info.offset : info.offset + size]
 
 
 def _dequantizable(kind: str, raw: np.ndarray, rows: int, columns: int) -> QuantizedTensor:
@@ -270,8 +280,7 @@ class _Header:
         if offset + size > self._end:
             raise self._error(
                 f"tensor {name!r} of shape {list(shape)} would end at byte {offset + size} of a "
-                "file of "
-                f"{self._end}; the file is cut short or damaged, fetch it again",
+                f"file of {self._end}; the file is cut short or damaged, fetch it again",
                 at,
             )
 
@@ -341,8 +350,7 @@ class _Header:
         if count > self._end - self._at:
             raise self._error(
                 f"{count} bytes are needed, {self._end - self._at} are left: the file is cut short "
-                "or "
-                "damaged, fetch it again"
+                "or damaged, fetch it again"
             )
         taken = self._data[self._at : self._at + count]
         self._at += count
@@ -352,8 +360,7 @@ class _Header:
         if count > (self._end - self._at) // each:
             raise self._error(
                 f"the file claims {count} {what}, more than its {self._end - self._at} remaining "
-                "bytes "
-                "can hold"
+                "bytes can hold"
             )
 
     def _count(self, items: int) -> None:

@@ -5,38 +5,31 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from asgl.errors import ModelError
 from asgl.kernels.api import QuantizedTensor
+from asgl.models.architectures import gguf_layout
 from asgl.models.chat_template import ChatTemplate
-from asgl.models.config import ModelConfig, RopeScaling
+from asgl.models.config import ModelConfig
 from asgl.models.gguf import GgufFile
-from asgl.models.layout import check_config, check_tensor, expected_shapes
+from asgl.models.layout import (
+    FileLayout,
+    check_config,
+    check_tensor,
+    check_tensor_names,
+    expected_shapes,
+    panics_refused,
+)
+from asgl.models.rope import with_rope_factors
+from asgl.models.settings import GGUF_HARMLESS, GGUF_NEUTRAL, Settings
 from asgl.models.tokenizer_gguf import tokenizer_gguf
 
-_INTERLEAVED = frozenset({"llama"})
-"""Architectures whose q and k rows GGUF stores for a rope of neighbouring pairs."""
-_TOP = {"embedding": "token_embd.weight", "norm": "output_norm.weight", "head": "output.weight"}
-_LAYER = {
-    "attention_norm": "attn_norm.weight",
-    "q": "attn_q.weight",
-    "k": "attn_k.weight",
-    "v": "attn_v.weight",
-    "q_bias": "attn_q.bias",
-    "k_bias": "attn_k.bias",
-    "v_bias": "attn_v.bias",
-    "o": "attn_output.weight",
-    "mlp_norm": "ffn_norm.weight",
-    "gate": "ffn_gate.weight",
-    "up": "ffn_up.weight",
-    "down": "ffn_down.weight",
-}
-_ROPE_FACTORS = "rope_freqs.weight"
+_EMBEDDING, _ROPE_FACTORS = "token_embd.weight", "rope_freqs.weight"
 
 
 class GgufCheckpoint:
@@ -48,10 +41,12 @@ class GgufCheckpoint:
         try:
             metadata = self._file.metadata
             self.name = name or str(metadata.get("general.name") or self._file.path.stem)
-            self.config = _config(self._file)
+            self._layout = gguf_layout(self._file.path, metadata.get("general.architecture"))
+            self.config = _config(self._file, self._layout)
             self._shapes = expected_shapes(self.config)
             self._check_names()
-            self.tokenizer = tokenizer_gguf(self._file.path, metadata)
+            with panics_refused(self._file.path):
+                self.tokenizer = tokenizer_gguf(self._file.path, metadata)
             if self.tokenizer.vocabulary != self.config.vocabulary:
                 raise ModelError(
                     f"{self._file.path}: the tokenizer has {self.tokenizer.vocabulary} tokens, the "
@@ -67,37 +62,30 @@ class GgufCheckpoint:
         shape = self._shapes.get(name)
         if shape is None:
             raise ModelError(f"{self._file.path}: the model has no tensor {name!r}")
-        stored = _stored_name(name)
+        stored = self._layout.stored(name)
         tensor = self._file.tensor(stored)
         check_tensor(self._file.path, stored, tensor, shape)
         part = name.rpartition(".")[2]
-        if self.config.architecture in _INTERLEAVED and part in ("q", "k", "q_bias", "k_bias"):
+        if part in self._layout.interleaved:
             return _rotate_halves(
                 tensor, self.config.heads if part[0] == "q" else self.config.kv_heads
             )
         return tensor
 
+    def raw(self) -> Iterator[tuple[str, memoryview]]:
+        """See `Checkpoint.raw`."""
+        for name, info in sorted(self._file.tensors.items()):
+            yield f"{name} {info.type} {list(info.shape)}", self._file.raw(name)
+
     def close(self) -> None:
+        """Unmaps the file. Tensors given out stay valid: they are copies."""
         self._file.close()
 
     def _check_names(self) -> None:
-        """Every tensor is there, and none that would be ignored: such a model would answer, and be
-        wrong."""
+        """ModelError unless the tensors are those that the model needs, in its shapes."""
         path, there = self._file.path, self._file.tensors
-        needed = {_stored_name(name): shape for name, shape in self._shapes.items()}
-        if missing := needed.keys() - there.keys():
-            raise ModelError(
-                f"{path}: {len(missing)} tensors are missing, among them {min(missing)!r}; the "
-                "file is "
-                "not a whole model"
-            )
-        if unknown := there.keys() - needed.keys() - {_ROPE_FACTORS}:
-            raise ModelError(
-                f"{path}: {len(unknown)} tensors are of no use to a model of the architecture "
-                f"{self.config.architecture!r}, among them {min(unknown)!r}; it is a variant that "
-                "is not "
-                "known"
-            )
+        needed = {self._layout.stored(name): shape for name, shape in self._shapes.items()}
+        check_tensor_names(path, self.config, needed.keys(), there.keys() - {_ROPE_FACTORS})
         for name, shape in needed.items():
             if there[name].shape != shape:
                 raise ModelError(
@@ -114,109 +102,41 @@ class GgufCheckpoint:
         return ChatTemplate(source, bos=bos, eos=eos)
 
 
-def _stored_name(name: str) -> str:
-    if name in _TOP:
-        return _TOP[name]
-    _, layer, part = name.split(".")
-    return f"blk.{layer}.{_LAYER[part]}"
-
-
-def _config(file: GgufFile) -> ModelConfig:
+def _config(file: GgufFile, layout: FileLayout) -> ModelConfig:
     metadata, path = file.metadata, file.path
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise ModelError(
-            f"{path}: general.architecture is {architecture!r}, so it cannot be told what model "
-            "this is"
-        )
+    architecture = metadata["general.architecture"]
+    if metadata.get("general.type", "model") != "model":
+        raise ModelError(f"{path}: general.type is {metadata['general.type']!r}, not a model")
     if metadata.get("split.count", 1) not in (0, 1):
         raise ModelError(
             f"{path}: the model is split over {metadata['split.count']} files; join them with "
-            "llama.cpp's "
-            "llama-gguf-split --merge"
+            "llama.cpp's llama-gguf-split --merge"
         )
-
-    def get(key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        value = metadata.get(f"{architecture}.{key}", default)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ModelError(
-                f"{path}: the metadata key {architecture}.{key} is {value!r:.50}, where a number "
-                "is "
-                "needed"
-            )
-        return value
-
-    embedding = file.tensors.get("token_embd.weight")
+    embedding = file.tensors.get(_EMBEDDING)
     if embedding is None:
         raise ModelError(
-            f"{path}: there is no tensor 'token_embd.weight'; the file is not a whole model"
+            f"{path}: there is no tensor {_EMBEDDING!r}; the file is not a whole model"
         )
-    heads, hidden = get("attention.head_count", int), get("embedding_length", int)
-    if heads < 1 or hidden < 1:
-        raise ModelError(f"{path}: {heads} attention heads over a width of {hidden}")
-    head_dim = get("attention.key_length", int, hidden // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if get(key, int, head_dim) != head_dim:
-            raise ModelError(
-                f"{path}: {architecture}.{key} differs from the {head_dim} dimensions of a head, "
-                "which is "
-                "not known how to compute"
-            )
-    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none":
-        raise ModelError(f"{path}: rope scaling of the kind {scaling!r} is not known")
-    config = ModelConfig(
-        architecture=architecture,
-        layers=get("block_count", int),
-        hidden_size=hidden,
-        intermediate_size=get("feed_forward_length", int),
-        heads=heads,
-        kv_heads=get("attention.head_count_kv", int, heads),
-        head_dim=head_dim,
-        vocabulary=embedding.shape[0],
-        context_length=get("context_length", int),
-        rope_theta=float(get("rope.freq_base", (int, float), 10000.0)),
-        norm_eps=float(get("attention.layer_norm_rms_epsilon", (int, float))),
-        tied_head="output.weight" not in file.tensors,
-        attention_bias="blk.0.attn_q.bias" in file.tensors,
-    )
-    check_config(path, config)
+    prefix = f"{architecture}."
+    values = {
+        key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)
+    }
+    settings = Settings(path, architecture, {**values, "vocab_size": embedding.shape[0]}, prefix)
+    config = check_config(path, layout.config(settings, file.tensors.keys()))
+    settings.finish(GGUF_HARMLESS, {**GGUF_NEUTRAL, **layout.neutral})
     if _ROPE_FACTORS in file.tensors:
-        config = dataclasses.replace(config, rope_scaling=_rope_scaling(file, config))
+        config = check_config(path, with_rope_factors(config, _rope_factors(file, config)))
     return config
 
 
-def _rope_scaling(file: GgufFile, config: ModelConfig) -> RopeScaling:
-    """GGUF keeps the factors that Llama 3.1's rope scaling comes to, not its parameters: take the
-    released ones, and compare."""
+def _rope_factors(file: GgufFile, config: ModelConfig) -> list[float]:
     stored = file.tensor(_ROPE_FACTORS)
     if isinstance(stored, QuantizedTensor) or tuple(stored.shape) != (config.head_dim // 2,):
         raise ModelError(
             f"{file.path}: tensor {_ROPE_FACTORS!r} is not one factor for each of a head's "
             f"{config.head_dim // 2} frequencies"
         )
-    factors = stored.double().numpy()
-    scaling = RopeScaling(
-        factor=float(factors.max()),
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-        original_context=8192,
-    )
-    frequencies = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-    turns = scaling.original_context * frequencies / (2 * np.pi)
-    smooth = np.clip(
-        (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor),
-        0,
-        1,
-    )
-    expected = 1 / ((1 - smooth) / scaling.factor + smooth)
-    if not np.allclose(factors, expected, rtol=1e-3):
-        raise ModelError(
-            f"{file.path}: the rope factors in {_ROPE_FACTORS!r} are not those of Llama 3.1's "
-            "scaling, "
-            "and no other is known"
-        )
-    return scaling
+    return stored.tolist()
 
 
 def _rotate_halves(tensor: Tensor | QuantizedTensor, heads: int) -> Tensor | QuantizedTensor:

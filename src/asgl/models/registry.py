@@ -1,25 +1,18 @@
-"""From what a user names to an opened checkpoint, and from a checkpoint's architecture to the class
-that computes it."""
+"""From what a user names to an opened checkpoint."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asgl.errors import ModelError
-from asgl.models.config import ModelConfig
 from asgl.models.pull import REGISTERED, Progress, pull
 
 if TYPE_CHECKING:
     from asgl.models.checkpoint import Checkpoint
-
-ARCHITECTURES = {"llama": "asgl.models.llama:Llama"}
-"""The class of each architecture, as "module:name": imported when a model of that architecture is
-opened."""
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
@@ -36,9 +29,7 @@ def open_checkpoint(
     such model, it cannot be fetched, or is damaged.
     """
     if isinstance(model, str) and model in REGISTERED:
-        from asgl.models.gguf_checkpoint import GgufCheckpoint
-
-        return GgufCheckpoint(pull(model, progress=progress), name=model)
+        return _file(pull(model, progress=progress), model)
     if not os.fspath(model):  # a Path of it would be the current directory
         raise _no_such_model("")
     path = Path(model).expanduser()
@@ -49,29 +40,21 @@ def open_checkpoint(
             raise ModelError(
                 f"{path}: a model is a .gguf file or a directory with config.json and *.safetensors"
             )
-        from asgl.models.gguf_checkpoint import GgufCheckpoint
-
-        return GgufCheckpoint(path)
+        return _file(path, None)
     if isinstance(model, str) and _REPOSITORY.fullmatch(model) and path.suffix != ".gguf":
         return _directory(_snapshot(model), model)
     raise _no_such_model(os.fspath(model))
 
 
-def model_class(config: ModelConfig) -> Any:
-    """The class that computes models of that architecture. ModelError, with the known ones, if
-    there is none."""
-    target = ARCHITECTURES.get(config.architecture)
-    if target is None:
-        raise ModelError(
-            f"models of the architecture {config.architecture!r} are not known; known are "
-            f"{', '.join(sorted(ARCHITECTURES))}"
-        )
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+def _file(path: Path, name: str | None) -> Checkpoint:
+    # imported only here: who names models, as `asgl models` does, should not wait for torch
+    from asgl.models.gguf_checkpoint import GgufCheckpoint
+
+    return GgufCheckpoint(path, name)
 
 
 def _directory(path: Path, name: str | None) -> Checkpoint:
-    from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint
+    from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint  # only here: as above
 
     if not (path / "config.json").exists() and (files := sorted(path.glob("*.gguf"))):
         raise ModelError(f"{path}: the directory has GGUF files; name one, such as {files[0]}")
@@ -81,17 +64,15 @@ def _directory(path: Path, name: str | None) -> Checkpoint:
 def _snapshot(repository: str) -> Path:
     """The local copy of a repository of the Hugging Face hub; the hub's library shows its own
     progress."""
-    import huggingface_hub
+    import huggingface_hub  # only here: few need the hub, and it takes a second
 
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES))
     except Exception as error:  # of many kinds: of the hub, of HTTP, of files
         raise ModelError(
             f"{repository!r} is no file, directory or registered name here, and cannot be fetched "
-            "from "
-            f"the Hugging Face hub: {error}. Check the name and the network, or give a directory "
-            "that has "
-            f"its files; registered names are {', '.join(sorted(REGISTERED))}"
+            f"from the Hugging Face hub: {error}. Check the name and the network, or give a "
+            f"directory that has its files; registered names are {', '.join(sorted(REGISTERED))}"
         ) from error
 
 

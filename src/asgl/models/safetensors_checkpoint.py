@@ -3,9 +3,10 @@ chat template."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from asgl.errors import ModelError
+from asgl.models.architectures import hugging_face_layout
 from asgl.models.chat_template import ChatTemplate
-from asgl.models.config import ModelConfig, RopeScaling
-from asgl.models.layout import check_config, check_tensor, expected_shapes
+from asgl.models.config import ModelConfig
+from asgl.models.layout import (
+    check_config,
+    check_tensor,
+    check_tensor_names,
+    expected_shapes,
+    panics_refused,
+)
+from asgl.models.settings import HUGGING_FACE_HARMLESS, HUGGING_FACE_NEUTRAL, Settings
 from asgl.models.tokenizer import Tokenizer
 from asgl.models.tokenizer_json import tokenizer_json
 
-_TOP = {
-    "embedding": "model.embed_tokens.weight",
-    "norm": "model.norm.weight",
-    "head": "lm_head.weight",
-}
-_LAYER = {
-    "attention_norm": "input_layernorm.weight",
-    "q": "self_attn.q_proj.weight",
-    "k": "self_attn.k_proj.weight",
-    "v": "self_attn.v_proj.weight",
-    "q_bias": "self_attn.q_proj.bias",
-    "k_bias": "self_attn.k_proj.bias",
-    "v_bias": "self_attn.v_proj.bias",
-    "o": "self_attn.o_proj.weight",
-    "mlp_norm": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight",
-    "up": "mlp.up_proj.weight",
-    "down": "mlp.down_proj.weight",
-}
 _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -49,15 +39,23 @@ class SafetensorsCheckpoint:
     def __init__(self, directory: str | os.PathLike[str], name: str | None = None) -> None:
         self._directory = Path(directory)
         self.name = name or self._directory.resolve().name
-        config = _json(self._directory / "config.json")
+        path = self._directory / "config.json"
+        config = _json(path)
+        if (adapter := self._directory / "adapter_config.json").exists():
+            raise ModelError(
+                f"{adapter}: an adapter belongs to this model, and none is applied; merge it, or "
+                "delete its files if the weights have it already"
+            )
+        self._layout = hugging_face_layout(path, config.get("model_type"))
         self._files: dict[str, Any] = {}
         self._where = self._find_tensors()
-        self.config = _config(self._directory / "config.json", config, _TOP["head"] in self._where)
+        self.config = self._with_head(self._config(path, config))
         self._shapes = expected_shapes(self.config)
         self._check_names()
         settings = _json(self._directory / "tokenizer_config.json", optional=True)
         generation = _json(self._directory / "generation_config.json", optional=True)
-        self.tokenizer = self._tokenizer(settings, _ids(config) | _ids(generation))
+        with panics_refused(self._directory):
+            self.tokenizer = self._tokenizer(settings, _ids(config) | _ids(generation))
         self.chat_template = self._template(settings)
 
     def tensor(self, name: str) -> Tensor:
@@ -65,48 +63,75 @@ class SafetensorsCheckpoint:
         shape = self._shapes.get(name)
         if shape is None:
             raise ModelError(f"{self._directory}: the model has no tensor {name!r}")
-        stored = _stored_name(name)
-        path = self._where[stored]
-        try:
-            tensor: Tensor = self._files[str(path)].get_tensor(stored)
-        except (SafetensorError, KeyError, OSError) as error:
-            raise ModelError(f"{path}: tensor {stored!r} cannot be read: {error}") from error
-        check_tensor(path, stored, tensor, shape)
+        stored = self._layout.stored(name)
+        tensor = self._read(stored)
+        check_tensor(self._where[stored], stored, tensor, shape)
         if tensor.dtype not in _DTYPES:
             raise ModelError(
-                f"{path}: tensor {stored!r} is of {tensor.dtype}; only float32, float16 and "
-                "bfloat16 can "
-                "be read"
+                f"{self._where[stored]}: tensor {stored!r} is of {tensor.dtype}; only float32, "
+                "float16 and bfloat16 can be read"
             )
         return tensor
 
+    def raw(self) -> Iterator[tuple[str, memoryview]]:
+        """See `Checkpoint.raw`."""
+        for name in sorted(self._where):
+            tensor = self._read(name)
+            yield f"{name} {tensor.dtype} {list(tensor.shape)}", _bytes(tensor).numpy().data
+
     def close(self) -> None:
+        """Lets go of the files."""
         self._files.clear()
 
     def _find_tensors(self) -> dict[str, Path]:
-        """The file of each tensor, as the index says, or as the files themselves do."""
+        """The file of each tensor. ModelError if a tensor is in two files.
+
+        Of which files, transformers decides so, too: model.safetensors if there is one, whatever
+        an index beside it says; else those of the index. Without either, all there are.
+        """
+        single = self._directory / "model.safetensors"
         index = self._directory / "model.safetensors.index.json"
-        if index.exists():
-            named: Any = _json(index).get("weight_map")
-            if not isinstance(named, dict) or any(
-                file != Path(str(file)).name for file in named.values()
-            ):
-                raise ModelError(
-                    f"{index}: weight_map does not map tensors to files of the same directory"
-                )
-            where = {str(tensor): self._directory / file for tensor, file in named.items()}
-            there = {name for path in sorted(set(where.values())) for name in self._open(path)}
-            if missing := where.keys() - there:
-                raise ModelError(f"{index}: {min(missing)!r} is in none of the files")
-            return where
-        files = sorted(self._directory.glob("*.safetensors"))
+        named: Mapping[str, str] = {}
+        if single.exists():
+            files = [single]
+        elif index.exists():
+            named = self._weight_map(index)
+            files = sorted({self._directory / file for file in named.values()})
+        else:
+            files = sorted(self._directory.glob("*.safetensors"))
         if not files:
             raise ModelError(
                 f"{self._directory}: there is no *.safetensors file; other formats "
-                "(pytorch_model.bin) "
-                "are not read, convert them"
+                "(pytorch_model.bin) are not read, convert them"
             )
-        return {name: path for path in files for name in self._open(path)}
+        where: dict[str, Path] = {}
+        for path in files:
+            for name in self._open(path):
+                if name in where:
+                    raise ModelError(
+                        f"{path}: tensor {name!r} is in {where[name].name} too; delete the file "
+                        "that is not of the model"
+                    )
+                where[name] = path
+        if missing := named.keys() - where.keys():
+            raise ModelError(f"{index}: {min(missing)!r} is in none of the files")
+        return where
+
+    def _weight_map(self, index: Path) -> Mapping[str, str]:
+        named: Any = _json(index).get("weight_map")
+        if not isinstance(named, dict) or any(
+            file != Path(str(file)).name for file in named.values()
+        ):
+            raise ModelError(
+                f"{index}: weight_map does not map tensors to files of the same directory"
+            )
+        for file in sorted(set(named.values())):
+            if not (self._directory / file).exists():
+                raise ModelError(
+                    f"{self._directory / file}: {index.name} names this file, and it is not "
+                    "there; fetch it again, or delete the index if the model has other files"
+                )
+        return named
 
     def _open(self, path: Path) -> list[str]:
         try:
@@ -117,26 +142,50 @@ class SafetensorsCheckpoint:
                 f"{path}: not a whole safetensors file: {error}; fetch it again"
             ) from error
 
+    def _read(self, stored: str) -> Tensor:
+        path = self._where[stored]
+        try:
+            return self._files[str(path)].get_tensor(stored)
+        except (SafetensorError, KeyError, OSError) as error:
+            raise ModelError(f"{path}: tensor {stored!r} cannot be read: {error}") from error
+
+    def _config(self, path: Path, config: Mapping[str, Any]) -> ModelConfig:
+        if config.get("quantization_config"):
+            raise ModelError(
+                f"{path}: the weights are quantized (quantization_config), which is read from "
+                "GGUF files only"
+            )
+        settings = Settings(path, config["model_type"], config)
+        read = check_config(path, self._layout.config(settings, self._where.keys()))
+        settings.finish(HUGGING_FACE_HARMLESS, {**HUGGING_FACE_NEUTRAL, **self._layout.neutral})
+        return read
+
+    def _with_head(self, config: ModelConfig) -> ModelConfig:
+        """The config, not tied if the files have a head that differs from the embedding: a head
+        that is there is used, as transformers does."""
+        names = [self._layout.stored(name) for name in ("embedding", "head")]
+        if not config.tied_head or not self._where.keys() >= set(names):
+            return config
+        embedding, head = (self._read(name) for name in names)
+        same = (embedding.dtype, embedding.shape) == (head.dtype, head.shape)
+        return dataclasses.replace(
+            config, tied_head=same and torch.equal(_bytes(embedding), _bytes(head))
+        )
+
     def _check_names(self) -> None:
-        """Every tensor is there, and none that would be ignored: such a model would answer, and be
-        wrong."""
-        needed = {_stored_name(name) for name in self._shapes}
-        if missing := needed - self._where.keys():
+        """ModelError if a tensor is missing, or one would be ignored."""
+        needed = {self._layout.stored(name) for name in self._shapes}
+        head = self._layout.stored("head")
+        if not self.config.tied_head and head not in self._where:
             raise ModelError(
-                f"{self._directory}: {len(missing)} tensors are missing, among them "
-                f"{min(missing)!r}"
+                f"{self._directory}: tensor {head!r} is missing; a file of the model may be. If "
+                "the model's head is its embedding, set tie_word_embeddings to true in config.json"
             )
-        ignorable = {_TOP["head"]} | {
-            name for name in self._where if name.endswith("rotary_emb.inv_freq")
-        }
-        if unknown := self._where.keys() - needed - ignorable:
-            raise ModelError(
-                f"{self._where[min(unknown)]}: {len(unknown)} tensors are of no use to a model of "
-                "the "
-                f"architecture {self.config.architecture!r}, among them {min(unknown)!r}; it is a "
-                "variant "
-                "that is not known"
-            )
+        # transformers ignores inv_freq, which old files have; a tied head was compared
+        ignored = {name for name in self._where if name.endswith("rotary_emb.inv_freq")}
+        if self.config.tied_head:
+            ignored.add(head)
+        check_tensor_names(self._directory, self.config, needed, self._where.keys() - ignored)
 
     def _tokenizer(self, settings: Mapping[str, Any], end_tokens: set[int]) -> Tokenizer:
         path, vocabulary = self._directory / "tokenizer.json", self.config.vocabulary
@@ -153,6 +202,7 @@ class SafetensorsCheckpoint:
             )
         path = self._directory / "tokenizer.model"
         if path.exists():
+            # only here: few models need it, and it imports sentencepiece
             from asgl.models.tokenizer_sentencepiece import tokenizer_model
 
             added = settings.get("added_tokens_decoder")
@@ -193,11 +243,9 @@ class SafetensorsCheckpoint:
         )
 
 
-def _stored_name(name: str) -> str:
-    if name in _TOP:
-        return _TOP[name]
-    _, layer, part = name.split(".")
-    return f"model.layers.{layer}.{_LAYER[part]}"
+def _bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, without a copy."""
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _json(path: Path, optional: bool = False) -> dict[str, Any]:
@@ -224,61 +272,3 @@ def _ids(config: Mapping[str, Any]) -> set[int]:
     return {
         id for id in (ids if isinstance(ids, list) else [ids]) if isinstance(id, int) and id >= 0
     }
-
-
-def _config(path: Path, config: Mapping[str, Any], has_head: bool) -> ModelConfig:
-    def get(key: str, kind: type | tuple[type, ...] = int, default: Any = None) -> Any:
-        value = config.get(key)
-        value = default if value is None else value
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise ModelError(f"{path}: {key} is {value!r:.50}, which it may not be")
-        return value
-
-    if get("hidden_act", str, "silu") not in ("silu", "swish"):
-        raise ModelError(f"{path}: hidden_act is {config['hidden_act']!r}; only silu is known")
-    if config.get("quantization_config"):
-        raise ModelError(
-            f"{path}: the weights are quantized (quantization_config), which is read from GGUF "
-            "files only"
-        )
-    rope = get("rope_parameters", dict, {})
-    scaling = {**get("rope_scaling", dict, {}), **rope}
-    heads, hidden = get("num_attention_heads"), get("hidden_size")
-    if heads < 1:
-        raise ModelError(f"{path}: num_attention_heads is {heads}")
-    return check_config(
-        path,
-        ModelConfig(
-            architecture=get("model_type", str),
-            layers=get("num_hidden_layers"),
-            hidden_size=hidden,
-            intermediate_size=get("intermediate_size"),
-            heads=heads,
-            kv_heads=get("num_key_value_heads", int, heads),
-            head_dim=get("head_dim", int, hidden // heads),
-            vocabulary=get("vocab_size"),
-            context_length=get("max_position_embeddings"),
-            rope_theta=float(rope.get("rope_theta") or get("rope_theta", (int, float), 10000.0)),
-            norm_eps=float(get("rms_norm_eps", (int, float), 1e-6)),
-            tied_head=get("tie_word_embeddings", bool, False) or not has_head,
-            attention_bias=get("attention_bias", bool, False),
-            rope_scaling=_rope_scaling(path, scaling),
-        ),
-    )
-
-
-def _rope_scaling(path: Path, scaling: Mapping[str, Any]) -> RopeScaling | None:
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ModelError(f"{path}: rope scaling of the kind {kind!r} is not known, only 'llama3'")
-    try:
-        return RopeScaling(
-            factor=float(scaling["factor"]),
-            low_freq_factor=float(scaling["low_freq_factor"]),
-            high_freq_factor=float(scaling["high_freq_factor"]),
-            original_context=int(scaling["original_max_position_embeddings"]),
-        )
-    except (LookupError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: the rope scaling lacks a number: {error}") from error
