@@ -80,7 +80,7 @@ class InputProcessor:
         )
         matcher = None
         if grammar is not None:
-            matcher = grammar.matcher(end_tokens)
+            matcher = grammar.matcher(end_tokens, params.min_tokens or 0)
         elif healed:
             matcher = HealedBeginning(self._healer, given)
         request = Request(

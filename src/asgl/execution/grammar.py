@@ -15,45 +15,35 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from asgl.errors import GrammarError
+from asgl.execution.json_schema import json_rules
+from asgl.execution.lark import lark_grammar
 from asgl.types import GrammarSource
 
 _SHOWN = 2_000
 """So many characters of llguidance's messages are passed on: they may quote the whole source."""
 _LACKING = "the model's vocabulary has no token for what must come next"
 _IMPOSSIBLE = "no text is allowed here, or none that the model's vocabulary has tokens for"
-_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SINGLE = (
-    "items",
-    "additionalProperties",
-    "contains",
-    "not",
-    "if",
-    "then",
-    "else",
-    "propertyNames",
-)
-"""Where a schema holds others: by name, in a list, or one."""
-_OPEN = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties"})
-"""With one of these, an object's schema speaks of properties that it does not name."""
-_FURTHER = frozenset({"$ref", "anyOf", "oneOf", "if", "dependentSchemas"})
-"""With one of these, an object must fit another schema as well."""
-_SUBSCHEMAS = 200
-"""So many parts of a schema are tried, to say which of them is wrong."""
+_STACK = 256 * 2**20
+"""Bytes of the stack on which grammars are compiled: three times what those need that call
+themselves most, 10,000 rules one inside the other. What is not used is not backed by memory."""
+_STACK_SIZE = threading.Lock()
+"""Held while the size of new threads' stacks is another one."""
 
 
 class Vocabulary(Protocol):
     """What a grammar needs of a tokenizer; see `asgl.models.tokenizer.Tokenizer`."""
 
     vocabulary: int
+    special_tokens: Mapping[str, int]
+    """The control tokens, which are no part of any text."""
 
     def encode(self, text: str, /) -> list[int]: ...
 
@@ -62,12 +52,12 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a source may cost. Past any of them it is refused with GrammarError."""
+    """What a source may cost. Past any of them it is refused with GrammarError.
+
+    All of them are counts: what is refused does not depend on how fast the machine is."""
 
     characters: int = 1_000_000
     """Of the source."""
-    seconds: float = 3.0
-    """To compile it and to find the first tokens it allows, on a thread of its own."""
     symbols: int = 200_000
     """Of the compiled grammar."""
     lexer_states: int = 50_000
@@ -96,6 +86,7 @@ class Matcher:
         "_bytes",
         "_ends",
         "_forced",
+        "_left",
         "_matcher",
         "_open_end",
         "_texts",
@@ -103,7 +94,12 @@ class Matcher:
     )
 
     def __init__(
-        self, matcher: LLMatcher, texts: Sequence[bytes], ends: Iterable[int], open_end: bool
+        self,
+        matcher: LLMatcher,
+        texts: Sequence[bytes],
+        ends: Iterable[int],
+        open_end: bool,
+        min_tokens: int,
     ) -> None:
         self._matcher = matcher
         self._texts = texts
@@ -116,6 +112,8 @@ class Matcher:
         """The tokens that may follow, token t as bit t, ends not among them; None: not known
         yet."""
         self._forced: list[int] | None = None
+        self._left = min_tokens
+        """So many tokens must come before the text may end; 0 or less: none."""
         self.error: str | None = None
         """Why the generation cannot go on, if that is not because it is complete."""
 
@@ -128,7 +126,11 @@ class Matcher:
     def complete(self) -> bool:
         """Whether nothing may follow: the sentence is whole, or the grammar gave up (then `error`
         says why)."""
-        return self.error is not None or (not self.forced() and self._following() == 0)
+        if self.error is None and not self.forced() and self._following() == 0:
+            if self._left > 0 and self.error is None:
+                self._fail(f"nothing may follow, and min_tokens asks for {self._left} tokens more")
+            return True
+        return self.error is not None
 
     def ends(self, token_id: int) -> bool:
         """Whether the token, one that `mask` gave, only says that the text ends before it."""
@@ -137,6 +139,7 @@ class Matcher:
     def push(self, token_id: int) -> None:
         """Goes on by a token, one that `mask` or `forced` gave and that ends nothing."""
         self._allowed = self._forced = None
+        self._left -= 1
         if self.error is None and not self._matcher.consume_token(token_id):
             self._fail(f"token {token_id} was refused: {self._matcher.get_error()}")
 
@@ -175,7 +178,7 @@ class Matcher:
         if forced := self.forced():
             return (1 << forced[0]).to_bytes(self._bytes, "little")
         allowed = self._following()
-        if self._matcher.is_accepting():
+        if self._matcher.is_accepting() and (self._left <= 0 or not allowed):
             allowed |= self._ends
         return ((allowed & ~_bits(banned)) or allowed).to_bytes(self._bytes, "little")
 
@@ -214,10 +217,10 @@ class Grammar:
         self._texts = texts
         self._open_end = open_end
 
-    def matcher(self, ends: Iterable[int]) -> Matcher:
+    def matcher(self, ends: Iterable[int], min_tokens: int = 0) -> Matcher:
         """A generation at its beginning, which may end with one of the tokens `ends` wherever the
-        grammar lets it end."""
-        return Matcher(self._start.deep_copy(), self._texts, ends, self._open_end)
+        grammar lets it end, after at least `min_tokens` tokens."""
+        return Matcher(self._start.deep_copy(), self._texts, ends, self._open_end, min_tokens)
 
 
 class Compiler:
@@ -244,8 +247,8 @@ class Compiler:
         return future.result()
 
     def compile(self, source: GrammarSource) -> Grammar:
-        """The grammar of the source. Blocks for about a millisecond, and at most the time limit:
-        not for the event loop.
+        """The grammar of the source. Blocks for about a millisecond, and for seconds where the
+        source nears the limits: not for the event loop.
 
         GrammarError for a source that is wrong, or past the limits. Threads that ask for the same
         source at the same time wait for one of them.
@@ -281,12 +284,15 @@ class Compiler:
         tokenizer, texts = self._llguidance_tokenizer()
         try:
             definition = _definition(source)
-        except RecursionError:
-            raise GrammarError(f"the {_named(source)} is nested too deeply") from None
-        start = _within(limits.seconds, _named(source), lambda: self._start(tokenizer, definition))
+        except GrammarError as error:
+            reason = str(error)
+            if not reason.startswith((" at ", ": ")):
+                reason = f": {reason}"
+            raise GrammarError(f"the {_named(source)} does not compile{reason}") from None
+        start = _on_a_large_stack(lambda: self._start(tokenizer, definition))
         if start.is_error():
             raise GrammarError(
-                f"the {_named(source)} does not compile{_where(source, start.get_error())}"
+                f"the {_named(source)} does not compile{_reason(source, start.get_error())}"
             )
         return Grammar(start, texts, source.open_end)
 
@@ -333,9 +339,12 @@ class _Adapter:
     is one more token."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.tokens = [vocabulary.token_bytes(token) for token in range(vocabulary.vocabulary)] + [
-            b"<|end of the text|>"
+        control = frozenset(vocabulary.special_tokens.values())
+        self.tokens = [
+            b"" if token in control else vocabulary.token_bytes(token)
+            for token in range(vocabulary.vocabulary)
         ]
+        self.tokens.append(b"<|end of the text|>")
         self.eos_token_id = vocabulary.vocabulary
         self.bos_token_id = None
         self.special_token_ids = [token for token, text in enumerate(self.tokens) if not text] + [
@@ -349,9 +358,9 @@ class _Adapter:
         return self._encode(text)
 
 
-def _within(seconds: float, what: str, work: Callable[[], LLMatcher]) -> LLMatcher:
-    """The result of work that cannot be interrupted; past the time it is left to end by itself, on
-    its own thread."""
+def _on_a_large_stack(work: Callable[[], LLMatcher]) -> LLMatcher:
+    """The result of work on a thread of its own, whose stack is large enough for all that the
+    limits allow: llguidance calls itself from rule to rule, and past the stack the process dies."""
     done: Future[LLMatcher] = Future()
 
     def run() -> None:
@@ -360,15 +369,13 @@ def _within(seconds: float, what: str, work: Callable[[], LLMatcher]) -> LLMatch
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=run, name="asgl-grammar", daemon=True).start()
-    try:
-        return done.result(seconds)
-    except TimeoutError:
-        raise GrammarError(
-            f"the {what} took more than {seconds:g} seconds to compile: make it simpler, with "
-            "fewer optional "
-            "parts and bounded repetitions"
-        ) from None
+    with _STACK_SIZE:  # the size is one for the whole process
+        size = threading.stack_size(_STACK)
+        try:
+            threading.Thread(target=run, name="asgl-grammar", daemon=True).start()
+        finally:
+            threading.stack_size(size)
+    return done.result()
 
 
 def _named(source: GrammarSource) -> str:
@@ -385,11 +392,11 @@ def _definition(source: GrammarSource) -> str:
     if source.kind == "regex":
         return LLMatcher.grammar_from_regex(source.text)
     if source.kind == "grammar":
-        return LLMatcher.grammar_from_lark(source.text)
+        return LLMatcher.grammar_from_lark(lark_grammar(source.text))
     if source.kind == "choices":
         options: list[str] = json.loads(source.text)
         return LLMatcher.grammar_from_regex("|".join(map(_literal, options)))
-    return _schema_definition(json.loads(source.text))
+    return LLMatcher.grammar_from_lark("start: json-r0\n" + json_rules(source.text, "json-"))
 
 
 def _literal(text: str) -> str:
@@ -399,85 +406,8 @@ def _literal(text: str) -> str:
     )
 
 
-def _schema_definition(schema: Any) -> str:
-    """The schema as a grammar. It asks for less than it could in two ways, and what it allows is
-    valid all the same: white space is as json.dumps writes it, and an object has no properties but
-    those that are named, unless it says that it may."""
-    if not isinstance(schema, dict):
-        schema = {} if schema is True else {"not": {}}
-    return LLMatcher.grammar_from_json_schema(
-        json.dumps(_prepared(schema, not _intersects(schema))),
-        defaults={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
-    )
-
-
-def _prepared(schema: Any, close: bool) -> Any:
-    """The schema with unions whose members exclude each other by a discriminator as `anyOf`, and
-    its objects closed."""
-    if not isinstance(schema, dict):
-        return schema
-    ready: dict[str, Any] = {}
-    for key, part in schema.items():
-        if key in _NAMED and isinstance(part, dict):
-            ready[key] = {name: _prepared(inner, close) for name, inner in part.items()}
-        elif key in _LISTED and isinstance(part, list):
-            ready[key] = [_prepared(inner, close) for inner in part]
-        else:
-            ready[key] = _prepared(part, close) if key in _SINGLE else part
-    if isinstance(ready.get("discriminator"), dict) and "oneOf" in ready and "anyOf" not in ready:
-        del ready["discriminator"]
-        ready["anyOf"] = ready.pop("oneOf")
-    if close and "properties" in ready and not _OPEN.intersection(ready):
-        ready["additionalProperties"] = False
-    return ready
-
-
-def _intersects(schema: dict[str, Any]) -> bool:
-    """Whether anything has to fit two object schemas at once, of which neither may then be
-    closed."""
-    if "allOf" in schema or ("properties" in schema and _FURTHER.intersection(schema)):
-        return True
-    return any(isinstance(part, dict) and _intersects(part) for _, part in _parts(schema))
-
-
-def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The schemas directly inside of a schema, with their paths."""
-    for key, part in schema.items():
-        if key in _NAMED and isinstance(part, dict):
-            yield from ((f"{key}/{name}", inner) for name, inner in part.items())
-        elif key in _LISTED and isinstance(part, list):
-            yield from ((f"{key}/{index}", inner) for index, inner in enumerate(part))
-        elif key in _SINGLE:
-            yield key, part
-
-
-def _where(source: GrammarSource, error: str) -> str:
-    """What is wrong, and as far as can be said where."""
-    if source.kind == "json_schema":
-        schema = json.loads(source.text)
-        path = _path_to_error(schema, error) if isinstance(schema, dict) else ""
-        return (f" at {path}" if path else "") + f": {error[:_SHOWN]}"
-    if source.kind in (
-        "regex",
-        "choices",
-    ):  # leaves out the grammar that llguidance put around the expression
+def _reason(source: GrammarSource, error: str) -> str:
+    """What llguidance says is wrong, without the grammar that it put around an expression."""
+    if source.kind in ("regex", "choices"):
         error = error.partition("regex parse error:\n")[2].partition("\n   1 |")[0] or error
     return f":\n{error[:_SHOWN].rstrip()}"
-
-
-def _path_to_error(schema: dict[str, Any], error: str) -> str:
-    """The path, as a JSON pointer, of the deepest part of the schema that is wrong in the same way
-    all by itself."""
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    path, part, left = "", schema, _SUBSCHEMAS
-    inner = _parts(part)
-    while left > 0 and (found := next(inner, None)) is not None:
-        left -= 1
-        key, candidate = found
-        if (
-            isinstance(candidate, dict)
-            and LLMatcher.validate_grammar(_schema_definition({**shared, **candidate})) == error
-        ):
-            path, part = f"{path}/{key}", candidate
-            inner = _parts(part)
-    return path

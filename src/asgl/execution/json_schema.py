@@ -1,0 +1,909 @@
+"""JSON schemas as rules: every text that fits the rules is valid by the schema.
+
+What is allowed may be less than what is valid: white space is as json.dumps writes it, properties
+come in the order of the schema, an object has no properties but those that its schema speaks of,
+and a character has one spelling. What cannot be done exactly is refused with GrammarError, which
+names the place.
+
+    expand       a schema, its references and the members of its `allOf`: all of them must fit
+    unions       of `anyOf` and `oneOf`, one member is chosen at a time
+    write        what then is left, type by type
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_
+from typing import Any, TypeAlias
+from urllib.parse import unquote
+
+from asgl.errors import GrammarError
+from asgl.execution.json_numbers import NumberRange, integer_limits
+from asgl.execution.json_strings import CHARACTER, Pattern, pattern, spelling, string_format
+from asgl.execution.rules import Repeat, Rule, Rules, Sentence, Terminal, Text, quoted
+
+Schema: TypeAlias = dict[str, Any]
+
+_TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+_SPEAKS_OF = {
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "string": ("minLength", "maxLength", "pattern", "format"),
+    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
+    "object": (
+        "properties",
+        "required",
+        "additionalProperties",
+        "patternProperties",
+        "propertyNames",
+        "minProperties",
+        "maxProperties",
+    ),
+}
+"""The keywords that bound values of a type, and say nothing of others."""
+_REFUSED = (
+    "if",
+    "then",
+    "else",
+    "dependentSchemas",
+    "dependentRequired",
+    "dependencies",
+    "contains",
+    "minContains",
+    "maxContains",
+    "unevaluatedItems",
+    "additionalItems",
+    "contentSchema",
+    "$dynamicRef",
+    "$recursiveRef",
+)
+_NUMERIC_FORMATS = {
+    **{
+        f"{prefix}int{bits}": integer_limits(bits, signed=not prefix)
+        for prefix in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+    "float": NumberRange(low=-3.4028234e38, high=3.4028234e38),
+    "float32": NumberRange(low=-3.4028234e38, high=3.4028234e38),
+    "double": NumberRange(),
+    "float64": NumberRange(),
+}
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties", "not", "propertyNames", "unevaluatedProperties")
+"""Where a schema holds others: by name, in a list, or one."""
+_CHOICES = 20
+"""Unions are looked into so deep, to tell their members apart."""
+_UNIQUE = 16
+"""The items of an array without duplicates are chosen among so many."""
+_PATTERNS = 20
+"""So many patterns of property names can be told apart."""
+_ENDS = 2**53 - 1
+_OF_JSON = ("null", "boolean", "number", "string", "array", "object")
+
+
+def json_rules(schema: Any, prefix: str = "") -> str:
+    """Rules in Lark's notation, the first of which is what fits the schema.
+
+    schema: as json.loads gives it, or text in JSON.
+    prefix: begins the names of the rules.
+
+    GrammarError for a schema that is wrong, that no text fits, or that is not supported.
+    """
+    return _Writer(loads(schema) if isinstance(schema, str) else schema, prefix).lark()
+
+
+def loads(text: str) -> Any:
+    """The value of a text in JSON; GrammarError if it is none, or nested too deeply."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise GrammarError("nested too deeply") from None
+    except ValueError as error:
+        raise GrammarError(str(error)) from None
+
+
+def _no_constant(name: str) -> Any:
+    raise GrammarError(f"{name} is no number of JSON")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Union:
+    """Schemas of which one must fit, and no other if it is exclusive."""
+
+    members: tuple[Any, ...]
+    exclusive: bool
+    discriminator: str | None
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class _All:
+    """What a value must fit, all of it: schemas without unions and references, and unions."""
+
+    leaves: tuple[Schema, ...]
+    unions: tuple[_Union, ...]
+
+    @property
+    def key(self) -> frozenset[int]:
+        return frozenset(map(id, (*self.leaves, *self.unions)))
+
+
+class _Impossible(Exception):
+    """No value fits."""
+
+
+class _Writer:
+    """Writes the rules of one schema. Each set of schemas that a value must fit has one rule."""
+
+    def __init__(self, root: Any, prefix: str) -> None:
+        self._root = root
+        self._rules = Rules(prefix)
+        self._paths: dict[int, str] = dict(_places(root))
+        self._split: dict[int, tuple[Schema | None, list[Any], list[_Union]]] = {}
+        self._known: dict[frozenset[int], Rule] = {}
+        self._todo: deque[tuple[Rule, _All]] = deque()
+        self._required: dict[frozenset[str], Schema] = {}
+        self._why: str | None = None
+        """Why something has no value, the first time."""
+
+    def lark(self) -> str:
+        start = self._value([self._root])
+        while self._todo:
+            rule, all_ = self._todo.popleft()
+            try:
+                self._rules.define(rule, self._sentences(all_))
+            except _Impossible as error:
+                self._why = self._why or str(error)
+            except GrammarError as error:
+                self._refuse(all_, error)
+        text = self._rules.lark(start)
+        if text is None:
+            raise GrammarError(self._why or ": no value of finite length fits it")
+        return text
+
+    def _refuse(self, all_: _All, error: GrammarError) -> None:
+        """Raises the error again, with the place."""
+        message = str(error)
+        if message.startswith((" at ", ": ")):
+            raise error
+        raise GrammarError(self._at(*all_.leaves) + message) from None
+
+    def _at(self, *schemas: Schema) -> str:
+        """The beginning of a message: where it is."""
+        path = next((self._paths[id(one)] for one in schemas if self._paths.get(id(one))), "")
+        return f" at {path}: " if path else ": "
+
+    def _value(self, schemas: Iterable[Any], *more: _Union) -> Rule:
+        """The rule of the values that fit all the schemas, and the unions."""
+        all_ = self._expand(schemas)
+        if all_ is None:
+            return self._rules.rule()
+        if more:
+            unions = dict.fromkeys((*all_.unions, *more))
+            all_ = _All(all_.leaves, tuple(unions))
+        rule = self._known.get(all_.key)
+        if rule is None:
+            rule = self._known[all_.key] = self._rules.rule()
+            self._todo.append((rule, all_))
+        return rule
+
+    def _expand(self, schemas: Iterable[Any]) -> _All | None:
+        """What the schemas ask for, with all that they refer to. None if nothing fits."""
+        leaves: dict[int, Schema] = {}
+        unions: dict[_Union, None] = {}
+        todo = [(schema, False) for schema in reversed(list(schemas))]
+        open_: dict[int, bool] = {}
+        """The schemas seen: whether those that they refer to are still being looked at."""
+        while todo:
+            schema, left = todo.pop()
+            if left:
+                open_[id(schema)] = False
+                continue
+            if schema is True:
+                continue
+            if schema is False:
+                self._why = self._why or ": no value is allowed"
+                return None
+            if not isinstance(schema, dict):
+                raise GrammarError(
+                    f": a schema must be an object or a boolean, not {schema!r:.100}"
+                )
+            seen = open_.get(id(schema))
+            if seen:
+                raise GrammarError(self._at(schema) + "it refers to itself, with nothing between")
+            if seen is not None:
+                continue
+            leaf, further, alternatives = self._parts(schema)
+            if leaf is not None:
+                leaves[id(leaf)] = leaf
+            unions.update(dict.fromkeys(alternatives))
+            open_[id(schema)] = True
+            todo.append((schema, True))
+            todo += ((part, False) for part in reversed(further))
+        return _All(tuple(leaves.values()), tuple(unions))
+
+    def _parts(self, schema: Schema) -> tuple[Schema | None, list[Any], list[_Union]]:
+        """A schema taken apart: what it says itself, what must fit besides, and its unions."""
+        parts = self._split.get(id(schema))
+        if parts is not None:
+            return parts
+        where = self._at(schema)
+        _check(schema, where)
+        leaf = {
+            key: part
+            for key, part in schema.items()
+            if key not in ("$ref", "allOf", "anyOf", "oneOf")
+        }
+        self._paths[id(leaf)] = self._paths.get(id(schema), "")
+        further: list[Any] = list(schema.get("allOf", ()))
+        if "$ref" in schema:
+            further.append(self._target(schema["$ref"], where))
+        if "unevaluatedProperties" in schema:
+            if len(leaf) < len(schema):
+                raise GrammarError(
+                    f"{where}unevaluatedProperties beside $ref, allOf, anyOf or oneOf"
+                )
+            leaf.setdefault("additionalProperties", leaf.pop("unevaluatedProperties"))
+        discriminator = schema.get("discriminator")
+        name = discriminator.get("propertyName") if isinstance(discriminator, dict) else None
+        unions = [
+            _Union(
+                tuple(schema[key]),
+                key == "oneOf",
+                name if isinstance(name, str) else None,
+                self._paths.get(id(schema), ""),
+            )
+            for key in ("anyOf", "oneOf")
+            if key in schema
+        ]
+        self._split[id(schema)] = parts = (leaf or None, further, unions)
+        return parts
+
+    def _target(self, reference: str, where: str) -> Any:
+        """What a reference refers to, a JSON pointer after #."""
+        if not reference.startswith("#"):
+            raise GrammarError(
+                f"{where}$ref {reference!r}: only places in the schema itself, #/..."
+            )
+        part, path = self._root, unquote(reference[1:])
+        if path and not path.startswith("/"):
+            raise GrammarError(f"{where}$ref {reference!r}: anchors are not supported")
+        for name in path.split("/")[1:]:
+            name = name.replace("~1", "/").replace("~0", "~")
+            if isinstance(part, dict) and name in part:
+                part = part[name]
+            elif isinstance(part, list) and name.isdecimal() and int(name[:9]) < len(part):
+                part = part[int(name)]
+            else:
+                raise GrammarError(f"{where}$ref {reference!r}: there is no such place")
+        self._paths.setdefault(id(part), path)
+        return part
+
+    def _sentences(self, all_: _All) -> list[Sentence]:
+        """The alternatives of the values that fit."""
+        if not all_.unions:
+            return self._plain(all_.leaves)
+        union, *others = all_.unions
+        members = self._exclusive(union) if union.exclusive else [(one,) for one in union.members]
+        return [(self._value((*all_.leaves, *member), *others),) for member in members]
+
+    # unions
+
+    def _exclusive(self, union: _Union) -> list[tuple[Any, ...]]:
+        """The members of a `oneOf`, each with what makes it fail where another one fits.
+
+        A property tells two members apart if its constants differ. It must then be there, also if
+        the schema does not ask for it.
+        """
+        members: list[tuple[Any, ...]] = []
+        for member in union.members:
+            all_ = self._expand([member])
+            if all_ is not None:
+                members.append((member,))
+        traits = [self._traits(member) for (member,) in members]
+        needed: list[set[str]] = [set() for _ in members]
+        for later, one in enumerate(traits):
+            for earlier, other in enumerate(traits[:later]):
+                if one.apart(other):
+                    continue
+                names = [name for name in one.constants if name in other.constants]
+                if union.discriminator in names:
+                    names.insert(0, union.discriminator)
+                telling = next(
+                    (n for n in names if one.constants[n].isdisjoint(other.constants[n])), None
+                )
+                if telling is None:
+                    at = f" at {union.path}" if union.path else ""
+                    raise GrammarError(
+                        f"{at}: members {earlier} and {later} of oneOf may both fit a value: give "
+                        "them a property of different constants, or use anyOf"
+                    )
+                needed[later].add(telling)
+                needed[earlier].add(telling)
+        return [
+            (*member, self._with(names)) if names else member
+            for member, names in zip(members, needed, strict=True)
+        ]
+
+    def _with(self, names: set[str]) -> Schema:
+        """The schema of an object with these properties, the same for the same names."""
+        key = frozenset(names)
+        return self._required.setdefault(key, {"required": sorted(names)})
+
+    def _traits(self, schema: Any, depth: int = 0) -> _Traits:
+        """What all values of a schema have in common."""
+        all_ = self._expand([schema]) if depth < _CHOICES else _All((), ())
+        if all_ is None:
+            return _Traits(frozenset(), frozenset(), {})
+        traits = _Traits(frozenset(_OF_JSON), None, {})
+        for leaf in all_.leaves:
+            constants: dict[str, frozenset[str]] = {}
+            for name, inner in leaf.get("properties", {}).items():
+                if inner is not True and (values := self._traits(inner, depth + 1).values):
+                    constants[name] = values
+            traits &= _Traits(_types_of(leaf), _constants(leaf), constants)
+        for union in all_.unions:
+            members = [self._traits(member, depth + 1) for member in union.members]
+            traits &= reduce(_Traits.__or__, members)
+        return traits
+
+    # one type at a time
+
+    def _plain(self, leaves: Sequence[Schema]) -> list[Sentence]:
+        """The alternatives of the values that fit schemas without unions."""
+        for leaf in leaves:
+            for key in _REFUSED:
+                if key in leaf:
+                    raise GrammarError(f"{self._at(leaf)}{key} is not supported")
+            if "not" in leaf:
+                if leaf["not"] in (True, {}):
+                    raise _Impossible(f"{self._at(leaf)}no value is allowed")
+                if leaf["not"] is not False:
+                    raise GrammarError(f"{self._at(leaf)}not is not supported")
+        if any("const" in leaf or "enum" in leaf for leaf in leaves):
+            return self._constant(leaves)
+        types = set(_TYPES)
+        for leaf in leaves:
+            types &= _asked(leaf)
+        if "number" in types:
+            types.discard("integer")
+        if not any("type" in leaf for leaf in leaves):
+            # a schema that speaks of some types only most likely means them
+            meant = {
+                kind
+                for kind, keys in _SPEAKS_OF.items()
+                if any(key in leaf for key in keys for leaf in leaves)
+            }
+            types = meant or types
+        sentences: list[Sentence] = []
+        reasons: list[str] = []
+        for kind in (kind for kind in _TYPES if kind in types):
+            try:
+                sentences += self._of_type(kind, leaves)
+            except _Impossible as error:
+                reasons.append(str(error))
+        if not sentences:
+            why = reasons[0] if reasons else f"{self._at(*leaves)}no value fits"
+            raise GrammarError(why) if len(leaves) == 1 else _Impossible(why)
+        return sentences
+
+    def _of_type(self, kind: str, leaves: Sequence[Schema]) -> list[Sentence]:
+        if kind == "null":
+            return [(Text("null"),)]
+        if kind == "boolean":
+            return [(Text("true"),), (Text("false"),)]
+        if kind == "array":
+            return self._array(leaves)
+        if kind == "object":
+            return self._object(leaves)
+        found: list[Terminal] = []
+        if kind == "string":
+            found.append(self._string(leaves, '"'))
+        else:
+            found += _numbers(leaves, kind == "integer").terminals(self._rules.terminal)
+        if not found:
+            raise _Impossible(f"{self._at(*leaves)}no number is within the bounds")
+        return [(terminal,) for terminal in found]
+
+    def _constant(self, leaves: Sequence[Schema]) -> list[Sentence]:
+        candidates = next(
+            [leaf["const"]] if "const" in leaf else leaf["enum"]
+            for leaf in leaves
+            if "const" in leaf or "enum" in leaf
+        )
+        texts = dict.fromkeys(
+            _dumps(value) for value in candidates if all(_fits(value, leaf) for leaf in leaves)
+        )
+        if not texts:
+            why = f"{self._at(*leaves)}no constant fits all that is asked for"
+            raise GrammarError(why) if len(leaves) == 1 else _Impossible(why)
+        return [(Text(text),) for text in texts]
+
+    def _string(self, leaves: Sequence[Schema], after: str, *without: str) -> Terminal:
+        """A string with its opening quote, and what comes `after` its text.
+
+        without: names of terminals that its spelling must not fit.
+        """
+        least = max((_count(leaf, "minLength", 0) for leaf in leaves), default=0)
+        most = min((_count(leaf, "maxLength", _ENDS) for leaf in leaves), default=_ENDS)
+        if least > most:
+            raise _Impossible(f"{self._at(*leaves)}minLength is more than maxLength")
+        parts = [
+            self._rules.terminal(_regex(part.spelling)).name
+            for part in dict.fromkeys(part for leaf in leaves for part in _patterns(leaf))
+        ]
+        if least or most < _ENDS or not parts or without:
+            count = f"{{{least},{'' if most == _ENDS else most}}}"
+            parts.append(self._rules.terminal(_regex(CHARACTER + count)).name)
+        text = " & ".join((*parts, *(f"~{name}" for name in without)))
+        return self._rules.terminal(f'"\\"" ({text}) {quoted(after)}')
+
+    def _array(self, leaves: Sequence[Schema]) -> list[Sentence]:
+        least = max(_count(leaf, "minItems", 0) for leaf in leaves) if leaves else 0
+        most = min(_count(leaf, "maxItems", _ENDS) for leaf in leaves) if leaves else _ENDS
+        if least > most:
+            raise _Impossible(f"{self._at(*leaves)}minItems is more than maxItems")
+        if most > 1 and any(leaf.get("uniqueItems") for leaf in leaves):
+            return self._unique(leaves, least, most)
+        given = max((len(leaf.get("prefixItems", ())) for leaf in leaves), default=0)
+        sentences: list[Sentence] = [(Text("[]"),)] if least == 0 else []
+        so_far: Sentence = (Text("["),)
+        for index in range(min(given, most)):
+            so_far = (*so_far, Text(", " if index else ""), self._item(leaves, index))
+            if index + 1 >= least and index + 1 < given:
+                sentences.append((*so_far, Text("]")))
+        if most <= given:
+            if most == given and most > 0:
+                sentences.append((*so_far, Text("]")))
+            return sentences
+        if given:
+            further = self._rules.rule()
+            self._rules.define(further, [(Text(", "), self._item(leaves, given))])
+            count = Repeat(further, max(least - given, 0), None if most == _ENDS else most - given)
+            return [*sentences, (*so_far, count, Text("]"))]
+        item, further = self._item(leaves, 0), self._rules.rule()
+        self._rules.define(further, [(Text(", "), item)])
+        count = Repeat(further, max(least - 1, 0), None if most == _ENDS else most - 1)
+        return [*sentences, (Text("["), item, count, Text("]"))]
+
+    def _item(self, leaves: Sequence[Schema], index: int) -> Rule:
+        """What the item at the index must be."""
+        schemas: list[Any] = []
+        for leaf in leaves:
+            prefix = leaf.get("prefixItems", ())
+            schemas.append(prefix[index] if index < len(prefix) else leaf.get("items", True))
+        return self._value(schemas)
+
+    def _unique(self, leaves: Sequence[Schema], least: int, most: int) -> list[Sentence]:
+        """Arrays without duplicates, of a few constants: in the order of the schema."""
+        all_ = self._expand(
+            [leaf.get("items", True) for leaf in leaves if "items" in leaf or "prefixItems" in leaf]
+        )
+        constants = list[Sentence]()
+        if all_ is None:
+            constants = []
+        elif not all_.unions and not any("prefixItems" in leaf for leaf in leaves):
+            finite = any("const" in leaf or "enum" in leaf for leaf in all_.leaves)
+            if finite or {"boolean"} == set(_TYPES).intersection(*map(_asked, all_.leaves)):
+                constants = self._plain(all_.leaves)
+        if all_ is not None and not 0 < len(constants) <= _UNIQUE:
+            raise GrammarError(
+                f"{self._at(*leaves)}uniqueItems is supported for items of at most {_UNIQUE} "
+                "constants (enum)"
+            )
+        return self._chosen(constants, least, most)
+
+    def _chosen(self, constants: list[Sentence], least: int, most: int) -> list[Sentence]:
+        """An array of some of the constants, each at most once, in their order."""
+        most = min(most, len(constants))
+        after: dict[int, Rule] = {}
+        for index in range(len(constants), -1, -1):
+            before = after
+            after = {}
+            for count in range(min(index, most) + 1):
+                rule = after[count] = self._rules.rule()
+                options: list[Sentence] = []
+                if index == len(constants):
+                    options += [(Text("]"),)] if count >= least else []
+                else:
+                    options.append((before[count],))
+                    if count < most:
+                        sep = Text(", " if count else "")
+                        options.append((sep, *constants[index], before[count + 1]))
+                self._rules.define(rule, options)
+        return [(Text("["), after[0])]
+
+    # objects
+
+    def _object(self, leaves: Sequence[Schema]) -> list[Sentence]:
+        required = list(dict.fromkeys(name for leaf in leaves for name in leaf.get("required", ())))
+        names = dict.fromkeys(name for leaf in leaves for name in leaf.get("properties", ()))
+        finite = _names(self._named_by(leaves))
+        names.update(dict.fromkeys((*required, *(finite or ()))))
+        least = max((_count(leaf, "minProperties", 0) for leaf in leaves), default=0)
+        most = min((_count(leaf, "maxProperties", _ENDS) for leaf in leaves), default=_ENDS)
+        members: list[tuple[Sentence, bool]] = []
+        for name in names:
+            try:
+                value = self._property(name, leaves)
+            except _Impossible as error:
+                if name in required:
+                    raise
+                self._why = self._why or str(error)
+                continue
+            members.append(((Text(_dumps(name) + ": "), value), name in required))
+        others = self._others(leaves, list(names)) if finite is None else []
+        if others and least > len(required) + 1:
+            raise GrammarError(
+                f"{self._at(*leaves)}minProperties is supported up to one more than is required: "
+                "names that are made up may be the same"
+            )
+        return self._members(members, others, least, most)
+
+    def _property(self, name: str, leaves: Sequence[Schema]) -> Rule:
+        """The values of a property that has this name. _Impossible if there can be none."""
+        schemas: list[Any] = []
+        for leaf in leaves:
+            own = [leaf["properties"][name]] if name in leaf.get("properties", ()) else []
+            for source, schema in leaf.get("patternProperties", {}).items():
+                if pattern(source).fits(name):
+                    own.append(schema)
+            schemas += own or [_additional(leaf)]
+        for named in self._named_by(leaves):
+            if not (_fits(name, named) and "string" in _asked(named)):
+                raise _Impossible(f"{self._at(*leaves)}no property may be named {name!r}")
+        all_ = self._expand(schemas)
+        if all_ is None:
+            raise _Impossible(f"{self._at(*leaves)}the property {name!r} is not allowed")
+        return self._value(schemas)
+
+    def _named_by(self, leaves: Sequence[Schema]) -> Sequence[Schema]:
+        """The schemas that the names of properties must fit."""
+        all_ = self._expand(leaf["propertyNames"] for leaf in leaves if "propertyNames" in leaf)
+        if all_ is None:
+            return ({"enum": []},)
+        if all_.unions:
+            raise GrammarError(f"{self._at(*leaves)}propertyNames with unions is not supported")
+        return all_.leaves
+
+    def _others(self, leaves: Sequence[Schema], names: list[str]) -> list[Sentence]:
+        """Names and values of properties that the schemas do not name."""
+        patterns = list(
+            dict.fromkeys(source for leaf in leaves for source in leaf.get("patternProperties", ()))
+        )
+        if len(patterns) > _PATTERNS:
+            raise GrammarError(f"{self._at(*leaves)}more than {_PATTERNS} patterns of names")
+        says = any("additionalProperties" in leaf for leaf in leaves)
+        free = says or (not any("properties" in leaf for leaf in leaves) and not patterns)
+        terminals = [self._rules.terminal(_regex(pattern(one).spelling)).name for one in patterns]
+        known = (
+            [self._rules.terminal(_regex("|".join(map(spelling, names) or "[^\\s\\S]"))).name]
+            if names
+            else []
+        )
+        found: list[Sentence] = []
+        for chosen in (*range(len(patterns)), *((None,) if free else ())):
+            source = None if chosen is None else patterns[chosen]
+            schemas = [
+                leaf["patternProperties"][source]
+                if source in leaf.get("patternProperties", ())
+                else _additional(leaf)
+                for leaf in leaves
+            ]
+            if self._expand(schemas) is None:
+                continue
+            without = [name for index, name in enumerate(terminals) if index != chosen]
+            named = [*self._named_by(leaves)]
+            if source is not None:
+                named.append({"pattern": source})
+            found.append((self._string(named, '": ', *without, *known), self._value(schemas)))
+        return found
+
+    def _members(
+        self, members: list[tuple[Sentence, bool]], others: list[Sentence], least: int, most: int
+    ) -> list[Sentence]:
+        """An object of these properties, in this order, those that are not required left out or
+        not; then of any of the others. What may follow depends on how many there were."""
+        limited = most < len(members) or (bool(others) and most < _ENDS)
+        cap = len(members) if limited else min(max(1, least), len(members))
+        further = self._rules.rule()
+        self._rules.define(further, [(Text(", "), *other) for other in others])
+        after = [
+            self._one_of(self._rest(count, others, further, least, most))
+            for count in range(cap + 1)
+        ]
+        for member, required in reversed(members):
+            before, after = after, []
+            for count in range(cap + 1):
+                options: list[Sentence] = []
+                if not limited or count < most:
+                    comma = Text(", " if count else "")
+                    options.append((comma, *member, *before[min(count + 1, cap)]))
+                if not required:
+                    options.append(before[count])
+                after.append(self._one_of(options))
+        return [(Text("{"), *after[0])]
+
+    def _rest(
+        self, count: int, others: list[Sentence], further: Rule, least: int, most: int
+    ) -> list[Sentence]:
+        """The end of an object after so many properties, others before it."""
+        missing = max(least - count, 0)
+        room = None if most == _ENDS else most - count
+        options: list[Sentence] = []
+        if not missing and (room is None or room >= 0):
+            options.append((Text("}"),))
+        if others and (room is None or room > 0):
+            if count:
+                options.append((Repeat(further, max(missing, 1), room), Text("}")))
+            else:
+                more = Repeat(further, max(missing - 1, 0), None if room is None else room - 1)
+                options += ((*other, more, Text("}")) for other in others)
+        return options
+
+    def _one_of(self, options: list[Sentence]) -> Sentence:
+        """A sentence that is any of the options."""
+        if len(options) == 1:
+            return options[0]
+        rule = self._rules.rule()
+        self._rules.define(rule, options)
+        return (rule,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    """What is known of all values of a schema."""
+
+    types: frozenset[str]
+    values: frozenset[str] | None
+    """All there are, as JSON; None if they are not constants."""
+    constants: Mapping[str, frozenset[str]]
+    """Of an object: the values of properties, where those are constants."""
+
+    def __and__(self, other: _Traits) -> _Traits:
+        if self.values is None or other.values is None:
+            values = other.values if self.values is None else self.values
+        else:
+            values = self.values & other.values
+        return _Traits(self.types & other.types, values, {**self.constants, **other.constants})
+
+    def __or__(self, other: _Traits) -> _Traits:
+        values = None
+        if self.values is not None and other.values is not None:
+            values = self.values | other.values
+        constants = {
+            name: found | other.constants[name]
+            for name, found in self.constants.items()
+            if name in other.constants
+        }
+        return _Traits(self.types | other.types, values, constants)
+
+    def apart(self, other: _Traits) -> bool:
+        """Whether no value has the traits of both."""
+        if self.types.isdisjoint(other.types):
+            return True
+        return (
+            self.values is not None
+            and other.values is not None
+            and self.values.isdisjoint(other.values)
+        )
+
+
+def _places(root: Any) -> Iterator[tuple[int, str]]:
+    """The schemas in a schema by their `id`, each with its place as a JSON pointer."""
+    todo = [(root, "")]
+    while todo:
+        schema, path = todo.pop()
+        if not isinstance(schema, dict):
+            continue
+        yield id(schema), path
+        for key, part in schema.items():
+            if key in _NAMED and isinstance(part, dict):
+                todo += ((inner, f"{path}/{key}/{name}") for name, inner in part.items())
+            elif key in _LISTED and isinstance(part, list):
+                todo += ((inner, f"{path}/{key}/{index}") for index, inner in enumerate(part))
+            elif key in _SINGLE:
+                todo.append((part, f"{path}/{key}"))
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and value >= 0 and value == int(value) and value <= _ENDS
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
+
+
+def _finite(value: float) -> bool:
+    return isinstance(value, int) or math.isfinite(value)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_schemas(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)
+
+
+_TEXT = ("a string", lambda value: isinstance(value, str))
+_COUNT = ("an integer of 0 or more", _is_count)
+_NUMBER = ("a number", _is_number)
+_NAMES = ("a list of strings", _is_names)
+_SCHEMAS = ("a list of schemas, at least one", _is_schemas)
+_OBJECT = ("an object", lambda value: isinstance(value, dict))
+_LIST = ("a list, not empty", lambda value: isinstance(value, list) and bool(value))
+_KEYWORDS: dict[str, tuple[str, Any]] = {
+    "$ref": _TEXT,
+    "pattern": _TEXT,
+    "format": _TEXT,
+    "enum": _LIST,
+    "required": _NAMES,
+    "properties": _OBJECT,
+    "patternProperties": _OBJECT,
+    "allOf": _SCHEMAS,
+    "anyOf": _SCHEMAS,
+    "oneOf": _SCHEMAS,
+    "prefixItems": _SCHEMAS,
+    "uniqueItems": ("true or false", lambda value: isinstance(value, bool)),
+    "multipleOf": ("a number above 0", lambda value: _is_number(value) and value > 0),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), _COUNT),
+    **dict.fromkeys(("minProperties", "maxProperties"), _COUNT),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _NUMBER),
+    **dict.fromkeys(("x-max-digits", "x-decimal-places"), _COUNT),
+}
+
+
+def _check(schema: Schema, where: str) -> None:
+    """GrammarError for a keyword with a value that it cannot have."""
+    for key, value in schema.items():
+        expected, right = _KEYWORDS.get(key, ("", None))
+        if right is not None and not right(value):
+            raise GrammarError(f"{where}{key} must be {expected}, not {value!r:.100}")
+    if "type" in schema:
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        for kind in kinds:
+            if kind not in _TYPES:
+                raise GrammarError(f"{where}Invalid type: {kind!r:.100}")
+
+
+def _asked(leaf: Schema) -> set[str]:
+    """The types that a schema asks for. An integer is a number."""
+    if "type" not in leaf:
+        return set(_TYPES)
+    kinds = leaf["type"] if isinstance(leaf["type"], list) else [leaf["type"]]
+    return {*kinds, "integer"} if "number" in kinds else set(kinds)
+
+
+def _type_of(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "integer" if value == int(value) else "number"
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
+
+
+def _of_json(kind: str) -> str:
+    return "number" if kind == "integer" else kind
+
+
+def _types_of(leaf: Schema) -> frozenset[str]:
+    """The types that values of a schema may have, integers as numbers."""
+    kinds = frozenset(map(_of_json, _asked(leaf)))
+    for values in ([leaf["const"]] if "const" in leaf else None, leaf.get("enum")):
+        if values is not None:
+            kinds &= frozenset(_of_json(_type_of(value)) for value in values)
+    return kinds
+
+
+def _constants(leaf: Schema) -> frozenset[str] | None:
+    """The values of a schema as JSON, None if they are not constants."""
+    if "const" not in leaf and "enum" not in leaf:
+        return None
+    values = [leaf["const"]] if "const" in leaf else leaf["enum"]
+    return frozenset(map(_dumps, values))
+
+
+def _dumps(value: Any) -> str:
+    """The value as JSON, the same for equal values."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    try:
+        if isinstance(value, dict | list):
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(f"the constant {value!r:.100}: {error}") from None
+    return text
+
+
+def _fits(value: Any, leaf: Schema) -> bool:
+    """Whether a constant fits a schema without unions."""
+    kind = _type_of(value)
+    if kind not in _asked(leaf):
+        return False
+    if "const" in leaf and _dumps(leaf["const"]) != _dumps(value):
+        return False
+    if "enum" in leaf and _dumps(value) not in map(_dumps, leaf["enum"]):
+        return False
+    if kind in ("integer", "number"):
+        return _numbers([leaf], integer=False).fits(value)
+    if kind == "string":
+        return _count(leaf, "minLength", 0) <= len(value) <= _count(
+            leaf, "maxLength", _ENDS
+        ) and all(part.fits(value) for part in _patterns(leaf))
+    for key in _SPEAKS_OF.get(kind, ()):
+        if key in leaf:
+            raise GrammarError(f": {key} beside constants that are objects or arrays")
+    return True
+
+
+def _count(leaf: Schema, key: str, default: int) -> int:
+    return int(leaf.get(key, default))
+
+
+def _patterns(leaf: Schema) -> list[Pattern]:
+    """What the text of a string must match."""
+    found = [pattern(leaf["pattern"])] if "pattern" in leaf else []
+    name = leaf.get("format")
+    numeric = name in _NUMERIC_FORMATS and "number" in map(_of_json, _asked(leaf))
+    if name is not None and not numeric and (known := string_format(name)) is not None:
+        found.append(known)
+    if "format" not in leaf and str(leaf.get("contentEncoding")).lower() in ("base64", "base64url"):
+        encoded = string_format(leaf["contentEncoding"].lower())
+        assert encoded is not None
+        found.append(encoded)
+    return found
+
+
+def _numbers(leaves: Iterable[Schema], integer: bool) -> NumberRange:
+    """The numbers that fit schemas without constants."""
+    limits = [NumberRange(integer)]
+    for leaf in leaves:
+        limits.append(
+            NumberRange(
+                low=leaf.get("minimum"),
+                above=leaf.get("exclusiveMinimum"),
+                high=leaf.get("maximum"),
+                below=leaf.get("exclusiveMaximum"),
+                multiple_of=(leaf["multipleOf"],) if "multipleOf" in leaf else (),
+                digits=leaf.get("x-max-digits"),
+                places=leaf.get("x-decimal-places"),
+            )
+        )
+        limits.append(_NUMERIC_FORMATS.get(leaf.get("format", ""), NumberRange()))
+    return reduce(and_, limits)
+
+
+def _names(leaves: Sequence[Schema]) -> list[str] | None:
+    """The names that schemas of names allow, None if they are not constants."""
+    if all(_constants(leaf) is None for leaf in leaves):
+        return None
+    values = next(
+        [leaf["const"]] if "const" in leaf else leaf["enum"]
+        for leaf in leaves
+        if _constants(leaf) is not None
+    )
+    return [
+        value
+        for value in values
+        if isinstance(value, str) and all(_fits(value, leaf) for leaf in leaves)
+    ]
+
+
+def _additional(leaf: Schema) -> Any:
+    """The schema of properties that a schema does not name."""
+    return leaf.get("additionalProperties", True)
+
+
+def _regex(expression: str) -> str:
+    """The expression as a terminal of Lark, whose expressions end with a slash."""
+    return "/" + expression.replace("/", r"\x2f") + "/"
