@@ -189,8 +189,7 @@ class Matcher:
                 allowed = int.from_bytes(self._matcher.compute_bitmask(), "little") & self._all
             self._allowed = allowed
             if self._matcher.is_error():
-                error = self._matcher.get_error()
-                self._fail(_IMPOSSIBLE if error.startswith("NoExtensionBias") else error)
+                self._fail(_error(self._matcher))
             elif not allowed and not self._matcher.is_accepting():
                 self._fail(_LACKING)
         return self._allowed
@@ -198,6 +197,11 @@ class Matcher:
     def _fail(self, why: str) -> None:
         self.error = why.removesuffix("<non-verbose/>").rstrip()[:_SHOWN]
         self._allowed = 0
+
+
+def _error(matcher: LLMatcher) -> str:
+    error = matcher.get_error()
+    return _IMPOSSIBLE if error.startswith("NoExtensionBias") else error
 
 
 def _bits(tokens: Iterable[int]) -> int:
@@ -292,7 +296,7 @@ class Compiler:
         start = _on_a_large_stack(lambda: self._start(tokenizer, definition))
         if start.is_error():
             raise GrammarError(
-                f"the {_named(source)} does not compile{_reason(source, start.get_error())}"
+                f"the {_named(source)} does not compile{_reason(source, _error(start))}"
             )
         return Grammar(start, texts, source.open_end)
 
@@ -312,8 +316,11 @@ class Compiler:
             ),
         )
         if not start.is_error() and not start.is_stopped():
-            # builds what all generations share, and shows whether that is slow
-            start.deep_copy().compute_bitmask()
+            # builds what all generations share, and shows whether there is a first token
+            first = start.deep_copy()
+            first.compute_bitmask()
+            if first.is_error():
+                return first
         return start
 
     def _llguidance_tokenizer(self) -> tuple[LLTokenizer, Sequence[bytes]]:

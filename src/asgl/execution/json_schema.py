@@ -12,6 +12,7 @@ names the place.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import deque
@@ -144,7 +145,7 @@ class _Writer:
         self._root = root
         self._rules = Rules(prefix)
         self._paths: dict[int, str] = dict(_places(root))
-        self._split: dict[int, tuple[Schema | None, list[Any], list[_Union]]] = {}
+        self._split: dict[int, tuple[Schema, list[Any], list[_Union]]] = {}
         self._known: dict[frozenset[int], Rule] = {}
         self._todo: deque[tuple[Rule, _All]] = deque()
         self._required: dict[frozenset[str], Schema] = {}
@@ -219,7 +220,7 @@ class _Writer:
             if seen is not None:
                 continue
             leaf, further, alternatives = self._parts(schema)
-            if leaf is not None:
+            if leaf:
                 leaves[id(leaf)] = leaf
             unions.update(dict.fromkeys(alternatives))
             open_[id(schema)] = True
@@ -227,7 +228,7 @@ class _Writer:
             todo += ((part, False) for part in reversed(further))
         return _All(tuple(leaves.values()), tuple(unions))
 
-    def _parts(self, schema: Schema) -> tuple[Schema | None, list[Any], list[_Union]]:
+    def _parts(self, schema: Schema) -> tuple[Schema, list[Any], list[_Union]]:
         """A schema taken apart: what it says itself, what must fit besides, and its unions."""
         parts = self._split.get(id(schema))
         if parts is not None:
@@ -239,7 +240,9 @@ class _Writer:
             for key, part in schema.items()
             if key not in ("$ref", "allOf", "anyOf", "oneOf")
         }
+        # kept alive with the schema, so that its `id` stays its own
         self._paths[id(leaf)] = self._paths.get(id(schema), "")
+        self._split[id(leaf)] = (leaf, [], [])
         further: list[Any] = list(schema.get("allOf", ()))
         if "$ref" in schema:
             further.append(self._target(schema["$ref"], where))
@@ -261,7 +264,7 @@ class _Writer:
             for key in ("anyOf", "oneOf")
             if key in schema
         ]
-        self._split[id(schema)] = parts = (leaf or None, further, unions)
+        self._split[id(schema)] = parts = (leaf, further, unions)
         return parts
 
     def _target(self, reference: str, where: str) -> Any:
@@ -440,8 +443,11 @@ class _Writer:
         if least or most < _ENDS or not parts or without:
             count = f"{{{least},{'' if most == _ENDS else most}}}"
             parts.append(self._rules.terminal(_regex(CHARACTER + count)).name)
-        text = " & ".join((*parts, *(f"~{name}" for name in without)))
-        return self._rules.terminal(f'"\\"" ({text}) {quoted(after)}')
+        parts += (f"~{name}" for name in without)
+        terminal = self._rules.terminal(f'"\\"" ({" & ".join(parts)}) {quoted(after)}')
+        if len(parts) > 1 and not self._rules.possible(terminal):
+            raise _Impossible(f"{self._at(*leaves)}no string fits all that is asked for")
+        return terminal
 
     def _array(self, leaves: Sequence[Schema]) -> list[Sentence]:
         least = max(_count(leaf, "minItems", 0) for leaf in leaves) if leaves else 0
@@ -549,11 +555,15 @@ class _Writer:
         """The values of a property that has this name. _Impossible if there can be none."""
         schemas: list[Any] = []
         for leaf in leaves:
-            own = [leaf["properties"][name]] if name in leaf.get("properties", ()) else []
+            sure = name in leaf.get("properties", ())
+            own = [leaf["properties"][name]] if sure else []
             for source, schema in leaf.get("patternProperties", {}).items():
-                if pattern(source).fits(name):
+                if pattern(source, wide=True).fits(name):
                     own.append(schema)
-            schemas += own or [_additional(leaf)]
+                    sure |= pattern(source).fits(name)
+            schemas += own
+            if not sure:
+                schemas.append(_additional(leaf))
         for named in self._named_by(leaves):
             if not (_fits(name, named) and "string" in _asked(named)):
                 raise _Impossible(f"{self._at(*leaves)}no property may be named {name!r}")
@@ -580,7 +590,9 @@ class _Writer:
             raise GrammarError(f"{self._at(*leaves)}more than {_PATTERNS} patterns of names")
         says = any("additionalProperties" in leaf for leaf in leaves)
         free = says or (not any("properties" in leaf for leaf in leaves) and not patterns)
-        terminals = [self._rules.terminal(_regex(pattern(one).spelling)).name for one in patterns]
+        terminals = [
+            self._rules.terminal(_regex(pattern(one, wide=True).spelling)).name for one in patterns
+        ]
         known = (
             [self._rules.terminal(_regex("|".join(map(spelling, names) or "[^\\s\\S]"))).name]
             if names
@@ -601,7 +613,9 @@ class _Writer:
             named = [*self._named_by(leaves)]
             if source is not None:
                 named.append({"pattern": source})
-            found.append((self._string(named, '": ', *without, *known), self._value(schemas)))
+            with contextlib.suppress(_Impossible):  # every such name has another pattern as well
+                name = self._string(named, '": ', *without, *known)
+                found.append((name, self._value(schemas)))
         return found
 
     def _members(

@@ -5,7 +5,8 @@ without a short escape do not come. So a language of texts and the language of t
 the same thing, and complements and lengths are exact.
 
 A pattern means what Python's `re`, Rust's `regex` and ECMAScript have in common: shorthands like
-\\w speak of ASCII only, and $ is the very end.
+\\w speak of ASCII only, and $ is the very end. Where a text must *not* match, it means what any of
+them would match.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def _signs(text: str) -> Ranges:
     return _ranges((ord(sign), ord(sign)) for sign in text)
 
 
+_ALL: Ranges = ((0, _LAST),)
 _ASCII: Ranges = ((0, 0x7F),)
+_BEYOND: Ranges = ((0x80, _LAST),)
 _DIGIT: Ranges = ((0x30, 0x39),)
 _WORD = _ranges(((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)))
 _SPACE = _signs("\t\n\v\f\r ")
@@ -102,10 +105,14 @@ _Node: TypeAlias = _Characters | _Anchor | _Repeat | _Either
 
 
 class _Parser:
-    """Reads a pattern. GrammarError for what not all readers of a schema understand alike."""
+    """Reads a pattern. GrammarError for what readers of a schema do not understand.
 
-    def __init__(self, pattern: str) -> None:
+    wide: a character belongs to a class if any reader says so, else if all of them do.
+    """
+
+    def __init__(self, pattern: str, wide: bool) -> None:
         self._pattern = pattern
+        self._wide = wide
         self._at = 0
 
     def parse(self) -> _Either:
@@ -149,7 +156,7 @@ class _Parser:
         if sign in "^$":
             return _Anchor(sign == "^")
         if sign == ".":
-            return _Characters(_ANY)
+            return _Characters(_ALL if self._wide else _ANY)
         if sign in "*+?":
             raise self._wrong("nothing to repeat")
         if sign in "{}]":
@@ -196,7 +203,7 @@ class _Parser:
         """What follows a backslash: one character, or several."""
         sign = self._next()
         if sign in _SHORTHANDS:
-            return _SHORTHANDS[sign]
+            return self._agreed(_SHORTHANDS[sign])
         if sign in _CONTROLS:
             return _CONTROLS[sign]
         if sign in "xu":
@@ -212,20 +219,24 @@ class _Parser:
             raise self._wrong(f"\\{sign}: {kind} not supported")
         return ord(sign)
 
+    def _agreed(self, ranges: Ranges) -> Ranges:
+        """The characters of a shorthand: readers agree on those that are ASCII."""
+        return _ranges((*ranges, *_BEYOND)) if self._wide else _common(ranges, _ASCII)
+
     def _class(self) -> Ranges:
         if negated := self._peek() == "^":
             self._at += 1
         if self._peek() == "]":
             raise self._wrong("an empty class")
         pairs: list[tuple[int, int]] = []
-        limits: Ranges = ((0, _LAST),)
+        shorthands = False
         while (sign := self._next()) != "]":
             if sign == "[" or (sign in "&-~|" and self._peek() == sign):
                 raise self._wrong("a set operation, or a sign to be escaped, in a class")
             low = self._escape() if sign == "\\" else ord(sign)
             if isinstance(low, tuple):
                 pairs += low
-                limits = _ASCII  # beyond, readers differ on what belongs to a shorthand
+                shorthands = True
                 if self._peek() == "-" and self._peek(2) != "-]":
                     raise self._wrong("a range that begins with several characters")
                 continue
@@ -238,8 +249,8 @@ class _Parser:
                     raise self._wrong("a range that ends before it begins")
                 high = found
             pairs.append((low, high))
-        found = _ranges(pairs)
-        return _common(_complement(found) if negated else found, limits)
+        found = _complement(_ranges(pairs)) if negated else _ranges(pairs)
+        return self._agreed(found) if shorthands else found
 
 
 def _class(ranges: Ranges) -> str:
@@ -275,13 +286,13 @@ def _spelled(ranges: Ranges) -> str:
     return options[0] if len(options) == 1 and plain else f"(?:{'|'.join(options)})"
 
 
-CHARACTER = _spelled(((0, _LAST),))
+CHARACTER = _spelled(_ALL)
 """The spelling of any one character of a JSON string."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A pattern that a text has to contain, or to match from end to end if it says so."""
+    """What a text has to match."""
 
     text: re.Pattern[str]
     """Of the whole text, for Python."""
@@ -293,29 +304,47 @@ class Pattern:
 
 
 @lru_cache(1024)
-def pattern(source: str) -> Pattern:
-    """The pattern as a schema's author wrote it. GrammarError if it is none, or not supported."""
-    tree = _Parser(source).parse()
-    raw = _whole(tree, source, _class, r"(?:[^\ud800-\udfff]|[\ud800-\udfff])*")
+def pattern(source: str, wide: bool = False) -> Pattern:
+    """A pattern as a schema's author wrote it: a text has to contain a match.
+
+    wide: of all texts in which any reader of the schema finds a match, not of those in which all of
+    them do.
+
+    GrammarError if it is none, or not supported.
+    """
+    tree = _Parser(source, wide).parse()
+    line_end = _signs("\n") if wide else None
     try:
-        text = re.compile(raw)
+        text = re.compile(_whole(tree, source, _class, r"[\s\S]*", line_end))
     except (re.error, RecursionError, OverflowError) as error:
         raise GrammarError(f"the pattern {source[:200]!r}: {error}") from None
-    return Pattern(text, _whole(tree, source, _spelled, f"{CHARACTER}*"))
+    return Pattern(text, _whole(tree, source, _spelled, f"{CHARACTER}*", line_end))
 
 
-def _whole(tree: _Either, source: str, characters: Callable[[Ranges], str], anything: str) -> str:
-    """An expression of whole texts: anything comes before and after what has no anchor."""
+def _whole(
+    tree: _Either,
+    source: str,
+    characters: Callable[[Ranges], str],
+    anything: str,
+    line_end: Ranges | None,
+) -> str:
+    """An expression of whole texts: anything comes before and after what has no anchor.
+
+    line_end: what may follow the end that an anchor asks for.
+    """
     options: list[str] = []
     for nodes in _options(tree):
         start = next((i for i, node in enumerate(nodes) if node != _Anchor(True)), len(nodes))
         end = next(
             (i for i in range(len(nodes), start, -1) if nodes[i - 1] != _Anchor(False)), start
         )
-        inner = "".join(_written(node, source, characters) for node in nodes[start:end])
-        options.append(
-            (anything if not start else "") + inner + (anything if end == len(nodes) else "")
-        )
+        text = "" if start else anything
+        text += "".join(_written(node, source, characters) for node in nodes[start:end])
+        if end == len(nodes):
+            text += anything
+        elif line_end is not None:
+            text += f"(?:{characters(line_end)})?"
+        options.append(text)
     return f"(?:{'|'.join(options)})"
 
 
@@ -440,9 +469,10 @@ _FORMATS: dict[str, str | None] = {
     "regex": "[A-Za-z0-9_ ]*",
     "base64": _base64("+/"),
     "base64url": _base64("_-"),
-    # any text has these formats
-    "binary": None,
     "byte": _base64("+/"),
+    # a length counts bytes, of which an ASCII character has one
+    "binary": f"{_spelled(_ASCII)}*",
+    # any text has these formats
     "password": None,
     "path": None,
 }
@@ -458,4 +488,6 @@ def string_format(name: str) -> Pattern | None:
     if name not in _FORMATS:
         raise GrammarError(f"the format {name!r} is not supported")
     expression = _FORMATS[name]
-    return None if expression is None else Pattern(re.compile(expression), expression)
+    if expression is None:
+        return None
+    return Pattern(re.compile(r"[\x00-\x7f]*" if name == "binary" else expression), expression)

@@ -18,6 +18,9 @@ from asgl.execution.json_schema import json_rules
 _DEFINITIONS = 10_000
 """Grammars of more rules and terminals are refused. llguidance calls itself from rule to rule; the
 stack of the thread that compiles is made for so many."""
+_PARTS = 100_000
+"""Terminals of more parts are refused, parts of the terminals that they name included: llguidance
+writes each of them out."""
 _ATTRIBUTES = {
     "capture": "a generation has one text: use several gens, each with a name",
     "stop_capture": "a generation has one text: use several gens, each with a name",
@@ -55,14 +58,18 @@ class _Reader:
         self._text = text
         self._at = 0
         self._definitions = 0
+        self._bodies: dict[str, list[str]] = {}
+        """The names and literals in each definition, in their order."""
         self._schemas: list[str] = []
         self._prefix = "json"
         while self._prefix in text.lower():
             self._prefix += "-x"
 
     def pieces(self) -> Iterator[str]:
-        first, name = True, False
-        """Whether the line begins here, and whether its first word is all that came before."""
+        first, name, word = True, False, ""
+        """Whether the line begins here, whether its first word is all that came before, and the
+        first word."""
+        body: list[str] = []
         while self._at < len(self._text):
             found = _TOKENS.match(self._text, self._at)
             assert found is not None
@@ -85,14 +92,38 @@ class _Reader:
                 self._attributes()
                 yield self._text[start : self._at]
             else:
-                self._definitions += token == ":"
+                if token == ":":
+                    self._definitions += 1
+                    body = self._bodies.setdefault(word, [])
+                elif kind in ("name", "string", "regex"):
+                    body.append(token)
                 yield token
             if kind != "skip":
                 name = first and kind == "name"
+                word = token if name else word
                 first = kind == "newline"
         if self._definitions > _DEFINITIONS:
             raise GrammarError(f": it has more than {_DEFINITIONS} rules and terminals")
+        self._check_terminals()
         yield "\n" + "".join(self._schemas)
+
+    def _check_terminals(self) -> None:
+        """GrammarError if a terminal is too large, with all those that it names written out."""
+        sizes: dict[str, int] = {}
+        todo = [name for name in self._bodies if name.isupper()]
+        open_: set[str] = set()
+        while todo:
+            name = todo[-1]
+            parts = [part for part in self._bodies[name] if part in self._bodies]
+            left = [part for part in parts if part not in sizes and part not in open_]
+            open_.add(name)
+            if left:
+                todo += left
+                continue
+            todo.pop()
+            sizes[name] = len(self._bodies[name]) + sum(sizes.get(part, 0) for part in parts)
+            if sizes[name] > _PARTS:
+                raise GrammarError(f": the terminal {name} has more than {_PARTS} parts")
 
     def _wrong(self, at: int, what: str) -> GrammarError:
         return GrammarError(f" at line {self._text.count(chr(10), 0, at) + 1}: {what}")

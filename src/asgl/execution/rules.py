@@ -7,9 +7,13 @@ fits; those are left out, so that a generation never runs into one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
+
+from llguidance import LLMatcher, LLTokenizer
 
 from asgl.errors import GrammarError
 
@@ -80,6 +84,23 @@ class Rules:
             self._check()
         return terminal
 
+    def possible(self, terminal: Terminal) -> bool:
+        """Whether any text fits a terminal. GrammarError if it takes too long to find out."""
+        expressions = {found: text for text, found in self._terminals.items()}
+        lines, seen, todo = list[str](), {terminal}, [terminal]
+        while todo:
+            text = expressions[todo.pop()]
+            used = set(map(Terminal, re.findall(self._prefix.upper() + r"T\d+", text)))
+            todo += used - seen
+            seen |= used
+        lines = [f"{one.name}: {expressions[one]}" for one in seen]
+        grammar = LLMatcher.grammar_from_lark("\n".join((f"start: {terminal.name}", *lines)))
+        matcher = LLMatcher(_single_bytes(), grammar, log_level=0)
+        allowed = matcher.compute_bitmask()
+        if matcher.is_error() and not matcher.get_error().startswith("NoExtensionBias"):
+            raise GrammarError(f"too complex: {matcher.get_error()[:200]}")
+        return not matcher.is_error() and any(allowed)
+
     def _check(self) -> None:
         if len(self._bodies) + len(self._terminals) > self._most:
             raise GrammarError(f"too large: it needs more than {self._most} rules")
@@ -134,11 +155,11 @@ class Rules:
 
     @staticmethod
     def _kept(sentence: Sentence, finite: set[int]) -> Sentence:
-        """The sentence without the repetitions of what no text fits."""
+        """The sentence without the repetitions that there are none of."""
         return tuple(
             symbol
             for symbol in sentence
-            if not isinstance(symbol, Repeat) or symbol.rule.number in finite
+            if not isinstance(symbol, Repeat) or (symbol.most != 0 and symbol.rule.number in finite)
         )
 
     def _sentence(self, sentence: Sequence[Symbol]) -> str:
@@ -160,6 +181,12 @@ class Rules:
                 most = "" if symbol.most is None else symbol.most
                 parts.append(f"{self.name(symbol.rule)}{{{symbol.least},{most}}}")
         return " ".join(parts) or '""'
+
+
+@cache
+def _single_bytes() -> LLTokenizer:
+    """A vocabulary of all bytes."""
+    return LLTokenizer("byte")
 
 
 def quoted(text: str) -> str:
