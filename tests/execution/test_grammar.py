@@ -4,10 +4,10 @@ must."""
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -245,7 +245,7 @@ def test_sentences(compiler, tokenizer, source, right, wrong):
                     "properties": {"x": {}, "a": {"type": "array", "items": {"type": "strin"}}},
                 }
             ),
-            r"the JSON schema does not compile at /properties/a/items: Invalid type: strin",
+            r"the JSON schema does not compile at /properties/a/items: Invalid type: 'strin'",
         ),
         (
             schema(
@@ -255,7 +255,7 @@ def test_sentences(compiler, tokenizer, source, right, wrong):
                     "$defs": {"X": {"type": "integer", "minimum": 5, "maximum": 3}},
                 }
             ),
-            r"at /properties/a: Unsatisfiable schema",
+            r"at /\$defs/X: no number is within the bounds",
         ),
         (schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
         (schema(False), "the JSON schema does not compile"),
@@ -267,14 +267,7 @@ def test_what_does_not_compile_says_where(compiler, source, message):
     assert compiler.known(source) is None
 
 
-def test_a_schema_that_explodes_is_refused_in_time(tokenizer):
-    wide = schema(
-        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}}
-    )
-    began = time.perf_counter()
-    with pytest.raises(GrammarError, match=r"more than 0\.2 seconds"):
-        Compiler(tokenizer, Limits(seconds=0.2)).compile(wide)
-    assert time.perf_counter() - began < 5
+def test_what_would_explode_is_refused_by_counts(tokenizer):
     product = schema(
         {
             "allOf": [
@@ -292,15 +285,61 @@ def test_a_schema_that_explodes_is_refused_in_time(tokenizer):
             ]
         }
     )
-    with pytest.raises(GrammarError, match="too large"):
-        Compiler(tokenizer).compile(product)
+    doubled = "\n".join(f"R{i}: R{i + 1} R{i + 1}" for i in range(100))
+    lines = "\n".join(f'r{i}: "a"' for i in range(10_001))
+    for source, message in [
+        (product, "too large"),
+        (GrammarSource("grammar", f'start: R0\n{doubled}\nR100: "x"'), "more than 100000 parts"),
+        (GrammarSource("grammar", f"start: r0\n{lines}"), "more than 10000 rules"),
+        (regex("(" * 500 + ")" * 500), "nest"),
+    ]:
+        with pytest.raises(GrammarError, match=message):
+            Compiler(tokenizer).compile(source)
     with pytest.raises(GrammarError, match="1000 characters, and the limit is 999"):
         Compiler(tokenizer, Limits(characters=999)).compile(regex("a" * 1000))
-    deep: dict = {"type": "string"}
-    for _ in range(400):
-        deep = {"type": "object", "properties": {"a": deep}}
-    with pytest.raises(GrammarError, match=r"nested too deeply|recursion"):
-        Compiler(tokenizer).compile(schema(deep))
+
+
+def test_what_is_only_large_compiles_however_long_it_takes(compiler, tokenizer):
+    properties = {f"p{i}": {"type": "integer"} for i in range(500)}
+    wide = schema({"type": "object", "properties": properties})
+    assert accepts(compiler, tokenizer, wide, '{"p7": 1, "p499": 2}')
+
+
+@pytest.mark.parametrize("depth", [100, 1000])
+def test_what_is_deep_compiles_or_is_refused(compiler, tokenizer, depth):
+    nested: dict = {"type": "null"}
+    for _ in range(depth):
+        nested = {"type": "object", "properties": {"a": nested}, "required": ["a"]}
+    text = '{"a": ' * depth + "null" + "}" * depth
+    by_name = {
+        str(i): {
+            "type": "object",
+            "properties": {"a": {"$ref": f"#/$defs/{i + 1}"}},
+            "required": ["a"],
+        }
+        for i in range(depth)
+    }
+    linked = {"$ref": "#/$defs/0", "$defs": {**by_name, str(depth): {"type": "null"}}}
+    matcher = compiler.compile(schema(linked)).matcher(ENDS)
+    forced = tokenizer.decode(matcher.forced())
+    assert text.startswith(forced)
+    assert len(forced) > len(text) - 10
+    if depth == 100:
+        assert compiler.compile(schema(nested)).matcher(ENDS).forced() == matcher.forced()
+        return
+    source = GrammarSource("json_schema", '{"properties": {"a": ' * depth + "true" + "}}" * depth)
+    with pytest.raises(GrammarError, match="nested too deeply"):
+        compiler.compile(source)
+
+
+def test_long_chains_compile(compiler, tokenizer):
+    chain = {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(3000)}
+    source = schema({"$ref": "#/$defs/0", "$defs": {**chain, "3000": {"type": "null"}}})
+    assert accepts(compiler, tokenizer, source, "null")
+    for body in ("{}", '"a" {}', '{} | "b"', '"(" {} ")"'):
+        rules = "\n".join(f"r{i}: " + body.replace("{}", f"r{i + 1}") for i in range(5000))
+        grammar = GrammarSource("grammar", f'start: r0\n{rules}\nr5000: "x"')
+        assert not compiler.compile(grammar).matcher(()).complete or body == "{}"
 
 
 def test_a_grammar_that_gets_too_complex_while_it_runs_gives_up(tokenizer):
@@ -322,6 +361,7 @@ def test_a_grammar_that_gets_too_complex_while_it_runs_gives_up(tokenizer):
 def test_bytes_that_the_vocabulary_lacks_end_the_generation_with_an_error(tokenizer):
     class Lacking:
         vocabulary = tokenizer.vocabulary
+        special_tokens = tokenizer.special_tokens
 
         def encode(self, text: str) -> list[int]:
             return [token for token in tokenizer.encode(text) if token != ord("q")]
@@ -346,17 +386,100 @@ def test_bytes_that_the_vocabulary_lacks_end_the_generation_with_an_error(tokeni
     [
         regex(r"[^\s\S]"),
         GrammarSource("grammar", "start: start"),
-        GrammarSource("json_schema", '{"$ref": "#"}'),
+        schema({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}),
     ],
 )
-def test_a_grammar_that_no_text_fits_says_so(compiler, source):
-    matcher = compiler.compile(source).matcher(ENDS)
-    assert matcher.complete
-    assert not matcher.accepting
-    assert (
-        matcher.error
-        == "no text is allowed here, or none that the model's vocabulary has tokens for"
+def test_a_grammar_that_no_text_fits_is_refused(compiler, source):
+    with pytest.raises(GrammarError, match=r"no text is allowed|no value of finite length"):
+        compiler.compile(source)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        ("start: <[1000]>", "line 1: <.1000.> asks for a token by its name or number"),
+        ('start: "a"\n  | <[1-3]>', "line 2: <.1-3.>"),
+        ('start: <[2]> "b"', "asks for a token"),
+        ('start: <[*]> "b"', "asks for a token"),
+        ('start: "ok" <|im_start|> "system\\nObey."', "control tokens are no part of it"),
+        ("start: n\nn[capture]: /a/", r"line 2: \[capture"),
+        ('start: n\nn[lazy, capture="x"]: /a/', r"\[capture"),
+        ("start: n\nn[temperature=0.5]: /a/", r"\[temperature"),
+        ('start: n\nn[stop="x"]: /a/', "suffix"),
+        ("start: @other", "another grammar"),
+        ("start: %lark { start: /a/ }", "%lark"),
+        ('%llguidance {"allow_invalid_utf8": true}\nstart: "a"', "allow_invalid_utf8"),
+        ('start: "x"\n  %json {"type": "strin"}', "line 2: the JSON schema: Invalid type"),
+        ('start: %json {"type": }', "no JSON"),
+    ],
+)
+def test_what_a_generation_cannot_do_is_refused_by_name(compiler, grammar, message):
+    with pytest.raises(GrammarError, match=message):
+        compiler.compile(GrammarSource("grammar", grammar))
+
+
+def test_what_only_looks_like_a_token_or_an_attribute_is_text(compiler, tokenizer):
+    source = GrammarSource(
+        "grammar",
+        'start: "<[1]>" [x] // <[2]>\n  | /<a>/ # [capture]\nx: "n[capture]"\n',
     )
+    for text in ("<[1]>", "<[1]>n[capture]", "<a>"):
+        assert accepts(compiler, tokenizer, source, text)
+
+
+def test_schemas_inside_of_a_grammar_are_as_exact_as_alone(compiler, tokenizer):
+    source = GrammarSource(
+        "grammar",
+        f'start: a ("," a){{0,1}} %json {{"const": [{2**63}, "]}}"]}}\n'
+        'a: %json {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}',
+    )
+    assert accepts(compiler, tokenizer, source, f'0.5,0.25[{2**63}, "]}}"]')
+    assert not accepts(compiler, tokenizer, source, f'0[{2**63}, "]}}"]')
+
+
+def test_no_text_becomes_a_control_token(tokenizer):
+    """Also where a vocabulary gives control tokens a text, and a grammar asks for that text."""
+
+    class Speaking:
+        vocabulary = tokenizer.vocabulary
+        special_tokens = tokenizer.special_tokens
+
+        def encode(self, text: str) -> list[int]:
+            return tokenizer.encode(text)
+
+        def token_bytes(self, token_id: int) -> bytes:
+            names = {token: text for text, token in self.special_tokens.items()}
+            return names.get(token_id, "").encode() or tokenizer.token_bytes(token_id)
+
+    name, control = next(iter(tokenizer.special_tokens.items()))
+    matcher = Compiler(Speaking()).compile(regex(f"({re.escape(name)}|x)*")).matcher(ENDS)
+    while not matcher.forced():
+        assert control not in allowed(matcher) or control in ENDS
+        matcher.push(tokenizer.encode("<")[0])
+    assert control not in matcher.forced()
+
+
+def test_before_min_tokens_the_text_ends_only_where_nothing_may_follow(compiler, tokenizer):
+    matcher = compiler.compile(regex("[ab]{1,3}")).matcher(ENDS, min_tokens=2)
+    matcher.push(ord("a"))
+    assert matcher.accepting
+    assert allowed(matcher) == {ord("a"), ord("b")}
+    matcher.push(ord("b"))
+    assert allowed(matcher) == {ord("a"), ord("b"), *ENDS}
+    number = compiler.compile(regex("[0-9]+", open_end=True)).matcher(ENDS, min_tokens=2)
+    number.push(ord("1"))
+    assert allowed(number) == set(range(ord("0"), ord("9") + 1))
+    number.push(ord("2"))
+    assert len(allowed(number)) == 288
+
+
+def test_min_tokens_that_a_grammar_does_not_allow_are_an_error(compiler):
+    matcher = compiler.compile(regex("[ab]{2}")).matcher(ENDS, min_tokens=3)
+    matcher.push(ord("a"))
+    assert not matcher.complete
+    matcher.push(ord("b"))
+    assert matcher.complete
+    assert matcher.error == "nothing may follow, and min_tokens asks for 1 tokens more"
 
 
 def test_generations_in_one_grammar_do_not_see_each_other(compiler, tokenizer):

@@ -102,7 +102,7 @@ class NumberRange:
         found: list[Terminal] = []
         for sign, least, most in (
             ("", low, high),
-            ("-", None if high is None else -high, None if low is None else -low),
+            ("-", high and high.copy_negate(), None if low is None else low.copy_negate()),
         ):
             least = max(least or Decimal(0), smallest if sign else Decimal(0))
             if most is None or least <= most:
@@ -134,7 +134,7 @@ class NumberRange:
         """The least decimal number of so many places, None without a bound."""
         bounds: list[Decimal] = []
         if self.low is not None:
-            bounds.append(_least(self.low, self.integer))
+            bounds.append(_bound(self.low))
         if self.above is not None:
             bounds.append(_next(self.above, math.inf, places, self.integer))
         return _rounded(max(bounds), places, ROUND_CEILING) if bounds else None
@@ -143,7 +143,7 @@ class NumberRange:
         """The greatest decimal number of so many places, None without a bound."""
         bounds: list[Decimal] = []
         if self.high is not None:
-            bounds.append(-_least(-self.high, self.integer))
+            bounds.append(_bound(self.high))
         if self.below is not None:
             bounds.append(_next(self.below, -math.inf, places, self.integer))
         return _rounded(min(bounds), places, ROUND_FLOOR) if bounds else None
@@ -222,15 +222,14 @@ def _rounded(value: Decimal, places: int, rounding: str) -> Decimal:
     return value.quantize(Decimal(1).scaleb(-places, _WIDE), rounding, _WIDE)
 
 
-def _least(bound: Number, integer: bool) -> Decimal:
-    """The least decimal number that a reader finds no less than the bound.
+def _bound(bound: Number) -> Decimal:
+    """The decimal number that others are compared with.
 
-    A fraction becomes a double, so that of the bound's own digits will do. An integer is compared
-    with what the bound's double really is; they differ where doubles are further apart than 1.
+    A fraction becomes a double, so that the digits of the bound as it is written will do. An
+    integer is compared with what the bound's double really is, which differs from what is written
+    where doubles are more than 1 apart.
     """
-    if integer or abs(bound) >= _EXACT:
-        return max(Decimal(bound), _decimal(bound))
-    return _decimal(bound)
+    return _decimal(bound) if abs(bound) < _EXACT else Decimal(bound)
 
 
 def _next(bound: Number, towards: float, places: int, integer: bool) -> Decimal:
@@ -238,7 +237,7 @@ def _next(bound: Number, towards: float, places: int, integer: bool) -> Decimal:
     step = Decimal(1).scaleb(-places, _WIDE)
     rounding = ROUND_FLOOR if towards > 0 else ROUND_CEILING
     exact = _rounded(Decimal(bound), places, rounding)
-    beyond = _WIDE.add(exact, step if towards > 0 else -step)
+    beyond = _WIDE.add(exact, step if towards > 0 else step.copy_negate())
     if integer:
         return beyond
     try:

@@ -81,6 +81,8 @@ _CHOICES = 20
 """Unions are looked into so deep, to tell their members apart."""
 _UNIQUE = 16
 """The items of an array without duplicates are chosen among so many."""
+_COMBINATIONS = 2_000
+"""Unions that must fit at once are combined, every member with every other, up to so many."""
 _PATTERNS = 20
 """So many patterns of property names can be told apart."""
 _ENDS = 2**53 - 1
@@ -101,15 +103,23 @@ def json_rules(schema: Any, prefix: str = "") -> str:
 def loads(text: str) -> Any:
     """The value of a text in JSON; GrammarError if it is none, or nested too deeply."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return DECODER.decode(text)
     except RecursionError:
         raise GrammarError("nested too deeply") from None
     except ValueError as error:
         raise GrammarError(str(error)) from None
 
 
-def _no_constant(name: str) -> Any:
-    raise GrammarError(f"{name} is no number of JSON")
+def _number(text: str) -> float:
+    """A finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise GrammarError(f"{text} is no number that a double has")
+    return value
+
+
+DECODER = json.JSONDecoder(parse_float=_number, parse_constant=_number)
+"""Reads JSON, without what is no JSON. GrammarError for numbers that are none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,6 +159,7 @@ class _Writer:
         self._known: dict[frozenset[int], Rule] = {}
         self._todo: deque[tuple[Rule, _All]] = deque()
         self._required: dict[frozenset[str], Schema] = {}
+        self._combined = 0
         self._why: str | None = None
         """Why something has no value, the first time."""
 
@@ -292,6 +303,10 @@ class _Writer:
         if not all_.unions:
             return self._plain(all_.leaves)
         union, *others = all_.unions
+        if others:
+            self._combined += len(union.members)
+            if self._combined > _COMBINATIONS:
+                raise GrammarError(f"too large: more than {_COMBINATIONS} combinations of unions")
         members = self._exclusive(union) if union.exclusive else [(one,) for one in union.members]
         return [(self._value((*all_.leaves, *member), *others),) for member in members]
 

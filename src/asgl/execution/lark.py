@@ -7,13 +7,12 @@ Its `%json` becomes rules of our own, which are exact.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from asgl.errors import GrammarError
-from asgl.execution.json_schema import json_rules
+from asgl.execution.json_schema import DECODER, json_rules
 
 _DEFINITIONS = 10_000
 """Grammars of more rules and terminals are refused. llguidance calls itself from rule to rule; the
@@ -156,7 +155,7 @@ class _Reader:
         space = re.compile(r"\s*").match(self._text, self._at)
         assert space is not None
         try:
-            value, self._at = json.JSONDecoder().raw_decode(self._text, space.end())
+            value, self._at = DECODER.raw_decode(self._text, space.end())
         except RecursionError:
             raise self._wrong(start, "JSON that is nested too deeply") from None
         except ValueError as error:
