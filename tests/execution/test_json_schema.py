@@ -47,7 +47,7 @@ def test_texts_of_random_schemas_are_valid(schema, seed):
                 return
 
 
-@pytest.mark.parametrize(("type_", "text"), TYPES, ids=[str(kind)[:50] for kind, _ in TYPES])
+@pytest.mark.parametrize(("type_", "text"), TYPES, ids=[text for _, text in TYPES])
 def test_texts_of_pydantic_types_are_valid(type_, text):
     adapter = TypeAdapter(type_)
     schema = adapter.json_schema()
@@ -100,10 +100,12 @@ def test_numbers_are_within_their_bounds(kind, bounds, steps, seed):
     try:
         COMPILER.compile(schema_source(schema))
     except GrammarError:
-        assert kind == "number" or not any(right.values())
+        assert kind == "number" or not any(
+            fits for number, fits in right.items() if abs(number) < 10**100
+        )
         return
     for number, fits in right.items():
-        if kind == "integer" or not fits:
+        if (kind == "integer" and abs(number) < 10**100) or not fits:
             assert accepts(schema, str(number)) == fits
     text = sample(COMPILER, schema_source(schema), seed, length=400)
     assert text is not None

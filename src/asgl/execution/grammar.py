@@ -126,11 +126,7 @@ class Matcher:
     def complete(self) -> bool:
         """Whether nothing may follow: the sentence is whole, or the grammar gave up (then `error`
         says why)."""
-        if self.error is None and not self.forced() and self._following() == 0:
-            if self._left > 0 and self.error is None:
-                self._fail(f"nothing may follow, and min_tokens asks for {self._left} tokens more")
-            return True
-        return self.error is not None
+        return self.error is not None or (not self.forced() and self._following() == 0)
 
     def ends(self, token_id: int) -> bool:
         """Whether the token, one that `mask` gave, only says that the text ends before it."""

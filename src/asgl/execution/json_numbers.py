@@ -21,11 +21,15 @@ _PLACES = 15
 """So many digits follow the point, where no bound asks for more."""
 _LONGEST = 400
 """Bounds with more digits are refused. The largest double has 309, the smallest 324 places."""
+_MOST_DIGITS = 100
+_MOST_PLACES = 40
+"""No number has more digits before and after the point than this: bounds beyond are moved in."""
 _EXACT = 2**53
 """Below it, a double says which integer is meant."""
 _EXACT_DIGITS = 15
 """Decimal numbers of so many digits survive the way through a double."""
 _STATES = 20_000
+_LARGEST = Decimal(10**_MOST_DIGITS - 1)
 _WIDE = Context(prec=3 * _LONGEST, Emax=10_000, Emin=-10_000)
 
 Number = int | float
@@ -86,6 +90,9 @@ class NumberRange:
                 raise GrammarError(f"a bound of more than {_LONGEST} digits")
         places = self._places()
         low, high = self._low(places), self._high(places)
+        low, high = low and max(low, _LARGEST.copy_negate()), high and min(high, _LARGEST)
+        if (low or 0) > _LARGEST or (high or 0) < _LARGEST.copy_negate():
+            raise GrammarError(f"a bound that asks for more than {_MOST_DIGITS} digits")
         if self.multiple_of:
             return _multiples(self._divisor(), low, high, terminal)
         if low is None and high is None and self.digits is None and self.places is None:
@@ -128,7 +135,7 @@ class NumberRange:
             # there is a number between bounds that are close to each other
             distance = _WIDE.subtract(_decimal(most), _decimal(least))
             places = max(places, 2 - distance.adjusted())
-        return places
+        return min(places, _MOST_PLACES)
 
     def _low(self, places: int) -> Decimal | None:
         """The least decimal number of so many places, None without a bound."""

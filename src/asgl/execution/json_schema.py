@@ -372,8 +372,9 @@ class _Writer:
 
     # one type at a time
 
-    def _plain(self, leaves: Sequence[Schema]) -> list[Sentence]:
-        """The alternatives of the values that fit schemas without unions."""
+    def _plain(self, leaves: Sequence[Schema], apart: bool = False) -> list[Sentence]:
+        """The alternatives of the values that fit schemas without unions, constants each on its own
+        if they are to be kept `apart`."""
         for leaf in leaves:
             for key in _REFUSED:
                 if key in leaf:
@@ -384,7 +385,10 @@ class _Writer:
                 if leaf["not"] is not False:
                     raise GrammarError(f"{self._at(leaf)}not is not supported")
         if any("const" in leaf or "enum" in leaf for leaf in leaves):
-            return self._constant(leaves)
+            texts = self._constant(leaves)
+            if apart or len(texts) == 1:
+                return [(Text(text),) for text in texts]
+            return [(self._rules.terminal(" | ".join(map(quoted, texts))),)]
         types = set(_TYPES)
         for leaf in leaves:
             types &= _asked(leaf)
@@ -428,19 +432,24 @@ class _Writer:
             raise _Impossible(f"{self._at(*leaves)}no number is within the bounds")
         return [(terminal,) for terminal in found]
 
-    def _constant(self, leaves: Sequence[Schema]) -> list[Sentence]:
+    def _constant(self, leaves: Sequence[Schema]) -> list[str]:
+        """The constants that fit, as JSON."""
         candidates = next(
             [leaf["const"]] if "const" in leaf else leaf["enum"]
             for leaf in leaves
             if "const" in leaf or "enum" in leaf
         )
+        known = [values for leaf in leaves if (values := _constants(leaf)) is not None]
         texts = dict.fromkeys(
-            _dumps(value) for value in candidates if all(_fits(value, leaf) for leaf in leaves)
+            text
+            for value in candidates
+            if all(_fits_besides(value, leaf) for leaf in leaves)
+            and all((text := _dumps(value)) in values for values in known)
         )
         if not texts:
             why = f"{self._at(*leaves)}no constant fits all that is asked for"
             raise GrammarError(why) if len(leaves) == 1 else _Impossible(why)
-        return [(Text(text),) for text in texts]
+        return list(texts)
 
     def _string(self, leaves: Sequence[Schema], after: str, *without: str) -> Terminal:
         """A string with its opening quote, and what comes `after` its text.
@@ -505,13 +514,15 @@ class _Writer:
         all_ = self._expand(
             [leaf.get("items", True) for leaf in leaves if "items" in leaf or "prefixItems" in leaf]
         )
-        constants = list[Sentence]()
-        if all_ is None:
-            constants = []
-        elif not all_.unions and not any("prefixItems" in leaf for leaf in leaves):
+        constants: list[Sentence] = []
+        if (
+            all_ is not None
+            and not all_.unions
+            and not any("prefixItems" in leaf for leaf in leaves)
+        ):
             finite = any("const" in leaf or "enum" in leaf for leaf in all_.leaves)
             if finite or {"boolean"} == set(_TYPES).intersection(*map(_asked, all_.leaves)):
-                constants = self._plain(all_.leaves)
+                constants = self._plain(all_.leaves, apart=True)
         if all_ is not None and not 0 < len(constants) <= _UNIQUE:
             raise GrammarError(
                 f"{self._at(*leaves)}uniqueItems is supported for items of at most {_UNIQUE} "
@@ -856,12 +867,14 @@ def _dumps(value: Any) -> str:
 
 def _fits(value: Any, leaf: Schema) -> bool:
     """Whether a constant fits a schema without unions."""
+    constants = _constants(leaf)
+    return _fits_besides(value, leaf) and (constants is None or _dumps(value) in constants)
+
+
+def _fits_besides(value: Any, leaf: Schema) -> bool:
+    """Whether a constant fits a schema without unions, but for its constants."""
     kind = _type_of(value)
     if kind not in _asked(leaf):
-        return False
-    if "const" in leaf and _dumps(leaf["const"]) != _dumps(value):
-        return False
-    if "enum" in leaf and _dumps(value) not in map(_dumps, leaf["enum"]):
         return False
     if kind in ("integer", "number"):
         return _numbers([leaf], integer=False).fits(value)
