@@ -24,28 +24,31 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from asgl.errors import GrammarError
-from asgl.execution.json_numbers import NumberRange, integer_limits
+from asgl.execution.json_keywords import (
+    JSON_TYPES,
+    NO_LIMIT,
+    SPEAKS_OF,
+    Schema,
+    TYPES,
+    additional,
+    check,
+    constants_of,
+    count_of,
+    dumps,
+    fits,
+    fits_besides,
+    loads,
+    names_of,
+    numbers_of,
+    patterns_of,
+    places,
+    regex,
+    types_asked,
+    types_of,
+)
 from asgl.execution.json_strings import CHARACTER, Pattern, pattern, spelling, string_format
 from asgl.execution.rules import Repeat, Rule, Rules, Sentence, Terminal, Text, quoted
 
-Schema: TypeAlias = dict[str, Any]
-
-_TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-_SPEAKS_OF = {
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-    "string": ("minLength", "maxLength", "pattern", "format"),
-    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
-    "object": (
-        "properties",
-        "required",
-        "additionalProperties",
-        "patternProperties",
-        "propertyNames",
-        "minProperties",
-        "maxProperties",
-    ),
-}
-"""The keywords that bound values of a type, and say nothing of others."""
 _REFUSED = (
     "if",
     "then",
@@ -62,21 +65,6 @@ _REFUSED = (
     "$dynamicRef",
     "$recursiveRef",
 )
-_NUMERIC_FORMATS = {
-    **{
-        f"{prefix}int{bits}": integer_limits(bits, signed=not prefix)
-        for prefix in ("", "u")
-        for bits in (8, 16, 32, 64)
-    },
-    "float": NumberRange(low=-3.4028234e38, high=3.4028234e38),
-    "float32": NumberRange(low=-3.4028234e38, high=3.4028234e38),
-    "double": NumberRange(),
-    "float64": NumberRange(),
-}
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")
-_LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SINGLE = ("items", "additionalProperties", "not", "propertyNames", "unevaluatedProperties")
-"""Where a schema holds others: by name, in a list, or one."""
 _CHOICES = 20
 """Unions are looked into so deep, to tell their members apart."""
 _UNIQUE = 16
@@ -85,9 +73,6 @@ _COMBINATIONS = 2_000
 """Unions that must fit at once are combined, every member with every other, up to so many."""
 _PATTERNS = 20
 """So many patterns of property names can be told apart."""
-_ENDS = 2**53 - 1
-_OF_JSON = ("null", "boolean", "number", "string", "array", "object")
-
 
 def json_rules(schema: Any, prefix: str = "") -> str:
     """Rules in Lark's notation, the first of which is what fits the schema.
@@ -98,28 +83,6 @@ def json_rules(schema: Any, prefix: str = "") -> str:
     GrammarError for a schema that is wrong, that no text fits, or that is not supported.
     """
     return _Writer(loads(schema) if isinstance(schema, str) else schema, prefix).lark()
-
-
-def loads(text: str) -> Any:
-    """The value of a text in JSON; GrammarError if it is none, or nested too deeply."""
-    try:
-        return DECODER.decode(text)
-    except RecursionError:
-        raise GrammarError("nested too deeply") from None
-    except ValueError as error:
-        raise GrammarError(str(error)) from None
-
-
-def _number(text: str) -> float:
-    """A finite number."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise GrammarError(f"{text} is no number that a double has")
-    return value
-
-
-DECODER = json.JSONDecoder(parse_float=_number, parse_constant=_number)
-"""Reads JSON, without what is no JSON. GrammarError for numbers that are none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +117,7 @@ class _Writer:
     def __init__(self, root: Any, prefix: str) -> None:
         self._root = root
         self._rules = Rules(prefix)
-        self._paths: dict[int, str] = dict(_places(root))
+        self._paths: dict[int, str] = dict(places(root))
         self._split: dict[int, tuple[Schema, list[Any], list[_Union]]] = {}
         self._known: dict[frozenset[int], Rule] = {}
         self._todo: deque[tuple[Rule, _All]] = deque()
@@ -245,7 +208,7 @@ class _Writer:
         if parts is not None:
             return parts
         where = self._at(schema)
-        _check(schema, where)
+        check(schema, where)
         leaf = {
             key: part
             for key, part in schema.items()
@@ -358,13 +321,13 @@ class _Writer:
         all_ = self._expand([schema]) if depth < _CHOICES else _All((), ())
         if all_ is None:
             return _Traits(frozenset(), frozenset(), {})
-        traits = _Traits(frozenset(_OF_JSON), None, {})
+        traits = _Traits(frozenset(JSON_TYPES), None, {})
         for leaf in all_.leaves:
             constants: dict[str, frozenset[str]] = {}
             for name, inner in leaf.get("properties", {}).items():
                 if inner is not True and (values := self._traits(inner, depth + 1).values):
                     constants[name] = values
-            traits &= _Traits(_types_of(leaf), _constants(leaf), constants)
+            traits &= _Traits(types_of(leaf), constants_of(leaf), constants)
         for union in all_.unions:
             members = [self._traits(member, depth + 1) for member in union.members]
             traits &= reduce(_Traits.__or__, members)
@@ -389,22 +352,22 @@ class _Writer:
             if apart or len(texts) == 1:
                 return [(Text(text),) for text in texts]
             return [(self._rules.terminal(" | ".join(map(quoted, texts))),)]
-        types = set(_TYPES)
+        types = set(TYPES)
         for leaf in leaves:
-            types &= _asked(leaf)
+            types &= types_asked(leaf)
         if "number" in types:
             types.discard("integer")
         if not any("type" in leaf for leaf in leaves):
             # a schema that speaks of some types only most likely means them
             meant = {
                 kind
-                for kind, keys in _SPEAKS_OF.items()
+                for kind, keys in SPEAKS_OF.items()
                 if any(key in leaf for key in keys for leaf in leaves)
             }
             types = meant or types
         sentences: list[Sentence] = []
         reasons: list[str] = []
-        for kind in (kind for kind in _TYPES if kind in types):
+        for kind in (kind for kind in TYPES if kind in types):
             try:
                 sentences += self._of_type(kind, leaves)
             except _Impossible as error:
@@ -427,7 +390,7 @@ class _Writer:
         if kind == "string":
             found.append(self._string(leaves, '"'))
         else:
-            found += _numbers(leaves, kind == "integer").terminals(self._rules.terminal)
+            found += numbers_of(leaves, kind == "integer").terminals(self._rules.terminal)
         if not found:
             raise _Impossible(f"{self._at(*leaves)}no number is within the bounds")
         return [(terminal,) for terminal in found]
@@ -439,12 +402,12 @@ class _Writer:
             for leaf in leaves
             if "const" in leaf or "enum" in leaf
         )
-        known = [values for leaf in leaves if (values := _constants(leaf)) is not None]
+        known = [values for leaf in leaves if (values := constants_of(leaf)) is not None]
         texts = dict.fromkeys(
             text
             for value in candidates
-            if all(_fits_besides(value, leaf) for leaf in leaves)
-            and all((text := _dumps(value)) in values for values in known)
+            if all(fits_besides(value, leaf) for leaf in leaves)
+            and all((text := dumps(value)) in values for values in known)
         )
         if not texts:
             why = f"{self._at(*leaves)}no constant fits all that is asked for"
@@ -456,17 +419,17 @@ class _Writer:
 
         without: names of terminals that its spelling must not fit.
         """
-        least = max((_count(leaf, "minLength", 0) for leaf in leaves), default=0)
-        most = min((_count(leaf, "maxLength", _ENDS) for leaf in leaves), default=_ENDS)
+        least = max((count_of(leaf, "minLength", 0) for leaf in leaves), default=0)
+        most = min((count_of(leaf, "maxLength", NO_LIMIT) for leaf in leaves), default=NO_LIMIT)
         if least > most:
             raise _Impossible(f"{self._at(*leaves)}minLength is more than maxLength")
         parts = [
-            self._rules.terminal(_regex(part.spelling)).name
-            for part in dict.fromkeys(part for leaf in leaves for part in _patterns(leaf))
+            self._rules.terminal(regex(part.spelling)).name
+            for part in dict.fromkeys(part for leaf in leaves for part in patterns_of(leaf))
         ]
-        if least or most < _ENDS or not parts or without:
-            count = f"{{{least},{'' if most == _ENDS else most}}}"
-            parts.append(self._rules.terminal(_regex(CHARACTER + count)).name)
+        if least or most < NO_LIMIT or not parts or without:
+            count = f"{{{least},{'' if most == NO_LIMIT else most}}}"
+            parts.append(self._rules.terminal(regex(CHARACTER + count)).name)
         parts += (f"~{name}" for name in without)
         terminal = self._rules.terminal(f'"\\"" ({" & ".join(parts)}) {quoted(after)}')
         if len(parts) > 1 and not self._rules.possible(terminal):
@@ -474,8 +437,8 @@ class _Writer:
         return terminal
 
     def _array(self, leaves: Sequence[Schema]) -> list[Sentence]:
-        least = max(_count(leaf, "minItems", 0) for leaf in leaves) if leaves else 0
-        most = min(_count(leaf, "maxItems", _ENDS) for leaf in leaves) if leaves else _ENDS
+        least = max(count_of(leaf, "minItems", 0) for leaf in leaves) if leaves else 0
+        most = min(count_of(leaf, "maxItems", NO_LIMIT) for leaf in leaves) if leaves else NO_LIMIT
         if least > most:
             raise _Impossible(f"{self._at(*leaves)}minItems is more than maxItems")
         if most > 1 and any(leaf.get("uniqueItems") for leaf in leaves):
@@ -494,11 +457,11 @@ class _Writer:
         if given:
             further = self._rules.rule()
             self._rules.define(further, [(Text(", "), self._item(leaves, given))])
-            count = Repeat(further, max(least - given, 0), None if most == _ENDS else most - given)
+            count = Repeat(further, max(least - given, 0), None if most == NO_LIMIT else most - given)
             return [*sentences, (*so_far, count, Text("]"))]
         item, further = self._item(leaves, 0), self._rules.rule()
         self._rules.define(further, [(Text(", "), item)])
-        count = Repeat(further, max(least - 1, 0), None if most == _ENDS else most - 1)
+        count = Repeat(further, max(least - 1, 0), None if most == NO_LIMIT else most - 1)
         return [*sentences, (Text("["), item, count, Text("]"))]
 
     def _item(self, leaves: Sequence[Schema], index: int) -> Rule:
@@ -521,7 +484,7 @@ class _Writer:
             and not any("prefixItems" in leaf for leaf in leaves)
         ):
             finite = any("const" in leaf or "enum" in leaf for leaf in all_.leaves)
-            if finite or {"boolean"} == set(_TYPES).intersection(*map(_asked, all_.leaves)):
+            if finite or {"boolean"} == set(TYPES).intersection(*map(types_asked, all_.leaves)):
                 constants = self._plain(all_.leaves, apart=True)
         if all_ is not None and not 0 < len(constants) <= _UNIQUE:
             raise GrammarError(
@@ -555,10 +518,10 @@ class _Writer:
     def _object(self, leaves: Sequence[Schema]) -> list[Sentence]:
         required = list(dict.fromkeys(name for leaf in leaves for name in leaf.get("required", ())))
         names = dict.fromkeys(name for leaf in leaves for name in leaf.get("properties", ()))
-        finite = _names(self._named_by(leaves))
+        finite = names_of(self._named_by(leaves))
         names.update(dict.fromkeys((*required, *(finite or ()))))
-        least = max((_count(leaf, "minProperties", 0) for leaf in leaves), default=0)
-        most = min((_count(leaf, "maxProperties", _ENDS) for leaf in leaves), default=_ENDS)
+        least = max((count_of(leaf, "minProperties", 0) for leaf in leaves), default=0)
+        most = min((count_of(leaf, "maxProperties", NO_LIMIT) for leaf in leaves), default=NO_LIMIT)
         members: list[tuple[Sentence, bool]] = []
         for name in names:
             try:
@@ -568,7 +531,7 @@ class _Writer:
                     raise
                 self._why = self._why or str(error)
                 continue
-            members.append(((Text(_dumps(name) + ": "), value), name in required))
+            members.append(((Text(dumps(name) + ": "), value), name in required))
         others = self._others(leaves, list(names)) if finite is None else []
         if others and least > len(required) + 1:
             raise GrammarError(
@@ -589,9 +552,9 @@ class _Writer:
                     sure |= pattern(source).fits(name)
             schemas += own
             if not sure:
-                schemas.append(_additional(leaf))
+                schemas.append(additional(leaf))
         for named in self._named_by(leaves):
-            if not (_fits(name, named) and "string" in _asked(named)):
+            if not (fits(name, named) and "string" in types_asked(named)):
                 raise _Impossible(f"{self._at(*leaves)}no property may be named {name!r}")
         all_ = self._expand(schemas)
         if all_ is None:
@@ -617,10 +580,10 @@ class _Writer:
         says = any("additionalProperties" in leaf for leaf in leaves)
         free = says or (not any("properties" in leaf for leaf in leaves) and not patterns)
         terminals = [
-            self._rules.terminal(_regex(pattern(one, wide=True).spelling)).name for one in patterns
+            self._rules.terminal(regex(pattern(one, wide=True).spelling)).name for one in patterns
         ]
         known = (
-            [self._rules.terminal(_regex("|".join(map(spelling, names) or "[^\\s\\S]"))).name]
+            [self._rules.terminal(regex("|".join(map(spelling, names) or "[^\\s\\S]"))).name]
             if names
             else []
         )
@@ -630,7 +593,7 @@ class _Writer:
             schemas = [
                 leaf["patternProperties"][source]
                 if source in leaf.get("patternProperties", ())
-                else _additional(leaf)
+                else additional(leaf)
                 for leaf in leaves
             ]
             if self._expand(schemas) is None:
@@ -649,7 +612,7 @@ class _Writer:
     ) -> list[Sentence]:
         """An object of these properties, in this order, those that are not required left out or
         not; then of any of the others. What may follow depends on how many there were."""
-        limited = most < len(members) or (bool(others) and most < _ENDS)
+        limited = most < len(members) or (bool(others) and most < NO_LIMIT)
         cap = len(members) if limited else min(max(1, least), len(members))
         further = self._rules.rule()
         self._rules.define(further, [(Text(", "), *other) for other in others])
@@ -674,7 +637,7 @@ class _Writer:
     ) -> list[Sentence]:
         """The end of an object after so many properties, others before it."""
         missing = max(least - count, 0)
-        room = None if most == _ENDS else most - count
+        room = None if most == NO_LIMIT else most - count
         options: list[Sentence] = []
         if not missing and (room is None or room >= 0):
             options.append((Text("}"),))
@@ -732,220 +695,3 @@ class _Traits:
             and other.values is not None
             and self.values.isdisjoint(other.values)
         )
-
-
-def _places(root: Any) -> Iterator[tuple[int, str]]:
-    """The schemas in a schema by their `id`, each with its place as a JSON pointer."""
-    todo = [(root, "")]
-    while todo:
-        schema, path = todo.pop()
-        if not isinstance(schema, dict):
-            continue
-        yield id(schema), path
-        for key, part in schema.items():
-            if key in _NAMED and isinstance(part, dict):
-                todo += ((inner, f"{path}/{key}/{name}") for name, inner in part.items())
-            elif key in _LISTED and isinstance(part, list):
-                todo += ((inner, f"{path}/{key}/{index}") for index, inner in enumerate(part))
-            elif key in _SINGLE:
-                todo.append((part, f"{path}/{key}"))
-
-
-def _is_count(value: Any) -> bool:
-    return _is_number(value) and value >= 0 and value == int(value) and value <= _ENDS
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
-
-
-def _finite(value: float) -> bool:
-    return isinstance(value, int) or math.isfinite(value)
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _is_schemas(value: Any) -> bool:
-    return isinstance(value, list) and bool(value)
-
-
-_TEXT = ("a string", lambda value: isinstance(value, str))
-_COUNT = ("an integer of 0 or more", _is_count)
-_NUMBER = ("a number", _is_number)
-_NAMES = ("a list of strings", _is_names)
-_SCHEMAS = ("a list of schemas, at least one", _is_schemas)
-_OBJECT = ("an object", lambda value: isinstance(value, dict))
-_LIST = ("a list, not empty", lambda value: isinstance(value, list) and bool(value))
-_KEYWORDS: dict[str, tuple[str, Any]] = {
-    "$ref": _TEXT,
-    "pattern": _TEXT,
-    "format": _TEXT,
-    "enum": _LIST,
-    "required": _NAMES,
-    "properties": _OBJECT,
-    "patternProperties": _OBJECT,
-    "allOf": _SCHEMAS,
-    "anyOf": _SCHEMAS,
-    "oneOf": _SCHEMAS,
-    "prefixItems": _SCHEMAS,
-    "uniqueItems": ("true or false", lambda value: isinstance(value, bool)),
-    "multipleOf": ("a number above 0", lambda value: _is_number(value) and value > 0),
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), _COUNT),
-    **dict.fromkeys(("minProperties", "maxProperties"), _COUNT),
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _NUMBER),
-    **dict.fromkeys(("x-max-digits", "x-decimal-places"), _COUNT),
-}
-
-
-def _check(schema: Schema, where: str) -> None:
-    """GrammarError for a keyword with a value that it cannot have."""
-    for key, value in schema.items():
-        expected, right = _KEYWORDS.get(key, ("", None))
-        if right is not None and not right(value):
-            raise GrammarError(f"{where}{key} must be {expected}, not {value!r:.100}")
-    if "type" in schema:
-        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        for kind in kinds:
-            if kind not in _TYPES:
-                raise GrammarError(f"{where}Invalid type: {kind!r:.100}")
-
-
-def _asked(leaf: Schema) -> set[str]:
-    """The types that a schema asks for. An integer is a number."""
-    if "type" not in leaf:
-        return set(_TYPES)
-    kinds = leaf["type"] if isinstance(leaf["type"], list) else [leaf["type"]]
-    return {*kinds, "integer"} if "number" in kinds else set(kinds)
-
-
-def _type_of(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, int | float):
-        return "integer" if value == int(value) else "number"
-    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
-
-
-def _of_json(kind: str) -> str:
-    return "number" if kind == "integer" else kind
-
-
-def _types_of(leaf: Schema) -> frozenset[str]:
-    """The types that values of a schema may have, integers as numbers."""
-    kinds = frozenset(map(_of_json, _asked(leaf)))
-    for values in ([leaf["const"]] if "const" in leaf else None, leaf.get("enum")):
-        if values is not None:
-            kinds &= frozenset(_of_json(_type_of(value)) for value in values)
-    return kinds
-
-
-def _constants(leaf: Schema) -> frozenset[str] | None:
-    """The values of a schema as JSON, None if they are not constants."""
-    if "const" not in leaf and "enum" not in leaf:
-        return None
-    values = [leaf["const"]] if "const" in leaf else leaf["enum"]
-    return frozenset(map(_dumps, values))
-
-
-def _dumps(value: Any) -> str:
-    """The value as JSON, the same for equal values."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    try:
-        if isinstance(value, dict | list):
-            return json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except (ValueError, RecursionError) as error:
-        raise GrammarError(f"the constant {value!r:.100}: {error}") from None
-    return text
-
-
-def _fits(value: Any, leaf: Schema) -> bool:
-    """Whether a constant fits a schema without unions."""
-    constants = _constants(leaf)
-    return _fits_besides(value, leaf) and (constants is None or _dumps(value) in constants)
-
-
-def _fits_besides(value: Any, leaf: Schema) -> bool:
-    """Whether a constant fits a schema without unions, but for its constants."""
-    kind = _type_of(value)
-    if kind not in _asked(leaf):
-        return False
-    if kind in ("integer", "number"):
-        return _numbers([leaf], integer=False).fits(value)
-    if kind == "string":
-        return _count(leaf, "minLength", 0) <= len(value) <= _count(
-            leaf, "maxLength", _ENDS
-        ) and all(part.fits(value) for part in _patterns(leaf))
-    for key in _SPEAKS_OF.get(kind, ()):
-        if key in leaf:
-            raise GrammarError(f": {key} beside constants that are objects or arrays")
-    return True
-
-
-def _count(leaf: Schema, key: str, default: int) -> int:
-    return int(leaf.get(key, default))
-
-
-def _patterns(leaf: Schema) -> list[Pattern]:
-    """What the text of a string must match."""
-    found = [pattern(leaf["pattern"])] if "pattern" in leaf else []
-    name = leaf.get("format")
-    numeric = name in _NUMERIC_FORMATS and "number" in map(_of_json, _asked(leaf))
-    if name is not None and not numeric and (known := string_format(name)) is not None:
-        found.append(known)
-    if "format" not in leaf and str(leaf.get("contentEncoding")).lower() in ("base64", "base64url"):
-        encoded = string_format(leaf["contentEncoding"].lower())
-        assert encoded is not None
-        found.append(encoded)
-    return found
-
-
-def _numbers(leaves: Iterable[Schema], integer: bool) -> NumberRange:
-    """The numbers that fit schemas without constants."""
-    limits = [NumberRange(integer)]
-    for leaf in leaves:
-        limits.append(
-            NumberRange(
-                low=leaf.get("minimum"),
-                above=leaf.get("exclusiveMinimum"),
-                high=leaf.get("maximum"),
-                below=leaf.get("exclusiveMaximum"),
-                multiple_of=(leaf["multipleOf"],) if "multipleOf" in leaf else (),
-                digits=leaf.get("x-max-digits"),
-                places=leaf.get("x-decimal-places"),
-            )
-        )
-        limits.append(_NUMERIC_FORMATS.get(leaf.get("format", ""), NumberRange()))
-    return reduce(and_, limits)
-
-
-def _names(leaves: Sequence[Schema]) -> list[str] | None:
-    """The names that schemas of names allow, None if they are not constants."""
-    if all(_constants(leaf) is None for leaf in leaves):
-        return None
-    values = next(
-        [leaf["const"]] if "const" in leaf else leaf["enum"]
-        for leaf in leaves
-        if _constants(leaf) is not None
-    )
-    return [
-        value
-        for value in values
-        if isinstance(value, str) and all(_fits(value, leaf) for leaf in leaves)
-    ]
-
-
-def _additional(leaf: Schema) -> Any:
-    """The schema of properties that a schema does not name."""
-    return leaf.get("additionalProperties", True)
-
-
-def _regex(expression: str) -> str:
-    """The expression as a terminal of Lark, whose expressions end with a slash."""
-    return "/" + expression.replace("/", r"\x2f") + "/"

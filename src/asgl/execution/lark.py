@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from asgl.errors import GrammarError
-from asgl.execution.json_schema import DECODER, json_rules
+from asgl.execution.json_keywords import DECODER
+from asgl.execution.json_schema import json_rules
 
 _DEFINITIONS = 10_000
 """Grammars of more rules and terminals are refused. llguidance calls itself from rule to rule; the
