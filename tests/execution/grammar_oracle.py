@@ -25,7 +25,7 @@ class ByteVocabulary:
     """A token for each byte, some of several bytes, and one control token."""
 
     vocabulary = 256 + len(WORDS) + 1
-    special_tokens = {"<|im_start|>": 256 + len(WORDS)}  # noqa: RUF012
+    control_tokens = frozenset([256 + len(WORDS)])
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -52,7 +52,7 @@ def sample(compiler: Compiler, source: GrammarSource, seed: int, length: int = 1
     """
     chance = random.Random(seed)
     vocabulary = ByteVocabulary()
-    end = vocabulary.special_tokens["<|im_start|>"]
+    (end,) = vocabulary.control_tokens
     matcher = compiler.compile(source).matcher((end,))
     text = b""
     for count in range(2 * length):

@@ -361,7 +361,7 @@ def test_a_grammar_that_gets_too_complex_while_it_runs_gives_up(tokenizer):
 def test_bytes_that_the_vocabulary_lacks_end_the_generation_with_an_error(tokenizer):
     class Lacking:
         vocabulary = tokenizer.vocabulary
-        special_tokens = tokenizer.special_tokens
+        control_tokens = tokenizer.control_tokens
 
         def encode(self, text: str) -> list[int]:
             return [token for token in tokenizer.encode(text) if token != ord("q")]
@@ -442,13 +442,13 @@ def test_no_text_becomes_a_control_token(tokenizer):
 
     class Speaking:
         vocabulary = tokenizer.vocabulary
-        special_tokens = tokenizer.special_tokens
+        control_tokens = tokenizer.control_tokens
 
         def encode(self, text: str) -> list[int]:
             return tokenizer.encode(text)
 
         def token_bytes(self, token_id: int) -> bytes:
-            names = {token: text for text, token in self.special_tokens.items()}
+            names = {token: text for text, token in tokenizer.special_tokens.items()}
             return names.get(token_id, "").encode() or tokenizer.token_bytes(token_id)
 
     name, control = next(iter(tokenizer.special_tokens.items()))

@@ -71,7 +71,7 @@ class Bytes:
     """A token for each byte."""
 
     vocabulary = 256
-    special_tokens: dict[str, int] = {}  # noqa: RUF012
+    control_tokens: frozenset[int] = frozenset()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,7 +42,7 @@ class Vocabulary(Protocol):
     """What a grammar needs of a tokenizer; see `asgl.models.tokenizer.Tokenizer`."""
 
     vocabulary: int
-    special_tokens: Mapping[str, int]
+    control_tokens: frozenset[int]
     """The control tokens, which are no part of any text."""
 
     def encode(self, text: str, /) -> list[int]: ...
@@ -342,9 +342,8 @@ class _Adapter:
     is one more token."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        control = frozenset(vocabulary.special_tokens.values())
         self.tokens = [
-            b"" if token in control else vocabulary.token_bytes(token)
+            b"" if token in vocabulary.control_tokens else vocabulary.token_bytes(token)
             for token in range(vocabulary.vocabulary)
         ]
         self.tokens.append(b"<|end of the text|>")

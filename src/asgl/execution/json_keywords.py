@@ -50,7 +50,6 @@ NO_LIMIT = 2**53 - 1
 JSON_TYPES = ("null", "boolean", "number", "string", "array", "object")
 
 
-
 def loads(text: str) -> Any:
     """The value of a text in JSON; GrammarError if it is none, or nested too deeply."""
     try:

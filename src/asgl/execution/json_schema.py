@@ -13,14 +13,11 @@ names the place.
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import and_
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import unquote
 
 from asgl.errors import GrammarError
@@ -28,8 +25,8 @@ from asgl.execution.json_keywords import (
     JSON_TYPES,
     NO_LIMIT,
     SPEAKS_OF,
-    Schema,
     TYPES,
+    Schema,
     additional,
     check,
     constants_of,
@@ -46,7 +43,7 @@ from asgl.execution.json_keywords import (
     types_asked,
     types_of,
 )
-from asgl.execution.json_strings import CHARACTER, Pattern, pattern, spelling, string_format
+from asgl.execution.json_strings import CHARACTER, pattern, spelling
 from asgl.execution.rules import Repeat, Rule, Rules, Sentence, Terminal, Text, quoted
 
 _REFUSED = (
@@ -73,6 +70,7 @@ _COMBINATIONS = 2_000
 """Unions that must fit at once are combined, every member with every other, up to so many."""
 _PATTERNS = 20
 """So many patterns of property names can be told apart."""
+
 
 def json_rules(schema: Any, prefix: str = "") -> str:
     """Rules in Lark's notation, the first of which is what fits the schema.
@@ -457,7 +455,9 @@ class _Writer:
         if given:
             further = self._rules.rule()
             self._rules.define(further, [(Text(", "), self._item(leaves, given))])
-            count = Repeat(further, max(least - given, 0), None if most == NO_LIMIT else most - given)
+            count = Repeat(
+                further, max(least - given, 0), None if most == NO_LIMIT else most - given
+            )
             return [*sentences, (*so_far, count, Text("]"))]
         item, further = self._item(leaves, 0), self._rules.rule()
         self._rules.define(further, [(Text(", "), item)])
