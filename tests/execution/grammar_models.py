@@ -9,7 +9,6 @@ import enum
 import ipaddress
 import pathlib
 import uuid
-from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
@@ -170,10 +169,3 @@ TYPES: list[tuple[Any, str]] = [
     (int | str | None, "null"),
     (float, "1e21"),
 ]  # fmt: skip
-DECIMALS: list[tuple[Any, str]] = [
-    (Decimal, "0.1"),
-    (Annotated[Decimal, Field(gt=0, le=Decimal("0.5"))], "0.25"),
-    (Annotated[Decimal, Field(max_digits=5, decimal_places=2)], "123.45"),
-    (Annotated[Decimal, Field(max_digits=3)], "1.23"),
-    (Annotated[Decimal, Field(decimal_places=1, ge=-1)], "-0.5"),
-]

@@ -310,7 +310,7 @@ def test_a_decimal_with_bounds_is_a_number_within_them() -> None:
         "type": "number",
         "minimum": 0,
         "exclusiveMaximum": 100,
-        "multipleOf": 0.01,
+        "x-decimal-places": 2,
     }
     assert tool.arguments({"value": 12.25}) == {"value": Decimal("12.25")}
     with pytest.raises(ValueError, match="less than 100"):

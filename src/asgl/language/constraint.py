@@ -216,7 +216,9 @@ class _Schemas(GenerateJsonSchema):
         digits, places = schema.get("max_digits"), schema.get("decimal_places")
         if any(bound in schema for bound in ("ge", "gt", "le", "lt", "multiple_of")):
             number = super().decimal_schema(schema)["anyOf"][0]
-            return number if places is None else {"multipleOf": 10.0**-places, **number}
+            # as multipleOf, checkers would compute with floats, and refuse 0.07
+            limits = {"x-max-digits": digits, "x-decimal-places": places}
+            return {**number, **{key: most for key, most in limits.items() if most is not None}}
         return {"type": "string", "pattern": f"^-?({_decimal(digits, places)})$"}
 
     def dict_schema(self, schema: Any) -> JsonSchemaValue:
