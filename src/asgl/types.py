@@ -32,6 +32,45 @@ class Message(TypedDict):
     """What the message says, without what the template writes around it."""
 
 
+WHITE_SPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+"""All characters that `str.strip` takes off."""
+
+
+class RoleParts(NamedTuple):
+    """What the template writes around the content of one message."""
+
+    prefix: str
+    suffix: str
+    trims_left: str = ""
+    """Characters that it takes off at the beginning of the content."""
+    trims_right: str = ""
+
+    @property
+    def trims(self) -> bool:
+        """Whether it strips all white space at both ends."""
+        return self.trims_left == self.trims_right == WHITE_SPACE
+
+
+class ToolParts(NamedTuple):
+    """All text is the template's own, control tokens in it included."""
+
+    before: str
+    """From the end of the message before to the first call: the header of the assistant is in
+    it."""
+    name_key: str
+    arguments_key: str
+    """A call is a JSON object of these two, in this order."""
+    between_calls: str | None
+    """None if only one call can be made at once."""
+    middle: str
+    """From the end of the last call to the first result."""
+    between_results: str
+    after: str
+    """From the end of the last result to the next message."""
+    quoted: bool
+    """Whether results are written as JSON texts, in quotation marks."""
+
+
 class TokenLogprob(NamedTuple):
     """The log-probability (natural logarithm) of a token under the model itself: before
     temperature, penalties and masks."""

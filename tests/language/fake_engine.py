@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 from asgl.engine.output import OutputText
 from asgl.engine.stop_regex import compiled
@@ -22,6 +23,7 @@ from asgl.plan import SampledToken
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
 from asgl.scheduling.request import Request
 from asgl.trace import Tracer, Tracers
+from asgl.types import WHITE_SPACE, RoleParts
 
 BOS, START, END, EOS = 256, 257, 258, 259
 CONTROL = {"<s>": BOS, "<|start|>": START, "<|end|>": END, "<eos>": EOS}
@@ -29,9 +31,10 @@ _PAIRS = 1024
 
 
 class FakeDetokenizer:
-    def __init__(self, tokenizer: FakeTokenizer) -> None:
+    def __init__(self, tokenizer: FakeTokenizer, begun: bytes = b"") -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.setstate((begun, 0))
 
     def push(self, token_id: int, /) -> str:
         return self._decoder.decode(self._tokenizer.bytes_of(token_id))
@@ -50,7 +53,6 @@ class FakeTokenizer:
         self.end_tokens = (EOS,)
         self.bos = bos
         self.adds_bos = adds_bos
-        self.space_prefix = ""
         self.encoded: list[str] = []
 
     def encode(self, text: str) -> list[int]:
@@ -65,6 +67,22 @@ class FakeTokenizer:
                 ids.append(data[at])
                 at += 1
         return ids
+
+    def encode_run(self, parts: Sequence[int | str], after: int | None = None) -> list[int]:
+        return [
+            token
+            for part in parts
+            for token in ([part] if isinstance(part, int) else self.encode(part))
+        ]
+
+    def split(self, text: str) -> list[int | str]:
+        pieces = re.split(f"({'|'.join(map(re.escape, CONTROL))})", text)
+        return [CONTROL.get(piece, piece) for piece in pieces if piece]
+
+    def cut_bytes(self, ids: Sequence[int]) -> bytes:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(map(self.bytes_of, ids)))
+        return decoder.getstate()[0]
 
     def token_bytes(self, token_id: int, /) -> bytes:
         return self.bytes_of(token_id)
@@ -81,24 +99,26 @@ class FakeTokenizer:
         )
 
 
-class FakeParts(NamedTuple):
-    prefix: str
-    suffix: str
-    trims: bool = False
-
-
 class FakeTemplate:
     """ChatML with other names for its control tokens."""
+
+    tool_parts = None
 
     def __init__(
         self, *, head: str = "", default_system: str | None = None, trims: bool = False
     ) -> None:
         self.head = head
-        self.default_system = default_system
-        self._trims = trims
+        self._default_system = default_system
+        self._trims = WHITE_SPACE if trims else ""
 
-    def role_parts(self, role: str) -> FakeParts:
-        return FakeParts(f"<|start|>{role}\n", "<|end|>\n", self._trims)
+    def parts(self, before: Sequence[str], role: str) -> RoleParts:
+        first = "" if before else self.head
+        if not before and role != "system":
+            first += self._default_system or ""
+        return RoleParts(f"{first}<|start|>{role}\n", "<|end|>\n", self._trims, self._trims)
+
+    def generation(self, before: Sequence[str]) -> str:
+        return self.parts(before, "assistant").prefix
 
 
 Answer = str | BaseException | None
@@ -165,7 +185,7 @@ class FakeEngine:
         asked: object = None,
     ) -> Ticket:
         output = OutputText(
-            lambda: FakeDetokenizer(self.tokenizer),
+            lambda: FakeDetokenizer(self.tokenizer, self.tokenizer.cut_bytes(prompt[-4:])),
             stops=tuple(params.stop or ()),
             stop_regexes=tuple(params.stop_regex or ()),
             stop_tokens=tuple(params.stop_token_ids or ()),

@@ -4,6 +4,7 @@ noise."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 import re
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 import asgl
+from asgl.scheduling.scheduler import Scheduler
 from tiny import tiny_directory
 
 HOT = asgl.SamplingParams(seed=5, temperature=1.3, max_tokens=400)
@@ -215,10 +217,13 @@ async def test_fifty_random_regexes_never_give_an_invalid_output(model: Path) ->
 # --- jump-forward
 
 
-async def test_jumping_forward_changes_nothing_but_the_number_of_steps(model: Path) -> None:
+async def test_jumping_forward_changes_nothing_but_the_number_of_steps(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def run(jump: bool) -> tuple[list[list[int]], list[str], int, int]:
+        made = functools.partial(Scheduler, jump_forward=jump)
+        monkeypatch.setattr("asgl.scheduling.scheduler.Scheduler", made)
         async with opened(model) as rt:
-            rt._running.engine.scheduler.jump_forward = jump
             schema = fixed("first name", "last name", "the street", "city", "country")
             handles = [
                 rt.prompt("Fill in: ").gen(json_schema=schema, seed=number) for number in range(6)

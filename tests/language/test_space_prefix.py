@@ -4,7 +4,7 @@ else."""
 from __future__ import annotations
 
 import pytest
-from fake_engine import END, START, FakeEngine, FakeTemplate
+from fake_engine import FakeEngine
 from sentencepiece_model import train
 
 from asgl.language import Session
@@ -69,30 +69,8 @@ async def test_the_same_text_taken_back_and_written_again_keeps_its_space(
     assert s.token_ids == first
 
 
-async def test_control_tokens_are_no_text() -> None:
-    engine = FakeEngine(template=FakeTemplate())
-    engine.tokenizer.space_prefix = " "
-    s = Session(engine).prompt()
-    s.user("hi")
-    s.user("ho")
-    await s.sync()
-    encode = engine.tokenizer.encode
-    assert s.token_ids == [
-        START,
-        *encode(" user\nhi"),
-        END,
-        *encode("\n"),
-        START,
-        *encode("user\nho"),
-        END,
-        *encode("\n"),
-    ]
-
-
-async def test_options_after_nothing_are_the_first_text() -> None:
-    engine = FakeEngine()
-    engine.tokenizer.space_prefix = " "
-    s = Session(engine).prompt()
-    assert await s.select("x", ["b"]) == "b"
-    assert s.token_ids == [256, *engine.tokenizer.encode(" b")]
-    assert s.text == "b"
+async def test_options_after_nothing_are_the_first_text(tokenizer: Tokenizer) -> None:
+    s = session(tokenizer).prompt()
+    assert await s.select("x", ["the small"]) == "the small"
+    assert s.token_ids == [tokenizer.bos, *tokenizer.encode(" the small")]
+    assert s.text == "the small"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from asgl.errors import StreamError
 from asgl.language import Session
-from asgl.language.transcript import Run, Transcript, token_ids_of
+from asgl.language.transcript import Run, Transcript
 
 texts = st.text(alphabet="abcé \n", max_size=30)
 cuts = st.lists(st.integers(0, 30), max_size=6)
@@ -33,7 +33,7 @@ def test_random_splits_give_the_tokens_of_one_run(text: str, places: list[int]) 
     run = Run()
     for piece in split(text, places):
         run.append(piece)
-    assert run.token_ids(FakeTokenizer().encode) == (FakeTokenizer().encode(text) if text else [])
+    assert run.token_ids(FakeTokenizer(), None) == (FakeTokenizer().encode(text) if text else [])
     assert run.parts == ((text,) if text else ())
 
 
@@ -49,7 +49,7 @@ def test_control_tokens_stand_between_runs(parts: list[str | int], places: list[
             text += part
             for piece in split(part, places):
                 run.append(piece)
-    assert run.token_ids(FakeTokenizer().encode) == expected + FakeTokenizer().encode(text)
+    assert run.token_ids(FakeTokenizer(), None) == expected + FakeTokenizer().encode(text)
 
 
 @given(texts, cuts)
@@ -70,10 +70,10 @@ async def test_random_appends_to_a_stream_give_the_tokens_of_one_run(
 def test_a_run_is_tokenized_once_as_long_as_nothing_is_added() -> None:
     tokenizer, run = FakeTokenizer(), Run()
     run.append("ab")
-    assert run.token_ids(tokenizer.encode) == run.token_ids(tokenizer.encode)
+    assert run.token_ids(tokenizer, None) == run.token_ids(tokenizer, None)
     assert tokenizer.encoded == ["ab"]
     run.append("c")
-    assert run.token_ids(tokenizer.encode) == tokenizer.encode("abc")
+    assert run.token_ids(tokenizer, None) == tokenizer.encode("abc")
 
 
 def test_bytes_counts_utf8() -> None:
@@ -85,7 +85,8 @@ def test_bytes_counts_utf8() -> None:
 
 
 def test_token_ids_of_keeps_control_tokens() -> None:
-    assert token_ids_of((START, "ab", END), FakeTokenizer().encode) == [START, 1024 + 1, END]
+    run = Run((START, "ab", END))
+    assert run.token_ids(FakeTokenizer(), None) == [START, 1024 + 1, END]
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
@@ -163,7 +164,7 @@ def test_a_state_rolls_back_to_where_it_was() -> None:
     state.append("ab")
     point = state.savepoint()
     state.append("cd")
-    state.seal(state.run.token_ids(tokenizer.encode))
+    state.seal()
     state.append_tokens([1, 2], "??")
     assert state.bos_added
     state.roll_back(point)

@@ -759,5 +759,5 @@ async def test_a_template_that_wants_ids_is_used_as_one_that_knows_no_tools(tmp_
         (made,) = await s.call_tools([turn])
         call_text = json.dumps({"name": "turn", "arguments": dict(made.arguments)})
         result = json.dumps({"name": "turn", "result": made.result})
-        assert s.text == f"<|bos|>[INST] Go.[/INST] {call_text}<|im_end|>[INST] {result}[/INST]"
+        assert s.text == f"<|bos|>[INST] Go.[/INST]{call_text}<|im_end|>[INST] {result}[/INST]"
         assert [message["role"] for message in s.messages()] == ["user", "assistant", "user"]

@@ -4,7 +4,7 @@ gives each generation an output that knows its stops."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from asgl.engine.healing import HealedBeginning, Healer
 from asgl.engine.output import OutputText
@@ -14,6 +14,9 @@ from asgl.execution.grammar import Grammar
 from asgl.models.tokenizer import Tokenizer
 from asgl.sampling import SamplingParams
 from asgl.scheduling.request import Request
+
+_CHARACTER = 4
+"""The most bytes, and so the most tokens, that a character has."""
 
 
 class InputProcessor:
@@ -67,8 +70,9 @@ class InputProcessor:
         stop_tokens = params.stop_token_ids or ()
         healed, given = self.heal(prompt) if params.token_healing and grammar is None else (0, "")
         prompt = prompt[: len(prompt) - healed]
+        begun = b"" if healed else self._tokenizer.cut_bytes(prompt[-_CHARACTER:])
         output = OutputText(
-            self._tokenizer.detokenizer,
+            partial(self._tokenizer.detokenizer, begun=begun),
             stops=params.stop or (),
             stop_regexes=params.stop_regex or (),
             stop_tokens=stop_tokens,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from asgl.engine.ticket import Ticket
 from asgl.sampling import SamplingParams
 from asgl.trace import Tracers
-from asgl.types import GrammarSource
+from asgl.types import GrammarSource, RoleParts, ToolParts
 
 
 class Tokenizer(Protocol):
@@ -21,31 +21,43 @@ class Tokenizer(Protocol):
     def bos(self) -> int | None: ...
     @property
     def adds_bos(self) -> bool: ...
-    @property
-    def space_prefix(self) -> str:
-        """What goes before the first text of a prompt; `encode` does not add it."""
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of the text as data: never a control token."""
         ...
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode_run(self, parts: Sequence[int | str], after: int | None) -> list[int]:
+        """The tokens of control tokens and texts after the token `after`; None at the beginning of
+        a prompt, where the tokenizer may put a space before the first text."""
+        ...
+
+    def split(self, text: str) -> list[int | str]:
+        """Cuts text of the chat template at its control tokens, which come as ints."""
+        ...
+
+    def cut_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of a character at the end of the tokens whose other bytes are to come."""
+        ...
+
     def token_bytes(self, token_id: int, /) -> bytes: ...
+
     def decode(self, ids: Iterable[int], *, control: bool = True) -> str: ...
 
 
-class RoleParts(Protocol):
-    @property
-    def prefix(self) -> str: ...
-    @property
-    def suffix(self) -> str: ...
-    @property
-    def trims(self) -> bool: ...
-
-
 class ChatTemplate(Protocol):
+    """See `asgl.models.chat_template.ChatTemplate`."""
+
     @property
     def head(self) -> str: ...
+
     @property
-    def default_system(self) -> str | None: ...
-    def role_parts(self, role: str) -> RoleParts: ...
+    def tool_parts(self) -> ToolParts | None: ...
+
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> RoleParts: ...
+
+    def parts(self, before: Sequence[str], role: str) -> RoleParts: ...
+
+    def generation(self, before: Sequence[str]) -> str: ...
 
 
 class Grammars(Protocol):

@@ -96,11 +96,13 @@ class TurnText(NamedTuple):
 
 @dataclass(frozen=True)
 class AppendTurn(Internal):
-    """Appends text that is laid out already, and adds the messages that it is made of."""
+    """Appends text that is laid out already, and adds the messages that it is made of. `roles`:
+    of those that are written as the template writes them."""
 
     kind: ClassVar[str] = "turn"
     pieces: tuple[TurnText, ...]
     messages: tuple[Message, ...] = ()
+    roles: tuple[str, ...] = ()
 
 
 FIRST_OPS = ("start", "load")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from asgl.language.internal_ops import (
     StartFromFile,
 )
 from asgl.language.operation import OpenMessage, Operation
-from asgl.language.ops import Computed, Extend, Role, Text, TextOf
+from asgl.language.ops import Computed, Extend, Gen, Role, Select, Text, TextOf
 from asgl.language.run_gen import run_gen
 from asgl.language.run_select import run_select
 from asgl.language.transcript import Snapshot, Transcript
@@ -42,7 +41,8 @@ def interpret(op: Operation, transcript: Transcript, context: StreamContext) -> 
     if message is not None and (
         transcript.turn is None or transcript.turn.opened_by is not message
     ):
-        messages.begin_turn(transcript, context.engine, message, message.role)
+        generated = op.kind in ("gen", "select")
+        messages.begin_turn(transcript, context.engine, message, message.role, generated=generated)
     op.start_of_text = transcript.text_length
     value = yield from _content(op, op.spec, transcript, context)
     op.text = transcript.text[op.start_of_text :]
@@ -87,6 +87,7 @@ def _append_turn(spec: AppendTurn, transcript: Transcript, context: StreamContex
         else:
             transcript.append(piece.text)
     transcript.messages += spec.messages
+    transcript.roles += spec.roles
 
 
 def _close(spec: CloseMessage, transcript: Transcript, context: StreamContext) -> None:
@@ -105,19 +106,26 @@ def close_message(
 
 
 def _role(op: Operation, spec: Role, transcript: Transcript, context: StreamContext) -> Steps[str]:
-    described_tools = messages.begin_turn(transcript, context.engine, op, spec.role, spec.tools)
+    first = spec.content[0] if spec.content else None
+    parts, told = messages.begin_turn(
+        transcript,
+        context.engine,
+        op,
+        spec.role,
+        tools=spec.tools,
+        generated=isinstance(first, Gen | Select),
+    )
     op.start_of_text = transcript.text_length
-    trims = messages.parts_of(context.engine, spec.role).trims
     last = len(spec.content) - 1
     for index, part in enumerate(spec.content):
         if isinstance(part, Computed):
             part = Text((yield from _computed(op, part)))
-        if isinstance(part, Text) and trims:
-            text = part.text if index else part.text.lstrip()
-            part = replace(part, text=text.rstrip() if index == last else text)
+        if isinstance(part, Text):
+            text = part.text if index else part.text.lstrip(parts.trims_left)
+            part = Text(text if index != last else text.rstrip(parts.trims_right))
         yield from _content(op, part, transcript, context)
     op.text = transcript.text[op.start_of_text :]
-    transcript.append(described_tools)
+    transcript.append(told)
     messages.end_turn(transcript, context.engine)
     return op.text
 
@@ -185,9 +193,16 @@ def _join(op: Operation, spec: Join, transcript: Transcript, context: StreamCont
                 tokens = tokens[1:]
             else:
                 transcript.bos_added = True
-        transcript.append_tokens(tokens, branch.text[len(base.text) :])
+        text, completes = branch.text[len(base.text) :], False
+        goes_on = bool(tokens) and branch.tokens[: len(base.tokens)] == base.tokens
+        if goes_on and context.engine.tokenizer.cut_bytes(base.tokens[-4:]):
+            # the branch began in the middle of a character: it goes on only where the base ended
+            completes = transcript.tokens[-4:] == base.tokens[-4:]
+            text = branch.text[len(base.text) - 1 :]
+            text = text if completes else context.engine.tokenizer.decode(tokens)
+        transcript.append_tokens(tokens, text, completes=completes)
         transcript.messages += branch.messages[len(base.messages) :]
-        transcript.has_roles = transcript.has_roles or branch.has_roles
+        transcript.roles += branch.roles[len(base.roles) :]
 
 
 def _beyond(base: array[int], branch: array[int], context: StreamContext) -> array[int]:

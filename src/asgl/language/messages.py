@@ -12,13 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from asgl.errors import ModelError
-from asgl.language.backend import ChatTemplate, Engine, RoleParts
+from asgl.language.backend import ChatTemplate, Engine
 from asgl.language.tools import Tool, described, function_schemas
 from asgl.language.transcript import Transcript, Turn
-from asgl.models import chat_template as models
-from asgl.models.chat_template import segments
-from asgl.models.tool_template import system_with_tools, tool_parts
-from asgl.types import Message
+from asgl.types import Message, RoleParts
 
 
 def begin_turn(
@@ -26,42 +23,51 @@ def begin_turn(
     engine: Engine,
     opened_by: object,
     role: str,
+    *,
     tools: Sequence[Tool[..., Any]] = (),
-) -> str:
-    """Writes the header of a message, and before the first one what the template puts before all:
-    the default system message.
+    generated: bool = False,
+) -> tuple[RoleParts, str]:
+    """Writes the header of a message; that of the first has in it what the template puts before
+    all.
 
-    A system message may tell of `tools`: in the template's own way, if it has one. Else what is to
-    follow the content is returned. ModelError if the model has no template, or one that does not
-    know the role.
+    opened_by: who closes the message. tools: a system message tells of them, in the template's own
+    way if it has one; else what is to follow the content is returned. generated: the content begins
+    with what the model says, before which some templates write more than before given content.
+    Returns what the template writes around the message, and what is to follow its content.
+    ModelError if the model has no template, or one that does not know the role.
     """
-    template = _template(engine)
-    parts = template.role_parts(role)
-    told, suffix = "", None
-    if tools and isinstance(template, models.ChatTemplate) and tool_parts(template) is not None:
-        schemas = function_schemas(tools)
-        if any(
-            token in json.dumps(schemas, ensure_ascii=False)
-            for token in engine.tokenizer.special_tokens
-        ):
-            raise ModelError(
-                "the description of a tool has the text of a control token in it, which the "
-                "model's chat template "
-                "would take for one: write it otherwise"
-            )
-        parts = system_with_tools(template, schemas)
-        suffix = parts.suffix
+    template = template_of(engine)
+    parts, told = template.parts(transcript.roles, role), ""
+    if tools and template.tool_parts is not None:
+        parts = _with_tools(template, engine, tools)
     elif tools:
         told = "\n\n" + described(tools)
-    if not transcript.has_roles:
-        if not transcript.text_length and not transcript.tokens:
-            write(transcript, engine, template.head)
-        if role != "system" and template.default_system is not None:
-            write(transcript, engine, template.default_system)
-        transcript.has_roles = True
-    write(transcript, engine, parts.prefix)
-    transcript.turn = Turn(opened_by, role, transcript.text_length, suffix)
-    return told
+    prefix = parts.prefix
+    if generated and role == "assistant":
+        prefix = template.generation(transcript.roles)
+    if transcript.text_length or transcript.tokens:
+        if not transcript.roles:  # what begins a prompt is not for the middle of one
+            prefix = prefix.removeprefix(template.head)
+    else:
+        transcript.run.of_template = True
+    write(transcript, engine, prefix)
+    transcript.roles.append(role)
+    transcript.turn = Turn(opened_by, role, transcript.text_length, parts.suffix)
+    return parts, told
+
+
+def _with_tools(
+    template: ChatTemplate, engine: Engine, tools: Sequence[Tool[..., Any]]
+) -> RoleParts:
+    schemas = function_schemas(tools)
+    said = json.dumps(schemas, ensure_ascii=False)
+    if any(token in said for token in engine.tokenizer.special_tokens):
+        raise ModelError(
+            "the description of a tool has the text of a control token in it, which the model's "
+            "chat template would take for one: write it otherwise"
+        )
+    parts = template.with_tools(schemas)
+    return parts._replace(prefix=template.head + parts.prefix)
 
 
 def end_turn(transcript: Transcript, engine: Engine) -> None:
@@ -70,11 +76,7 @@ def end_turn(transcript: Transcript, engine: Engine) -> None:
     turn = transcript.turn
     assert turn is not None
     transcript.messages.append(Message(role=turn.role, content=transcript.text[turn.start :]))
-    write(
-        transcript,
-        engine,
-        turn.suffix if turn.suffix is not None else _template(engine).role_parts(turn.role).suffix,
-    )
+    write(transcript, engine, turn.suffix)
     transcript.turn = None
 
 
@@ -83,17 +85,12 @@ def end_of_turn(transcript: Transcript, engine: Engine) -> tuple[int, ...]:
     template writes after it."""
     if transcript.turn is None:
         return ()
-    suffix = segments(
-        _template(engine).role_parts(transcript.turn.role).suffix, engine.tokenizer.special_tokens
-    )
+    suffix = engine.tokenizer.split(transcript.turn.suffix)
     return tuple(part for part in suffix if isinstance(part, int))[:1]
 
 
-def parts_of(engine: Engine, role: str) -> RoleParts:
-    return _template(engine).role_parts(role)
-
-
-def _template(engine: Engine) -> ChatTemplate:
+def template_of(engine: Engine) -> ChatTemplate:
+    """The model's chat template; ModelError if it has none."""
     if engine.chat_template is None:
         raise ModelError(
             "this model has no chat template, so it knows no roles: write the prompt as plain text "
@@ -104,7 +101,7 @@ def _template(engine: Engine) -> ChatTemplate:
 
 def write(transcript: Transcript, engine: Engine, text: str) -> None:
     """Appends text of the template: control tokens in it are meant."""
-    for part in segments(text, engine.tokenizer.special_tokens):
+    for part in engine.tokenizer.split(text):
         if isinstance(part, int):
             transcript.append_control(part, engine.tokenizer.decode([part]))
         else:

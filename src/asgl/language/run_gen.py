@@ -46,8 +46,9 @@ def run_gen(op: Operation, spec: Gen, transcript: Transcript, context: StreamCon
     tokens = [token.token_id for token in ticket.tokens[: output.kept_tokens]]
     if output.remainder:  # a stop cut a token in two: what is left of it is tokenized anew
         tokens += context.engine.tokenizer.encode(output.remainder)
-    transcript.heal(output.healed)
-    transcript.append_tokens(tokens, ticket.text)
+    completes = bool(tokens) and not output.healed and not feedback and transcript.cut
+    start = transcript.append_tokens(tokens, ticket.text, healed=output.healed, completes=completes)
+    op.start_of_text = min(op.start_of_text, start)  # it may have completed a character
     op.token_ids += tokens
     if spec.name is not None:
         op.values[spec.name] = value

@@ -18,12 +18,12 @@ def run_select(
     op: Operation, spec: Select, transcript: Transcript, context: StreamContext
 ) -> Steps[str]:
     yield from seal(transcript, context)
-    prompt, before = transcript.prompt(), transcript.prefix
-    healed = 0
+    after = transcript.after
+    prompt, before, healed = transcript.prompt(), "", 0
     if spec.token_healing:
         healed, before = context.engine.heal(prompt)
         prompt = prompt[: len(prompt) - healed]
-    options = yield from _encoded_options(spec, before, context)
+    options = yield from _encoded_options(spec, before, after, context)
     logprobs = yield from _score(op, prompt, options, context, spec)
     alone: list[list[float]] = []
     if spec.method == "unconditional_likelihood_normalized":
@@ -34,21 +34,22 @@ def run_select(
     op.index = best(op.scores)
     op.token_logprobs = logprobs
     choice = spec.choices[op.index]
-    transcript.heal(healed)
-    transcript.append_tokens(options[op.index], choice)
+    transcript.append_tokens(options[op.index], choice, healed=healed)
     op.token_ids += options[op.index]
     if spec.name is not None:
         op.values[spec.name] = choice
     return choice
 
 
-def _encoded_options(spec: Select, before: str, context: StreamContext) -> Steps[list[list[int]]]:
+def _encoded_options(
+    spec: Select, before: str, after: int | None, context: StreamContext
+) -> Steps[list[list[int]]]:
     """The tokens of `before` and each option; off the loop if there is much to tokenize."""
 
     def encoded() -> list[list[int]]:
-        return [encode(before + choice) for choice in spec.choices]
+        return [tokenizer.encode_run((before + choice,), after) for choice in spec.choices]
 
-    encode = context.engine.tokenizer.encode
+    tokenizer = context.engine.tokenizer
     long = sum(map(len, spec.choices)) + len(before) * len(spec.choices) > SYNCHRONOUS_BYTES
     options: list[list[int]] = (yield from in_thread(context, encoded)) if long else encoded()
     for choice, tokens in zip(spec.choices, options, strict=True):

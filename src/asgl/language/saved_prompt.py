@@ -60,7 +60,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         "tokens": list(snapshot.tokens),
         "variables": dict(snapshot.variables),
         "messages": [dict(message) for message in snapshot.messages],
-        "has_roles": snapshot.has_roles,
+        "roles": list(snapshot.roles),
         "bos_added": snapshot.bos_added,
     }
 
@@ -78,7 +78,7 @@ def from_json(state: Mapping[str, Any], where: str) -> SavedPrompt:
             dict(state["variables"]),
             messages,
             None,
-            bool(state["has_roles"]),
+            tuple(map(_text, state["roles"])),
             bool(state["bos_added"]),
         )
         name = state["name"]

@@ -12,6 +12,7 @@ import anyio
 
 from asgl.errors import ConfigError, ModelError, OutputError, StreamError, ToolError
 from asgl.language import messages, ops
+from asgl.language.backend import Engine
 from asgl.language.executor import Executor
 from asgl.language.failures import cancelled
 from asgl.language.handle import Handle
@@ -26,8 +27,7 @@ from asgl.language.tools import (
     list_schema,
     result_text,
 )
-from asgl.models.tool_template import ToolParts, tool_parts
-from asgl.types import Message
+from asgl.types import Message, ToolParts
 
 OnToolError: TypeAlias = Literal["model", "program"]
 MOST_CALLS = 8
@@ -71,29 +71,33 @@ class _ChatStyle(_Style):
     """As messages, each result one of its own."""
 
     def __init__(
-        self, tools: Mapping[str, Tool[..., Any]], parallel: bool, executor: Executor
+        self, tools: Mapping[str, Tool[..., Any]], parallel: bool, engine: Engine, roles: list[str]
     ) -> None:
         super().__init__(tools, parallel)
-        self._call = messages.parts_of(executor.engine, "assistant")
+        self._template, self._roles = messages.template_of(engine), roles
         try:
-            self._role, self._result = "tool", messages.parts_of(executor.engine, "tool")
+            self._template.parts([*roles, "assistant"], "tool")
+            self._role = "tool"
         except ModelError:
-            self._role, self._result = "user", messages.parts_of(executor.engine, "user")
+            self._role = "user"
 
     def opening(self) -> AppendTurn:
-        return AppendTurn((TurnText(self._call.prefix, True),))
+        return AppendTurn((TurnText(self._template.generation(self._roles), True),))
 
     def answer(self, text: str, calls: Sequence[ToolCall]) -> AppendTurn:
-        pieces: list[TurnText] = [TurnText(self._call.suffix, True)]
+        roles = [*self._roles, "assistant"]
+        pieces = [TurnText(self._template.parts(self._roles, "assistant").suffix, True)]
         spoken = [Message(role="assistant", content=text)]
         for call in calls:
+            around = self._template.parts(roles, self._role)
             pieces += [
-                TurnText(self._result.prefix, True),
+                TurnText(around.prefix, True),
                 TurnText(_plain(call), False),
-                TurnText(self._result.suffix, True),
+                TurnText(around.suffix, True),
             ]
+            roles.append(self._role)
             spoken.append(Message(role=self._role, content=_plain(call)))
-        return AppendTurn(tuple(pieces), tuple(spoken))
+        return AppendTurn(tuple(pieces), tuple(spoken), tuple(roles[len(self._roles) :]))
 
 
 class _OwnStyle(_Style):
@@ -103,13 +107,13 @@ class _OwnStyle(_Style):
         self,
         tools: Mapping[str, Tool[..., Any]],
         parallel: bool,
-        executor: Executor,
+        engine: Engine,
         parts: ToolParts,
     ) -> None:
         super().__init__(tools, parallel)
         self._parts = parts
         self.name_key, self.arguments_key = parts.name_key, parts.arguments_key
-        special = executor.engine.tokenizer.special_tokens
+        special = engine.tokenizer.special_tokens
         if parallel and (
             parts.between_calls is None or any(token in parts.between_calls for token in special)
         ):
@@ -177,7 +181,7 @@ async def call_tools(
     await executor.sync()
     before = executor.submit(TakeSnapshot(), grows=False)
     await executor.ended(before)
-    style = _style_of(executor, before.result().has_roles, named, parallel)
+    style = _style_of(executor.engine, list(before.result().roles), named, parallel)
     try:
         executor.submit(style.opening())
         handle = Handle[str](executor.make(ops.gen, None, {**options, **style.constraint}))
@@ -192,14 +196,14 @@ async def call_tools(
 
 
 def _style_of(
-    executor: Executor, has_roles: bool, tools: Mapping[str, Tool[..., Any]], parallel: bool
+    engine: Engine, roles: list[str], tools: Mapping[str, Tool[..., Any]], parallel: bool
 ) -> _Style:
-    if not has_roles:
+    if not roles:
         return _Style(tools, parallel)
-    parts = tool_parts(executor.engine.chat_template)
+    parts = messages.template_of(engine).tool_parts
     if parts is None:
-        return _ChatStyle(tools, parallel, executor)
-    return _OwnStyle(tools, parallel, executor, parts)
+        return _ChatStyle(tools, parallel, engine, roles)
+    return _OwnStyle(tools, parallel, engine, parts)
 
 
 def _asked(text: str, finish_reason: str, style: _Style) -> list[_Asked]:

@@ -11,7 +11,7 @@ together, once, when an op seals the run. Control tokens stand between runs:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,6 +25,8 @@ Part: TypeAlias = str | int
 SYNCHRONOUS_BYTES = 32 * 1024
 """A longer run is tokenized off the event loop, which it would hold up for milliseconds."""
 
+_CHARACTER = 4
+"""The most bytes, and so the most tokens, that a character has."""
 _HEALED = 8
 """Token healing takes away at most so many tokens (`asgl.engine.healing.MOST`)."""
 
@@ -32,13 +34,15 @@ _HEALED = 8
 class Run:
     """What was appended and not yet tokenized. Neighbouring texts are joined."""
 
-    __slots__ = ("_known", "_parts", "_tail")
+    __slots__ = ("_known", "_parts", "_tail", "of_template")
 
     def __init__(self, parts: Sequence[Part] = ()) -> None:
         self._parts: list[Part] = list(parts)
         self._tail: list[str] = []
         """Texts after the parts, not joined yet: a thousand appends are joined once."""
-        self._known: tuple[tuple[Part, ...], str, list[int]] | None = None
+        self._known: tuple[tuple[Part, ...], int | None, list[int]] | None = None
+        self.of_template = False
+        """Whether it begins with what a chat template writes."""
 
     def append(self, part: Part) -> None:
         if isinstance(part, str):
@@ -60,6 +64,7 @@ class Run:
         return sum(len(part.encode()) for part in self.parts if isinstance(part, str))
 
     def clear(self) -> None:
+        self.of_template = False
         self._parts.clear()
         self._tail.clear()
 
@@ -68,23 +73,21 @@ class Run:
         self._parts = list(parts)
         self._tail.clear()
 
-    def token_ids(self, encode: Callable[[str], list[int]], prefix: str = "") -> list[int]:
-        """The tokens of the run, which stays as it is; `prefix` goes before its first text.
-
-        What was once tokenized is remembered as long as nothing is added.
-        """
+    def token_ids(self, tokenizer: Tokenizer, after: int | None) -> list[int]:
+        """The tokens of the run after the token `after`. What was once tokenized is remembered as
+        long as nothing is added."""
         parts = self.parts
-        if self._known is None or not self.knows(parts, prefix):
-            self.learn(parts, prefix, token_ids_of(parts, encode, prefix))
+        if self._known is None or not self.knows(parts, after):
+            self.learn(parts, after, tokenizer.encode_run(parts, after))
             assert self._known is not None
         return self._known[2]
 
-    def learn(self, parts: tuple[Part, ...], prefix: str, token_ids: list[int]) -> None:
+    def learn(self, parts: tuple[Part, ...], after: int | None, token_ids: list[int]) -> None:
         """Remembers the tokens of `parts`."""
-        self._known = (parts, prefix, token_ids)
+        self._known = (parts, after, token_ids)
 
-    def knows(self, parts: tuple[Part, ...], prefix: str) -> bool:
-        return self._known is not None and self._known[:2] == (parts, prefix)
+    def knows(self, parts: tuple[Part, ...], after: int | None) -> bool:
+        return self._known is not None and self._known[:2] == (parts, after)
 
     def _join(self) -> None:
         if not self._tail:
@@ -97,21 +100,6 @@ class Run:
             self._parts.append(text)
 
 
-def token_ids_of(
-    parts: Sequence[Part], encode: Callable[[str], list[int]], prefix: str = ""
-) -> list[int]:
-    """Control tokens as they are, each text tokenized on its own, as data; `prefix` goes before the
-    first text."""
-    ids: list[int] = []
-    for part in parts:
-        if isinstance(part, int):
-            ids.append(part)
-        else:
-            ids += encode(prefix + part)
-            prefix = ""
-    return ids
-
-
 @dataclass(frozen=True, slots=True)
 class Turn:
     """A message that is being written. `opened_by` is the role block, or the op,
@@ -121,8 +109,8 @@ class Turn:
     role: str
     start: int
     """Where its content begins in the stream's text."""
-    suffix: str | None = None
-    """What the template writes after it, if that is not what it always writes after this role."""
+    suffix: str = ""
+    """What the template writes after it."""
 
 
 class Savepoint(NamedTuple):
@@ -133,7 +121,7 @@ class Savepoint(NamedTuple):
     parts: tuple[Part, ...]
     messages: int
     turn: Turn | None
-    has_roles: bool
+    roles: int
     end: array[int]
     """The last tokens, which token healing may take away."""
 
@@ -148,7 +136,7 @@ class Snapshot:
     variables: dict[str, Any] = field(default_factory=dict[str, Any])
     messages: tuple[Message, ...] = ()
     turn: Turn | None = None
-    has_roles: bool = False
+    roles: tuple[str, ...] = ()
     bos_added: bool = False
 
 
@@ -160,8 +148,8 @@ class Transcript:
         "_texts",
         "_tokenizer",
         "bos_added",
-        "has_roles",
         "messages",
+        "roles",
         "run",
         "text_length",
         "tokens",
@@ -184,18 +172,21 @@ class Transcript:
     def token_ids(self, upto: Savepoint | None = None) -> list[int]:
         """All tokens, the run that is not sealed yet as it would be tokenized now; of an earlier
         point if `upto` is given."""
-        run = self.run if upto is None else Run(upto.parts)
-        tokens = self.tokens if upto is None else self.tokens[: upto.tokens]
-        return [
-            *(tokens or self._leading_bos(run)),
-            *run.token_ids(self._tokenizer.encode, self._prefix(tokens)),
-        ]
+        if upto is None:
+            return [*self.tokens, *self._run_ids(self.run, self.tokens)]
+        tokens = self.tokens[: upto.tokens]
+        return [*tokens, *self._run_ids(Run(upto.parts), tokens)]
 
     @property
-    def prefix(self) -> str:
-        """What goes before the next text that is tokenized: only the first of a prompt has
-        something."""
-        return self._prefix(self.tokens)
+    def after(self) -> int | None:
+        """The last token; None at the beginning, where nothing is but a beginning-of-text token
+        that no program wrote."""
+        return self.tokens[-1] if len(self.tokens) > self.bos_added else None
+
+    @property
+    def cut(self) -> bool:
+        """Whether the tokens end in the middle of a character."""
+        return bool(self._tokenizer.cut_bytes(self.tokens[-_CHARACTER:]))
 
     # --- growing
 
@@ -212,21 +203,32 @@ class Transcript:
         self.run.append(token_id)
         self._say(text)
 
-    def append_tokens(self, token_ids: Sequence[int], text: str) -> None:
-        """Appends tokens to a state whose run is sealed, and the text that they stand for."""
+    def append_tokens(
+        self, token_ids: Sequence[int], text: str, *, healed: int = 0, completes: bool = False
+    ) -> int:
+        """Appends tokens to a transcript whose run is sealed, and the text that they stand for.
+
+        healed: how many of the last tokens the new ones stand for too; `text` begins after them.
+        completes: the tokens before end in the middle of a character, which shows as U+FFFD, and
+        `text` begins with the whole character, which takes its place. Returns where in the stream's
+        text `text` begins.
+        """
+        if healed:
+            del self.tokens[len(self.tokens) - healed :]
+        if completes:
+            self._texts = [self.text[:-1]]
+            self.text_length -= 1
+        start = self.text_length
         self.tokens.extend(token_ids)
         self._say(text)
+        return start
 
-    def heal(self, count: int) -> None:
-        """Takes off the last tokens; those that are appended next stand for their text too."""
-        del self.tokens[len(self.tokens) - count :]
-
-    def seal(self, token_ids: Sequence[int]) -> None:
-        """The run is tokenized for good: these are its tokens."""
+    def seal(self) -> None:
+        """Tokenizes the run for good."""
+        ids = self._run_ids(self.run, self.tokens)
         if not self.tokens:
-            self.tokens.extend(self._leading_bos(self.run))
-            self.bos_added = bool(self.tokens)
-        self.tokens.extend(token_ids)
+            self.bos_added = self._adds_bos(self.run)
+        self.tokens.extend(ids)
         self.run.clear()
 
     def prompt(self) -> array[int]:
@@ -252,7 +254,7 @@ class Transcript:
             self.run.parts,
             len(self.messages),
             self.turn,
-            self.has_roles,
+            len(self.roles),
             self.tokens[-_HEALED:],
         )
 
@@ -265,7 +267,8 @@ class Transcript:
         self.text_length = point.text
         self.run.reset(point.parts)
         del self.messages[point.messages :]
-        self.turn, self.has_roles = point.turn, point.has_roles
+        self.turn = point.turn
+        del self.roles[point.roles :]
         self.bos_added = self.bos_added and point.tokens > 0
 
     def snapshot(self) -> Snapshot:
@@ -276,7 +279,7 @@ class Transcript:
             dict(self.variables),
             tuple(self.messages),
             self.turn,
-            self.has_roles,
+            tuple(self.roles),
             self.bos_added,
         )
 
@@ -289,8 +292,8 @@ class Transcript:
         self.variables = dict(snapshot.variables)
         self.messages = list(snapshot.messages)
         self.turn = snapshot.turn
-        self.has_roles = snapshot.has_roles
-        """Whether any message was begun: the default system message goes before the first."""
+        self.roles = list(snapshot.roles)
+        """Those of the messages that were begun: what the template writes depends on them."""
         self.bos_added = snapshot.bos_added
         """Whether the first token is a beginning-of-text token that no program wrote."""
 
@@ -298,15 +301,21 @@ class Transcript:
         self._texts.append(text)
         self.text_length += len(text)
 
-    def _prefix(self, tokens: array[int]) -> str:
-        prefix = self._tokenizer.space_prefix
-        control = self._tokenizer.special_tokens.values() if prefix else ()
-        return "" if not prefix or any(token not in control for token in tokens) else prefix
+    def _run_ids(self, run: Run, tokens: array[int]) -> list[int]:
+        """The tokens of the run, after `tokens`; with a beginning-of-text token where the tokenizer
+        adds one."""
+        after = tokens[-1] if len(tokens) > self.bos_added else None
+        ids = run.token_ids(self._tokenizer, after)
+        return [self._tokenizer.bos or 0, *ids] if not tokens and self._adds_bos(run) else ids
 
-    def _leading_bos(self, run: Run) -> list[int]:
-        """The token that the tokenizer puts before everything, unless the run begins with it, or
-        there is no text at all."""
-        bos = self._tokenizer.bos
-        if bos is None or not self._tokenizer.adds_bos or not run.parts or run.parts[0] == bos:
-            return []
-        return [bos]
+    def _adds_bos(self, run: Run) -> bool:
+        """Whether the tokenizer puts a beginning-of-text token before the run, the first: not
+        before what a chat template writes, nor before a run that begins with one, or is empty."""
+        tokenizer, parts = self._tokenizer, run.parts
+        return bool(
+            tokenizer.adds_bos
+            and tokenizer.bos is not None
+            and parts
+            and parts[0] != tokenizer.bos
+            and not run.of_template
+        )

@@ -16,7 +16,7 @@ from asgl.errors import BudgetError
 from asgl.language.context import StreamContext
 from asgl.language.failures import cancelled
 from asgl.language.operation import Operation
-from asgl.language.transcript import SYNCHRONOUS_BYTES, Transcript, token_ids_of
+from asgl.language.transcript import SYNCHRONOUS_BYTES, Transcript
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Completion[Any], None, T]
@@ -114,12 +114,10 @@ def _expire(op: Operation, deadline: float) -> None:
 
 def seal(transcript: Transcript, context: StreamContext) -> Steps[None]:
     """Tokenizes the run, off the loop if it is long."""
-    run, encode = transcript.run, context.engine.tokenizer.encode
-    parts = run.parts
+    run, tokenizer = transcript.run, context.engine.tokenizer
+    parts, after = run.parts, transcript.after
     if not parts:
         return
-    prefix = transcript.prefix
-    if run.size > SYNCHRONOUS_BYTES and not run.knows(parts, prefix):
-        ids = yield from in_thread(context, token_ids_of, parts, encode, prefix)
-        run.learn(parts, prefix, ids)
-    transcript.seal(run.token_ids(encode, prefix))
+    if run.size > SYNCHRONOUS_BYTES and not run.knows(parts, after):
+        run.learn(parts, after, (yield from in_thread(context, tokenizer.encode_run, parts, after)))
+    transcript.seal()

@@ -21,16 +21,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from asgl.errors import ModelError
+from asgl.models import tool_template
 from asgl.models.template_sandbox import CompiledTemplate
-from asgl.types import Message
+from asgl.types import WHITE_SPACE, Message, RoleParts, ToolParts
 
 _SENTINEL = "Zq{}contentqZ"
 _AWKWARD = "<b>&amp; \"quoted\" 'text' {{{{ x }}}} " + _SENTINEL + " [1]"
-_WHITE_SPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
-_TRIMMED = ("", _WHITE_SPACE, "\n", " ")
+_TRIMMED = ("", WHITE_SPACE, "\n", " ")
 """Characters that templates take off at an end of contents."""
 _COMMON_ROLES = frozenset({"system", "user", "assistant", "tool"})
 """Roles that any template may be asked for. Others must be named in it."""
@@ -48,21 +48,6 @@ _NAME = re.compile(r"\w[\w-]*")
 """A role: no text of a template that could be a marker."""
 _REPEATS = 3
 _PERIODS = (1, 2, 3, 4)
-
-
-class RoleParts(NamedTuple):
-    """What the template writes around the content of one message."""
-
-    prefix: str
-    suffix: str
-    trims_left: str = ""
-    """Characters that it takes off at the beginning of the content."""
-    trims_right: str = ""
-
-    @property
-    def trims(self) -> bool:
-        """Whether it strips all white space at both ends."""
-        return self.trims_left == self.trims_right == _WHITE_SPACE
 
 
 class ChatTemplate:
@@ -130,6 +115,21 @@ class ChatTemplate:
         if text == written and (prefix := self.parts(before, "assistant").prefix).strip():
             return prefix
         return text[len(written) :]
+
+    @property
+    def tool_parts(self) -> ToolParts | None:
+        """How it writes calls and results; None if it knows no tools, or none that we know how to
+        take apart."""
+        return self._tool_parts
+
+    @cached_property
+    def _tool_parts(self) -> ToolParts | None:
+        return tool_template.tool_parts(self)
+
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> RoleParts:
+        """What goes around a first message, of the system, that tells of the tools; `head` is not
+        in it. ModelError if that cannot be told apart."""
+        return tool_template.system_with_tools(self, tools)
 
     def role_parts(self, role: str) -> RoleParts:
         """What goes around the content of a message of that role wherever it stands (of the system:

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 from asgl.errors import ModelError
-from asgl.models.chat_template import ChatTemplate, RoleParts
+from asgl.types import Message, RoleParts, ToolParts
 
 _NAME, _KEY, _VALUE = "Zqtoolqz", "Zqkeyqz", "Zqvalueqz"
 _USER, _SYSTEM = "Zquserqz", "Zqsystemqz"
@@ -40,29 +40,28 @@ _TOOL = {
 }
 
 
-class ToolParts(NamedTuple):
-    """All text is the template's own, control tokens in it included."""
+class Template(Protocol):
+    """The part of a `ChatTemplate` that is asked here."""
 
-    before: str
-    """From the end of the message before to the first call: the header of the assistant is in
-    it."""
-    name_key: str
-    arguments_key: str
-    """A call is a JSON object of these two, in this order."""
-    between_calls: str | None
-    """None if only one call can be made at once."""
-    middle: str
-    """From the end of the last call to the first result."""
-    between_results: str
-    after: str
-    """From the end of the last result to the next message."""
-    quoted: bool
-    """Whether results are written as JSON texts, in quotation marks."""
+    source: str
+
+    @property
+    def head(self) -> str: ...
+
+    def parts(self, before: Sequence[str], role: str) -> RoleParts: ...
+
+    def render(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str: ...
 
 
-def tool_parts(template: object) -> ToolParts | None:
+def tool_parts(template: Template) -> ToolParts | None:
     """None for a template that knows no tools, or none that this module understands."""
-    if not isinstance(template, ChatTemplate) or "tools" not in template.source:
+    if "tools" not in template.source:
         return None
     one, two = _parts_of(template, 1), _parts_of(template, 2)
     if (
@@ -75,7 +74,7 @@ def tool_parts(template: object) -> ToolParts | None:
     return two
 
 
-def system_with_tools(template: ChatTemplate, tools: Sequence[Mapping[str, Any]]) -> RoleParts:
+def system_with_tools(template: Template, tools: Sequence[Mapping[str, Any]]) -> RoleParts:
     """What goes around the content of a first message, of the system, that tells of the tools;
     `template.head` is not in it. ModelError if that cannot be told apart."""
     system, user = template.parts((), "system"), template.parts(("system",), "user")
@@ -92,7 +91,7 @@ def system_with_tools(template: ChatTemplate, tools: Sequence[Mapping[str, Any]]
     return system._replace(prefix=before[len(template.head) :], suffix=after)
 
 
-def _parts_of(template: ChatTemplate, calls: int) -> ToolParts | None:
+def _parts_of(template: Template, calls: int) -> ToolParts | None:
     """The parts, from a conversation with so many calls, and as many results; None if they cannot
     be told apart."""
     requests = [

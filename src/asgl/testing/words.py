@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from asgl.models.chat_template import RoleParts
+from asgl.errors import ModelError
+from asgl.types import RoleParts
 
 CONTROL = {"<|bos|>": 0, "<|eos|>": 1, "<|im_start|>": 2, "<|im_end|>": 3}
 BOS, EOS = 0, 1
@@ -17,7 +19,7 @@ class WordTokenizer:
 
     special_tokens: Mapping[str, int] = CONTROL
     end_tokens = (EOS,)
-    bos, adds_bos, space_prefix = BOS, False, ""
+    bos, adds_bos = BOS, False
 
     def __init__(self) -> None:
         self._words = list(CONTROL)
@@ -25,6 +27,21 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return [self.id_of(word) for word in _WORDS.findall(text)]
+
+    def encode_run(self, parts: Sequence[int | str], after: int | None = None) -> list[int]:
+        return [
+            token
+            for part in parts
+            for token in ([part] if isinstance(part, int) else self.encode(part))
+        ]
+
+    def split(self, text: str) -> list[int | str]:
+        pieces = re.split(f"({'|'.join(map(re.escape, CONTROL))})", text)
+        return [CONTROL.get(piece, piece) for piece in pieces if piece]
+
+    def cut_bytes(self, ids: Sequence[int]) -> bytes:
+        """No word is cut."""
+        return b""
 
     def token_bytes(self, token_id: int, /) -> bytes:
         return self._words[token_id].encode() if token_id >= len(CONTROL) else b""
@@ -55,8 +72,15 @@ class Words:
 
 
 class ChatML:
-    head = ""
-    default_system = None
+    """The chat template: it knows every role, and no tools."""
 
-    def role_parts(self, role: str) -> RoleParts:
+    head, tool_parts = "", None
+
+    def parts(self, before: Sequence[str], role: str) -> RoleParts:
         return RoleParts(f"<|im_start|>{role}\n", "<|im_end|>\n")
+
+    def generation(self, before: Sequence[str]) -> str:
+        return self.parts(before, "assistant").prefix
+
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> RoleParts:
+        raise ModelError("ChatML tells the model of tools in text")
