@@ -4,6 +4,7 @@ merged."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -130,6 +131,12 @@ class SamplingParams:
             object.__setattr__(merged, name, getattr(base, name) if value is None else value)
         merged._check_limits()
         return merged
+
+    def seeded(self, seed: int) -> SamplingParams:
+        """These parameters with another seed."""
+        changed = copy(self)
+        object.__setattr__(changed, "seed", seed)
+        return changed
 
     def _check_limits(self) -> None:
         if (

@@ -555,3 +555,9 @@ async def test_cancelled_while_it_compiles(model: Path) -> None:
         with pytest.raises(asgl.OpCancelledError):
             await handle
         assert re.fullmatch("[0-9a-f]{3}", await s.gen(regex="[0-9a-f]{3}"))
+
+
+def test_an_option_that_begins_another_may_end() -> None:
+    """With " Paris" and " Paris Hilton", what does not go on with " Hilton" ends " Paris"."""
+    assert asgl.gen(choices=[" Paris", " Paris Hilton"]).constraint.source.open_end
+    assert not asgl.gen(choices=["yes", "no", "no"]).constraint.source.open_end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import anyio
@@ -475,3 +476,38 @@ async def test_only_own_branches_can_be_joined() -> None:
     for other in (session.prompt("b"), s, s.copy().copy(), "b"):
         with pytest.raises(ConfigError, match="branches and copies"):
             s.join([other])
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda branches: list(branches),
+        lambda branches: branches[0],
+        lambda branches: len(branches),
+        lambda branches: branches.gather("x"),
+    ],
+)
+async def test_a_fork_that_was_not_entered_says_how(use: Any) -> None:
+    branches = Session(FakeEngine()).prompt("a").fork(2)
+    with pytest.raises(ConfigError, match="async with"):
+        use(branches)
+    with pytest.raises(TypeError, match="async with"):
+        await branches
+    with pytest.raises(TypeError, match="async with"), branches:
+        pass
+    with pytest.warns(RuntimeWarning, match="never entered.*async with"):
+        del branches
+        gc.collect()
+
+
+async def test_a_task_is_not_its_value() -> None:
+    async def three(branch: PromptStream) -> int:
+        return 3
+
+    async with Session(FakeEngine()).prompt("a").fork(1) as branches:
+        task = branches[0].start_soon(three)
+        with pytest.raises(TypeError, match="await"):
+            bool(task)
+        with pytest.raises(TypeError, match="await"):
+            assert task == 3
+    assert await task == 3

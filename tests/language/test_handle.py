@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from fake_engine import EOS, FakeEngine, FakeTemplate
 
+import asgl
 from asgl.errors import ConfigError, OpCancelledError
 from asgl.language import Handle, Session, assistant, gen
 from asgl.types import TokenLogprob
@@ -199,16 +200,29 @@ async def test_a_handle_on_its_own_stream_is_refused() -> None:
     assert s.text == "sok"
 
 
-async def test_a_handle_is_no_string() -> None:
+async def test_a_handle_is_no_value() -> None:
     s = Session(FakeEngine()).prompt("s")
     handle = s.gen("x")
     for wrong in (
         lambda: f"{handle}",
-        lambda: str(handle),
-        lambda: "%s" % handle,
         lambda: f"{handle:>9}",
+        lambda: bool(handle),
+        lambda: handle == "ok",
+        lambda: handle != "ok",
+        lambda: "ok" in [handle],
     ):
         with pytest.raises(TypeError, match="await handle"):
             wrong()
-    assert "gen 'x'" in repr(handle)
+    assert "gen 'x'" in repr(handle) == str(handle) == "%s" % (handle,)  # noqa: UP031  as logging does
+    assert handle in {handle: 1}
+    assert handle != s.gen("y")
     await handle
+
+
+def test_an_op_is_no_text() -> None:
+    for op in (asgl.gen("a"), asgl.select("b", ["x"]), asgl.user("hi"), "a" + asgl.gen("b")):
+        with pytest.raises(TypeError, match="append it"):
+            f"{op}"
+        with pytest.raises(TypeError, match="append it"):
+            bool(op)
+        assert str(op) == repr(op)

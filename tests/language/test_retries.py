@@ -189,3 +189,28 @@ async def test_tries_count_on_the_budget() -> None:
         await s.gen(validate=int, retries=5)
     assert spending.spent == 5
     engine.check()
+
+
+async def test_feedback_in_a_message_is_the_users_and_follows_the_rejected_text() -> None:
+    engine = FakeEngine(["seven", "7"], template=FakeTemplate())
+    s = Session(engine).prompt()
+    s.user("n?")
+    with s.role("assistant"):
+        s += "n="
+        await s.gen(validate=lambda text: text.isdigit() or "Digits!", retries=1)
+    asked, again = engine.texts
+    assert again == f"{asked}seven<|end|>\n<|start|>user\nDigits!<|end|>\n<|start|>assistant\nn="
+    assert s.messages()[-1] == {"role": "assistant", "content": "n=7"}
+    assert len(s.messages()) == 2
+
+
+async def test_a_message_whose_only_op_failed_leaves_no_trace() -> None:
+    engine = FakeEngine(["x"], template=FakeTemplate())
+    s = Session(engine).prompt()
+    s.user("n?")
+    before = s.text or None
+    with s.role("assistant"), pytest.raises(OutputError):
+        await s.gen(validate=int)
+    await s.sync()
+    assert [message["role"] for message in s.messages()] == ["user"]
+    assert before is None or s.text == before

@@ -22,13 +22,13 @@ dropped. (Only a run of tokens that a grammar forces comes as one, and may end a
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from asgl.checks import integer, number
 from asgl.errors import BudgetError, ConfigError
 from asgl.sampling import SamplingParams
 from asgl.types import FinishReason
@@ -41,21 +41,10 @@ class Budget:
     def __init__(self, tokens: int | None, seconds: float | None) -> None:
         if tokens is None and seconds is None:
             raise ConfigError("a budget needs a limit: tokens, seconds, or both")
-        if tokens is not None and (
-            isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0
-        ):
-            raise ConfigError(
-                f"the tokens of a budget must be an integer of 0 or more, not {tokens!r}"
-            )
-        if seconds is not None and (
-            isinstance(seconds, bool)
-            or not isinstance(seconds, int | float)
-            or not math.isfinite(seconds)
-            or seconds < 0
-        ):
-            raise ConfigError(
-                f"the seconds of a budget must be a finite number of 0 or more, not {seconds!r}"
-            )
+        if tokens is not None:
+            integer("the tokens of a budget", tokens, 0)
+        if seconds is not None:
+            number("the seconds of a budget", seconds, 0)
         self.tokens = tokens
         self.seconds = seconds
         self.spent = 0

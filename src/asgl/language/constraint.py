@@ -48,7 +48,9 @@ class Constraint:
         after all."""
         text, reason = ticket.text, ticket.finish_reason or ""
         # of a number that max_tokens ended nobody knows whether it was the whole one
-        if reason == "length" and (self.source.open_end or not ticket.whole):
+        if reason == "length" and (
+            not ticket.whole or (self.source.open_end and self.source.kind == "regex")
+        ):
             raise OutputError(
                 f"max_tokens, or the end of the model's context, cut the value short: {text!r}",
                 text=text,
@@ -89,7 +91,10 @@ def constraint(
     if grammar is not None:
         return Constraint(GrammarSource("grammar", _checked_text("grammar", grammar)))
     if choices is not None:
-        return Constraint(GrammarSource("choices", json.dumps(checked_choices(choices))))
+        options = checked_choices(choices)
+        # where one option begins another, it is chosen by whatever does not go on with the other
+        begins = any(a != b and b.startswith(a) for a in options for b in options)
+        return Constraint(GrammarSource("choices", json.dumps(options), open_end=begins))
     if dtype is not None:
         if dtype not in _SOURCES:
             raise ConfigError(f"dtype must be int, float or bool, not {dtype!r}")

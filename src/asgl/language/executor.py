@@ -212,7 +212,7 @@ class Executor:
                         params.seed, options.origin, self.context.path, self._ops, next(order)
                     )
                 )
-            return replace(gen, params=replace(params, seed=seed))
+            return replace(gen, params=params.seeded(seed))
 
         return map_gens(op, complete)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import anyio
 
@@ -40,6 +40,16 @@ class TaskHandle(Generic[T_co]):
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         return self._outcome.awaited(self.cancel).__await__()
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"{self!r} is neither true nor false: await it for its value")
+
+    def __eq__(self, other: object) -> bool:
+        if other is None or isinstance(other, TaskHandle):
+            return self is other
+        raise TypeError(f"{self!r} is not its value, and equals nothing else: await it")
+
+    __hash__ = object.__hash__
 
     def done(self) -> bool:
         """Whether the task has ended: with a value, with an error, or cancelled."""

@@ -144,14 +144,16 @@ class Handle(Content, Generic[T_co]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._op}>"
 
-    def __str__(self) -> str:
-        raise TypeError(
-            f"{self!r} is no text yet: write s += 'before' + handle, which waits for it, or use "
-            "(await handle)"
-        )
+    @property
+    def _instead(self) -> str:
+        return "write (await handle) for its value, or append it to another stream, which waits"
 
-    def __format__(self, format_spec: str) -> str:
-        return str(self)
+    def __eq__(self, other: object) -> bool:
+        if other is None or isinstance(other, Content):
+            return self is other
+        raise TypeError(f"{self!r} is not its value, and equals nothing else: {self._instead}")
+
+    __hash__ = object.__hash__
 
 
 class SelectHandle(Handle[str]):

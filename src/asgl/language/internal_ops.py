@@ -97,12 +97,14 @@ class TurnText(NamedTuple):
 @dataclass(frozen=True)
 class AppendTurn(Internal):
     """Appends text that is laid out already, and adds the messages that it is made of. `roles`:
-    of those that are written as the template writes them."""
+    of those that are written as the template writes them. `opens`: what follows is the content of a
+    message of the assistant, which the next such op ends."""
 
     kind: ClassVar[str] = "turn"
     pieces: tuple[TurnText, ...]
     messages: tuple[Message, ...] = ()
     roles: tuple[str, ...] = ()
+    opens: bool = False
 
 
 FIRST_OPS = ("start", "load")

@@ -27,7 +27,7 @@ from asgl.language.operation import OpenMessage, Operation
 from asgl.language.ops import Computed, Extend, Gen, Role, Select, Text, TextOf
 from asgl.language.run_gen import run_gen
 from asgl.language.run_select import run_select
-from asgl.language.transcript import Snapshot, Transcript
+from asgl.language.transcript import Snapshot, Transcript, Turn
 from asgl.language.waiting import Steps, other_op, request, seal, task
 
 
@@ -88,6 +88,7 @@ def _append_turn(spec: AppendTurn, transcript: Transcript, context: StreamContex
             transcript.append(piece.text)
     transcript.messages += spec.messages
     transcript.roles += spec.roles
+    transcript.turn = Turn(spec, "assistant", transcript.text_length) if spec.opens else None
 
 
 def _close(spec: CloseMessage, transcript: Transcript, context: StreamContext) -> None:
@@ -98,8 +99,8 @@ def close_message(
     message: OpenMessage, by_exception: bool, transcript: Transcript, context: StreamContext
 ) -> None:
     """Ends the message of a role block. One without content is written empty, unless an exception
-    is why it is empty."""
-    if transcript.turn is None and not by_exception:
+    or an op that failed is why it is empty."""
+    if transcript.turn is None and not (by_exception or message.failed):
         messages.begin_turn(transcript, context.engine, message, message.role)
     if transcript.turn is not None and transcript.turn.opened_by is message:
         messages.end_turn(transcript, context.engine)

@@ -59,10 +59,12 @@ class OpenMessage:
     """A message that a `with s.role(...)` block writes. Its header is written with the first
     content that is submitted inside."""
 
-    __slots__ = ("role",)
+    __slots__ = ("failed", "role")
 
     def __init__(self, role: str) -> None:
         self.role = role
+        self.failed = False
+        """Whether an op inside it failed or was cancelled: then it is not written if it is empty."""
 
 
 class Operation(Outcome[Any]):
@@ -158,6 +160,7 @@ class Operation(Outcome[Any]):
         """Ends with an error of its own."""
         self._move(OpState.FAILED, OpState.RUNNING)
         self.failure = failure
+        self._spoil_message()
         self.settle(error=failure.error)
         self.changed.notify()
 
@@ -165,8 +168,13 @@ class Operation(Outcome[Any]):
         """Ends because somebody cancelled it, or because an op before it failed with `failure`."""
         self._move(OpState.CANCELLED, OpState.QUEUED, OpState.RUNNING)
         self.failure = failure
+        self._spoil_message()
         self.settle(error=error)
         self.changed.notify()
+
+    def _spoil_message(self) -> None:
+        if self.message is not None:
+            self.message.failed = True
 
     def __str__(self) -> str:
         name = f" {self.names[0]!r}" if self.names else ""

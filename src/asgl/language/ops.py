@@ -14,6 +14,7 @@ from typing import (
     Any,
     ClassVar,
     Generic,
+    NoReturn,
     TypeAlias,
     TypedDict,
     TypeVar,
@@ -22,6 +23,7 @@ from typing import (
     overload,
 )
 
+from asgl.checks import flag, integer
 from asgl.errors import ConfigError
 from asgl.language.choices import SelectMethod
 from asgl.language.constraint import Constraint, JsonSchema, ValueType, checked_choices, constraint
@@ -42,6 +44,16 @@ class Content:
     def as_ops(self) -> tuple[Op, ...]:
         """The ops that append it, in order."""
         raise NotImplementedError
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"{self!r} is neither true nor false: {self._instead}")
+
+    def __format__(self, spec: str) -> NoReturn:
+        raise TypeError(f"{self!r} is no text that an f-string could hold: {self._instead}")
+
+    @property
+    def _instead(self) -> str:
+        return "append it, s += 'before ' + op, and ask for its value, await s.get(name)"
 
     def __add__(self, other: Content | str) -> Ops:
         return Ops(ops_of(self) + ops_of(other))
@@ -295,17 +307,13 @@ def gen(
     prompt, and that is gone afterwards. No text is shown while it runs: only a valid one becomes
     the op's.
     """
-    if isinstance(logprobs, bool) or not isinstance(logprobs, int) or logprobs < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(
-            f"logprobs must be 0 or how many of the likeliest tokens to report, not {logprobs!r}"
-        )
+    integer("logprobs", logprobs, 0)
     if unknown := sampling.keys() - SamplingOptions.__annotations__.keys():
         raise TypeError(f"gen() got an unexpected keyword argument {sorted(unknown)[0]!r}")
     params = SamplingParams(**sampling)
     if validate is not None and (not callable(validate) or inspect.iscoroutinefunction(validate)):
         raise ConfigError(f"validate must be a plain function of the value, not {validate!r}")
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"retries must be an integer of 0 or more, not {retries!r}")
+    integer("retries", retries, 0)
     limits = constraint(regex, json_schema, grammar, choices, dtype)
     if retries and validate is None and limits is None:
         raise ConfigError(
@@ -335,8 +343,7 @@ def select(
         raise ConfigError(
             f"method must be one of {', '.join(get_args(SelectMethod))}, not {method!r}"
         )
-    if not isinstance(token_healing, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"token_healing must be True or False, not {token_healing!r}")
+    flag("token_healing", token_healing)
     return Select(_checked_name(name), options, method, token_healing)
 
 
@@ -374,5 +381,5 @@ def assistant(content: str | Content) -> Role:
 
 def _checked_name(name: str | None) -> str | None:
     if name is not None and (not isinstance(name, str) or not name):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"a variable's name must be a string, not {name!r}")
+        raise ConfigError(f"a variable's name must be a string with characters in it, not {name!r}")
     return name

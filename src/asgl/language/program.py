@@ -33,6 +33,7 @@ from typing import (
 
 import anyio
 
+from asgl.checks import integer
 from asgl.completion import Signal
 from asgl.errors import ConfigError
 from asgl.language.failures import cancelled
@@ -165,8 +166,7 @@ class Program(ABC, Generic[T_co]):
         `batch` does; iterating over `results` gives (index, outcome) as they end, an outcome being
         a finished stream or an exception. Leaving the block cancels what is left."""
         _check_source(rt)
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-            raise ConfigError(f"concurrency must be an integer of 1 or more, not {concurrency!r}")
+        integer("concurrency", concurrency, 1)
         if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
             raise ConfigError(f"items must be a list, of one item for each run, not {items!r}")
         calls = [self._call(rt, index, item) for index, item in enumerate(items)]

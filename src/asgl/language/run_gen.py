@@ -25,9 +25,11 @@ def run_gen(op: Operation, spec: Gen, transcript: Transcript, context: StreamCon
     """Generates, again if the validator asks for it: each try starts from the same point, with a
     seed of its own."""
     yield from seal(transcript, context)
-    prompt, attempt, feedback = transcript.prompt(), 0, ""
+    prompt, attempt, rejected, feedback = transcript.prompt(), 0, "", ""
     while True:
-        ticket = yield from _generate(op, spec, attempt, prompt, feedback, transcript, context)
+        ticket = yield from _generate(
+            op, spec, attempt, prompt, rejected, feedback, transcript, context
+        )
         value, verdict = _judge(spec, ticket)
         if verdict.valid or op.cancel_reason is not None:
             break
@@ -40,7 +42,7 @@ def run_gen(op: Operation, spec: Gen, transcript: Transcript, context: StreamCon
                 finish_reason=ticket.finish_reason or "",
                 request_id=ticket.request_id,
             ) from verdict.error
-        attempt, feedback = attempt + 1, verdict.feedback
+        attempt, rejected, feedback = attempt + 1, ticket.text, verdict.feedback
     output = ticket.output
     assert output is not None
     tokens = [token.token_id for token in ticket.tokens[: output.kept_tokens]]
@@ -60,11 +62,13 @@ def _generate(
     spec: Gen,
     attempt: int,
     prompt: array[int],
+    rejected: str,
     feedback: str,
     transcript: Transcript,
     context: StreamContext,
 ) -> Steps[Ticket]:
-    """One generation, which appends nothing. `feedback` is what the validator said of the last."""
+    """One generation, which appends nothing. `feedback` is what the validator said of the last,
+    which was `rejected`."""
     engine, params, grammar = context.engine, spec.params, None
     if spec.constraint is not None:
         source = spec.constraint.source
@@ -76,7 +80,7 @@ def _generate(
     if op.allowance is not None:
         params = op.allowance.clamp(params)
     if feedback:  # it comes after the stream's own tokens, and is not to be healed
-        prompt = array("i", [*prompt, *engine.tokenizer.encode(feedback)])
+        prompt = _with_feedback(prompt, rejected, feedback, transcript, context)
         params = replace(params, token_healing=False)
     ends = () if params.ignore_eos else engine.tokenizer.end_tokens
     if transcript.turn is not None:
@@ -96,6 +100,28 @@ def _generate(
     if op.allowance is not None:
         op.allowance.finish(len(ticket.tokens), ticket.finish_reason)
     return ticket
+
+
+def _with_feedback(
+    prompt: array[int], rejected: str, feedback: str, transcript: Transcript, context: StreamContext
+) -> array[int]:
+    """The prompt of the next try. In a message of the assistant the rejected text ends its message,
+    the feedback is the user's, and the answer begins anew; elsewhere the feedback is appended."""
+    engine, turn = context.engine, transcript.turn
+    if turn is None or turn.role != "assistant":
+        return array("i", [*prompt, *engine.tokenizer.encode(feedback)])
+    draft = Transcript(engine.tokenizer)
+    draft.restore(transcript.snapshot())
+    draft.append(rejected)
+    messages.end_turn(draft, engine)
+    messages.begin_turn(draft, engine, None, "user")
+    draft.append(feedback)
+    messages.end_turn(draft, engine)
+    given = transcript.text[turn.start :]
+    messages.begin_turn(draft, engine, None, turn.role, generated=not given)
+    draft.append(given)
+    draft.seal()
+    return draft.tokens
 
 
 class _Verdict(NamedTuple):

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from asgl.checks import integer, number
 from asgl.errors import ConfigError, EngineClosedError
 from asgl.language.backend import Engine
 from asgl.language.budget import Budget
@@ -107,11 +108,9 @@ def stream_options(
     """Checks the options of a prompt; a budget's time begins. ConfigError for a bad one."""
     _check("sampling", sampling, SamplingParams, optional=True)
     _check("cache_salt", cache_salt, str, optional=True)
-    _check("priority", priority, int)
-    if deadline is not None and (
-        isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0
-    ):
-        raise ConfigError(f"deadline must be a number of seconds above 0, not {deadline!r}")
+    integer("priority", priority)
+    if deadline is not None:
+        number("deadline", deadline, 0, above=True)
     _check("budget", budget, Budget, optional=True)
     if budget is not None:
         budget.start()

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, get_args, overload
+from typing import (
+    Any,
+    Concatenate,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    Self,
+    TypeVar,
+    Unpack,
+    get_args,
+    overload,
+)
 
+from asgl.checks import integer
 from asgl.errors import ConfigError, VariableError
 from asgl.language import ops, saved_prompt
 from asgl.language.constraint import JsonSchema, ValueType
@@ -78,33 +91,56 @@ class RoleBlock:
         queue.enqueue(CloseMessage(self._message, error is not None or queue.broken))
 
 
+_ENTER = "write `async with s.fork(n) as branches:`, which opens it and waits for what runs in it"
+
+
 class Branches(Sequence["PromptStream"]):
     """The branches of a fork block, and the block itself: `async with s.fork(n) as branches:`."""
 
     def __init__(self, block: ForkBlock) -> None:
         self._block = block
-        self._branches: list[PromptStream] = []
+        self._branches: list[PromptStream] | None = None
 
     @overload
     def __getitem__(self, index: int) -> PromptStream: ...
     @overload
     def __getitem__(self, index: slice) -> list[PromptStream]: ...
     def __getitem__(self, index: int | slice) -> PromptStream | list[PromptStream]:
-        return self._branches[index]
+        return self._opened[index]
 
     def __setitem__(self, index: int, branch: PromptStream) -> None:
         """Only so that `branches[i] += "text"` works: a branch cannot be replaced by another
         stream."""
-        if self._branches[index] is not branch:
+        if self._opened[index] is not branch:
             raise ConfigError("a branch cannot be replaced by another stream")
 
     def __len__(self) -> int:
-        return len(self._branches)
+        return len(self._opened)
+
+    @property
+    def _opened(self) -> list[PromptStream]:
+        """The branches; ConfigError if there are none, because the block was not entered."""
+        if self._branches is None:
+            raise ConfigError(f"the fork has no branches yet: {_ENTER}")
+        return self._branches
+
+    def __await__(self) -> NoReturn:
+        raise TypeError(f"a fork is not awaited: {_ENTER}")
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError(f"a fork is no plain context manager: {_ENTER}")
+
+    def __exit__(self, *_: object) -> None:
+        """Never called: `__enter__` raises. Without it Python would say less."""
+
+    def __del__(self) -> None:
+        if self._branches is None:
+            warnings.warn(f"a fork was never entered: {_ENTER}", RuntimeWarning, stacklevel=2)
 
     def gather(self, name: str) -> list[Any]:
         """The variable of each branch, in order. VariableError if a branch lacks it: nothing is
         ever left out."""
-        return [branch[name] for branch in self._branches]
+        return [branch[name] for branch in self._opened]
 
     async def __aenter__(self) -> Branches:
         self._branches = [PromptStream(queue) for queue in await self._block.open()]
@@ -264,7 +300,7 @@ class PromptStream:
         With a `seed`, each derives its own from it. If one fails the others are cancelled, and its
         error is raised.
         """
-        return await self._queue.sample(name, _count(n), options)
+        return await self._queue.sample(name, integer("n", n, 1), options)
 
     # --- roles
 
@@ -424,7 +460,7 @@ class PromptStream:
         waits for all of them."""
         if on_error not in get_args(OnError):
             raise ConfigError(f"on_error must be 'cancel' or 'keep', not {on_error!r}")
-        return Branches(self._queue.fork(_count(n), on_error))
+        return Branches(self._queue.fork(integer("n", n, 1), on_error))
 
     def copy(self) -> PromptStream:
         """A stream that goes on from here by itself."""
@@ -539,9 +575,3 @@ class PromptStream:
 
     def __repr__(self) -> str:
         return f"<PromptStream: {self._queue}>"
-
-
-def _count(n: int) -> int:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"n must be 1 or more, not {n!r}")
-    return n

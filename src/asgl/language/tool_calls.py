@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import anyio
 
+from asgl.checks import number
 from asgl.errors import ConfigError, ModelError, OutputError, StreamError, ToolError
 from asgl.language import messages, ops
 from asgl.language.backend import Engine
@@ -82,7 +83,7 @@ class _ChatStyle(_Style):
             self._role = "user"
 
     def opening(self) -> AppendTurn:
-        return AppendTurn((TurnText(self._template.generation(self._roles), True),))
+        return AppendTurn((TurnText(self._template.generation(self._roles), True),), opens=True)
 
     def answer(self, text: str, calls: Sequence[ToolCall]) -> AppendTurn:
         roles = [*self._roles, "assistant"]
@@ -132,7 +133,7 @@ class _OwnStyle(_Style):
         return {"grammar": f"start: call {more}\ncall: %json {call}"}
 
     def opening(self) -> AppendTurn:
-        return AppendTurn((TurnText(self._parts.before, True),))
+        return AppendTurn((TurnText(self._parts.before, True),), opens=True)
 
     def calls_of(self, text: str) -> list[Any]:
         calls: list[Any] = []
@@ -169,10 +170,8 @@ async def call_tools(
     named = by_name(tools)
     if on_error not in get_args(OnToolError):
         raise ConfigError(f"on_error must be 'model' or 'program', not {on_error!r}")
-    if timeout is not None and (
-        isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0
-    ):
-        raise ConfigError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+    if timeout is not None:
+        number("timeout", timeout, 0, above=True, finite=False)
     if executor.message is not None:
         raise ConfigError(
             f"call_tools writes messages of its own, and a {executor.message.role!r} message is "
