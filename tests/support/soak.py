@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -51,12 +51,21 @@ class LetterTokenizer:
     """One token a character."""
 
     vocabulary = 256
-    detokenizer = Letters
     special_tokens = MappingProxyType[str, int]({})
     end_tokens = ()
     bos = 1
     adds_bos = False
-    space_prefix = ""
+
+    def detokenizer(self, begun: bytes = b"") -> Letters:
+        return Letters()
+
+    def cut_bytes(self, ids: Sequence[int]) -> bytes:
+        return b""
+
+    def encode_run(self, parts: Sequence[str | int], after: int | None) -> list[int]:
+        return [
+            id for part in parts for id in ([part] if isinstance(part, int) else self.encode(part))
+        ]
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("latin-1"))
