@@ -1,5 +1,5 @@
 """The pages of docs/: every public name is in the reference, every page in the table of contents,
-and no link leads nowhere."""
+no link leads nowhere, and the files and functions that pages name exist."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ import asgl
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+_HISTORY = ("log.md", "benchmarks.md")
+"""Pages that say what was measured once. They may name what is gone."""
+PRESENT = [page for page in PAGES if page.name not in _HISTORY]
 _DIRECTIVE = re.compile(r"^::: (?P<name>[\w.]+)\n(?P<options>(?: {4}.*\n)*)", re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\((?P<target>[^)\s]+)\)")
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"`([^`\n]+)`")
+_FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*/?")
+_STATION = re.compile(r"(?P<file>[\w/]+\.py):(?P<name>[A-Za-z_][\w.]*)")
 
 
 class Described(NamedTuple):
@@ -157,7 +164,7 @@ def test_a_member_without_a_docstring_is_found() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))],
+    PAGES,
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_links_lead_somewhere(page: Path) -> None:
@@ -181,3 +188,91 @@ def test_the_table_of_contents_has_every_page() -> None:
     )
     assert len(nav) == len(set(nav))
     assert sorted(nav) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+def named_files(page: Path) -> set[str]:
+    """The files and folders that a page names in code quotes: what has a slash in it and ends like
+    one. `NAME` stands for a name of the reader's own."""
+    quoted = {found[1] for found in _CODE.finditer(_FENCED.sub("", page.read_text("utf-8")))}
+    words = {word.partition(":")[0] for code in quoted for word in code.split()}
+    return {
+        word
+        for word in words
+        if "/" in word
+        and _FILE.fullmatch(word)
+        and (word.endswith("/") or Path(word).suffix in (".py", ".md", ".yml", ".toml"))
+        and "NAME" not in word
+    }
+
+
+def missing_files(page: Path) -> list[str]:
+    """Those that are neither in the repository, by their paths from its root, nor in the package,
+    by their paths from `src/` or from the package itself."""
+    roots = (ROOT, ROOT / "src", ROOT / "src" / "asgl")
+    return sorted(
+        name for name in named_files(page) if not any((root / name).exists() for root in roots)
+    )
+
+
+def stations(page: Path) -> list[tuple[str, str]]:
+    """The functions and classes that a page names as `file:name`."""
+    found = (_STATION.fullmatch(code[1]) for code in _CODE.finditer(page.read_text("utf-8")))
+    return [(station["file"], station["name"]) for station in found if station is not None]
+
+
+def is_defined(file: str, name: str) -> bool:
+    """Whether the module `file`, below src/asgl/, defines the function or class `name`."""
+    path = ROOT / "src" / "asgl" / file
+    if not path.exists():
+        return False
+    body: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        inside = [node for node in body if isinstance(node, kinds) and node.name == part]
+        if not inside:
+            return False
+        body = inside[-1].body
+    return True
+
+
+def long_lines(page: Path) -> list[int]:
+    """The numbers of lines over 100 columns. Tables may be wider, and a command that stands alone
+    on its line."""
+    return [
+        number
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 100 and not line.startswith("|") and not re.fullmatch(r" *`[^`]+`\S*", line)
+    ]
+
+
+@pytest.mark.parametrize("page", PRESENT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_files_and_functions_that_a_page_names_exist(page: Path) -> None:
+    assert missing_files(page) == []
+    assert [":".join(station) for station in stations(page) if not is_defined(*station)] == []
+
+
+def test_the_life_of_a_request_has_its_stations() -> None:
+    files = {file for file, _ in stations(DOCS / "life-of-a-request.md")}
+    rooms = {file.partition("/")[0] for file in files if "/" in file}
+    assert rooms >= {"language", "engine", "scheduling", "execution", "models", "kernels"}
+
+
+def test_contributing_names_files() -> None:
+    assert len(named_files(DOCS / "contributing.md")) > 40
+
+
+def test_a_file_and_a_function_that_are_gone_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`src/asgl/types.py`, `language/gone.py`, `asgl/engine`, `tests/nowhere/`, `a/b`, "
+        "`models/NAME.py`, `language/handle.py:abandon`, `language/handle.py:Handle.cancel`, "
+        "`language/handle.py:Handle.gone`, `bench/gone.py -v`\n",
+        encoding="utf-8",
+    )
+    assert missing_files(page) == ["bench/gone.py", "language/gone.py", "tests/nowhere/"]
+    assert [name for file, name in stations(page) if not is_defined(file, name)] == ["Handle.gone"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_fit(page: Path) -> None:
+    assert long_lines(page) == []
