@@ -27,6 +27,7 @@ PRESENT = [page for page in PAGES if page.name not in _HISTORY]
 _DIRECTIVE = re.compile(r"^::: (?P<name>[\w.]+)\n(?P<options>(?: {4}.*\n)*)", re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\((?P<target>[^)\s]+)\)")
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_PRINTED = re.compile(r"^```text\n.*?^```", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`([^`\n]+)`")
 _FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*/?")
 _STATION = re.compile(r"(?P<file>[\w/]+\.py):(?P<name>[A-Za-z_][\w.]*)")
@@ -242,11 +243,12 @@ def is_defined(file: str, name: str) -> bool:
 
 
 def long_lines(page: Path) -> list[int]:
-    """The numbers of lines over 100 columns. Tables may be wider, and a command that stands alone
-    on its line."""
+    """The numbers of lines over 100 columns. What a program printed may be wider, tables, and a
+    command that stands alone on its line."""
+    text = _PRINTED.sub(lambda block: "\n" * block[0].count("\n"), page.read_text("utf-8"))
     return [
         number
-        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+        for number, line in enumerate(text.splitlines(), 1)
         if len(line) > 100 and not line.startswith("|") and not re.fullmatch(r" *`[^`]+`\S*", line)
     ]
 
