@@ -309,3 +309,17 @@ def test_the_readme_says_how_large_the_code_is() -> None:
     )
     assert said(r"These ([\d,]+) show") == close(lines_of(first))
     assert sum(int(lines) for _, lines in rows) == close(lines_of(first))
+
+
+def test_the_commands_of_make_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    named = {
+        target
+        for page in PRESENT
+        for target in re.findall(
+            r"(?:^|`)make ([a-z][\w-]*)", page.read_text("utf-8"), re.MULTILINE
+        )
+    }
+    assert {"demo", "test", "check", "docs"} <= named
+    assert named - targets == set()
