@@ -4,12 +4,16 @@ no link leads nowhere, and the files and functions that pages name exist."""
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib
 import inspect
 import re
+import sys
+import threading
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
@@ -221,10 +225,14 @@ def missing_files(page: Path) -> list[str]:
     )
 
 
-def stations(page: Path) -> list[tuple[str, str]]:
+def stations_of(text: str) -> list[tuple[str, str]]:
     """The functions and classes that a page names as `file:name`."""
-    found = (_STATION.fullmatch(code[1]) for code in _CODE.finditer(page.read_text("utf-8")))
+    found = (_STATION.fullmatch(code[1]) for code in _CODE.finditer(text))
     return [(station["file"], station["name"]) for station in found if station is not None]
+
+
+def stations(page: Path) -> list[tuple[str, str]]:
+    return stations_of(page.read_text(encoding="utf-8"))
 
 
 def is_defined(file: str, name: str) -> bool:
@@ -263,6 +271,41 @@ def test_the_life_of_a_request_has_its_stations() -> None:
     files = {file for file, _ in stations(DOCS / "life-of-a-request.md")}
     rooms = {file.partition("/")[0] for file in files if "/" in file}
     assert rooms >= {"language", "engine", "scheduling", "execution", "models", "kernels"}
+
+
+@pytest.mark.model
+def test_a_request_passes_the_stations_of_its_life() -> None:
+    """Those of the way there and back, on a CPU; not those of cancelling and failing."""
+    page = (DOCS / "life-of-a-request.md").read_text(encoding="utf-8")
+    way = page.partition("## When it is cancelled")[0]
+    called: set[str] = set()
+
+    def hear(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            called.add(f"{frame.f_code.co_filename}:{frame.f_code.co_qualname}")
+
+    async def one_gen() -> None:
+        sampling = asgl.SamplingParams(seed=1)
+        async with asgl.Runtime("smollm2-135m", kernels="cpu", sampling=sampling) as rt:
+            await rt.prompt("The capital of France is").gen("answer", max_tokens=4)
+
+    threading.setprofile(hear)  # the device thread begins inside
+    sys.setprofile(hear)
+    try:
+        asyncio.run(one_gen())
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    package = Path(asgl.__file__).parent
+    missed = [
+        f"{file}:{name}"
+        for file, name in stations_of(way)
+        if not any(
+            one == f"{package / file}:{name}" or one.startswith(f"{package / file}:{name}.")
+            for one in called
+        )
+    ]
+    assert missed == ["execution/cuda_runner.py:CudaRunner.launch"]
 
 
 def test_contributing_names_files() -> None:
