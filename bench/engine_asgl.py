@@ -51,7 +51,7 @@ class AsglClient:
         opened = runtime._running
         opened.engine.scheduler = make_scheduler(variant, opened.engine.scheduler)
         self._recorder = Recorder(opened.engine)
-        opened.session.engine = self._recorder  # pyright: ignore[reportAttributeAccessIssue]
+        opened.session.context.engine = self._recorder  # pyright: ignore[reportAttributeAccessIssue]
         self._runtime = runtime
         self._variant = variant
         self._salt = salt

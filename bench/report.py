@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from math import exp, log
 from pathlib import Path
@@ -13,33 +15,45 @@ from bench.plots import draw
 
 Row = Mapping[str, Any]
 
+_PARAGRAPH = re.compile(r"^(- |\d+\. |)([^\s|#!].*(?:\n(?!- |\d+\. |[|#!]).+)*)", re.MULTILINE)
+
 _HEAD = """# Benchmarks
 
-Made by `python -m bench report` from the files in `bench/results/`, which have every figure, the commands, the versions and
-the commits. `make bench-quick` runs asgl and its ablations in a few minutes; `make peers` installs the engines that it is raced
-against, each in an environment of its own, and `make bench` then runs everything. `python -m bench list` names the workloads.
-Run on a machine that does nothing else: two threads that meet at every step wait for each other when a third takes a core.
+Made by `python -m bench report` from the files in `bench/results/`, which have every figure, the
+commands, the versions and the commits. `make bench-quick` runs asgl and its ablations in a few
+minutes; `make peers` installs the engines that it is raced against, each in an environment of its
+own, and `make bench` then runs everything. `python -m bench list` names the workloads. Run on a
+machine that does nothing else: two threads that meet at every step wait for each other when a third
+takes a core.
 
 ## What to hold against these figures
 
-- **Who measured.** asgl's own authors, on one machine. We know asgl better than its peers; each peer has the best settings
-  that we found, and they are listed below. If you can make a peer faster, tell us how, and the table will change.
-- **The machine.** {machine}. Two cores and a small model are where the cost of a call and of a step weighs most. Nothing
-  here says how asgl does on large models, or on GPUs.
-- **The weights differ.** asgl and OpenVINO read the same GGUF file (Q4_1), llama.cpp its own requantization of it, vLLM and
-  transformers the same weights unpacked to floats; the formats stand under Engines and settings. Less to read is part of an
-  engine's speed; the right answers below say what it costs. So is rounding what weights are multiplied by: OpenVINO and llama.cpp
-  round it to 8 bits, asgl to 15 where the processor has no products of bfloat16, and to 8 as asgl:int8 (Decode and prefill).
-- **The work differs a little.** Most generations have a fixed length, so that all engines compute as much; greedy texts
-  differ all the same, since near ties fall either way in different arithmetic.
-- **How it is measured.** Engines run in turn on each workload, in an order that rotates with the rounds, after a warm-up apart.
-  All stay loaded while others run. All prompts of a round begin with a line of that round's own, so that no cache is warm from
-  the one before. At most {running} requests run at once, with {kv_gib} GiB for keys and values. Each peer has a process of its
-  own; vLLM runs through its in-process asynchronous interface, which spares it HTTP. The load average before the run was {load}.
-- **What peers lack counts.** Text is scored by computing the whole prompt once for each option, where a peer has no other way
-  (few-shot-select); what a peer cannot do at all is n/a. "Broken off" has the rate of the programs that ended in time.
-- **Not measured.** GPUs, other processors, other models, more than one machine, power. Workloads have the structure of
-  the paper's and a few programs each, so that one takes seconds: nothing here says how a queue of thousands does.
+- **Who measured.** asgl's own authors, on one machine. We know asgl better than its peers; each
+  peer has the best settings that we found, and they are listed below. If you can make a peer
+  faster, tell us how, and the table will change.
+- **The machine.** {machine}. Two cores and a small model are where the cost of a call and of a step
+  weighs most. Nothing here says how asgl does on large models, or on GPUs.
+- **The weights differ.** asgl and OpenVINO read the same GGUF file (Q4_1), llama.cpp its own
+  requantization of it, vLLM and transformers the same weights unpacked to floats; the formats stand
+  under Engines and settings. Less to read is part of an engine's speed; the right answers below say
+  what it costs. So is rounding what weights are multiplied by: OpenVINO and llama.cpp round it to 8
+  bits, asgl to 15 where the processor has no products of bfloat16, and to 8 as asgl:int8 (Decode
+  and prefill).
+- **The work differs a little.** Most generations have a fixed length, so that all engines compute
+  as much; greedy texts differ all the same, since near ties fall either way in different
+  arithmetic.
+- **How it is measured.** Engines run in turn on each workload, in an order that rotates with the
+  rounds, after a warm-up apart. All stay loaded while others run. All prompts of a round begin with
+  a line of that round's own, so that no cache is warm from the one before. At most {running}
+  requests run at once, with {kv_gib} GiB for keys and values. Each peer has a process of its own;
+  vLLM runs through its in-process asynchronous interface, which spares it HTTP. The load average
+  before the run was {load}.
+- **What peers lack counts.** Text is scored by computing the whole prompt once for each option,
+  where a peer has no other way (few-shot-select); what a peer cannot do at all is n/a. "Broken off"
+  has the rate of the programs that ended in time.
+- **Not measured.** GPUs, other processors, other models, more than one machine, power. Workloads
+  have the structure of the paper's and a few programs each, so that one takes seconds: nothing here
+  says how a queue of thousands does.
 """
 
 
@@ -64,8 +78,25 @@ def write_report(folder: Path | None = None, docs: Path | None = None) -> Path:
     for title, name in draw(newest, docs / "benchmarks"):
         parts.append(f"![{title}](benchmarks/{name})\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(parts), encoding="utf-8")
+    path.write_text(_fitted("\n".join(parts)), encoding="utf-8")
     return path
+
+
+def _fitted(page: str) -> str:
+    """The page, with its paragraphs and list items in lines of 100 columns."""
+
+    def filled(found: re.Match[str]) -> str:
+        mark, text = found.groups()
+        return textwrap.fill(
+            text,
+            100,
+            initial_indent=mark,
+            subsequent_indent=" " * len(mark),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+    return _PARAGRAPH.sub(filled, page)
 
 
 # --- figures from rows ----------------------------------------------------------------------------
@@ -103,9 +134,10 @@ def _engines_of(content: Mapping[str, Any]) -> list[str]:
 
 def _head(content: Mapping[str, Any] | None) -> str:
     if content is None:
-        return "# Benchmarks\n\nThere are no results yet: `make bench` makes them, and then this page.\n"
+        return "# Benchmarks\n\nThere are no results yet: `make bench` makes them and this page.\n"
     host, limits = content["host"], content.get("equal_limits", {})
-    machine = f"{host['cores']} cores of an {host['cpu']}, {host['memory_gib']:.0f} GiB, {host['system'].split('-with')[0]}"
+    system = host["system"].split("-with")[0]
+    machine = f"{host['cores']} cores of an {host['cpu']}, {host['memory_gib']:.0f} GiB, {system}"
     return _HEAD.format(
         machine=machine,
         running=limits.get("running", "-"),
