@@ -156,6 +156,21 @@ async def test_values_and_models_are_said_as_json() -> None:
         assert await s.gen("r", regex="[a-z][0-9]") == "a7"
 
 
+@pytest.mark.parametrize(
+    ("script", "options", "told"),
+    [
+        (None, {}, "script must be a dict .*None"),
+        ("one", {}, "script must be a dict .*'one'"),
+        ({3: "one"}, {}, "names of a script are strings.*3"),
+        ({}, {"context_length": 0}, "context_length must be an integer of 1 or more, not 0"),
+        ({}, {"context_length": "long"}, "context_length must be"),
+    ],
+)
+def test_bad_arguments_raise_at_once(script, options, told) -> None:
+    with pytest.raises(asgl.ConfigError, match=told):
+        ScriptedRuntime(script, **options)
+
+
 async def test_bytes_are_no_answer() -> None:
     async with ScriptedRuntime({"x": b"12"}) as rt:  # type: ignore[dict-item]
         with pytest.raises(TypeError, match="bytes"):
@@ -269,6 +284,7 @@ async def test_saved_prompts(tmp_path) -> None:
 
 
 def test_importing_it_imports_nothing_heavy() -> None:
-    code = "import sys, asgl.testing; print(*sorted({'torch', 'triton', 'numba', 'transformers', 'numpy'} & set(sys.modules)))"
+    heavy = {"torch", "triton", "numba", "transformers", "numpy"}
+    code = f"import sys, asgl.testing; print(*sorted({heavy} & set(sys.modules)))"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.split() == []

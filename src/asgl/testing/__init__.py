@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, cast
 
+from asgl import checks
 from asgl.language.session import Session
 from asgl.runtime import Runtime, _Opened
 from asgl.sampling import SamplingParams
@@ -29,10 +30,18 @@ class ScriptedRuntime(Runtime):
     """A Runtime that answers by `script`: see `Script`, `Answers` and `Answer`.
 
     A word, with the white space before it, is a token; answers end at stops and at max_tokens as a
-    model's would. Messages are written in ChatML. An answer must be what the op may say: one of a
-    select's options, or of `choices`, or a match of the regex. An op that finds no answer fails
-    with ScriptError; leaving the block without an exception raises ScriptError if an answer was not
-    used, and an ExceptionGroup of failures that nobody saw, as any Runtime does.
+    model's would. Messages are written in ChatML. An answer must be what the op lets a model say:
+    one of a select's options, a whole text of the op's regex, choices, grammar, JSON schema or
+    dtype. Of JSON only the value counts, which is said in the layout that a model would write. An
+    op that finds no such answer fails with ScriptError; leaving the block without an exception
+    raises ScriptError if an answer was not used, and an ExceptionGroup of failures that nobody saw,
+    as any Runtime does.
+
+    Args:
+        script: Answers by the name of the variable; the name of ops without one is None.
+        sampling: Defaults for all prompts.
+        tracers: Hear of every event, as those of any Runtime.
+        context_length: In words; longer prompts fail with ContextLengthError.
     """
 
     def __init__(
@@ -45,7 +54,7 @@ class ScriptedRuntime(Runtime):
     ) -> None:
         super().__init__("scripted", sampling=sampling, tracers=tracers)
         self._answers = ScriptedAnswers(script)
-        self._context_length = context_length
+        self._context_length = checks.integer("context_length", context_length, 1)
 
     @property
     def asked(self) -> list[Asked]:

@@ -10,25 +10,17 @@ from typing import Any
 from asgl.engine.output import OutputText
 from asgl.engine.ticket import Ticket
 from asgl.errors import ContextLengthError, EngineClosedError
+from asgl.execution.grammar import Compiler, Grammar, Matcher
 from asgl.language.ops import Gen, Select
 from asgl.plan import SampledToken
 from asgl.sampling import SamplingParams
 from asgl.scheduling.request import Request
+from asgl.testing.constraints import ByteVocabulary
 from asgl.testing.saved import SavedAsJson
 from asgl.testing.script import ScriptedAnswers
 from asgl.testing.words import EOS, ChatML, Words, WordTokenizer
 from asgl.trace import Tracers
-from asgl.types import EngineStatistics, FinishReason, GrammarSource
-
-
-class _Grammars:
-    """Answers are checked when they are given, so nothing is compiled."""
-
-    def known(self, source: GrammarSource, /) -> GrammarSource:
-        return source
-
-    def compile(self, source: GrammarSource, /) -> GrammarSource:
-        return source
+from asgl.types import EngineStatistics, FinishReason
 
 
 class ScriptedEngine:
@@ -43,7 +35,7 @@ class ScriptedEngine:
     ) -> None:
         self.tokenizer = WordTokenizer()
         self.chat_template = ChatML()
-        self.grammars = _Grammars()
+        self.grammars = Compiler(ByteVocabulary())
         self.saved = SavedAsJson(self.tokenizer)
         self.tracers, self.defaults = tracers, defaults
         self._answers, self._context_length = answers, context_length
@@ -72,7 +64,7 @@ class ScriptedEngine:
         seed: int,
         logprobs: int | None,
         end_tokens: Sequence[int],
-        grammar: Any = None,
+        grammar: Grammar | None = None,
         namespace: str | None = None,
         priority: int = 0,
         asked: object = None,
@@ -88,12 +80,13 @@ class ScriptedEngine:
         )
         assert params.max_tokens is not None
         room = max(0, self._context_length - len(prompt))
-        ticket = self._ticket(prompt, asked, output, min(params.max_tokens, room))
+        matcher = grammar.matcher(()) if grammar is not None else None
+        ticket = self._ticket(prompt, asked, output, min(params.max_tokens, room), matcher)
         if not room:
             return self._refuse(ticket, self._too_long(prompt))
         assert isinstance(asked, Gen)
         try:
-            answer = self._answers.next(asked, self.tokenizer.decode(prompt))
+            answer = self._answers.next(asked, self.tokenizer.decode(prompt), grammar)
         except Exception as error:  # ScriptError, or what a function of the script raised
             answer = error
         if isinstance(answer, BaseException):
@@ -112,7 +105,7 @@ class ScriptedEngine:
         priority: int = 0,
         asked: object = None,
     ) -> Ticket:
-        ticket = self._ticket(prompt, asked, None, 0)
+        ticket = self._ticket(prompt, asked)
         if len(prompt) + max(map(len, options)) > self._context_length:
             return self._refuse(ticket, self._too_long(prompt))
         chosen = -1
@@ -138,7 +131,7 @@ class ScriptedEngine:
         priority: int = 0,
         asked: object = None,
     ) -> Ticket:
-        ticket = self._ticket(prompt, asked, None, 0)
+        ticket = self._ticket(prompt, asked)
         if len(prompt) > self._context_length:
             return self._refuse(ticket, self._too_long(prompt))
         return self._start(ticket, iter(()))
@@ -198,14 +191,15 @@ class ScriptedEngine:
     # --- inside
 
     def _ticket(
-        self, prompt: Sequence[int], asked: object, output: OutputText | None, max_tokens: int
+        self,
+        prompt: Sequence[int],
+        asked: object,
+        output: OutputText | None = None,
+        max_tokens: int = 0,
+        grammar: Matcher | None = None,
     ) -> Ticket:
-        return Ticket(
-            Request(next(self._ids), prompt, max_tokens=max_tokens),
-            output,
-            self._loop.time(),
-            asked,
-        )
+        request = Request(next(self._ids), prompt, max_tokens=max_tokens, grammar=grammar)
+        return Ticket(request, output, self._loop.time(), asked)
 
     def _too_long(self, prompt: Sequence[int]) -> ContextLengthError:
         return ContextLengthError(
@@ -250,6 +244,11 @@ class ScriptedEngine:
         ticket.tokens.append(SampledToken(token, 0.0, ((token, 0.0),)))
         self._generated_tokens += 1
         reason = output.push(token)
+        matcher = ticket.request.grammar
+        if reason is None and matcher is not None:
+            for byte in self.tokenizer.token_bytes(token):
+                matcher.push(byte)
+            reason = "grammar" if matcher.complete else None
         if reason is None and (token == EOS or len(ticket.tokens) == ticket.request.max_tokens):
             reason = "eos" if token == EOS else "length"
         if reason is None:
@@ -266,6 +265,6 @@ class ScriptedEngine:
         error: BaseException | None = None,
     ) -> None:
         self._running.pop(ticket, None)
-        if ticket.output is not None and reason in ("length", "stopped"):
+        if ticket.output is not None and reason in ("length", "stopped", "grammar"):
             ticket.output.finish()
         ticket.finish(self._loop.time(), reason=reason, error=error)

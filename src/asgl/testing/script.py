@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
+from asgl.errors import ConfigError
+from asgl.execution.grammar import Grammar
 from asgl.language.ops import Gen, Select
+from asgl.testing.constraints import Refused, as_said
 
 _SHOWN = 80
-"""So much of a prompt is in an error message."""
+"""So many characters of a prompt or a schema are in an error message."""
 
 
 class JsonModel(Protocol):
@@ -52,6 +54,15 @@ class ScriptedAnswers:
     """The script, and how much of it was used."""
 
     def __init__(self, script: Script) -> None:
+        if not isinstance(script, Mapping):
+            raise ConfigError(
+                f"script must be a dict of answers by the names of variables, not {script!r}"
+            )
+        for name in script:
+            if name is not None and not isinstance(name, str):
+                raise ConfigError(
+                    f"the names of a script are strings, or None for ops without one, not {name!r}"
+                )
         self._script: dict[str | None, Any] = {
             name: answer
             if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Sequence)
@@ -61,12 +72,16 @@ class ScriptedAnswers:
         self._used = dict.fromkeys(self._script, 0)
         self.asked: list[Asked] = []
 
-    def next(self, part: Gen | Select, prompt: str) -> Any:
+    def next(self, part: Gen | Select, prompt: str, grammar: Grammar | None = None) -> Any:
         """What the op says: a str, the index of an option, or an exception. ScriptError if the
-        script has nothing for it."""
+        script has nothing for it, or nothing that it may say.
+
+        prompt: the text before. grammar: of the constraint of a gen.
+        """
         name = part.name
         self.asked.append(Asked(name, prompt, part.choices if isinstance(part, Select) else None))
-        where = f"a {'gen' if isinstance(part, Gen) else 'select'} {_named(name)}, after {prompt[-_SHOWN:]!r}"
+        kind = "gen" if isinstance(part, Gen) else "select"
+        where = f"a {kind} {_named(name)}, after {prompt[-_SHOWN:]!r}"
         if name not in self._script:
             known = ", ".join(map(_named, self._script)) or "none"
             raise ScriptError(
@@ -87,7 +102,7 @@ class ScriptedAnswers:
         return (
             _option(part, answer, where)
             if isinstance(part, Select)
-            else _checked(part, _text(answer), where)
+            else _checked(part, _text(answer), grammar, where)
         )
 
     def check_used(self) -> None:
@@ -131,21 +146,15 @@ def _option(part: Select, answer: Any, where: str) -> int:
     )
 
 
-def _checked(part: Gen, text: str, where: str) -> str:
-    source = part.constraint.source if part.constraint is not None else None
-    if source is None or source.kind not in ("regex", "choices"):
+def _checked(part: Gen, text: str, grammar: Grammar | None, where: str) -> str:
+    if part.constraint is None or grammar is None:
         return text
+    source = part.constraint.source
     try:
-        fits = (
-            text in json.loads(source.text)
-            if source.kind == "choices"
-            else bool(re.fullmatch(source.text, text))
-        )
-    except re.error:  # a regex of another dialect
-        fits = True
-    if not fits:
+        return as_said(grammar, source, text)
+    except Refused as refused:
+        allows = source.text if len(source.text) <= _SHOWN else source.text[:_SHOWN] + "..."
         raise ScriptError(
             f"the script's answer for {where}, {text!r}, is nothing that the {source.kind} "
-            f"{source.text} allows"
-        )
-    return text
+            f"{allows} allows: {refused}"
+        ) from None
