@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
-from asgl.checks import flag, integer, number, strings, token_ids
+from asgl.checks import choice, flag, integer, number, path, strings, token_ids
 from asgl.errors import ConfigError
 
 
@@ -18,6 +19,8 @@ def test_what_is_right_is_returned():
     assert flag("f", False) is False
     assert strings("s", "ab") == ("ab",)
     assert strings("s", ["a", "b"]) == ("a", "b")
+    choice("c", "a", ("a", "b"))
+    assert path("p", "a/b") == path("p", Path("a/b")) == Path("a/b")
     assert token_ids("t", iter([1, 0])) == (1, 0)
 
 
@@ -55,3 +58,15 @@ def test_strings(value: object):
 def test_token_ids(value: object):
     with pytest.raises(ConfigError, match="t must be"):
         token_ids("t", value)
+
+
+@pytest.mark.parametrize("value", ["c", "", None, 1, ["a"]])
+def test_choices(value: object):
+    with pytest.raises(ConfigError, match="^c must be one of 'a', 'b', not "):
+        choice("c", value, ("a", "b"))
+
+
+@pytest.mark.parametrize("value", ["", b"a", None, 3])
+def test_paths(value: object):
+    with pytest.raises(ConfigError, match="^p must be a path, as a str or a Path, not "):
+        path("p", value)

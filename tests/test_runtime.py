@@ -14,7 +14,8 @@ import anyio
 import pytest
 
 import asgl
-from asgl.trace import StepEvent
+from asgl.execution.serial_runner import SerialRunner
+from asgl.trace import StepEvent, default_tracers
 from asgl.types import EngineStatistics
 from tiny import tiny_directory
 
@@ -71,12 +72,26 @@ async def test_opening_generating_and_leaving(model):
         {"max_batch_tokens": -1},
         {"max_running": True},
         {"sampling": {"top_p": 1}},
+        {"device": 3},
+        {"device": None},
+        {"deterministic": "no"},
+        {"max_running": None},
+        {"policy": ["lpm"]},
+        {"tracers": [print]},
+        {"tracers": None},
     ],
 )
 def test_bad_arguments_raise_at_once(options):
     with pytest.raises(asgl.ConfigError) as caught:
         asgl.Runtime("smollm2-135m", **options)
     assert next(iter(options)) in str(caught.value)
+
+
+@pytest.mark.parametrize("model", [None, 3, b"smollm2-135m", asgl.Runtime])
+def test_what_is_no_name_of_a_model_raises_at_once(model):
+    with pytest.raises(asgl.ConfigError, match="model must be a registered name") as caught:
+        asgl.Runtime(model)
+    assert str(caught.value).endswith(repr(model))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +122,9 @@ async def test_a_model_that_is_not_there(tmp_path):
             pass
     with pytest.raises(asgl.ModelError):
         async with asgl.Runtime(tmp_path):
+            pass
+    with pytest.raises(asgl.ModelError, match=r"nosuch\.gguf': no file or directory"):
+        async with asgl.Runtime("./nosuch.gguf"):
             pass
     assert not device_threads()
 
@@ -223,18 +241,25 @@ async def test_a_program_cancelled_at_every_step_leaves_the_books_balanced(model
     assert 10 < number < 99
 
 
+def on_the_device_before_step(monkeypatch, number: int, act) -> None:
+    launch = SerialRunner.launch
+
+    def acting(runner, plan) -> None:
+        if plan.number == number:
+            act()
+        launch(runner, plan)
+
+    monkeypatch.setattr(SerialRunner, "launch", acting)
+
+
 @pytest.mark.parametrize("step", [0, 1, 2, 5, 9])
-async def test_a_runner_that_raises_at_step_k_reaches_the_program(model, step):
+async def test_a_runner_that_raises_at_step_k_reaches_the_program(model, step, monkeypatch):
     async with runtime(model, max_batch_tokens=16) as rt:
-        runner = rt._running.engine._runner
-        run = runner.run
 
-        def failing(plan):
-            if plan.number == step:
-                raise RuntimeError("device lost")
-            return run(plan)
+        def fail() -> None:
+            raise RuntimeError("device lost")
 
-        runner.run = failing
+        on_the_device_before_step(monkeypatch, step, fail)
         with pytest.raises((asgl.EngineCrashedError, ExceptionGroup)) as caught:
             await branching_program(rt)
         crash = (
@@ -316,20 +341,12 @@ async def test_a_keyboard_interrupt_in_the_body_closes_everything(model):
     assert not device_threads()
 
 
-def test_an_interrupt_while_a_step_runs_closes_everything(model):
+def test_an_interrupt_while_a_step_runs_closes_everything(model, monkeypatch):
     """Ctrl-C: the step returns, the Runtime is left, and the next one works."""
 
     async def interrupted() -> None:
         async with runtime(model) as rt:
-            runner = rt._running.engine._runner
-            run = runner.run
-
-            def interrupting(plan):
-                if plan.number == 3:
-                    os.kill(os.getpid(), signal.SIGINT)
-                return run(plan)
-
-            runner.run = interrupting
+            on_the_device_before_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
             await rt.prompt("abc").gen(max_tokens=1500, ignore_eos=True)
 
     async def after() -> str:
@@ -338,6 +355,7 @@ def test_an_interrupt_while_a_step_runs_closes_everything(model):
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(interrupted())
+    monkeypatch.undo()
     assert not device_threads()
     asyncio.run(after())
 
@@ -380,6 +398,47 @@ async def test_a_megabyte_of_text_does_not_block_the_loop(model):
             await handle
 
 
+async def test_pinning_what_is_no_stream_of_this_runtime(model):
+    async with runtime(model) as one, runtime(model) as two:
+        s = one.prompt("Hello there", name="greeting")
+        with pytest.raises(
+            asgl.ConfigError, match="the stream 'greeting' belongs to another Runtime"
+        ):
+            await two.pin(s)
+        with pytest.raises(asgl.ConfigError, match="another Runtime"):
+            await two.pin(s.copy())
+        assert two.statistics().prompt_tokens == one.statistics().prompt_tokens == 0
+        for wrong in ("Hello there", s.text, None, s.gen("x")):
+            with pytest.raises(asgl.ConfigError, match="pin takes a prompt stream, not "):
+                await two.pin(wrong)
+        for seconds in (0, -1, "9", float("inf"), True):
+            with pytest.raises(asgl.ConfigError, match="seconds must be a finite number above 0"):
+                await one.pin(s, seconds=seconds)
+        await one.pin(s, seconds=9)
+    with pytest.raises(asgl.EngineClosedError):
+        await one.pin(s)
+
+
+@pytest.mark.parametrize("path", [None, "", b"file", 3])
+async def test_what_is_no_path(model, path):
+    async with runtime(model) as rt:
+        for use in (rt.save_cache, rt.load_cache):
+            with pytest.raises(asgl.ConfigError, match="path must be a path"):
+                await use(path)
+        with pytest.raises(asgl.ConfigError, match="path must be a path"):
+            rt.load(path)
+
+
+async def test_a_directory_for_a_file(model, tmp_path):
+    async with runtime(model) as rt:
+        with pytest.raises(asgl.ConfigError, match=tmp_path.name):
+            await rt.save_cache(tmp_path)
+        with pytest.raises(asgl.ModelError, match=tmp_path.name):
+            await rt.load_cache(tmp_path)
+        with pytest.raises(asgl.ModelError, match=tmp_path.name):
+            rt.load(tmp_path)
+
+
 async def test_flushing_the_cache(model):
     async with runtime(model) as rt:
         await rt.prompt("abc def").gen()
@@ -388,8 +447,6 @@ async def test_flushing_the_cache(model):
 
 
 async def test_default_tracers_of_the_context_are_attached(model, tmp_path):
-    from asgl.trace import default_tracers
-
     with asgl.JsonlTracer(tmp_path / "trace.jsonl") as tracer:
         token = default_tracers.set((tracer,))
         try:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from asgl.errors import ConfigError
 from asgl.trace import JsonlTracer, RequestEvent, StreamEvent, Tracers
 
 
@@ -48,3 +49,31 @@ def test_a_tracer_that_raises_is_removed_and_the_others_stay():
     tracers.emit(StreamEvent("closed", 0))
     assert [event.kind for event in heard] == ["opened", "closed"]
     assert not Tracers()
+
+
+class Async:
+    async def event(self, event):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("tracers", "told"),
+    [
+        ([print], r"<built-in function print> in tracers has no method `event`; .*event\(event\)"),
+        ([JsonlTracer], "JsonlTracer.* is a class: give an instance"),
+        ([Async()], "coroutine function `event`"),
+        ("trace.jsonl", "'t' in tracers has no method"),
+        ([None], "None in tracers has no method"),
+        (Async(), "tracers must be a sequence, not .*put a single one in a list"),
+        (None, "tracers must be a sequence, not None"),
+    ],
+)
+def test_what_is_no_tracer(tracers, told):
+    with pytest.raises(ConfigError, match=told):
+        Tracers(tracers)
+
+
+@pytest.mark.parametrize("options", [{"path": None}, {"path": ""}, {"flush_every": 0}])
+def test_a_jsonl_tracer_of_nothing(tmp_path, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        JsonlTracer(**{"path": tmp_path / "trace.jsonl", **options})

@@ -8,7 +8,9 @@ mistake.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
 
 from asgl.errors import ConfigError
 
@@ -63,6 +65,21 @@ def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be True or False, not {value!r}")
     return value
+
+
+def choice(name: str, value: object, choices: Collection[str]) -> None:
+    """ConfigError unless the value is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def path(name: str, value: object) -> Path:
+    """A str, or an object that stands for a path, as a Path; not an empty one, which would be the
+    current directory."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"{name} must be a path, as a str or a Path, not {value!r}")
+    return Path(text)
 
 
 def strings(name: str, value: object) -> tuple[str, ...]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
+from asgl import checks
 from asgl.errors import ConfigError, EngineClosedError, EngineError
+from asgl.language.session import Session
+from asgl.language.stream import PromptStream
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
-from asgl.trace import Tracer, Tracers, default_tracers
+from asgl.scheduling.scheduler import Scheduler
+from asgl.trace import Tracer, Tracers, checked_tracers, default_tracers
 from asgl.types import EngineStatistics, ModelInfo
 
 if TYPE_CHECKING:
@@ -20,8 +23,6 @@ if TYPE_CHECKING:
     from asgl.kernels.api import ActivationFormat, Kernels, WeightFormat
     from asgl.kernels.select import DTypeName, KernelName
     from asgl.language.budget import Budget
-    from asgl.language.session import Session
-    from asgl.language.stream import PromptStream
     from asgl.models.checkpoint import Checkpoint
     from asgl.models.tokenizer import Tokenizer
 
@@ -31,8 +32,8 @@ _STEP_SECONDS = 0.12
 _SHOWN_FAILURES = 16
 
 
-class _Opened(NamedTuple):
-    """What lives while the block is open."""
+class OpenResources(NamedTuple):
+    """What a Runtime has while its block is open."""
 
     engine: Engine
     session: Session
@@ -51,22 +52,26 @@ class Runtime:
     is entered once, and belongs to the event loop that it is entered on.
 
     Args:
-        model: A registered name such as "smollm2-135m" (fetched on first use), a directory in Hugging Face's layout, a .gguf
-            file, or a repo id of the Hugging Face hub.
+        model: A registered name such as "smollm2-135m" (fetched on first use), a directory in
+            Hugging Face's layout, a .gguf file, or a repo id of the Hugging Face hub.
         device: "auto", "cpu", "cuda" or "cuda:1".
         dtype: Of activations, keys and values.
         weights: How the weights of the linear layers are held.
-        activations: "int8" lets the inputs of linear layers with 4-bit weights be rounded to 8 bits, as llama.cpp and OpenVINO
-            do, where that is faster: on CPUs with AVX2 and without AVX512-BF16. `rt.model.activations` tells whether they are.
+        activations: "int8" lets the inputs of linear layers with 4-bit weights be rounded to 8
+            bits, as llama.cpp and OpenVINO do, where that is faster: on CPUs with AVX2 and without
+            AVX512-BF16. `rt.model.activations` tells whether they are.
         kernels: What is asked for by name and cannot be had raises ConfigError.
         kv_cache_tokens: Capacity of the KV cache in tokens; None takes what the memory allows.
         max_running: At most so many requests in a step.
-        max_batch_tokens: At most so many new tokens in a step; None is 512 on CPUs and 8192 on GPUs. Longer prompts are computed
-            in pieces, and in smaller ones while others decode.
-        max_waiting: At most so many requests wait for admission, the next fails with QueueFullError; None for no limit.
-        policy: The order in which waiting requests are admitted: "lpm" (longest cached prefix first), "aged-lpm" (the same with
-            a bounded wait), "dfs-weight", "fcfs" or "random"; see docs/scheduling.md.
-        deterministic: Logits that do not depend on what else is computed, to the last bit, at some cost.
+        max_batch_tokens: At most so many new tokens in a step; None is 512 on CPUs and 8192 on
+            GPUs. Longer prompts are computed in pieces, and in smaller ones while others decode.
+        max_waiting: At most so many requests wait for admission, the next fails with
+            QueueFullError; None for no limit.
+        policy: The order in which waiting requests are admitted: "lpm" (longest cached prefix
+            first), "aged-lpm" (the same with a bounded wait), "dfs-weight", "fcfs" or "random"; see
+            docs/scheduling.md.
+        deterministic: Logits that do not depend on what else is computed, to the last bit, at some
+            cost.
         sampling: Defaults for all prompts.
         tracers: Hear of every event, see `asgl.trace`.
     """
@@ -89,27 +94,26 @@ class Runtime:
         sampling: SamplingParams | None = None,
         tracers: Iterable[Tracer] = (),
     ) -> None:
-        for name, value, choices in (
-            ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
-            ("weights", weights, ("auto", "int4", "int8", "dense")),
-            ("activations", activations, ("auto", "int8")),
-            ("kernels", kernels, ("auto", "reference", "cpu", "triton")),
-            ("policy", policy, ("lpm", "dfs-weight", "fcfs", "random", "aged-lpm")),
-        ):
-            if value not in choices:
-                raise ConfigError(
-                    f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}"
-                )
+        checks.choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+        checks.choice("weights", weights, ("auto", "int4", "int8", "dense"))
+        checks.choice("activations", activations, ("auto", "int8"))
+        checks.choice("kernels", kernels, ("auto", "reference", "cpu", "triton"))
+        checks.choice("policy", policy, ("lpm", "dfs-weight", "fcfs", "random", "aged-lpm"))
+        checks.integer("max_running", max_running, 1)
         for name, number in (
             ("kv_cache_tokens", kv_cache_tokens),
-            ("max_running", max_running),
             ("max_batch_tokens", max_batch_tokens),
             ("max_waiting", max_waiting),
         ):
-            if number is not None and (
-                isinstance(number, bool) or not isinstance(number, int) or number < 1
-            ):
-                raise ConfigError(f"{name} must be an integer of 1 or more, not {number!r}")
+            if number is not None:
+                checks.integer(name, number, 1)
+        if not isinstance(model, str | os.PathLike):
+            raise ConfigError(
+                "model must be a registered name such as 'smollm2-135m', a path, or a repo id of "
+                f"the Hugging Face hub, as a str or a Path, not {model!r}"
+            )
+        if not isinstance(device, str):
+            raise ConfigError(f"device must be a str such as 'auto' or 'cuda:1', not {device!r}")
         if sampling is not None and not isinstance(sampling, SamplingParams):
             raise ConfigError(f"sampling must be a SamplingParams, not {sampling!r}")
         self._model = model
@@ -118,15 +122,15 @@ class Runtime:
         self._dtype: DTypeName = dtype
         self._weights: WeightFormat | Literal["auto"] = weights
         self._activations: ActivationFormat = activations
-        self._deterministic = deterministic
+        self._deterministic = checks.flag("deterministic", deterministic)
         self._capacity = kv_cache_tokens
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
         self._max_waiting = max_waiting
         self._policy = policy
         self._sampling = (sampling or SamplingParams()).over(LIBRARY_DEFAULTS)
-        self._tracers = tuple(tracers)
-        self._opened: _Opened | None = None
+        self._tracers = checked_tracers(tracers)
+        self._resources: OpenResources | None = None
         self._entered = False
 
     # --- opening and closing ----------------------------------------------------------------------
@@ -135,15 +139,13 @@ class Runtime:
         if self._entered:
             raise EngineError("a Runtime is entered once; make another one")
         self._entered = True
-        self._opened = await self._open()
+        self._resources = await self._open()
         return self
 
-    async def _open(self) -> _Opened:
-        # what needs torch is imported here, so that `import asgl` is quick
+    async def _open(self) -> OpenResources:
+        # here, as it needs torch: `import asgl` is to be quick
         from asgl.engine.device import DeviceThread
         from asgl.engine.engine import Engine
-        from asgl.language.session import Session
-        from asgl.scheduling.scheduler import Scheduler
 
         device = DeviceThread()
         try:
@@ -182,10 +184,11 @@ class Runtime:
             finally:
                 await device.close()
 
-        return _Opened(engine, Session(engine), checkpoint.tokenizer, runner.info, close)
+        return OpenResources(engine, Session(engine), checkpoint.tokenizer, runner.info, close)
 
     def _load(self) -> tuple[Checkpoint, Kernels, Runner, str]:
         """Reads the model and packs its weights. On the device thread."""
+        # here, as they need torch, and rich: `import asgl` is to be quick
         from asgl.execution.runner import make_runner
         from asgl.kernels.api import ModelShape
         from asgl.kernels.select import make_kernels
@@ -233,7 +236,7 @@ class Runtime:
         trace: TracebackType | None,
     ) -> None:
         opened = self._running
-        self._opened = None
+        self._resources = None
         try:
             await opened.session.aclose()
         finally:
@@ -254,12 +257,12 @@ class Runtime:
         error.add_note(f"{many}; the first: {failures[0]!r}")
 
     @property
-    def _running(self) -> _Opened:
-        if self._opened is None:
+    def _running(self) -> OpenResources:
+        if self._resources is None:
             raise EngineClosedError(
                 "the Runtime is not open: use it inside `async with asgl.Runtime(...) as rt:`"
             )
-        return self._opened
+        return self._resources
 
     # --- use --------------------------------------------------------------------------------------
 
@@ -283,8 +286,8 @@ class Runtime:
             sampling: Defaults for its ops.
             cache_salt: Prompts share cached prefixes only with those of the same salt.
             priority: Higher is admitted first.
-            deadline: Seconds from the moment that an op asks the engine: a request that has not ended by then is cancelled, and
-                the op ends with BudgetError.
+            deadline: Seconds from the moment that an op asks the engine: a request that has not
+                ended by then is cancelled, and the op ends with BudgetError.
             budget: Bounds all ops of the prompt and its forks, see `asgl.budget`.
             name: For traces and error messages, and part of what seeds of its ops derive from.
         """
@@ -307,7 +310,7 @@ class Runtime:
     ) -> AbstractContextManager[Callable[[], object]]:
         """A bar in the terminal for a batch of `total` programs; what entering it gives is called
         after each of them."""
-        from asgl.progress import BatchBar
+        from asgl.progress import BatchBar  # here, as it needs rich: `import asgl` is to be quick
 
         return BatchBar(total, what, self.statistics)
 
@@ -336,7 +339,7 @@ class Runtime:
         and values that turn out damaged are a failure of the stream, which it then ends with.
         """
         return self._running.session.load(
-            Path(path),
+            checks.path("path", path),
             kv=kv,
             sampling=sampling,
             cache_salt=cache_salt,
@@ -351,7 +354,7 @@ class Runtime:
         The file has the tokens of all prompts that are cached, and the names of their namespaces.
         It appears whole or not at all. Raises ConfigError if it cannot be written.
         """
-        return await self._running.engine.saved.save_cache(Path(path))
+        return await self._running.engine.saved.save_cache(checks.path("path", path))
 
     async def load_cache(self, path: str | os.PathLike[str]) -> int:
         """Adds what `save_cache` wrote to the prefix cache; how many tokens that was.
@@ -361,32 +364,28 @@ class Runtime:
         Raises ModelError if the file cannot be read or was saved by another model, dtype or format
         of weights.
         """
-        return await self._running.engine.saved.load_cache(Path(path))
+        return await self._running.engine.saved.load_cache(checks.path("path", path))
 
     async def pin(self, s: PromptStream, *, seconds: float = 600) -> None:
         """Computes what `s` says by now, and keeps it in the cache for that long, whatever else is
         asked for.
 
         A pin yields only where a request could not run at all otherwise, oldest first. It does not
-        keep the stream, which may go on, or go away. Raises ConfigError for a bad argument,
-        CapacityError for a prompt larger than the cache.
-        """
-        from asgl.language.stream import PromptStream
+        keep the stream, which may go on, or go away. Raises ConfigError for a bad argument or a
+        stream of another Runtime, CapacityError for a prompt larger than the cache.
 
+        Args:
+            s: A stream of this Runtime.
+            seconds: How long from now.
+        """
         if not isinstance(s, PromptStream):
             raise ConfigError(f"pin takes a prompt stream, not {s!r}")
-        if (
-            isinstance(seconds, bool)
-            or not isinstance(seconds, int | float)
-            or not 0 < seconds < float("inf")
-        ):
-            raise ConfigError(f"seconds must be a finite number above 0, not {seconds!r}")
+        checks.number("seconds", seconds, 0, above=True)
         engine = self._running.engine
-        for _ in range(
-            2
-            # what others took before the pin held it is computed once more, while the pin holds the
-            # rest
-        ):
+        self._running.session.check_owns(s)
+        # twice: what others took before the pin held it is computed once more, while the pin holds
+        # the rest
+        for _ in range(2):
             tokens = await s.prefetch()
             if engine.pin(tokens, namespace=s.cache_salt, seconds=seconds) == len(tokens):
                 break

@@ -6,6 +6,7 @@ With no tracer attached nothing is built and nothing is called: emitters test `i
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import time
@@ -15,6 +16,9 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
+
+from asgl import checks
+from asgl.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +118,38 @@ default_tracers: ContextVar[tuple[Tracer, ...]] = ContextVar("asgl_default_trace
 """Tracers that every Runtime opened in this context attaches, besides its own."""
 
 
+def checked_tracers(tracers: Iterable[Tracer]) -> tuple[Tracer, ...]:
+    """The tracers as a tuple; ConfigError if one of them cannot hear of events."""
+    if not isinstance(tracers, Iterable):
+        raise ConfigError(
+            f"tracers must be a sequence, not {tracers!r}: put a single one in a list"
+        )
+    given = tuple(tracers)
+    for tracer in given:
+        event = getattr(tracer, "event", None)
+        if isinstance(tracer, type):
+            problem = "is a class: give an instance of it"
+        elif not callable(event):
+            problem = "has no method `event`"
+        elif inspect.iscoroutinefunction(event):
+            problem = (
+                "has a coroutine function `event`, which nobody would await: make it a plain one"
+            )
+        else:
+            continue
+        raise ConfigError(
+            f"{tracer!r} in tracers {problem}; a tracer is an object whose method `event(event)` "
+            "is called with each event, such as asgl.JsonlTracer(path)"
+        )
+    return given
+
+
 class Tracers:
     """The tracers attached to a Runtime. Falsy when there is none. One that raises is removed, with
     a warning."""
 
     def __init__(self, tracers: Iterable[Tracer] = ()) -> None:
-        self._tracers = tuple(tracers)
+        self._tracers = checked_tracers(tracers)
 
     def __bool__(self) -> bool:
         return bool(self._tracers)
@@ -145,9 +175,9 @@ class JsonlTracer:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, flush_every: int = 64) -> None:
-        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  closed by close()
+        self._flush_every = checks.integer("flush_every", flush_every, 1)
+        self._file = open(checks.path("path", path), "w", encoding="utf-8")  # noqa: SIM115  closed by close()
         self._start = time.perf_counter()
-        self._flush_every = flush_every
         self._lines = 0
 
     def event(self, event: Event, /) -> None:

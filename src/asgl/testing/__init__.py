@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from asgl import checks
 from asgl.language.session import Session
-from asgl.runtime import Runtime, _Opened
+from asgl.runtime import OpenResources, Runtime
 from asgl.sampling import SamplingParams
 from asgl.testing.engine import ScriptedEngine
 from asgl.testing.script import Answer, Answers, Asked, Script, ScriptedAnswers, ScriptError
@@ -61,7 +61,7 @@ class ScriptedRuntime(Runtime):
         """What the ops have asked so far, in order."""
         return list(self._answers.asked)
 
-    async def _open(self) -> _Opened:
+    async def _open(self) -> OpenResources:
         engine = ScriptedEngine(
             self._answers,
             self._sampling,
@@ -79,7 +79,7 @@ class ScriptedRuntime(Runtime):
             kernels="none",
             weights="none",
         )
-        return _Opened(
+        return OpenResources(
             cast(Any, engine), Session(engine), cast(Any, engine.tokenizer), model, engine.close
         )
 
