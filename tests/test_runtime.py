@@ -360,6 +360,56 @@ def test_an_interrupt_while_a_step_runs_closes_everything(model, monkeypatch):
     asyncio.run(after())
 
 
+async def test_a_loop_that_cancels_all_tasks_closes_the_engine(model):
+    """As asyncio.run does when it ends, and servers do that are interrupted twice."""
+
+    async def generate(rt: asgl.Runtime) -> str:
+        return await rt.prompt("a").gen(max_tokens=1500, ignore_eos=True)
+
+    at = AtStep(3)
+    async with runtime(model, tracers=[at]) as rt:
+        mine = asyncio.current_task()
+        awaiting = asyncio.ensure_future(generate(rt))
+        watched = rt.prompt("b").gen(max_tokens=1500, ignore_eos=True)
+        rt.prompt("nobody awaits this").gen(max_tokens=1500, ignore_eos=True)
+        at.act = lambda: [task.cancel() for task in asyncio.all_tasks() - {mine}]
+        with pytest.raises(asyncio.CancelledError):
+            await awaiting
+        with pytest.raises(asgl.EngineClosedError, match="its task was cancelled"):
+            await watched
+        with pytest.raises(asgl.EngineClosedError, match="its task was cancelled"):
+            await rt.prompt("c").gen()
+        assert balanced(rt.statistics())
+    assert not device_threads()
+
+
+def test_an_event_loop_that_ends_while_a_runtime_is_open_in_another_task(model):
+    """A server that is interrupted twice: it no longer waits for the tasks of its application."""
+    ended: list[BaseException] = []
+
+    async def application(opened: asyncio.Event) -> None:
+        try:
+            async with runtime(model) as rt:
+                rt.prompt("nobody awaits this").gen(max_tokens=1500, ignore_eos=True)
+                opened.set()
+                await rt.prompt("abc").gen(max_tokens=1500, ignore_eos=True)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    async def server() -> None:
+        opened = asyncio.Event()
+        tasks.append(asyncio.ensure_future(application(opened)))
+        await opened.wait()
+
+    tasks: list[asyncio.Task[None]] = []
+    asyncio.run(server())
+    (error,) = ended
+    assert isinstance(error, asyncio.CancelledError)
+    assert not getattr(error, "__notes__", [])
+    assert not device_threads()
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 async def test_a_forked_child_is_told_and_its_parent_goes_on(model):
     async with runtime(model) as rt:

@@ -159,7 +159,7 @@ class EngineError(AsglError):
 
 
 class EngineClosedError(EngineError):
-    """The Runtime was left."""
+    """The Runtime was left, or its event loop cancelled the engine."""
 
 
 class EngineCrashedError(EngineError):

@@ -242,6 +242,9 @@ class Runtime:
         finally:
             await opened.close()
         failures = opened.session.unseen_failures()
+        if isinstance(end := opened.engine.end, EngineClosedError):
+            # an engine that was cancelled: its ops ended as all do that are left running here
+            failures = [failure for failure in failures if failure is not end]
         if not failures:
             return
         lost = opened.session.lost_failures

@@ -95,8 +95,8 @@ class Engine:
         self._plan_seconds = self._run_seconds = self._idle_seconds = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._end: EngineError | None = None
-        """Why the engine serves no more."""
+        self.end: EngineError | None = None
+        """Why the engine serves no more; None while it serves."""
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ class Engine:
 
     def _submit(self, ticket: Ticket, error: AsglError | None = None) -> Ticket:
         """Queues the ticket's request, or settles it with what is wrong with it."""
-        error = error or self._end
+        error = error or self.end
         if error is None:
             try:
                 ticket.sequence = self.scheduler.submit(ticket.request)
@@ -281,7 +281,7 @@ class Engine:
     async def _serve(self) -> None:
         """Plans, runs and commits until the engine has ended and nothing is in flight."""
         try:
-            while self._end is None or self._pipeline.in_flight:
+            while self.end is None or self._pipeline.in_flight:
                 began = self._clock()
                 plan = self.scheduler.plan()
                 settled = self._deliver()
@@ -302,15 +302,28 @@ class Engine:
         except GeneratorExit:
             raise  # the loop was closed: nobody waits any more, and nothing can be waited for
         except BaseException as error:
-            crash = EngineCrashedError(f"the engine has stopped, because a step failed: {error!r}")
-            crash.__cause__ = error
+            why: EngineError
+            if isinstance(error, asyncio.CancelledError) and self._task_is_cancelled():
+                why = EngineClosedError(
+                    "the engine was stopped: its task was cancelled, as event loops do with all "
+                    "tasks when they are interrupted"
+                )
+            else:
+                why = EngineCrashedError(
+                    f"the engine has stopped, because a step failed: {error!r}"
+                )
+                why.__cause__ = error
             try:
                 await self._pipeline.drain()
                 self.scheduler.abandon()
             finally:
-                self._finish(crash)
+                self._finish(why)
             if not isinstance(error, Exception):
                 raise
+
+    def _task_is_cancelled(self) -> bool:
+        """Whether somebody outside has cancelled the task of the engine."""
+        return self._task is not None and self._task.cancelling() > 0
 
     def _commit(self, step: PlannedStep, result: StepResult) -> bool:
         """Takes what a step gave, and delivers it; whether any ticket was settled."""
@@ -329,9 +342,9 @@ class Engine:
 
     def _finish(self, why: EngineError) -> None:
         """Stops serving: everything that waits ends with `why`."""
-        if self._end is not None:
+        if self.end is not None:
             return
-        self._end = why
+        self.end = why
         for number, timer in list(self._pins.items()):
             timer.cancel()
             self._unpin(number)

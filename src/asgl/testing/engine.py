@@ -44,7 +44,7 @@ class ScriptedEngine:
         self._running: dict[Ticket, Iterator[int]] = {}
         """For each request the tokens that it is still to say."""
         self._ticking = False
-        self._end: EngineClosedError | None = None
+        self.end: EngineClosedError | None = None
         self._prompt_tokens = self._generated_tokens = self._cancelled = self._steps = 0
 
     # --- requests
@@ -183,9 +183,9 @@ class ScriptedEngine:
         return len(tokens)
 
     async def close(self) -> None:
-        self._end = EngineClosedError("the Runtime was closed")
+        self.end = EngineClosedError("the Runtime was closed")
         for ticket in list(self._running):
-            self._settle(ticket, error=self._end)
+            self._settle(ticket, error=self.end)
         await asyncio.sleep(0)
 
     # --- inside
@@ -214,8 +214,8 @@ class ScriptedEngine:
         return ticket
 
     def _start(self, ticket: Ticket, tokens: Iterator[int]) -> Ticket:
-        if self._end is not None:
-            return self._refuse(ticket, self._end)
+        if self.end is not None:
+            return self._refuse(ticket, self.end)
         self._running[ticket] = tokens
         self._prompt_tokens += ticket.prompt_tokens
         self._tick()
