@@ -489,6 +489,16 @@ async def test_a_directory_for_a_file(model, tmp_path):
             rt.load(tmp_path)
 
 
+async def test_no_bar_where_nothing_is_compiled(tmp_path, monkeypatch, capsys):
+    model = tiny_directory(tmp_path, hidden_size=128, intermediate_size=192, head_dim=32)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes standard error for a terminal
+    for _ in range(2):  # the first may compile
+        capsys.readouterr()
+        async with runtime(model, kernels="cpu", dtype="auto"):
+            pass
+    assert capsys.readouterr().err == ""
+
+
 async def test_flushing_the_cache(model):
     async with runtime(model) as rt:
         await rt.prompt("abc def").gen()

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import llvmlite
 import numba
 import platformdirs
-from numba.core import config
+from numba.core import config, event
 
 from asgl.kernels.cpu.target import TARGET
 
@@ -41,14 +42,38 @@ def cache_directory() -> Path:
     return root / "kernels" / _sources()
 
 
-def cached(compiled: Callable[[bool], Any]) -> Any:
+def cached(compiled: Callable[[bool], Any], on_compile: Callable[[], object] | None = None) -> Any:
     """compiled(cache=True), or compiled(False) where no directory can be written: that costs
-    compiling at every start."""
-    try:
-        with _numba_cache_in(cache_directory()):
-            return compiled(True)
-    except RuntimeError:
-        return compiled(False)
+    compiling at every start. `on_compile` is called when compiling begins; what was compiled before
+    is loaded without it."""
+    with contextlib.ExitStack() as stack:
+        if on_compile is not None:
+            stack.enter_context(event.install_listener(_PASS, _FirstPass(on_compile)))
+        try:
+            with _numba_cache_in(cache_directory()):
+                return compiled(True)
+        except RuntimeError:
+            return compiled(False)
+
+
+_PASS = "numba:run_pass"
+"""Numba's event of a pass of its compiler; loading from the cache has none."""
+
+
+class _FirstPass(event.Listener):
+    """Calls the function at the first pass of the compiler on this thread."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call: Callable[[], object] | None = call
+        self._thread = threading.get_ident()
+
+    def on_start(self, event: event.Event) -> None:
+        if self._call is not None and threading.get_ident() == self._thread:
+            call, self._call = self._call, None
+            call()
+
+    def on_end(self, event: event.Event) -> None:
+        """Each pass is told at its start."""
 
 
 @contextlib.contextmanager

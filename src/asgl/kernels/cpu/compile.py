@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import struct
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numba
@@ -21,7 +22,13 @@ class Entry:
     """A compiled entry: called with the fields of its record, it runs on all threads of the team
     and returns. TypeError if a field is missing, or is none of its record."""
 
-    def __init__(self, name: str, team: Team, phases: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        team: Team,
+        phases: int,
+        on_compile: Callable[[], object] | None = None,
+    ) -> None:
         pairs = [field.partition(":") for field in entries.FIELDS[name].split()]
         self._name, self._fields = name, [field for field, _, _ in pairs]
         self._ordered = operator.itemgetter(*self._fields)
@@ -36,7 +43,10 @@ class Entry:
             types.CPointer(numba.from_dtype(self._record.dtype)), types.int64, types.int64
         )
         self.function = cached(
-            lambda cache: cfunc(signature, cache=cache, error_model="numpy")(getattr(entries, name))
+            lambda cache: cfunc(signature, cache=cache, error_model="numpy")(
+                getattr(entries, name)
+            ),
+            on_compile,
         )
         self._job, self._code = team.address, self.function.address
         team.keep.append((self._record, self.function))
@@ -65,26 +75,28 @@ class Entry:
 
 
 class Compiled:
-    """All entries; and `plan_units`, `edit` and `fill_tiles`, which are no parallel regions."""
+    """All entries; and `plan_units`, `edit` and `fill_tiles`, which are no parallel regions.
+
+    progress: hears of those that are compiled, and not of those that the cache has.
+    """
 
     def __init__(self, team: Team, progress: Progress | None = None) -> None:
-        made: list[str] = []
+        ready = count()
 
-        def tell(name: str) -> None:
-            if progress is not None:
-                progress(name, len(made), len(entries.FIELDS) + 3)
-            made.append(name)
+        def tell(name: str) -> Callable[[], object]:
+            """What to call if the next one must be compiled."""
+            before = next(ready)
+            return lambda: progress and progress(name, before, len(entries.FIELDS) + 3)
 
         def entry(name: str, phases: int = 1) -> Entry:
-            tell(name)
-            return Entry(name, team, phases)
+            return Entry(name, team, phases, tell(name))
 
         def function(function: Callable[..., Any], signature: str) -> Any:
-            tell(function.__name__)
             return cached(
                 lambda cache: njit(signature, nogil=True, cache=cache, error_model="numpy")(
                     function
-                )
+                ),
+                tell(function.__name__),
             )
 
         self.embed = entry("embed")
@@ -99,4 +111,3 @@ class Compiled:
         self.plan_units = function(units.plan_units, units.SIGNATURE)
         self.edit = function(sampling.edit.py_func, sampling.EDIT_SIGNATURE)
         self.fill_tiles = function(packing.fill_tiles.py_func, packing.SIGNATURE)
-        tell("")

@@ -117,7 +117,7 @@ class CpuKernels:
     other rows of the batch, nor on what is shared or cached. `activations` "int8": inputs of linear
     layers of 4 bits, but not of the head, are rounded to 8 bits, if that is faster here.
     `progress(kernel, ready, all)` is told of the compiling, which takes a minute once per
-    installation.
+    installation; it hears nothing where the cache has all kernels.
 
     `threads`: by default as many as torch has (OMP_NUM_THREADS), at most one for each core that the
     process may use.
