@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 from asgl import errors
 
 
-def drawn() -> dict[str, tuple[str, list[str]]]:
-    """From the drawing: name -> (first base by indentation, further bases in brackets)."""
-    tree: dict[str, tuple[str, list[str]]] = {}
+def drawn() -> dict[str, tuple[str, list[str], set[str]]]:
+    """From the drawing: name -> (first base by indentation, further bases in brackets, attributes
+    written as `.name`)."""
+    tree: dict[str, tuple[str, list[str], set[str]]] = {}
     above: list[tuple[int, str]] = []
     for line in errors.__doc__.splitlines():
         match = re.match(r"^( {4,})([A-Z]\w+Error)(?:\((\w+)\))?(?:\s|$)", line)
@@ -19,7 +21,8 @@ def drawn() -> dict[str, tuple[str, list[str]]]:
         while above and above[-1][0] >= indent:
             above.pop()
         bases = [above[-1][1]] if above else []
-        tree[name] = (bases[0] if bases else "", [other] if other else [])
+        attributes = set(re.findall(r" \.(\w+)", line[match.end() - 1 :]))
+        tree[name] = (bases[0] if bases else "", [other] if other else [], attributes)
         above.append((indent, name))
     return tree
 
@@ -32,11 +35,21 @@ def test_the_tree_is_as_drawn():
         if isinstance(kind, type) and issubclass(kind, BaseException)
     }
     assert set(tree) == set(classes)
-    for name, (parent, others) in tree.items():
+    for name, (parent, others, attributes) in tree.items():
         bases = [base.__name__ for base in classes[name].__bases__]
         assert bases == ([parent] if parent else []) + others or (
             not parent and bases == (others or ["Exception"])
         ), name
+        init = classes[name].__init__  # of exceptions without one of ours it is no function
+        keywords = set(inspect.getfullargspec(init).kwonlyargs if inspect.isfunction(init) else ())
+        inherited = set().union(
+            *(
+                tree[base.__name__][2]
+                for base in classes[name].__mro__
+                if base is not classes[name] and base.__name__ in tree
+            )
+        )
+        assert attributes == keywords - inherited, name
 
 
 def test_errors_carry_their_subject():

@@ -129,6 +129,14 @@ async def test_a_model_that_is_not_there(tmp_path):
     assert not device_threads()
 
 
+def test_without_an_event_loop_of_asyncio(model):
+    """As under trio."""
+    entering = runtime(model).__aenter__()
+    with pytest.raises(asgl.EngineError, match="needs an event loop of asyncio"):
+        entering.send(None)
+    assert not device_threads()
+
+
 async def test_use_outside_of_the_block_and_twice(model):
     rt = runtime(model)
     with pytest.raises(asgl.EngineClosedError, match="async with"):

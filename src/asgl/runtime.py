@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager
@@ -138,6 +139,13 @@ class Runtime:
     async def __aenter__(self) -> Self:
         if self._entered:
             raise EngineError("a Runtime is entered once; make another one")
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise EngineError(
+                "a Runtime needs an event loop of asyncio, and none runs here: open it in a "
+                "coroutine that asyncio.run or anyio's asyncio backend runs"
+            ) from error
         self._entered = True
         self._resources = await self._open()
         return self

@@ -13,7 +13,7 @@ import platformdirs
 import pytest
 from fake_wheel import CONTENT, MODEL, NAME, environment, write_wheel
 
-from asgl.errors import ModelError
+from asgl.errors import ConfigError, ModelError
 from asgl.models.pull import REGISTERED, home, pull
 
 CHILD = """
@@ -126,6 +126,12 @@ def test_a_source_that_is_no_file_is_named(
         f"{MODEL.package}, or its file {MODEL.file}"
     )
     assert not cache.exists()
+
+
+def test_a_home_that_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASGL_HOME", "~nobody-of-that-name/asgl")
+    with pytest.raises(ConfigError, match="ASGL_HOME is '~nobody-of-that-name/asgl'"):
+        pull("smollm2-135m")
 
 
 def test_a_name_nearly_right() -> None:

@@ -245,7 +245,11 @@ async def test_forks_batches_budgets_and_retries() -> None:
 async def test_cancelling_and_leaving_end_what_runs() -> None:
     async with ScriptedRuntime({"x": "a b c d"}) as rt:
         s = rt.prompt("a")
-        task = asyncio.ensure_future(s.gen("x")._result())
+
+        async def generate() -> str:
+            return await s.gen("x")
+
+        task = asyncio.ensure_future(generate())
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

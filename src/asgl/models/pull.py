@@ -29,7 +29,7 @@ from typing import IO
 import platformdirs
 from filelock import FileLock
 
-from asgl.errors import ModelError
+from asgl.errors import ConfigError, ModelError
 
 Progress = Callable[[int, int | None, str], None]
 """Called with bytes done, bytes in all (None: unknown) and what is being done."""
@@ -87,11 +87,14 @@ REGISTERED = {
 
 
 def home() -> Path:
-    """The directory of all that asgl caches."""
+    """The directory of all that asgl caches. ConfigError if ASGL_HOME names none."""
     configured = os.environ.get("ASGL_HOME")
-    return (
-        Path(configured).expanduser() if configured else Path(platformdirs.user_cache_dir("asgl"))
-    )
+    if not configured:
+        return Path(platformdirs.user_cache_dir("asgl"))
+    try:
+        return Path(configured).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"ASGL_HOME is {configured!r}, and that user has no home") from error
 
 
 def pull(
