@@ -157,7 +157,7 @@ class Runtime:
 
         device = DeviceThread()
         try:
-            checkpoint, kernels, runner, known_by = await device.run(self._load)
+            checkpoint, kernels, runner, fingerprint = await device.run(self._load)
             batch_tokens = self._max_batch_tokens or (
                 _GPU_BATCH_TOKENS if kernels.device.type == "cuda" else _CPU_BATCH_TOKENS
             )
@@ -178,7 +178,7 @@ class Runtime:
                 chat_template=checkpoint.chat_template,
                 defaults=self._sampling,
                 tracers=Tracers((*self._tracers, *default_tracers.get())),
-                fingerprint=known_by,
+                fingerprint=fingerprint,
             )
             engine.check_sampling(self._sampling)
         except BaseException:
@@ -232,10 +232,9 @@ class Runtime:
                 )
             runner = make_runner(checkpoint, kernels, self._capacity)
             runner.warm_up()
-            known_by = fingerprint(checkpoint)
+            return checkpoint, kernels, runner, fingerprint(checkpoint)
         finally:
             checkpoint.close()
-        return checkpoint, kernels, runner, known_by
 
     async def __aexit__(
         self,

@@ -390,7 +390,7 @@ async def test_cancelling_the_engines_task_lets_the_step_return_first():
         assert not ticket.settled
         gate.leave_open()
         await settled(ticket)
-        assert type(ticket.error) is EngineCrashedError
+        assert type(ticket.error) is EngineClosedError
 
 
 async def test_a_pin_ends_after_its_time_and_with_the_engine():

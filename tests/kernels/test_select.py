@@ -65,10 +65,13 @@ def test_auto_takes_the_devices_own(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "fast"}, "kernels must be one of auto, reference, cpu, triton, not 'fast'"),
+        (
+            {"name": "fast"},
+            "kernels must be one of 'auto', 'reference', 'cpu', 'triton', not 'fast'",
+        ),
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"weights": "int2"}, "weights must be one of"),
-        ({"activations": "int4"}, "activations must be one of auto, int8"),
+        ({"activations": "int4"}, "activations must be one of 'auto', 'int8'"),
         ({"device": "tpu7"}, "device must be"),
         ({"device": "meta"}, "device must be"),
         ({"device": "cuda:97"}, "there is no device 'cuda:97'"),

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from asgl import checks
 from asgl.errors import ConfigError
 from asgl.kernels.api import ActivationFormat, Kernels, ModelShape, Progress, WeightFormat
 from asgl.kernels.reference import ReferenceKernels
@@ -42,10 +43,10 @@ def make_kernels(
     the CPU's makes use. `progress(what, ready, all)` hears of the compiling that some back ends do
     once. ConfigError for an unknown or unavailable choice: what is wrong and what to do.
     """
-    _known("kernels", name, get_args(KernelName))
-    _known("dtype", dtype, get_args(DTypeName))
-    _known("weights", weights, ("auto", *get_args(WeightFormat)))
-    _known("activations", activations, get_args(ActivationFormat))
+    checks.choice("kernels", name, get_args(KernelName))
+    checks.choice("dtype", dtype, get_args(DTypeName))
+    checks.choice("weights", weights, ("auto", *get_args(WeightFormat)))
+    checks.choice("activations", activations, get_args(ActivationFormat))
     where = _device(device)
     chosen = _automatic(where, dtype, shape) if name == "auto" else name
     kind = _dtype(chosen, where, dtype)
@@ -98,11 +99,6 @@ def _back_end(name: str) -> Any:
     """The class of a lazily imported back end."""
     module, kind, _ = _LAZY[name]
     return getattr(importlib.import_module(module), kind)
-
-
-def _known(what: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{what} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def _device(device: str) -> torch.device:
