@@ -65,7 +65,7 @@ def _layouts(schema: str, text: str) -> Iterator[str]:
     """The JSON text as a model writes it; once more with properties in the schema's order."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     yield json.dumps(value, ensure_ascii=False)
     names = {name: place for place, name in enumerate(_property_names(json.loads(schema)))}
