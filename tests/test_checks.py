@@ -62,11 +62,11 @@ def test_token_ids(value: object):
 
 @pytest.mark.parametrize("value", ["c", "", None, 1, ["a"]])
 def test_choices(value: object):
-    with pytest.raises(ConfigError, match="^c must be one of 'a', 'b', not "):
+    with pytest.raises(ConfigError, match=r"^c must be one of 'a', 'b', not "):
         choice("c", value, ("a", "b"))
 
 
 @pytest.mark.parametrize("value", ["", b"a", None, 3])
 def test_paths(value: object):
-    with pytest.raises(ConfigError, match="^p must be a path, as a str or a Path, not "):
+    with pytest.raises(ConfigError, match=r"^p must be a path, as a str or a Path, not "):
         path("p", value)

@@ -1,5 +1,5 @@
-"""A ScriptedRuntime says only what the constraint of the op lets a model say; jsonschema and pydantic
-judge its answers in JSON."""
+"""A ScriptedRuntime says only what the constraint of the op lets a model say. jsonschema and
+pydantic judge its answers in JSON."""
 
 from __future__ import annotations
 

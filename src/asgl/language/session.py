@@ -78,8 +78,8 @@ class Session:
         context = stream._queue.executor("prefetch").context
         if context.session is not self.context:
             raise ConfigError(
-                f"{context.describe()} belongs to another Runtime, which has a cache of its own: use "
-                "the Runtime whose prompt() made it"
+                f"{context.describe()} belongs to another Runtime, which has a cache of its own: "
+                "use the Runtime whose prompt() made it"
             )
 
     async def aclose(self) -> None:
