@@ -8,7 +8,7 @@ that time is spent on what is measured. T(n) is the time that B requests of n to
 
     prefill        tokens of 8 prompts / T(1), nothing of them cached
     decode, B      B x (n - 1) / (T(n) - T(1)), n = 64 for up to 8 requests, 32 for more
-    32 forks       the same for branches of a prompt of 1,000 tokens that was computed before, n = 32
+    32 forks       the same for branches of a prompt of 1,000 tokens computed before, n = 32
 
 Engines take turns; the result file is written after each turn. A line that takes an engine more
 than its limit is broken off, and is then missing in the table, as are those after it; so is one

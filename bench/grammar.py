@@ -112,7 +112,8 @@ def masks(compiler: Compiler) -> None:
             second * 1e6 for seed in range(20) for second in walk(compiler, source, seed)
         )
         print(
-            f"{name:<30}{compiled * 1e3:>12.1f}{statistics.fmean(spent):>12.1f}{spent[len(spent) * 99 // 100]:>8.0f}"
+            f"{name:<30}{compiled * 1e3:>12.1f}{statistics.fmean(spent):>12.1f}"
+            f"{spent[len(spent) * 99 // 100]:>8.0f}"
             f"{spent[-1]:>8.0f}"
         )
 
@@ -146,7 +147,8 @@ async def main(model: str, repeats: int = 3) -> None:
             f"\nobjects of fixed fields, {rt.model.name} on {rt.model.device}, {rt.model.kernels} "
             "kernels; "
             f"medians of {repeats} runs, alternating\n"
-            f"{'at once':>8}{'tokens':>8}{'steps':>8}{'without':>9}{'ms':>9}{'without':>9}{'speed-up':>10}"
+            f"{'at once':>8}{'tokens':>8}{'steps':>8}{'without':>9}"
+            f"{'ms':>9}{'without':>9}{'speed-up':>10}"
         )
         await objects(rt, 2, True)
         for count in (1, 8):
@@ -159,7 +161,8 @@ async def main(model: str, repeats: int = 3) -> None:
             }
             steps = {jump: found[0][1] for jump, found in runs.items()}
             print(
-                f"{count:>8}{sum(map(len, runs[True][0][2])):>8}{steps[True]:>8}{steps[False]:>9}{seconds[True] * 1e3:>9.0f}"
+                f"{count:>8}{sum(map(len, runs[True][0][2])):>8}{steps[True]:>8}{steps[False]:>9}"
+                f"{seconds[True] * 1e3:>9.0f}"
                 f"{seconds[False] * 1e3:>9.0f}{seconds[False] / seconds[True]:>10.2f}"
                 + (
                     ""

@@ -1,6 +1,7 @@
 """Times of the CPU kernels beside the limits of the machine they ran on, measured in the same run.
 
-    python bench/kernels.py [--threads N] [--seconds S] [--part linear attention elementwise sampling steps]
+    python bench/kernels.py [--threads N] [--seconds S]
+                            [--part linear attention elementwise sampling steps]
 
 For each kernel at the shapes of SmolLM2-135M: the time of one call (the least, and the median),
 what it must read and compute, and the share of the limit that it reaches: the larger of bytes /
@@ -77,7 +78,8 @@ class Report:
         least, median = times(call, self.seconds)
         bound = max(moved / self.limit.read, operations / self.limit.peak)
         print(
-            f"{name:42}{least * 1e6:10.0f}{median * 1e6:10.0f}{moved / 1e6:9.2f}{operations / 1e9:9.3f}{bound / least:10.0%}",
+            f"{name:42}{least * 1e6:10.0f}{median * 1e6:10.0f}{moved / 1e6:9.2f}"
+            f"{operations / 1e9:9.3f}{bound / least:10.0%}",
             flush=True,
         )
 

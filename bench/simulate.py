@@ -1,6 +1,6 @@
 """Replays traces through the real scheduler against a model of a device, in virtual time.
 
-    python bench/simulate.py                       hit rates, offline and online, adversary, small caches: tables
+    python bench/simulate.py             hit rates, as tables
     python bench/simulate.py --plots docs/plots    writes the plots of docs/scheduling.md, too
 
 The device: a step costs STEP + tokens * TOKEN seconds (fitted to the CPU back end with

@@ -19,7 +19,10 @@ from tiny import tiny_directory
 
 Bits = list[Any]
 TINY_STORY = "and the other thing on the other hand is the one in the house, "
-STORY = "Once upon a time there was a lighthouse keeper who collected words, and wrote each of them on a card. "
+STORY = (
+    "Once upon a time there was a lighthouse keeper who collected words, and wrote each of them on "
+    "a card. "
+)
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,8 @@ async def main():
 try:
     asyncio.run(main())
 except KeyboardInterrupt:
-    left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    main = threading.main_thread()
+    left = [thread.name for thread in threading.enumerate() if thread is not main]
     print("interrupted", left, flush=True)
 """)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -24,7 +24,10 @@ STORY = (
     "last ship had passed, he wrote "
     "one of them on a card, and put the card in a wooden box. "
 )
-CONTINUATION = " One day, a storm came, and the box was gone. He looked for it in every room of the tower, but it was not there."
+CONTINUATION = (
+    " One day, a storm came, and the box was gone. He looked for it in every room of the tower, "
+    "but it was not there."
+)
 
 
 async def score(s: asgl.PromptStream) -> list[float]:

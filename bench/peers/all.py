@@ -33,7 +33,10 @@ TRANSFORMERS = {"transformers": "static", "transformers:continuous": "continuous
 PEERS = ("openvino", "vllm", "llama.cpp", *TRANSFORMERS)
 
 
-_FLOATS = "reads no 4-bit file; bfloat16 only where the processor multiplies it, since torch takes 30 times as long elsewhere"
+_FLOATS = (
+    "reads no 4-bit file; bfloat16 only where the processor multiplies it, since torch takes 30 "
+    "times as long elsewhere"
+)
 
 REASONS = {
     "openvino": "decodes faster as it comes (541 tokens/s, 8 prompts) than with keys and values in "

@@ -31,7 +31,9 @@ async def _one(peer: AnyPeer) -> str:
     done = [await peer.complete(prompt, Options(max_tokens=8, exact=True)) for _ in range(2)]
     if done[0].text != done[1].text or done[0].usage.generated_tokens != 8:
         raise PeerError(f"twice the same request gave {done}")
-    return f"{done[0].text!r}, cached {done[1].usage.cached_tokens} of {done[1].usage.prompt_tokens} tokens the second time"
+    usage = done[1].usage
+    cached = f"{usage.cached_tokens} of {usage.prompt_tokens} tokens"
+    return f"{done[0].text!r}, cached {cached} the second time"
 
 
 async def _batch(peer: AnyPeer) -> str:

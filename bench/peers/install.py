@@ -145,7 +145,7 @@ def _carried_out(command: Sequence[str], seconds: float, log: IO[str]) -> str:
         try:
             code = run.wait(seconds)
         except subprocess.TimeoutExpired:
-            return f"was not done in {seconds:.0f} s: run this again to go on, the log says how far it came"
+            return f"was not done in {seconds:.0f} s: run this again to go on, as the log says"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGKILL)

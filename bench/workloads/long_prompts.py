@@ -13,7 +13,10 @@ from bench.workloads.base import Workload
 
 # --- JSON from a document, by a regular expression ------------------------------------------------
 
-FIELDS = r'\{"title": "[A-Za-z ]{4,24}", "place": "[A-Za-z ]{4,16}", "year": [0-9]{4}, "pages": [0-9]{2,3}, "old": (true|false)\}'
+FIELDS = (
+    r'\{"title": "[A-Za-z ]{4,24}", "place": "[A-Za-z ]{4,16}", "year": [0-9]{4}, '
+    r'"pages": [0-9]{2,3}, "old": (true|false)\}'
+)
 FIELDS_GBNF = (
     r'root ::= "{\"title\": \"" [A-Za-z ]{4,24} "\", \"place\": \"" [A-Za-z ]{4,16} "\", \"year\": '
     r'" [0-9]{4} '

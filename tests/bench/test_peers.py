@@ -14,7 +14,8 @@ import json, sys
 print(json.dumps({"ready": {"version": "1", "settings": "none"}}), flush=True)
 for line in sys.stdin:
     request = json.loads(line)
-    reply = {"id": request["id"], "text": request["prompt"][::-1], "prompt_tokens": 3, "cached_tokens": None,
+    reply = {"id": request["id"], "text": request["prompt"][::-1], "prompt_tokens": 3,
+             "cached_tokens": None,
              "generated_tokens": 2, "time_to_first_token": None}
     if request["prompt"] == "hang":
         continue

@@ -323,9 +323,7 @@ async def test_a_run_leaves_nothing_behind() -> None:
     assert known() is None
 
 
-async def test_arguments_are_given_by_position_or_by_name_and_have_the_defaults_of_the_program() -> (
-    None
-):
+async def test_arguments_are_given_by_position_or_by_name_and_have_their_defaults() -> None:
     graph = tips.graph(asgl.arg, words=asgl.arg)
     engine = FakeEngine(lambda _: "abcdefghij")
     for run in (

@@ -31,7 +31,7 @@ KEEPS: list[Callable[[Any], str]] = [
     str,
     lambda t: "a " + t + " b",
     lambda t: f"a {t:>6} {t!r} b",
-    lambda t: "%s and %s" % (t, t),
+    lambda t: "%s and %s" % (t, t),  # noqa: UP031
     lambda t: "on %s" % t,  # noqa: UP031
     "{0} {0:_<4}".format,
     lambda t: ", ".join(["x", t, f"{t}"]),
@@ -88,7 +88,6 @@ def test_what_changes_a_value_breaks_its_marker(change: Callable[..., str]) -> N
 @pytest.mark.parametrize(
     "look",
     [
-        lambda t: t == "x",
         lambda t: t == "x",
         lambda t: t != "x",
         lambda t: t < "x",

@@ -81,7 +81,8 @@ class Untraceable:
         s += json.dumps({"t": t})  # here
 
     async def forks_by_an_argument(s: PromptStream, t: int) -> None:
-        """ConfigError: n must be an integer of 1 or more, not {t!r} \\(what stands in braces is not known yet"""
+        """ConfigError: n must be an integer of 1 or more, not {t!r} \\(what stands in braces is not
+        known yet"""
         async with s.fork(t):  # here
             pass
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from typing import Any
 
 import anyio
@@ -497,7 +496,6 @@ async def test_a_fork_that_was_not_entered_says_how(use: Any) -> None:
         pass
     with pytest.warns(RuntimeWarning, match="never entered.*async with"):
         del branches
-        gc.collect()
 
 
 async def test_a_task_is_not_its_value() -> None:

@@ -50,9 +50,7 @@ async def test_a_validator_may_submit_to_its_own_stream() -> None:
     assert await s.get("later") == "cd"
 
 
-async def test_a_failure_that_is_not_delivered_since_its_waiter_was_cancelled_is_still_to_be_seen() -> (
-    None
-):
+async def test_a_failure_whose_waiter_was_cancelled_is_still_to_be_seen() -> None:
     engine = FakeEngine([CapacityError("large", needed=2, capacity=1)])
     session = Session(engine)
     s = session.prompt("x")

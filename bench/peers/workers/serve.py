@@ -4,9 +4,11 @@ standard library only.
 One JSON object a line on standard input, one a line on standard output. What libraries print goes
 to standard error.
 
-    {"id": 1, "op": "complete", "prompt": ..., "max_tokens": ..., "stop": [...], "temperature": ..., "seed": ..., "exact": ...,
+    {"id": 1, "op": "complete", "prompt": ..., "max_tokens": ..., "stop": [...],
+     "temperature": ..., "seed": ..., "exact": ...,
      "regex": ..., "schema": ...}
-    {"id": 1, "text": ..., "prompt_tokens": ..., "cached_tokens": ..., "generated_tokens": ..., "time_to_first_token": ...}
+    {"id": 1, "text": ..., "prompt_tokens": ..., "cached_tokens": ..., "generated_tokens": ...,
+     "time_to_first_token": ...}
     {"id": 2, "op": "score", "prompt": ..., "choices": [...]}
     {"id": 2, "logprobs": [[...]], ...}
     {"id": 3, "unsupported": "why"}       {"id": 3, "error": "what"}

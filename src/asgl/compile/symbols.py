@@ -110,7 +110,8 @@ class Symbols:
         return Symbol(self._written(self._numbers[use]), self, use)
 
     def _written(self, number: int) -> str:
-        return f"{_END}{self._secret[:8]}{self._letters}{number}'\"\\&<{_MIDDLE}sS {self._secret[8:]}{_END}"
+        first, second = self._secret[:8], self._secret[8:]
+        return f"{_END}{first}{self._letters}{number}'\"\\&<{_MIDDLE}sS {second}{_END}"
 
     def refuse(self, message: str, where: str | None = None) -> NoReturn:
         """Raises a CompileError that names the line of the program, and keeps it."""
@@ -298,7 +299,10 @@ class Symbol(str):
             )
         else:
             said = "what the model says is"
-            instead = "append it as it is, or run the part of the program that has to look at it directly, without compiling it"
+            instead = (
+                "append it as it is, or run the part of the program that has to look at it "
+                "directly, without compiling it"
+            )
         self._symbols.refuse(
             f"{said} not known while the program is traced, and {what} needs it: {instead}"
         )

@@ -9,9 +9,10 @@ An op is bound by the budgets that are open where it is submitted, and by that o
 which the stream that carries it out keeps informed:
 
     begin        the op starts: BudgetError if its time is over
-    clamp        a generation is about to be requested: `max_tokens` is cut to what is left; BudgetError if that is nothing
-    count        so many tokens were generated: when none are left, all that still generates ends with BudgetError and is
-                 cancelled in the engine
+    clamp        a generation is about to be requested: `max_tokens` is cut to what is left;
+                 BudgetError if that is nothing
+    count        so many tokens were generated: when none are left, all that still generates ends
+                 with BudgetError and is cancelled in the engine
     finish       the generation ended: BudgetError if the limit is why
     end          the op has ended, however
 
@@ -77,7 +78,8 @@ class Budget:
             if self.tokens is not None
             else f"{self.spent} tokens"
         )
-        return f"<Budget: {of_tokens} spent{'' if self.seconds is None else f', {self.seconds:g} seconds'}>"
+        of_seconds = "" if self.seconds is None else f", {self.seconds:g} seconds"
+        return f"<Budget: {of_tokens} spent{of_seconds}>"
 
     @property
     def tokens_left(self) -> int | None:

@@ -5,11 +5,14 @@ log-probability of token j of option i given the prompt and the tokens before it
 option i by
 
     token_length_normalized              the mean of l[i]
-    sum                                  the sum of l[i], the log-probability of the whole option: favours short ones
-    greedy_token_selection               keep the options with the best first token, of these the ones with the best second
-                                         token, and so on until one is left; an option that is shorter than another goes
-                                         on with the mean of l[i]
-    unconditional_likelihood_normalized  the mean of l[i][j] - u[i][j], u being the same without the prompt
+    sum                                  the sum of l[i], the log-probability of the whole option:
+                                         favours short ones
+    greedy_token_selection               keep the options with the best first token, of these the
+                                         ones with the best second token, and so on until one is
+                                         left; an option that is shorter than another goes on with
+                                         the mean of l[i]
+    unconditional_likelihood_normalized  the mean of l[i][j] - u[i][j], u being the same without the
+                                         prompt
 
 and the highest score wins, the earlier option if two are equal (so the first of duplicates). These
 are the choices methods of SGLang, and `sum`.

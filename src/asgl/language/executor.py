@@ -1,8 +1,8 @@
 """The executor of a stream: its ops are carried out one after the other, in the order in which they
 were submitted. There is no task per stream: what an op waits for calls `_resume` when it settles.
 
-The head of the queue is the op that runs. It ends wholly (`_finish`) or not at all: when it fails or
-is cancelled the transcript is rolled back to where it began, and those queued behind it are
+The head of the queue is the op that runs. It ends wholly (`_finish`) or not at all: when it fails
+or is cancelled the transcript is rolled back to where it began, and those queued behind it are
 cancelled.
 """
 

@@ -249,5 +249,5 @@ _CONTENT: dict[str, Callable[..., Steps[Any]]] = {
     "join": _join,
     "snapshot": _snapshot,
 }
-"""By `Spec.kind`: ops that never wait; ops that stand outside of messages, or are one; ops whose text
-goes into the message that is open, if one is."""
+"""By `Spec.kind`: ops that never wait; ops that stand outside of messages, or are one; ops whose
+text goes into the message that is open, if one is."""

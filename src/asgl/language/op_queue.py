@@ -1,7 +1,7 @@
 """What a `PromptStream` writes to.
 
-An `Executor` carries out what is submitted; a trace of the compiler writes it down. Streams, handles
-and fork blocks know no more of either than this.
+An `Executor` carries out what is submitted; a trace of the compiler writes it down. Streams,
+handles and fork blocks know no more of either than this.
 """
 
 from __future__ import annotations

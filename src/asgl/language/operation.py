@@ -64,7 +64,8 @@ class OpenMessage:
     def __init__(self, role: str) -> None:
         self.role = role
         self.failed = False
-        """Whether an op inside it failed or was cancelled: then it is not written if it is empty."""
+        """Whether an op inside it failed or was cancelled: then it is not written if it is
+        empty."""
 
 
 class Operation(Outcome[Any]):

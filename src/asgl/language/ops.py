@@ -1,5 +1,5 @@
-"""Ops as values: what a program asks of a prompt stream. Bad arguments raise ConfigError here, before
-anything is queued.
+"""Ops as values: what a program asks of a prompt stream. Bad arguments raise ConfigError here,
+before anything is queued.
 
 An op says nothing about a stream: it can be kept, added to others (`a + b` is the two, one after
 the other) and submitted to any number of streams.
@@ -37,7 +37,8 @@ ValueT = TypeVar("ValueT")
 
 
 class Content:
-    """Anything that can be appended to a stream. Contents and strings can be added to each other."""
+    """Anything that can be appended to a stream. Contents and strings can be added to each
+    other."""
 
     __slots__ = ()
 
@@ -300,12 +301,12 @@ def gen(
     `dtype`, int, float or bool, of which the value then is one. GrammarError if it does not
     compile; OutputError, which has the text, if max_tokens cut the text short.
 
-    `validate` is called with the value. It is invalid if it raises, or returns False, or
-    a None that is not its own, as `re.compile(...).fullmatch` does; then the generation is repeated from the same point with another seed, `retries` times at most, and after
-    that ends with OutputError, whose cause is what the validator raised last. A validator may also
-    return a string, which is invalid too: feedback that the next try gets to see appended to the
-    prompt, and that is gone afterwards. No text is shown while it runs: only a valid one becomes
-    the op's.
+    `validate` is called with the value. It is invalid if it raises, or returns False, or a None
+    that is not its own, as `re.compile(...).fullmatch` does; then the generation is repeated from
+    the same point with another seed, `retries` times at most, and after that ends with OutputError,
+    whose cause is what the validator raised last. A validator may also return a string, which is
+    invalid too: feedback that the next try gets to see appended to the prompt, and that is gone
+    afterwards. No text is shown while it runs: only a valid one becomes the op's.
     """
     integer("logprobs", logprobs, 0)
     if unknown := sampling.keys() - SamplingOptions.__annotations__.keys():

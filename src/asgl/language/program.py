@@ -1,13 +1,11 @@
 """Programs: functions over a prompt stream, run alone, inside one another, and in batches.
 
-@asgl.function
-async def tips(s, topic, n=3): ...
+    s = await tips(rt, "health")                    # on a Runtime: a fresh stream, finished
+    tip = await tips(s, "health")                   # on a stream: inside it, and its value
+    outcomes = await tips.batch(rt, ["health", "sleep"])
+    async with tips.as_completed(rt, topics) as results: ...
 
-s = await tips(rt, "health")                    # on a Runtime: a fresh stream, returned finished
-tip = await tips(s, "health")                   # on a stream: inside it, and the value of the function
-outcomes = await tips.batch(rt, ["health", "sleep"])
-async with tips.as_completed(rt, topics) as results: ...
-graph = tips.graph(topic=asgl.arg)              # compiled: see asgl.compile
+`asgl.compile.function` makes programs of functions.
 """
 
 from __future__ import annotations

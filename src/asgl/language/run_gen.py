@@ -158,9 +158,9 @@ def _judge(spec: Gen, ticket: Ticket) -> tuple[Any, _Verdict]:
 
 
 def _ends_without_a_value(validate: Callable[..., object]) -> bool:
-    """Whether the validator is a Python function that says None by itself, or ends without a return:
-    then its None is content. That of any other, of `re.compile(...).fullmatch` and a lambda that calls it, say,
-    comes from what it calls, and means no."""
+    """Whether the validator is a Python function that says None by itself, or ends without a
+    return: then its None is content. That of any other, of `re.compile(...).fullmatch` and a lambda
+    that calls it, say, comes from what it calls, and means no."""
     code = getattr(validate, "__code__", None)
     if code is None:
         return False

@@ -3,7 +3,8 @@
 A seed given to an op is used as it is. One that an op inherits, from its stream or its Runtime, is
 only where its own comes from: the first 8 bytes, big-endian, of the BLAKE2b hash of
 
-    repr((seed, name and initial text of the prompt, fork path, number of the op, index of the gen in the op))
+    repr((seed, name and initial text of the prompt, fork path, number of the op,
+          index of the gen in the op))
 
 The fork path of a branch is that of its parent and then (number of the fork among the parent's ops,
 index of the branch). Nothing of this depends on timing: five forks give five different samples, and

@@ -450,7 +450,8 @@ class PromptStream:
             raise ConfigError(f"the mark was never reached: {mark.snapshot.error}")
         if mark.message is not None and mark.message is not queue.message:
             raise ConfigError(
-                f"the mark lies inside a {mark.message.role!r} block that was left: mark before the "
+                f"the mark lies inside a {mark.message.role!r} block that was left: mark before "
+                "the "
                 "block"
             )
         queue.submit(Rewind(mark.snapshot))

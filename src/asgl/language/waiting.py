@@ -1,7 +1,7 @@
 """What the interpreters of ops wait for: requests, other ops, and tasks.
 
-An interpreter is a generator that yields completions (`Steps`). It may be closed, or an error may be
-thrown into it, wherever it waits: what it has under way is stopped in `finally` clauses.
+An interpreter is a generator that yields completions (`Steps`). It may be closed, or an error may
+be thrown into it, wherever it waits: what it has under way is stopped in `finally` clauses.
 """
 
 from __future__ import annotations
