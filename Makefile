@@ -19,6 +19,8 @@ test: model
 soak: setup
 	$(BIN)/python tests/support/soak.py --seconds 600
 	ASGL_SOAK=15 $(BIN)/python -m pytest -n 2 --timeout 1800 tests/scheduling/test_scheduler.py tests/scheduling/test_radix_cache.py
+	$(BIN)/python tests/support/fuzz_grammars.py --seconds 600
+	ASGL_SOAK=15 $(BIN)/python -m pytest -n 2 --timeout 1800 tests/execution/test_json_schema.py
 
 # The Triton kernels without a GPU: their numbers in Triton's interpreter, and what they compile to. Each in a process of its own.
 test-interpret: setup
@@ -69,6 +71,7 @@ peers: setup
 
 check: setup
 	$(BIN)/ruff check src tests examples bench
+	$(BIN)/ruff format --check --quiet src tests examples bench
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
