@@ -204,7 +204,7 @@ class FakeEngine:
         }
         ticket = self._submit("generate", prompt, details, output, params.max_tokens)
         if not ticket.settled and params.max_tokens == 0:
-            self._settle(ticket, reason="length")
+            self.settle(ticket, reason="length")
         if not ticket.settled:
             answer = self._answer(self.tokenizer.decode(prompt))
             self.active[ticket] = (
@@ -249,7 +249,7 @@ class FakeEngine:
     def stop(self, ticket: Ticket) -> None:
         if not ticket.settled and ticket.output is not None:
             ticket.output.finish()
-            self._settle(ticket, reason="stopped")
+            self.settle(ticket, reason="stopped")
 
     async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         self.threaded += 1
@@ -284,10 +284,10 @@ class FakeEngine:
             if ticket.settled:
                 continue
             if isinstance(left, BaseException):
-                self._settle(ticket, error=left)
+                self.settle(ticket, error=left)
             elif ticket.output is None:
                 self._score(ticket)
-                self._settle(ticket)
+                self.settle(ticket)
             elif left is not None:
                 self._generate_one(ticket, left)
 
@@ -310,7 +310,7 @@ class FakeEngine:
         self.requests.append((kind, list(prompt), details))
         self.active[ticket] = []
         if len(prompt) >= self.context_length:
-            self._settle(
+            self.settle(
                 ticket,
                 error=ContextLengthError(
                     f"the prompt has {len(prompt)} tokens",
@@ -364,12 +364,12 @@ class FakeEngine:
             output.finish()
             reason = "length"
         if reason is not None:
-            self._settle(ticket, reason=reason)
+            self.settle(ticket, reason=reason)
             return
         if ticket.on_progress is not None:
             ticket.on_progress()
 
-    def _settle(self, ticket: Ticket, **how: Any) -> None:
+    def settle(self, ticket: Ticket, **how: Any) -> None:
         del self.active[ticket]
         self.settled += 1
         ticket.finish(float(self.steps), **how)

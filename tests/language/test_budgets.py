@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
@@ -265,14 +266,23 @@ def test_a_block_outside_of_the_loop_begins_with_its_first_op() -> None:
         assert asyncio.run(program()) == "ok"
 
 
-async def test_no_timer_is_left_behind() -> None:
-    s, spending = start(FakeEngine()), asgl.budget(seconds=1000)
-    with spending:
+async def test_no_timer_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+    call_at = loop.call_at
+
+    def recorded(*args: Any, **options: Any) -> asyncio.TimerHandle:
+        timers.append(call_at(*args, **options))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_at", recorded)
+    s = start(FakeEngine())
+    with asgl.budget(seconds=1000):
         await s.gen()
         running = s.gen()
-        assert spending._timer is not None
+        assert [timer.cancelled() for timer in timers] == [True, False]
         running.cancel()
-    assert spending._timer is None
+    assert all(timer.cancelled() for timer in timers)
 
 
 async def test_sample_and_map_under_a_budget() -> None:

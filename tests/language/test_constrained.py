@@ -222,7 +222,7 @@ async def test_jumping_forward_changes_nothing_but_the_number_of_steps(
 ) -> None:
     async def run(jump: bool) -> tuple[list[list[int]], list[str], int, int]:
         made = functools.partial(Scheduler, jump_forward=jump)
-        monkeypatch.setattr("asgl.scheduling.scheduler.Scheduler", made)
+        monkeypatch.setattr("asgl.runtime.Scheduler", made)
         async with opened(model) as rt:
             schema = fixed("first name", "last name", "the street", "city", "country")
             handles = [

@@ -70,7 +70,7 @@ class World:
 
     def fail(self, error: Exception) -> None:
         for ticket in list(self.engine.active):
-            self.engine._settle(ticket, error=error)
+            self.engine.settle(ticket, error=error)
 
 
 class Primitive(NamedTuple):

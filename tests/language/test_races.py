@@ -16,12 +16,14 @@ from asgl.testing import ScriptedRuntime
 
 
 @pytest.mark.parametrize(
-    "ending",
-    [lambda s, handle: handle.cancel(), lambda s, handle: s._queue.close("the validator said so")],
+    ("ending", "closes"),
+    [(lambda s, handle: handle.cancel(), False), (lambda s, handle: s.aclose().send(None), True)],
     ids=["cancel", "close"],
 )
 @pytest.mark.parametrize("valid", [True, False])
-async def test_a_validator_may_end_its_own_op(ending: Callable[..., object], valid: bool) -> None:
+async def test_a_validator_may_end_its_own_op(
+    ending: Callable[..., object], closes: bool, valid: bool
+) -> None:
     engine = FakeEngine(["ab", "cd", "ef"])
     s = Session(engine).prompt("x")
 
@@ -36,11 +38,11 @@ async def test_a_validator_may_end_its_own_op(ending: Callable[..., object], val
             await one
     assert (s.text, dict(s.variables)) == ("x", {})
     engine.check()
-    if s._queue.closed is None:
-        assert await s.gen("w") == "cd"
-    else:
+    if closes:
         with pytest.raises(StreamClosedError):
             s.gen()
+    else:
+        assert await s.gen("w") == "cd"
 
 
 async def test_a_validator_may_submit_to_its_own_stream() -> None:
@@ -57,7 +59,11 @@ async def test_a_failure_whose_waiter_was_cancelled_is_still_to_be_seen() -> Non
     handle = s.gen()
     await asyncio.sleep(0)
     assert handle.done()
-    for wait in (handle._result, s.sync, handle.__aiter__().__anext__, s.pieces().__anext__):
+
+    async def awaited() -> object:
+        return await handle
+
+    for wait in (awaited, s.sync, handle.__aiter__().__anext__, s.pieces().__anext__):
         task = asyncio.ensure_future(wait())
         await asyncio.sleep(0)
         task.cancel()
@@ -114,7 +120,10 @@ async def test_another_event_loop_may_neither_wait_nor_cancel() -> None:
             async for _ in handle:
                 pass
 
-        for use in (handle._result, s.sync, lambda: s.get("y"), pieces):
+        async def awaited() -> object:
+            return await handle
+
+        for use in (awaited, s.sync, lambda: s.get("y"), pieces):
             with pytest.raises(ConfigError, match="belong to the event loop"):
                 await use()
         for use in (handle.cancel, handle.stop, lambda: s.append("z"), lambda: s.mark()):
