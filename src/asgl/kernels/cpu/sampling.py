@@ -59,15 +59,15 @@ def rank_words(n: int) -> int:
 def _greatest(row: int, n: int) -> Any:
     """The greatest logit; NaN if one is NaN or +inf."""
     best = np.float32(-np.inf)
-    marks = zero()  # NaN in a lane that had such a logit, else 0: `maximum` forgets a NaN
+    mark = np.float32(0)
     if n >= LANES:
-        lanes, finite = load(row), splat(np.float32(-1e30))
+        # NaN in a lane that had such a logit, else 0: `maximum` forgets a NaN
+        lanes, marks, none = load(row), zero(), zero()
         for i in range(0, n - LANES + 1, LANES):
             logits = load(row + i * 4)
             lanes = maximum(lanes, logits)
-            marks = fma(maximum(finite, logits), zero(), marks)
-        best = greatest(lanes)
-    mark = total(marks)
+            marks = fma(maximum(splat(np.float32(-1e30)), logits), none, marks)
+        best, mark = greatest(lanes), total(marks)
     for i in range(n // LANES * LANES, n):
         logit = get_f32(row + i * 4)
         best = max(best, logit)
