@@ -145,6 +145,10 @@ class Handle(Content, Generic[T_co]):
         return f"<{type(self).__name__} of {self._op}>"
 
     @property
+    def _shown(self) -> str:
+        return repr(self)
+
+    @property
     def _instead(self) -> str:
         return "write (await handle) for its value, or append it to another stream, which waits"
 

@@ -47,10 +47,14 @@ class Content:
         raise NotImplementedError
 
     def __bool__(self) -> NoReturn:
-        raise TypeError(f"{self!r} is neither true nor false: {self._instead}")
+        raise TypeError(f"{self._shown} is neither true nor false: {self._instead}")
 
     def __format__(self, spec: str) -> NoReturn:
-        raise TypeError(f"{self!r} is no text that an f-string could hold: {self._instead}")
+        raise TypeError(f"{self._shown} is no text that an f-string could hold: {self._instead}")
+
+    @property
+    def _shown(self) -> str:
+        return f"an op ({type(self).__name__})"
 
     @property
     def _instead(self) -> str:
