@@ -178,18 +178,18 @@ class Executor:
         return self.closed is not None or (self.failure is not None and not self.failure.seen)
 
     def check_accepts(self, *, grows: bool) -> None:
-        name = self.context.describe()
         if self.failure is not None and not self.failure.seen:
             self.failure.see()
             raise StreamClosedError(
-                f"{name} refuses new ops: an earlier one failed and nobody had seen it, until now; "
-                "catch this error to go on from the unchanged text",
+                f"{self.context.describe()} refuses new ops: an earlier one failed and nobody had "
+                "seen it, until now; catch this error to go on from the unchanged text",
                 stream=self.stream,
             ) from self.failure.error
         closed = self.closed or self.context.session.closed
         if closed is not None:
-            error = StreamClosedError(f"{name} is closed: {closed}", stream=self.stream)
-            raise error from (self.failure.error if self.failure is not None else None)
+            raise StreamClosedError(
+                f"{self.context.describe()} is closed: {closed}", stream=self.stream
+            ) from (self.failure.error if self.failure is not None else None)
         if grows:
             check_not_forked(self)
 

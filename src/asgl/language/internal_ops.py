@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple
 
 from asgl.language.operation import OpenMessage, Operation
-from asgl.language.ops import Content
 from asgl.language.transcript import Snapshot
 from asgl.types import Message
 
@@ -109,5 +108,3 @@ class AppendTurn(Internal):
 
 FIRST_OPS = ("start", "load")
 """The kinds of op that a stream begins with, before which it has no text."""
-
-AnySpec: TypeAlias = Content | Internal

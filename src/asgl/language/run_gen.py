@@ -106,9 +106,10 @@ def _with_feedback(
     prompt: array[int], rejected: str, feedback: str, transcript: Transcript, context: StreamContext
 ) -> array[int]:
     """The prompt of the next try. In a message of the assistant the rejected text ends its message,
-    the feedback is the user's, and the answer begins anew; elsewhere the feedback is appended."""
+    the feedback is the user's, and the answer begins anew; elsewhere, and in a call of tools, whose
+    message has an end of its own, the feedback is appended."""
     engine, turn = context.engine, transcript.turn
-    if turn is None or turn.role != "assistant":
+    if turn is None or turn.role != "assistant" or not turn.suffix:
         return array("i", [*prompt, *engine.tokenizer.encode(feedback)])
     draft = Transcript(engine.tokenizer)
     draft.restore(transcript.snapshot())
