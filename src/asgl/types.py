@@ -45,11 +45,6 @@ class RoleParts(NamedTuple):
     """Characters that it takes off at the beginning of the content."""
     trims_right: str = ""
 
-    @property
-    def trims(self) -> bool:
-        """Whether it strips all white space at both ends."""
-        return self.trims_left == self.trims_right == WHITE_SPACE
-
 
 class ToolParts(NamedTuple):
     """All text is the template's own, control tokens in it included."""

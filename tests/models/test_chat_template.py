@@ -6,9 +6,9 @@ from datetime import datetime
 import pytest
 
 from asgl.errors import ModelError
-from asgl.models.chat_template import ChatTemplate, segments
+from asgl.models.chat_template import ChatTemplate
 from asgl.models.registry import open_checkpoint
-from asgl.types import Message
+from asgl.types import WHITE_SPACE, Message
 from tiny import CHATML
 
 WITH_DEFAULT = """\
@@ -106,8 +106,12 @@ def test_parts_of_chatml() -> None:
     template = ChatTemplate(CHATML, bos="<|im_start|>")
     for before in ((), ("user", "assistant"), ("system",) * 9):
         assert template.parts(before, "user") == ("<|im_start|>user\n", "<|im_end|>\n", "", "")
-    assert template.role_parts("tool") == ("<|im_start|>tool\n", "<|im_end|>\n", "", "")
-    assert template.default_system is None
+    assert template.parts(("user", "assistant"), "tool") == (
+        "<|im_start|>tool\n",
+        "<|im_end|>\n",
+        "",
+        "",
+    )
     assert template.head == "", (
         "the bos text begins every message here; the template does not write it by that name"
     )
@@ -116,13 +120,14 @@ def test_parts_of_chatml() -> None:
 def test_default_system_message_and_head() -> None:
     default = "<|im_start|>system\nYou are helpful.<|im_end|>\n"
     template = SPLITTABLE["default system message"][0]
-    assert template.default_system == default
     assert template.parts((), "user").prefix == default + "<|im_start|>user\n"
     assert template.parts((), "system").prefix == "<|im_start|>system\n"
     assert SPLITTABLE["headers, trimmed"][0].head == "<|bos|>"
-    assert SPLITTABLE["headers, trimmed"][0].role_parts("user").trims
+    trimmed = SPLITTABLE["headers, trimmed"][0].parts((), "user")
+    assert trimmed.trims_left == trimmed.trims_right == WHITE_SPACE
     assert SPLITTABLE["instructions"][0].head == ""
-    assert SPLITTABLE["instructions"][0].role_parts("user").prefix == "<s>[INST] "
+    later = SPLITTABLE["instructions"][0].parts(("user", "assistant"), "user")
+    assert later.prefix == "<s>[INST] "
 
 
 TURN = "{{ '<' + message['role'] + '>' + message['content'] + '</>' }}"
@@ -203,9 +208,8 @@ XYZ = [
 @pytest.mark.parametrize("case", UNSPLITTABLE)
 def test_templates_that_cannot_be_split(case: str) -> None:
     source, message = UNSPLITTABLE[case]
-    for ask in (lambda it: it.parts((), "user"), lambda it: it.role_parts("user")):
-        with pytest.raises(ModelError, match=message):
-            ask(ChatTemplate(source, eos="</s>"))
+    with pytest.raises(ModelError, match=message):
+        ChatTemplate(source, eos="</s>").parts((), "user")
 
 
 @pytest.mark.parametrize("case", GOING_ON)
@@ -274,8 +278,6 @@ def test_what_changes_what_was_written_is_refused_when_it_does() -> None:
 def test_a_role_that_cannot_be_split_leaves_the_others_usable() -> None:
     template = SPLITTABLE["instructions"][0]
     assert template.parts((), "system").prefix == "<s>[INST] <<SYS>>"
-    with pytest.raises(ModelError, match="by its place"):
-        template.role_parts("system")
     with pytest.raises(ModelError, match="System role not supported"):
         SPLITTABLE["other names"][0].parts((), "system")
     with pytest.raises(ModelError, match="must alternate"):
@@ -290,27 +292,14 @@ def test_nothing_is_compiled_before_it_is_needed() -> None:
         template.render([Message(role="user", content="x")])
 
 
-def test_segments() -> None:
-    special = {"<|im_start|>": 1, "<|im_end|>": 2, "<|im_end|>\n": 3, "[X]": 4}
-    assert segments("<|im_start|>user\n", special) == [1, "user\n"]
-    assert segments("a<|im_end|>b[X][X]", special) == ["a", 2, "b", 4, 4]
-    assert segments("<|im_end|>\n<|im_end|>", special) == [3, 2], (
-        "the longer of two that match wins"
-    )
-    assert segments("[x] (X)", special) == ["[x] (X)"]
-    assert segments("", special) == []
-    assert segments("text", {}) == ["text"]
-    assert segments("", {}) == []
-
-
 @pytest.mark.model
 def test_the_template_of_the_model() -> None:
     checkpoint = open_checkpoint("smollm2-135m")
     template = checkpoint.chat_template
     assert template is not None
-    assert template.default_system == (
+    assert template.parts((), "user").prefix == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
-        "Face<|im_end|>\n"
+        "Face<|im_end|>\n<|im_start|>user\n"
     )
     messages = [
         Message(role="user", content=" Hi\n"),
@@ -318,7 +307,6 @@ def test_the_template_of_the_model() -> None:
         Message(role="user", content="?"),
     ]
     assert assembled(template, messages) == template.render(messages)
-    special = checkpoint.tokenizer.special_tokens
-    parts = template.role_parts("user")
-    assert segments(parts.prefix, special) == [1, "user\n"]
-    assert segments(parts.suffix, special) == [2, "\n"]
+    parts = template.parts(("user", "assistant"), "user")
+    assert checkpoint.tokenizer.split(parts.prefix) == [1, "user\n"]
+    assert checkpoint.tokenizer.split(parts.suffix) == [2, "\n"]

@@ -59,7 +59,9 @@ def test_the_same_model_from_a_gguf_file_and_from_a_directory(
     assert gguf.tokenizer.end_tokens == directory.tokenizer.end_tokens
     assert gguf.chat_template is not None
     assert directory.chat_template is not None
-    assert gguf.chat_template.role_parts("user") == directory.chat_template.role_parts("user")
+    assert gguf.chat_template.parts(("user", "assistant"), "user") == directory.chat_template.parts(
+        ("user", "assistant"), "user"
+    )
     gguf.close()
     directory.close()
 

@@ -44,7 +44,7 @@ def test_what_was_found_put_together_is_what_the_template_writes() -> None:
         {"type": "function", "function": {"name": "g", "arguments": {}}},
     ]
     system = system_with_tools(template, [tool])
-    user = template.role_parts("user")
+    user = template.parts(("user", "assistant"), "user")
     text = (
         system.prefix
         + "Be good."

@@ -131,26 +131,6 @@ class ChatTemplate:
         in it. ModelError if that cannot be told apart."""
         return tool_template.system_with_tools(self, tools)
 
-    def role_parts(self, role: str) -> RoleParts:
-        """What goes around the content of a message of that role wherever it stands (of the system:
-        at the beginning), `head` and `default_system` left out. ModelError if that depends on the
-        place: `parts` knows it."""
-        turn = ("user", "assistant")
-        before = {"system": (), "assistant": ("user",)}.get(role, turn)
-        parts, user = self.parts(before, role), self.parts(turn, "user")
-        head = self.head if role == "system" else ""
-        if (
-            not parts.prefix.startswith(head)
-            or (role == "system" and self.parts((role,), "user") != user)
-            or (role != "system" and self.parts((*turn, *before), role) != parts)
-        ):
-            raise _unsplittable("a message is written differently by its place")
-        if role == "assistant" and self.generation(before).strip() != parts.prefix.strip():
-            raise _unsplittable("it begins an answer to be generated unlike one that was given")
-        if not parts.trims and (parts.trims_left or parts.trims_right):
-            raise _unsplittable("it strips some white space of contents, but not all")
-        return parts._replace(prefix=parts.prefix[len(head) :])
-
     @property
     def head(self) -> str:
         """What the template writes before everything else: the bos text, or nothing."""
@@ -163,15 +143,6 @@ class ChatTemplate:
         )
         begins = first.removesuffix(later).startswith(self._bos)
         return self._bos if begins and named.startswith(_SENTINEL) else ""
-
-    @property
-    def default_system(self) -> str | None:
-        """The whole text that the template puts before a first message that is no system message;
-        None if there is none."""
-        first, later = self.parts((), "user"), self.parts(("user", "assistant"), "user")
-        if not first.prefix.endswith(later.prefix):
-            raise _unsplittable("it treats the first message of a user unlike later ones")
-        return first.prefix[len(self.head) : len(first.prefix) - len(later.prefix)] or None
 
     def after_answers(self) -> list[str]:
         """What may follow the content of an answer: an end of the message, or what begins the
@@ -391,21 +362,6 @@ def _joined(gaps: Sequence[str]) -> str:
     for order, gap in enumerate(gaps[1:]):
         text += _SENTINEL.format(order) + gap
     return text
-
-
-def segments(text: str, special_tokens: Mapping[str, int]) -> list[int | str]:
-    """Cuts text of a template (never of a user) at the texts of control tokens: ints are control
-    tokens, strs plain text.
-
-    Of two control texts at one place the longer wins. Plain text is to be joined with the content
-    next to it before it is tokenized.
-    """
-    if not special_tokens:
-        return [text] if text else []
-    control = "|".join(
-        re.escape(token) for token in sorted(special_tokens, key=len, reverse=True) if token
-    )
-    return [special_tokens.get(piece, piece) for piece in re.split(f"({control})", text) if piece]
 
 
 def _conversation(roles: Sequence[str], contents: Sequence[str]) -> list[Message]:
