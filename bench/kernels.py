@@ -21,9 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asgl.kernels.api import Batch, LayerWeights, QuantizedTensor, SamplingBatch
+from asgl.kernels.api import Batch, LayerWeights, SamplingBatch
 from asgl.kernels.cpu.kernels import CpuKernels
 from asgl.kernels.memory import large_pages
+from asgl.kernels.quantized import QuantizedTensor
 
 LAYERS, D, F, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
 KV_BYTES = 2 * KV_HEADS * HEAD_DIM * 2

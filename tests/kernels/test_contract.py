@@ -20,7 +20,8 @@ from tests.kernels.batches import (
 )
 from torch import Tensor
 
-from asgl.kernels.api import Kernels, QuantizedTensor
+from asgl.kernels.api import Kernels
+from asgl.kernels.quantized import QuantizedTensor
 
 SHAPES = [(3, 3, 64), (9, 3, 64), (8, 1, 128), (4, 2, 32)]  # heads, kv_heads, head_dim
 

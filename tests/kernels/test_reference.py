@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from asgl.errors import ConfigError
-from asgl.kernels.api import quantize
+from asgl.kernels.quantized import quantize
 from asgl.kernels.reference import ReferenceKernels
 
 

@@ -8,7 +8,7 @@ import torch
 from steps import Row, step
 
 from asgl.execution.serial_runner import SerialRunner
-from asgl.kernels.api import QuantizedTensor
+from asgl.kernels.quantized import QuantizedTensor
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.config import ModelConfig
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgl.errors import ModelError
-from asgl.kernels.api import QuantizedTensor
+from asgl.kernels.quantized import QuantizedTensor
 from asgl.models.gguf import MAX_ITEMS, GgufFile
 from tiny import quantized, write_gguf
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgl.errors import ModelError
-from asgl.kernels.api import QuantizedTensor
+from asgl.kernels.quantized import QuantizedTensor
 from asgl.models.gguf import GgufFile
 from asgl.models.gguf_checkpoint import GgufCheckpoint
 from asgl.models.layout import expected_shapes

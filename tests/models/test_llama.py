@@ -11,7 +11,7 @@ from llama_oracle import all_logprobs, logprobs, oracle
 from steps import TINY, MemoryCheckpoint, Row, step
 
 from asgl.execution.serial_runner import SerialRunner
-from asgl.kernels.api import quantize
+from asgl.kernels.quantized import quantize
 from asgl.kernels.reference import ReferenceKernels
 from asgl.models.llama import Llama
 

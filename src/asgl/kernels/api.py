@@ -13,83 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from asgl.errors import ConfigError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
     from torch import Tensor
 
+    from asgl.kernels.quantized import QuantizedTensor
+
 WeightFormat = Literal["dense", "int8", "int4"]
 ActivationFormat = Literal["auto", "int8"]
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told the name of the kernel that is being compiled, how many are ready, and how many there
 are."""
-
-_CACHED = 2**19
-"""So many elements are worked on at once: what is in between stays in the CPU's cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedTensor:
-    """A matrix of n x k in groups along k, as block formats hold it: value = scale * quant +
-    offset.
-
-    `quants` uint8 [n, k], one value a byte: 0..15 if `bits` is 4, 0..255 if it is 8. `scale` and
-    `offset` float32 [n, k / group]. Symmetric formats are shifted: Q8_0's int8 q is stored as q +
-    128, with offset -128 * scale.
-    """
-
-    quants: Tensor
-    scale: Tensor
-    offset: Tensor
-    bits: Literal[4, 8]
-    group: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (self.quants.shape[0], self.quants.shape[1])
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The dense matrix [n, k]."""
-        n, k = self.shape
-        dense = self.scale.new_empty((n, k), dtype=dtype)
-        step = max(1, _CACHED // k)
-        for begin in range(0, n, step):
-            rows = slice(begin, begin + step)
-            grouped = self.quants[rows].unflatten(1, (-1, self.group)).to(self.scale.dtype)
-            dense[rows] = (
-                grouped.mul_(self.scale[rows].unsqueeze(2))
-                .add_(self.offset[rows].unsqueeze(2))
-                .flatten(1)
-            )
-        return dense
-
-
-_GROUP = 32
-"""Weights that share a scale and an offset where dense weights are rounded."""
-
-
-def quantize(weight: Tensor, bits: Literal[4, 8]) -> QuantizedTensor:
-    """Rounds a dense matrix [n, k] to 4 or 8 bits in groups of 32 along k, from each group's least
-    to its greatest.
-
-    Scales and offsets are numbers of float16, as model files hold them. ConfigError if k is no
-    multiple of 32, or the weights are too large for that.
-    """
-    n, k = weight.shape
-    refused = f"a matrix of {n} x {k} cannot be held in int{bits}"
-    if k % _GROUP:
-        raise ConfigError(f"{refused}: {k} is no multiple of {_GROUP}; use weights='dense'")
-    grouped = weight.float().view(n, k // _GROUP, _GROUP)
-    low, high = grouped.aminmax(dim=2)
-    low = low.half().float()
-    scale = ((high - low) / (2**bits - 1)).clamp_min(2.0**-24).half().float()
-    if not (low.isfinite().all() and scale.isfinite().all()):
-        raise ConfigError(f"{refused}: its weights leave the range of float16; use weights='dense'")
-    quants = ((grouped - low.unsqueeze(2)) / scale.unsqueeze(2)).round_().clamp_(0, 2**bits - 1)
-    return QuantizedTensor(quants.byte().view(n, k), scale, low, bits, _GROUP)
 
 
 @dataclass(frozen=True, slots=True)

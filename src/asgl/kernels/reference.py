@@ -16,14 +16,8 @@ from torch import Tensor
 
 from asgl.errors import ConfigError
 from asgl.kernels import ranking
-from asgl.kernels.api import (
-    ActivationFormat,
-    Batch,
-    QuantizedTensor,
-    SamplingBatch,
-    WeightFormat,
-    quantize,
-)
+from asgl.kernels.api import ActivationFormat, Batch, SamplingBatch, WeightFormat
+from asgl.kernels.quantized import QuantizedTensor, quantize
 
 _QUERIES = 128
 """Tokens of a row that attend at once: the memory for scores grows with the context alone."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asgl.kernels.api import QuantizedTensor
+    from asgl.kernels.quantized import QuantizedTensor
     from asgl.models.chat_template import ChatTemplate
     from asgl.models.config import ModelConfig
     from asgl.models.tokenizer import Tokenizer

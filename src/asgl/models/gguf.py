@@ -22,14 +22,14 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from asgl.errors import ModelError
-from asgl.kernels.api import QuantizedTensor
+from asgl.kernels.quantized import QuantizedTensor
 
 MAX_ITEMS = 1 << 23
 """Metadata values of a file, elements of arrays included. The largest vocabularies have about 2**20
@@ -165,25 +165,24 @@ def _dequantizable(kind: str, raw: np.ndarray, rows: int, columns: int) -> Quant
     quants."""
     group = 32
     shape = (rows, columns // group)
-    bits: Literal[4, 8] = 4
+    offset: Tensor | None = None
     if kind == "Q8_0":
         blocks = raw.view(np.dtype([("d", "<f2"), ("q", "u1", 32)]))
-        scale = blocks["d"].astype(np.float32).reshape(shape)
-        quants, offset, bits = blocks["q"] ^ np.uint8(0x80), scale * np.float32(-128), 8
+        quants, bits, zero = blocks["q"] ^ np.uint8(0x80), 8, 128
     elif kind == "Q4_1":
         blocks = raw.view(np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)]))
-        scale = blocks["d"].astype(np.float32).reshape(shape)
-        quants, offset = _nibbles(raw, 20, 4), blocks["m"].astype(np.float32).reshape(shape)
+        quants, bits, zero = _nibbles(raw, 20, 4), 4, 0
+        offset = torch.from_numpy(blocks["m"].astype(np.float32).reshape(shape))
     else:
         blocks = raw.view(np.dtype([("d", "<f2"), ("q", "u1", 16)]))
-        scale = blocks["d"].astype(np.float32).reshape(shape)
-        quants, offset = _nibbles(raw, 18, 2), scale * np.float32(-8)
+        quants, bits, zero = _nibbles(raw, 18, 2), 4, 8
     return QuantizedTensor(
         quants=torch.from_numpy(quants.reshape(rows, columns)),
-        scale=torch.from_numpy(scale),
-        offset=torch.from_numpy(offset),
+        scale=torch.from_numpy(blocks["d"].astype(np.float32).reshape(shape)),
+        offset=offset,
         bits=bits,
         group=group,
+        zero=zero,
     )
 
 

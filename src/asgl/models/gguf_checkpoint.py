@@ -3,7 +3,6 @@ names."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asgl.errors import ModelError
-from asgl.kernels.api import QuantizedTensor
+from asgl.kernels.quantized import QuantizedTensor
 from asgl.models.architectures import gguf_layout
 from asgl.models.config import ModelConfig
 from asgl.models.gguf import GgufFile
@@ -135,10 +134,5 @@ def _rotate_halves(tensor: Tensor | QuantizedTensor, heads: int) -> Tensor | Qua
     rows = tensor.shape[0]
     order = torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).reshape(rows)
     if isinstance(tensor, QuantizedTensor):
-        return dataclasses.replace(
-            tensor,
-            quants=tensor.quants[order],
-            scale=tensor.scale[order],
-            offset=tensor.offset[order],
-        )
+        return tensor.rows(order)
     return tensor[order]

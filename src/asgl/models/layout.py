@@ -17,7 +17,7 @@ from asgl.models.settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asgl.kernels.api import QuantizedTensor
+    from asgl.kernels.quantized import QuantizedTensor
 
 _SIZES = (
     "layers",

@@ -10,14 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asgl.kernels.api import (
-    Batch,
-    FusedKernels,
-    Kernels,
-    LayerWeights,
-    PartialHead,
-    QuantizedTensor,
-)
+from asgl.kernels.api import Batch, FusedKernels, Kernels, LayerWeights, PartialHead
+from asgl.kernels.quantized import QuantizedTensor, stacked
 from asgl.models.checkpoint import Checkpoint
 from asgl.models.config import ModelConfig
 from asgl.models.layout import FileLayout
@@ -147,14 +141,8 @@ def _dense(tensor: Tensor | QuantizedTensor) -> Tensor:
 def _stacked(parts: Sequence[Tensor | QuantizedTensor]) -> Tensor | QuantizedTensor:
     """One matrix of the rows of all parts, in the parts' format if they have one in common."""
     quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
-    if len(quantized) == len(parts) and len({(part.bits, part.group) for part in quantized}) == 1:
-        return QuantizedTensor(
-            torch.cat([part.quants for part in quantized]),
-            torch.cat([part.scale for part in quantized]),
-            torch.cat([part.offset for part in quantized]),
-            quantized[0].bits,
-            quantized[0].group,
-        )
+    if len(quantized) == len(parts) and len({part.format for part in quantized}) == 1:
+        return stacked(quantized)
     return torch.cat([part if isinstance(part, Tensor) else _dense(part) for part in parts])
 
 

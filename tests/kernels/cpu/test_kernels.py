@@ -14,10 +14,11 @@ from tests.kernels.batches import Span, batch_of, generator
 from torch import Tensor
 
 from asgl.errors import ConfigError, EngineError
-from asgl.kernels.api import Batch, LayerWeights, SamplingBatch, quantize
+from asgl.kernels.api import Batch, LayerWeights, SamplingBatch
 from asgl.kernels.cpu.compile import Entry
 from asgl.kernels.cpu.kernels import CpuKernels
 from asgl.kernels.cpu.threads import Team
+from asgl.kernels.quantized import quantize
 
 HEADS, KV_HEADS, HEAD_DIM, D, F = 6, 2, 32, 64, 96
 POOL = 3000
@@ -266,7 +267,7 @@ import torch
 from numba import njit
 from asgl.kernels.cpu import dots, linear, llvm, pairs
 from asgl.kernels.cpu.target import TARGET
-from asgl.kernels.api import quantize
+from asgl.kernels.quantized import quantize
 from asgl.kernels.cpu.weights import pack
 from asgl.kernels.memory import Arena
 

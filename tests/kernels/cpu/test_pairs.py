@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from asgl.kernels.api import QuantizedTensor
 from asgl.kernels.cpu.kernels import CpuKernels
 from asgl.kernels.cpu.linear import BYTES, PAIRS
+from asgl.kernels.quantized import QuantizedTensor
 
 pytestmark = pytest.mark.skipif(
     not PAIRS, reason="this processor multiplies packed weights as bfloat16"

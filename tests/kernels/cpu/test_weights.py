@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from asgl.errors import ConfigError
-from asgl.kernels.api import QuantizedTensor, quantize
 from asgl.kernels.cpu import weights
 from asgl.kernels.cpu.linear import PAIRS, UNPACK_FROM_4, UNPACK_FROM_8
 from asgl.kernels.memory import Arena
+from asgl.kernels.quantized import QuantizedTensor, quantize
 
 
 def generator(seed: int) -> torch.Generator:

@@ -17,10 +17,8 @@ from asgl.kernels.api import (
     LayerWeights,
     ModelShape,
     Progress,
-    QuantizedTensor,
     SamplingBatch,
     WeightFormat,
-    quantize,
 )
 from asgl.kernels.cpu import attention, linear, sampling, weights
 from asgl.kernels.cpu.compile import Compiled
@@ -44,6 +42,7 @@ from asgl.kernels.cpu.threads import Team
 from asgl.kernels.cpu.units import QUERIES
 from asgl.kernels.cpu.weights import Packed, Table
 from asgl.kernels.memory import Arena
+from asgl.kernels.quantized import QuantizedTensor, quantize
 
 MAX_LAYERS = 256
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from asgl.errors import ConfigError
-from asgl.kernels.api import QuantizedTensor
 from asgl.kernels.cpu import packing
 from asgl.kernels.cpu.dots import GROUP, GROUP_BYTES, OUTPUTS
 from asgl.kernels.cpu.llvm import LANES
 from asgl.kernels.memory import Arena
+from asgl.kernels.quantized import QuantizedTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def pack(
     outputs, k = weight.shape
     check_width(k)
     if isinstance(weight, QuantizedTensor):
-        ends = _ends(weight)
+        ends = _ends(weight) if weight.bits in (4, 8) and weight.codebook is None else None
         if ends is not None:
             memory = _quantized_tiles(weight, ends, arena, fill_tiles)
             return Packed(memory, memory.data_ptr(), weight.bits, outputs, k)
@@ -93,7 +93,7 @@ def _ends(weight: QuantizedTensor) -> tuple[Tensor, Tensor] | None:
     no multiple of 32, or float16 cannot hold these."""
     if weight.group % GROUP:
         return None
-    offset = weight.offset + 128 * weight.scale if weight.bits == 8 else weight.offset
+    offset = weight.origin + 128 * weight.scale if weight.bits == 8 else weight.origin
     repeats = weight.group // GROUP
     ends = (
         weight.scale.repeat_interleave(repeats, dim=1).half(),
@@ -119,10 +119,10 @@ def _quantized_tiles(
 def table(weight: Tensor | QuantizedTensor) -> Table:
     """A copy of the rows in the format they have."""
     d = weight.shape[1]
+    if isinstance(weight, QuantizedTensor) and weight.codebook is not None:
+        weight = weight.dequantize(torch.float32)
     if isinstance(weight, QuantizedTensor):
-        return Table(
-            weight.quants.clone(), weight.scale.clone(), weight.offset.clone(), 8, weight.group, d
-        )
+        return Table(weight.quants.clone(), weight.scale.clone(), weight.origin, 8, weight.group, d)
     kind = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
     return Table(
         torch.empty(weight.shape, dtype=kind).copy_(weight), None, None, 8 * kind.itemsize, d, d

@@ -17,10 +17,10 @@ from asgl.kernels.api import (
     Batch,
     ModelShape,
     Progress,
-    QuantizedTensor,
     SamplingBatch,
     WeightFormat,
 )
+from asgl.kernels.quantized import QuantizedTensor
 from asgl.kernels.triton import attention, elementwise, sampling, tiles
 from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, Spans, plan_spans
 from asgl.kernels.triton.target import INTERPRETER, Target, target_of_device
