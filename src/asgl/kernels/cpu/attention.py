@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from asgl.kernels.cpu import llvm, streaming, team, widening
-from asgl.kernels.cpu.dots import OUTPUTS, TILE_STEP, add_dot_rows, dot_rows
+from asgl.kernels.cpu.dots import add_dot_rows, dot_rows
 from asgl.kernels.cpu.llvm import ELEMENT, IVEC, LANES, PER_WORD
 from asgl.kernels.cpu.simd import (
     add,
@@ -55,6 +55,7 @@ from asgl.kernels.cpu.simd import (
     zero,
 )
 from asgl.kernels.cpu.streaming import touch
+from asgl.kernels.cpu.tiles import OUTPUTS, TILE_STEP
 from asgl.kernels.cpu.units import BLOCK, COUNT, INDEX, LENGTH, PARTIAL, POSITION, TOKENS, UNIT
 
 few = streaming if PER_WORD == 2 else widening
@@ -308,13 +309,10 @@ def _unit(
             of = head * queries + i
             result, query_head = results + of * head_dim * 4, head * group + i % group
             if partial < 0:
-                at = (
-                    out
-                    + (get_i64(tokens + i // group * 8) * heads + query_head) * head_dim * ELEMENT
-                )
+                at = out + (get_i64(tokens + i // group * 8) * heads + query_head) * head_dim * 4
                 share = splat(np.float32(1.0) / get_f32(sums + of * 4))
                 for d in range(0, head_dim, LANES):
-                    store_elements(at + d * ELEMENT, mul(load(result + d * 4), share))
+                    store(at + d * 4, mul(load(result + d * 4), share))
             else:
                 at = (
                     partials
@@ -334,7 +332,7 @@ def _merge(parts: int, count: int, partials: int, heads: int, head_dim: int, out
         top, summed = _LOWEST, np.float32(0)
         for i in range(count):
             top = max(top, get_f32(partials + (get_i64(parts + i * 8) * heads + head) * step))
-        at = out + head * head_dim * ELEMENT
+        at = out + head * head_dim * 4
         for i in range(count):
             part = partials + (get_i64(parts + i * 8) * heads + head) * step
             summed += get_f32(part + 4) * exp_scalar(get_f32(part) - top)
@@ -346,7 +344,7 @@ def _merge(parts: int, count: int, partials: int, heads: int, head_dim: int, out
                 merged = fma(
                     load(part + (LANES + d) * 4), splat(exp_scalar(get_f32(part) - top)), merged
                 )
-            store_elements(at + d * ELEMENT, mul(merged, splat(share)))
+            store(at + d * 4, mul(merged, splat(share)))
 
 
 @kernel
@@ -355,8 +353,8 @@ def attention_phases(
 ) -> None:
     """One thread's part of attention: the phases `phase` (units) and `phase + 1` (merges).
 
-    `a` is the record of the entry. q and out [n, heads, head_dim] elements; caches [slots,
-    kv_heads, head_dim] bfloat16; `a.units` to `a.indices` as `plan_units` returns them.
+    `a` is the record of the entry. q [n, heads, head_dim] elements, out the same in float32;
+    caches [slots, kv_heads, head_dim] bfloat16; `a.units` to `a.indices` as `plan_units` returns them.
     `a.partials` holds float32 [partial results, heads, 16 + head_dim]: top and sum, padding,
     result. `a.packed_only` keeps to one way of computing for any number of queries.
     """
@@ -370,5 +368,5 @@ def attention_phases(
     for i in team.pieces(a.job, phase + 1, number, 1, a.merged_count):
         token = get_i64(a.merged + i * 8)
         first, last = get_i64(a.parts + token * 8), get_i64(a.parts + token * 8 + 8)
-        target = out + token * a.heads * a.head_dim * ELEMENT
+        target = out + token * a.heads * a.head_dim * 4
         _merge(a.order + first * 8, last - first, a.partials, a.heads, a.head_dim, target)

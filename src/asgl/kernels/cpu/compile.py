@@ -13,8 +13,9 @@ import numpy as np
 from numba import cfunc, njit, types
 
 from asgl.kernels.api import Progress
-from asgl.kernels.cpu import entries, linear, packing, sampling, units
+from asgl.kernels.cpu import entries, linear, sampling, units
 from asgl.kernels.cpu.cache import cached
+from asgl.kernels.cpu.formats import Formats
 from asgl.kernels.cpu.threads import Team
 
 
@@ -75,7 +76,8 @@ class Entry:
 
 
 class Compiled:
-    """All entries; and `plan_units`, `edit` and `fill_tiles`, which are no parallel regions.
+    """All entries; `plan_units` and `edit`, which are no parallel regions; and `formats`, whose
+    kernels are compiled when a model needs them.
 
     progress: hears of those that are compiled, and not of those that the cache has.
     """
@@ -86,7 +88,8 @@ class Compiled:
         def tell(name: str) -> Callable[[], object]:
             """What to call if the next one must be compiled."""
             before = next(ready)
-            return lambda: progress and progress(name, before, len(entries.FIELDS) + 3)
+            known = max(before + 1, len(entries.FIELDS) + 2)
+            return lambda: progress and progress(name, before, known)
 
         def entry(name: str, phases: int = 1) -> Entry:
             return Entry(name, team, phases, tell(name))
@@ -99,6 +102,7 @@ class Compiled:
                 tell(function.__name__),
             )
 
+        self.pack = entry("pack")
         self.embed = entry("embed")
         self.add_rms_norm = entry("add_rms_norm")
         self.linear = entry("linear", linear.PHASES)
@@ -110,4 +114,5 @@ class Compiled:
         self.sample = entry("sample")
         self.plan_units = function(units.plan_units, units.SIGNATURE)
         self.edit = function(sampling.edit.py_func, sampling.EDIT_SIGNATURE)
-        self.fill_tiles = function(packing.fill_tiles.py_func, packing.SIGNATURE)
+        self.formats = Formats(tell)
+        team.keep.append(self.formats)  # which late helpers read

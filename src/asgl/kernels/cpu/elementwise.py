@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from asgl.kernels.cpu import team
+from asgl.kernels.cpu.formats import DENSE_CODE, ROW
 from asgl.kernels.cpu.linear import silu
 from asgl.kernels.cpu.llvm import ELEMENT, LANES
+from asgl.kernels.cpu.packing import read_dense_row, read_row
 from asgl.kernels.cpu.simd import (
     add,
     fma,
-    get_f32,
     get_i32,
     kernel,
     load,
     load_bf16,
-    load_bytes,
     mul,
     splat,
     store,
@@ -38,20 +38,21 @@ GRAIN = 4
 
 @kernel
 def embed_phase(a: Any, number: int) -> None:
-    """a.out [rows, d] float32 = rows of the table, which holds bytes (`kind` 8, with a scale and an
-    offset float32 for each `share` of them), bfloat16 (16) or float32 (32)."""
+    """a.out [rows, d] float32 = rows of the table, which is bfloat16 (`kind` 16), float32 (32) or
+    tiles (0) of the format a.code."""
     for row in team.pieces(a.job, 0, number, GRAIN, a.rows):
-        at = get_i32(a.ids + row * 4) * a.d
-        for i in range(0, a.d, LANES):
-            if a.kind == 8:
-                of = (at + i) // a.share * 4
-                scale, offset = splat(get_f32(a.scale + of)), splat(get_f32(a.offset + of))
-                value = fma(load_bytes(a.table + at + i), scale, offset)
-            elif a.kind == 16:
-                value = load_bf16(a.table + (at + i) * 2)
-            else:
-                value = load(a.table + (at + i) * 4)
-            store(a.out + (row * a.d + i) * 4, value)
+        of, out = get_i32(a.ids + row * 4), a.out + row * a.d * 4
+        if a.kind == 0 and a.code == DENSE_CODE:
+            read_dense_row(a.table, of, a.d, out)
+        elif a.kind == 0:
+            read_row(a.table, a.formats + a.code * ROW, of, a.d, out)
+        else:
+            for i in range(0, a.d, LANES):
+                if a.kind == 16:
+                    value = load_bf16(a.table + (of * a.d + i) * 2)
+                else:
+                    value = load(a.table + (of * a.d + i) * 4)
+                store(out + i * 4, value)
 
 
 @kernel
@@ -71,9 +72,7 @@ def _norm_row(hidden: int, delta: int, weight: int, d: int, eps: float, out: int
         / np.float32(np.sqrt(total(add(first, second)) / np.float32(d) + np.float32(eps)))
     )
     for i in range(0, d, LANES):
-        store_elements(
-            out + i * ELEMENT, mul(mul(load(hidden + i * 4), shrink), load(weight + i * 4))
-        )
+        store(out + i * 4, mul(mul(load(hidden + i * 4), shrink), load(weight + i * 4)))
 
 
 @kernel
@@ -81,11 +80,10 @@ def norm_phase(
     job: int, phase: int, number: int, hidden: int, delta: int, rows: int, d: int, weight: int,
     eps: float, out: int,
 ) -> None:  # fmt: skip
-    """hidden += delta (if its address is not 0); out [rows, d] elements = hidden / rms(hidden) *
-    weight."""
+    """hidden += delta (if its address is not 0); out [rows, d] = hidden / rms(hidden) * weight."""
     for row in team.pieces(job, phase, number, GRAIN, rows):
         of = row * d * 4
-        _norm_row(hidden + of, delta + of if delta else 0, weight, d, eps, out + row * d * ELEMENT)
+        _norm_row(hidden + of, delta + of if delta else 0, weight, d, eps, out + of)
 
 
 @kernel
@@ -141,9 +139,9 @@ def rope_phase(
 
 @kernel
 def silu_phase(a: Any, number: int) -> None:
-    """a.out [rows, width] elements = silu(gate) * up of a.gate_up [rows, 2 width] float32."""
+    """a.out [rows, width] = silu(gate) * up of a.gate_up [rows, 2 width] float32."""
     for row in team.pieces(a.job, 0, number, GRAIN, a.rows):
         gate = a.gate_up + row * a.width * 8
         for i in range(0, a.width, LANES):
             value = mul(silu(load(gate + i * 4)), load(gate + (a.width + i) * 4))
-            store_elements(a.out + (row * a.width + i) * ELEMENT, value)
+            store(a.out + (row * a.width + i) * 4, value)

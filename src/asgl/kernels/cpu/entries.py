@@ -15,27 +15,33 @@ from asgl.kernels.cpu.attention import attention_phases
 from asgl.kernels.cpu.elementwise import embed_phase, norm_phase, rope_phase, silu_phase
 from asgl.kernels.cpu.layers import layers_job
 from asgl.kernels.cpu.linear import STORE, linear_phases
+from asgl.kernels.cpu.packing import pack_phase
 from asgl.kernels.cpu.sampling import log_softmax_phase, sample_phase
 
 UNITS = "units unit_count tokens limits merged merged_count parts order indices"
 """What `plan_units` returns, and the slots."""
 
 FIELDS = {
-    "embed": "job ids rows d table kind scale offset share out",
+    "pack": "job quants n k scale offset code formats out",
+    "embed": "job ids rows d table kind code formats out",
     "add_rms_norm": "job hidden delta rows d weight eps:float out",
-    "linear": "job x rows weight bits k outputs out inputs scratch room packed_only byte_inputs",
+    "linear": "job x rows weight code k outputs out inputs scratch room formats byte_inputs",
     "rope_and_store": "job qkv rows heads kv_heads head_dim positions slots rope k_cache v_cache "
     "out",
     "attention": f"job {UNITS} q k_cache v_cache heads kv_heads head_dim scale:float partials out "
     "scratch room packed_only",
     "layers": "job table layers hidden rows d f heads kv_heads head_dim eps:float rope positions "
     f"slots norm packed_only byte_inputs normed qkv q {UNITS} scale:float partials attended gated "
-    "wanted at kept_attended kept_hidden out inputs scratch room",
+    "wanted at kept_attended kept_hidden out inputs scratch room formats",
     "silu_and_mul": "job gate_up rows width out",
     "log_softmax": "job logits m n out",
     "sample": "job logits m n temperature top_k top_p min_p uniform greedy ranks out",
 }
 """The entries, and the fields of their records."""
+
+
+def pack(record: Any, thread: int, number: int) -> None:
+    pack_phase(carray(record, 1)[0], number)
 
 
 def embed(record: Any, thread: int, number: int) -> None:
@@ -51,7 +57,7 @@ def linear(record: Any, thread: int, number: int) -> None:
     a = carray(record, 1)[0]
     scratch = a.scratch + thread * a.room
     linear_phases(
-        a, 0, number, a.x, a.rows, a.weight, a.bits, a.k, a.outputs, STORE, a.out, scratch
+        a, 0, number, a.x, a.rows, a.weight, a.code, a.k, a.outputs, STORE, a.out, scratch
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,6 @@ from asgl.kernels.api import (
 from asgl.kernels.cpu import attention, linear, sampling, weights
 from asgl.kernels.cpu.compile import Compiled
 from asgl.kernels.cpu.cores import cores, warn_of_spinning_threads
-from asgl.kernels.cpu.dots import GROUP, OUTPUTS
 from asgl.kernels.cpu.layers import (
     ATTENTION_NORM,
     COLUMNS,
@@ -39,6 +39,7 @@ from asgl.kernels.cpu.layers import (
 )
 from asgl.kernels.cpu.llvm import PER_WORD
 from asgl.kernels.cpu.threads import Team
+from asgl.kernels.cpu.tiles import GROUP, OUTPUTS
 from asgl.kernels.cpu.units import QUERIES
 from asgl.kernels.cpu.weights import Packed, Table
 from asgl.kernels.memory import Arena
@@ -94,7 +95,7 @@ class Fused:
                 (GATE_UP, layer.gate_up),
                 (DOWN, layer.down),
             ):
-                row[column : column + 2] = weight.address, weight.bits
+                row[column : column + 2] = weight.address, weight.code
         self._caches: Sequence[tuple[Tensor, Tensor]] | None = None
 
     def table_at(self, caches: Sequence[tuple[Tensor, Tensor]]) -> int:
@@ -149,7 +150,7 @@ class CpuKernels:
         self.weights: WeightFormat = "dense" if weights == "auto" else weights
         self._convert = weights != "auto"
         self._deterministic = deterministic
-        self._byte_inputs = linear.BYTES and activations == "int8"
+        self._byte_inputs = activations == "int8"
         self.activations: ActivationFormat = "auto"
         self._pid = os.getpid()
         allowed = cores()
@@ -175,17 +176,20 @@ class CpuKernels:
     # --- weights ---
 
     def pack_linear(self, weight: Tensor | QuantizedTensor) -> Packed:
-        packed = weights.pack(
-            self._converted(weight, "linear"), self._arena, self._compiled.fill_tiles
-        )
+        packed = self._pack(self._converted(weight, "linear"))
         if not self._convert:
-            self.weights = "dense" if packed.bits == 16 else "int8" if packed.bits == 8 else "int4"
-        if self._byte_inputs and packed.bits == 4:
+            self.weights = {16: "dense", 4: "int4"}.get(packed.bits, "int8")
+        if self._byte_inputs and self._compiled.formats.need(packed.code, byte_inputs=True):
             self.activations = "int8"
         return packed
 
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Packed:
-        return weights.pack(self._converted(weight, "head"), self._arena, self._compiled.fill_tiles)
+        return self._pack(self._converted(weight, "head"))
+
+    def _pack(self, weight: Tensor | QuantizedTensor) -> Packed:
+        packed = weights.pack(weight, self._arena, self._compiled.formats, self._compiled.pack)
+        self._compiled.formats.need(packed.code)
+        return packed
 
     def _converted(
         self, weight: Tensor | QuantizedTensor, use: Literal["linear", "head"]
@@ -206,7 +210,7 @@ class CpuKernels:
         return weight if weight.bits <= bits else quantize(weight.dequantize(torch.float32), bits)
 
     def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Table:
-        return weights.table(weight)
+        return weights.table(weight, self._arena, self._compiled.formats, self._compiled.pack)
 
     # --- layers ---
 
@@ -220,9 +224,8 @@ class CpuKernels:
             d=table.d,
             table=table.memory.data_ptr(),
             kind=table.kind,
-            scale=table.scale.data_ptr() if table.scale is not None else 0,
-            offset=table.offset.data_ptr() if table.offset is not None else 0,
-            share=table.share,
+            code=table.code,
+            formats=self._compiled.formats.address,
             out=out.data_ptr(),
         )
         return out
@@ -232,7 +235,7 @@ class CpuKernels:
     ) -> Tensor:
         self._check_process()
         n, d = hidden.shape
-        out = self._buffer("norm", (n, d), self._elements)
+        out = self._buffer("norm", (n, d), torch.float32)
         self._compiled.add_rms_norm(
             hidden=hidden.data_ptr(),
             delta=delta.data_ptr() if delta is not None else 0,
@@ -259,29 +262,31 @@ class CpuKernels:
         np.take(
             held.numpy(), tiles.numpy(), axis=0, out=memory.numpy(), mode="clip"
         )  # torch would wake threads of its own
-        some = Packed(memory, memory.data_ptr(), weight.bits, len(tiles) * OUTPUTS, weight.k)
+        some = replace(
+            weight, memory=memory, address=memory.data_ptr(), outputs=len(tiles) * OUTPUTS
+        )
         return self._product("some", x, some)[:, place * OUTPUTS + token_ids % OUTPUTS]
 
     def _product(
         self, name: str, x: Tensor, weight: Packed, *, byte_inputs: bool = False
     ) -> Tensor:
         self._check_process()
-        x = x.to(self._elements).contiguous()
+        x = x.float().contiguous()
         rows = x.shape[0]
         out = self._buffer(name, (rows, weight.outputs), torch.float32)
-        scratch, room = self._scratch(linear.room(weight.k))
+        scratch, room = self._scratch(linear.SCRATCH)
         self._compiled.linear(
             x=x.data_ptr(),
             rows=rows,
             weight=weight.address,
-            bits=weight.bits,
+            code=weight.code,
             k=weight.k,
             outputs=weight.outputs,
             out=out.data_ptr(),
             inputs=self._inputs(rows, weight.k),
             scratch=scratch,
             room=room,
-            packed_only=self._deterministic,
+            formats=self._compiled.formats.address,
             byte_inputs=byte_inputs,
         )
         return out
@@ -319,7 +324,7 @@ class CpuKernels:
         _check_head_dim(head_dim)
         q = q.to(self._elements).contiguous()
         units = self._units_of(batch, heads // kv_heads)
-        out = self._buffer("attention", (n, heads * head_dim), self._elements)
+        out = self._buffer("attention", (n, heads * head_dim), torch.float32)
         partials = self._buffer("partials", (units.partials, heads, head_dim + 16), torch.float32)
         scratch, room = self._scratch(
             attention.room(max(QUERIES, heads // kv_heads), kv_heads, head_dim)
@@ -368,7 +373,7 @@ class CpuKernels:
         self._check_process()
         n, width = gate_up.shape[0], gate_up.shape[1] // 2
         gate_up = gate_up.float().contiguous()
-        out = self._buffer("gated", (n, width), self._elements)
+        out = self._buffer("gated", (n, width), torch.float32)
         self._compiled.silu_and_mul(
             gate_up=gate_up.data_ptr(),
             rows=n,
@@ -418,11 +423,11 @@ class CpuKernels:
         scratch, room = self._scratch(
             max(
                 attention.room(max(QUERIES, heads // fused.kv_heads), fused.kv_heads, head_dim),
-                linear.room(max(d, f, width)),
+                linear.SCRATCH,
             )
         )
         elements, floats = self._elements, torch.float32
-        out = self._buffer("norm", (wanted, d), elements)
+        out = self._buffer("norm", (wanted, d), floats)
         self._compiled.layers(
             table=fused.table_at(caches),
             layers=len(fused.table),
@@ -440,17 +445,17 @@ class CpuKernels:
             norm=fused.norm.data_ptr(),
             packed_only=self._deterministic,
             byte_inputs=self._byte_inputs,
-            normed=self._room("normed", (most, d), elements),
+            normed=self._room("normed", (most, d), floats),
             qkv=self._room("qkv", (rows, qkv_width), floats),
             q=self._room("q", (rows, width), elements),
             **units.fields,
             scale=head_dim**-0.5,
             partials=self._room("partials", (units.partials, heads, head_dim + 16), floats),
-            attended=self._room("attention", (rows, width), elements),
-            gated=self._room("gated", (most, f), elements),
+            attended=self._room("attention", (rows, width), floats),
+            gated=self._room("gated", (most, f), floats),
             wanted=wanted,
             at=at.data_ptr() if at is not None else 0,
-            kept_attended=self._room("kept attention", (wanted, width), elements),
+            kept_attended=self._room("kept attention", (wanted, width), floats),
             kept_hidden=self._room("kept hidden", (wanted, d), floats),
             out=out.data_ptr(),
             inputs=self._room(
@@ -458,6 +463,7 @@ class CpuKernels:
             ),
             scratch=scratch,
             room=room,
+            formats=self._compiled.formats.address,
         )
         return None if at is None else out
 

@@ -12,14 +12,14 @@ from asgl.kernels.cpu import team
 from asgl.kernels.cpu.attention import attention_phases
 from asgl.kernels.cpu.elementwise import norm_phase, rope_phase
 from asgl.kernels.cpu.linear import ADD, GATE, STORE, linear_phases
-from asgl.kernels.cpu.llvm import ELEMENT, LANES
+from asgl.kernels.cpu.llvm import LANES
 from asgl.kernels.cpu.simd import get_i64, kernel, load, load_words, store, store_words
 
 ATTENTION_NORM, QKV, QKV_BIAS, OUT, MLP_NORM, GATE_UP, DOWN, KEYS, VALUES = (
     0, 1, 3, 4, 6, 7, 9, 11, 12,
 )  # fmt: skip
 """The columns of the table of layers: addresses. A weight (QKV, OUT, GATE_UP, DOWN) has a second
-column: its bits."""
+column: the code of its format."""
 COLUMNS = 13
 LAYER_PHASES = 14
 """Phases of a layer; a last one follows the last layer."""
@@ -31,15 +31,15 @@ def _linear(
     mode: int, out: int, scratch: int,
 ) -> None:  # fmt: skip
     """`linear_phases` with the weight whose columns are at `weight`."""
-    address, bits = get_i64(weight), get_i64(weight + 8)
-    linear_phases(a, phase, number, x, rows, address, bits, k, outputs, mode, out, scratch)
+    address, code = get_i64(weight), get_i64(weight + 8)
+    linear_phases(a, phase, number, x, rows, address, code, k, outputs, mode, out, scratch)
 
 
 @kernel
 def _keep_rows(a: Any, phase: int, number: int) -> None:
-    """Gathers the rows `a.at` (int64) of the attended tokens [n, width], as elements, and of the
-    residual stream [n, d]."""
-    size = a.heads * a.head_dim * ELEMENT
+    """Gathers the rows `a.at` (int64) of the attended tokens [n, width], and of the residual stream
+    [n, d]."""
+    size = a.heads * a.head_dim * 4
     for i in team.pieces(a.job, phase, number, 1, a.wanted):
         row = get_i64(a.at + i * 8)
         for j in range(0, size, 64):
@@ -56,7 +56,7 @@ def layers_job(a: Any, thread: int, number: int) -> None:
 
     hidden [rows, d] is the residual stream, changed in place. With `wanted` 0 the last layer only
     stores its keys and values; else its rest runs for the `wanted` tokens `at`, and `out` [wanted,
-    d] elements are their normed states.
+    d] are their normed states.
     """
     scratch, qkv_width = a.scratch + thread * a.room, (a.heads + 2 * a.kv_heads) * a.head_dim
     job, d, width = a.job, a.d, a.heads * a.head_dim

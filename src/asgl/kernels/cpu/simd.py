@@ -24,7 +24,7 @@ from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
 from asgl.kernels.cpu import llvm
-from asgl.kernels.cpu.llvm import BVEC, F32, F64, FVEC, I32, I64, IVEC, LANES, const
+from asgl.kernels.cpu.llvm import BVEC, F32, F64, FVEC, I16, I32, I64, IVEC, LANES, const
 from asgl.kernels.cpu.target import TARGET
 
 kernel = njit(nogil=True, error_model="numpy")
@@ -128,6 +128,43 @@ def get_i64(builder: Any, address: Any) -> Any:
 def get_f64(builder: Any, address: Any) -> Any:
     """The float64 at an address."""
     return llvm.load(builder, address, F64, 8)
+
+
+@operation(i64, i64)
+def get_word(builder: Any, address: Any) -> Any:
+    """The word of 32 bits at an address, unsigned."""
+    return builder.zext(llvm.load(builder, address, I32, 1), I64)
+
+
+@operation(void, i64, i64)
+def set_word(builder: Any, address: Any, value: Any) -> None:
+    """Stores the low 32 bits."""
+    llvm.store(builder, address, builder.trunc(value, I32), 4)
+
+
+@operation(i64, i64)
+def get_half(builder: Any, address: Any) -> Any:
+    """The 16 bits at an address, unsigned."""
+    return builder.zext(llvm.load(builder, address, I16, 2), I64)
+
+
+@operation(void, i64, i64)
+def set_half(builder: Any, address: Any, value: Any) -> None:
+    """Stores the low 16 bits."""
+    llvm.store(builder, address, builder.trunc(value, I16), 2)
+
+
+@operation(f32, i64)
+def f16_to_f32(builder: Any, bits: Any) -> Any:
+    """The float16 that these bits are."""
+    lanes = llvm.half_to_f32(builder, llvm.splat(builder, builder.trunc(bits, I16)))
+    return builder.extract_element(lanes, ir.Constant(I32, 0))
+
+
+@operation(f32, i64)
+def bf16_to_f32(builder: Any, bits: Any) -> Any:
+    """The bfloat16 that these bits are."""
+    return builder.bitcast(builder.shl(builder.trunc(bits, I32), ir.Constant(I32, 16)), F32)
 
 
 @operation(types.CPointer(types.int64), i64)

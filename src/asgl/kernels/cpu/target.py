@@ -21,6 +21,12 @@ class Target(NamedTuple):
     pair_words: int
     """Words of two int16 that one instruction multiplies and adds (PMADDWD); 0 where there is
     none."""
+    dot_words: int
+    """Words of four bytes that one instruction multiplies, unsigned by signed, and adds to int32
+    (VPDPBUSD: AVX512-VNNI or AVX-VNNI); 0 where there is none."""
+    shuffle_words: int
+    """Words whose bytes one instruction looks up in a table of 16 (PSHUFB); 0 where there is
+    none."""
     half_conversion: bool
     """Whether float16 become float32 by an instruction (F16C)."""
 
@@ -41,12 +47,16 @@ def detect() -> Target:
     registers = 32 if "avx512f" in present else 8 if "avx" in present else 4
     x86 = llvm.get_process_triple().startswith(("x86_64", "i686"))
     pair_words = 0 if not x86 else 16 if "avx512bw" in present else 8 if "avx2" in present else 4
+    dot_words = 16 if {"avx512f", "avx512vnni"} <= present else 8 if "avxvnni" in present else 0
+    shuffle_words = pair_words if pair_words != 4 or "ssse3" in present else 0
     return Target(
         name,
         features,
         registers,
         {"avx512f", "avx512bf16"} <= present,
         pair_words,
+        dot_words if x86 else 0,
+        shuffle_words,
         "f16c" in present,
     )
 

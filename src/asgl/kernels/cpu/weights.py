@@ -1,29 +1,30 @@
-"""Weights as the kernels stream them: tiles of 32 outputs (see dots.py), made once when a model is
-loaded."""
+"""Weights as the kernels stream them (see tiles.py), made once when a model is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from asgl.errors import ConfigError
-from asgl.kernels.cpu import packing
-from asgl.kernels.cpu.dots import GROUP, GROUP_BYTES, OUTPUTS
+from asgl.kernels.cpu.formats import DENSE_CODE, Formats
 from asgl.kernels.cpu.llvm import LANES
+from asgl.kernels.cpu.target import TARGET
+from asgl.kernels.cpu.tiles import DENSE, GROUP, OUTPUTS, Tiling
 from asgl.kernels.memory import Arena
 from asgl.kernels.quantized import QuantizedTensor
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A matrix [outputs, k] in tiles. `memory` uint8, flat; `address` is where it begins."""
+    """A matrix [outputs, k] in tiles. `memory` uint8, flat; `address` is where it begins; `code` is
+    that of its format."""
 
     memory: Tensor
     address: int
+    code: int
     bits: int
     outputs: int
     k: int
@@ -31,40 +32,58 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows to look up. `kind` 8: bytes with a scale and an offset for each `share`; 16: bfloat16;
-    32: float32."""
+    """Rows to look up. `kind` 0: tiles of the format `code`; 16: bfloat16; 32: float32."""
 
     memory: Tensor
-    scale: Tensor | None
-    offset: Tensor | None
     kind: int
-    share: int
+    code: int
     d: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What goes into the tiles of a matrix: bytes [n, k], and scales and offsets [n, k / group] as
+    16 bits."""
+
+    tiling: Tiling
+    quants: Tensor
+    scale: Tensor
+    offset: Tensor | None
+
+
 def pack(
-    weight: Tensor | QuantizedTensor,
-    arena: Arena,
-    fill_tiles: Callable[..., None] = packing.fill_tiles,
+    weight: Tensor | QuantizedTensor, arena: Arena, known: Formats, fill: Callable[..., None]
 ) -> Packed:
     """Tiles of the weights, in memory of the arena, in the format they have; dense ones as
     bfloat16.
 
-    `fill_tiles` may be a compiled one. 4 and 8 bits need groups of a multiple of 32, and scales and
-    offsets that float16 holds, as model files do; else they become bfloat16. ConfigError if k is no
-    multiple of 32.
+    `fill` is the entry that writes tiles. Groups must be a multiple of 16, levels signed bytes, and
+    scales and offsets what 16 bits hold, as those of model files are; else weights become bfloat16.
+    ConfigError if k is no multiple of 32.
     """
     outputs, k = weight.shape
     check_width(k)
     if isinstance(weight, QuantizedTensor):
-        ends = _ends(weight) if weight.bits in (4, 8) and weight.codebook is None else None
-        if ends is not None:
-            memory = _quantized_tiles(weight, ends, arena, fill_tiles)
-            return Packed(memory, memory.data_ptr(), weight.bits, outputs, k)
+        prepared = _prepared(weight)
+        if prepared is not None:
+            tiling = prepared.tiling
+            memory = arena.take(-(-outputs // OUTPUTS) * (k // GROUP) * tiling.group_bytes)
+            code = known.code(tiling)
+            fill(
+                quants=prepared.quants.data_ptr(),
+                n=outputs,
+                k=k,
+                scale=prepared.scale.data_ptr(),
+                offset=prepared.offset.data_ptr() if prepared.offset is not None else 0,
+                code=code,
+                formats=known.address,
+                out=memory.data_ptr(),
+            )
+            return Packed(memory, memory.data_ptr(), code, tiling.bits, outputs, k)
         weight = weight.dequantize(torch.float32)
     tiles = _dense_tiles(weight)
     memory = arena.take(tiles.numel()).copy_(tiles.reshape(-1))
-    return Packed(memory, memory.data_ptr(), 16, outputs, k)
+    return Packed(memory, memory.data_ptr(), DENSE_CODE, DENSE.bits, outputs, k)
 
 
 def check_width(k: int) -> None:
@@ -76,54 +95,79 @@ def check_width(k: int) -> None:
         )
 
 
-def _padded(matrix: Tensor) -> Tensor:
-    """With rows of zeros up to a multiple of 32."""
-    missing = -matrix.shape[0] % OUTPUTS
-    return torch.cat([matrix, matrix.new_zeros(missing, *matrix.shape[1:])]) if missing else matrix
-
-
 def _dense_tiles(weight: Tensor) -> Tensor:
-    rows = _padded(weight.to(torch.bfloat16))
+    rows = weight.to(torch.bfloat16)
+    missing = -rows.shape[0] % OUTPUTS
+    if missing:
+        rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
     pairs = rows.view(-1, 2, LANES, rows.shape[1] // 2, 2)  # tile, half, lane, step, element
     return pairs.permute(0, 3, 1, 2, 4).contiguous().view(torch.uint8)
 
 
-def _ends(weight: QuantizedTensor) -> tuple[Tensor, Tensor] | None:
-    """float16 [n, k / 32]: scales, and offsets for bytes that become signed. None if the groups are
-    no multiple of 32, or float16 cannot hold these."""
-    if weight.group % GROUP:
+def _prepared(weight: QuantizedTensor) -> _Prepared | None:
+    """None if tiles cannot hold these weights."""
+    group = GROUP if weight.group % GROUP == 0 else 16
+    if weight.group % group:
         return None
-    offset = weight.origin + 128 * weight.scale if weight.bits == 8 else weight.origin
-    repeats = weight.group // GROUP
-    ends = (
-        weight.scale.repeat_interleave(repeats, dim=1).half(),
-        offset.repeat_interleave(repeats, dim=1).half(),
+    quants, bits, zero, levels = weight.quants, weight.bits, weight.zero, ()
+    if weight.codebook is not None:
+        if not all(-128 <= level < 128 for level in weight.codebook):
+            return None
+        levels, zero = tuple(level + 128 for level in weight.codebook), 128
+        if len(levels) > 16 or not TARGET.shuffle_words:
+            quants = torch.tensor(levels, dtype=torch.uint8)[quants.int()]
+            bits, levels = 8, ()
+        else:
+            levels += (128,) * (16 - len(levels))
+    ends = _ends(weight.scale, weight.offset, weight.group // group)
+    if ends is None:
+        return None
+    scale, offset = ends
+    tiling = Tiling(
+        max(bits, 4) if bits != 7 else 8,
+        group,
+        zero,
+        offset is not None,
+        levels,
+        scale.dtype == torch.bfloat16,
     )
-    return ends if all(bool(end.isfinite().all()) for end in ends) else None
+    return _Prepared(tiling, quants.contiguous(), scale, offset)
 
 
-def _quantized_tiles(
-    weight: QuantizedTensor,
-    ends: tuple[Tensor, Tensor],
-    arena: Arena,
-    fill_tiles: Callable[..., None],
-) -> Tensor:
-    outputs, k = weight.shape
-    memory = arena.take(-(-outputs // OUTPUTS) * (k // GROUP) * GROUP_BYTES[weight.bits])
-    bits_of_ends = [end.contiguous().view(torch.int16).numpy() for end in ends]
-    words, halves = memory.numpy().view(np.uint32), memory.numpy().view(np.int16)
-    fill_tiles(weight.quants.contiguous().numpy(), *bits_of_ends, weight.bits, words, halves)
-    return memory
+def _ends(
+    scale: Tensor, offset: Tensor | None, repeats: int
+) -> tuple[Tensor, Tensor | None] | None:
+    """Scales and offsets in 16 bits, each `repeats` times along k. As bfloat16 where that holds
+    them exactly and float16 does not (powers of two); None where neither has the range."""
+    dtype = torch.float16
+    halves = scale.half()
+    fits = bool(halves.isfinite().all()) and (
+        offset is None or bool(offset.half().isfinite().all())
+    )
+    close = fits and bool(((halves.float() - scale).abs() <= scale.abs() * 2.0**-11).all())
+    if not close:
+        exact = [end.bfloat16().float().equal(end) for end in (scale, offset) if end is not None]
+        if all(exact):
+            dtype = torch.bfloat16
+        elif not fits:
+            return None
+    found = [
+        None if end is None else end.to(dtype).repeat_interleave(repeats, dim=1).contiguous()
+        for end in (scale, offset)
+    ]
+    assert found[0] is not None
+    return found[0], found[1]
 
 
-def table(weight: Tensor | QuantizedTensor) -> Table:
-    """A copy of the rows in the format they have."""
+def table(
+    weight: Tensor | QuantizedTensor, arena: Arena, known: Formats, fill: Callable[..., None]
+) -> Table:
+    """The rows in the format they have: as tiles, if that is quantized."""
     d = weight.shape[1]
-    if isinstance(weight, QuantizedTensor) and weight.codebook is not None:
-        weight = weight.dequantize(torch.float32)
     if isinstance(weight, QuantizedTensor):
-        return Table(weight.quants.clone(), weight.scale.clone(), weight.origin, 8, weight.group, d)
+        packed = pack(weight, arena, known, fill)
+        return Table(packed.memory, 0, packed.code, d)
     kind = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
     return Table(
-        torch.empty(weight.shape, dtype=kind).copy_(weight), None, None, 8 * kind.itemsize, d, d
+        torch.empty(weight.shape, dtype=kind).copy_(weight), 8 * kind.itemsize, DENSE_CODE, d
     )
