@@ -110,6 +110,8 @@ class Rotation:
     """What becomes of a layer's queries and keys between their product and the cache. In this
     order: norms, rope, scale."""
 
+    kv_heads: int
+    head_dim: int
     rope: Tensor | None
     """float32 [positions, dimensions]: cosines of the dimensions / 2 angles of a position, then
     their sines. The first so many dimensions of a head are rotated, their two halves against each
@@ -267,9 +269,9 @@ class RecordingKernels(Protocol):
     """A back end that can run all layers in one call, with the same results as its single
     functions."""
 
-    def record(self, forward: Callable[[Any], object], eps: float) -> Any:
+    def record(self, forward: Callable[[Any], object], width: int, eps: float) -> Any:
         """Writes down what `forward` does with the `kernels.forward.Verbs` that it is given, for
-        `run`; None if that cannot be done. eps: of the norms of the residual stream."""
+        `run`; None if that cannot be done. width, eps: of the residual stream and its norms."""
         ...
 
     def run(

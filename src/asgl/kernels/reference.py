@@ -115,7 +115,7 @@ class ReferenceKernels:
     def rotate_and_store(
         self, qkv: Tensor, batch: Batch, rotation: Rotation, k_cache: Tensor, v_cache: Tensor
     ) -> Tensor:
-        q, k, v = rotated(qkv, batch, rotation, k_cache.shape[1], k_cache.shape[2])
+        q, k, v = rotated(qkv, batch, rotation)
         keys, values = k.to(k_cache.dtype), v.to(v_cache.dtype)
         sound = (keys.isfinite() & values.isfinite()).all(dim=2, keepdim=True)
         k_cache[batch.slots] = keys.where(sound, torch.nan)
@@ -184,11 +184,10 @@ class ReferenceKernels:
             torch.cuda.current_stream(self.device).synchronize()
 
 
-def rotated(
-    qkv: Tensor, batch: Batch, rotation: Rotation, kv_heads: int, head_dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def rotated(qkv: Tensor, batch: Batch, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
     """(queries, keys, values) float32 [n, heads, head_dim] of the product qkv, normed, rotated and
     scaled as `rotation` says."""
+    kv_heads, head_dim = rotation.kv_heads, rotation.head_dim
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     parts = qkv.float().split([count * head_dim for count in (heads, kv_heads, kv_heads)], dim=1)
     q, k = (

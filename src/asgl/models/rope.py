@@ -120,9 +120,7 @@ def section_rope(
     return found
 
 
-def gguf_rope(
-    settings: Settings, dimensions: int, context: int, *, truncated: bool = True
-) -> Rope:
+def gguf_rope(settings: Settings, dimensions: int, context: int, *, truncated: bool = True) -> Rope:
     """The rope of a GGUF file's metadata, by llama.cpp's rules (`llama-model.cpp`): a factor
     without a type is linear, and so is that of the old key rope.scale_linear; 0 means none.
     truncated: whether YaRN's ramp begins and ends at whole dimensions."""

@@ -69,7 +69,7 @@ class Transformer:
         self.parameters = reader.parameters
         self._recorded: Any = None
         if isinstance(kernels, RecordingKernels):
-            self._recorded = kernels.record(self._run, config.norm_eps)
+            self._recorded = kernels.record(self._run, config.hidden_size, config.norm_eps)
 
     def forward(
         self, batch: Batch, caches: Sequence[tuple[Tensor, Tensor]], at: Tensor | None
@@ -214,6 +214,8 @@ class _Reader:
                 self._ropes[found] = table, scales
             rope, scale = self._ropes[found]
         return Rotation(
+            config.kv_heads,
+            config.head_dim,
             rope,
             q_norm=self.dense(f"layers.{i}.q_norm") if normed else None,
             k_norm=self.dense(f"layers.{i}.k_norm") if normed else None,
