@@ -19,8 +19,10 @@ from asgl.models.transformer import Transformer
 CONFIGS = {
     "tied": TINY,
     "untied": dataclasses.replace(TINY, tied_head=False),
-    "one key head": dataclasses.replace(TINY, heads=8, kv_heads=1, head_dim=8),
-    "all key heads, wide": dataclasses.replace(TINY, heads=4, kv_heads=4, head_dim=32),
+    "one key head": dataclasses.replace(TINY, heads=8, kv_heads=1, head_dim=8, rope=Rope(1e4, 8)),
+    "all key heads, wide": dataclasses.replace(
+        TINY, heads=4, kv_heads=4, head_dim=32, rope=Rope(1e4, 32)
+    ),
     "biases": dataclasses.replace(
         TINY, architecture="qwen2", biases=QKV, head_dim=16, rope=Rope(1e6, 16)
     ),
