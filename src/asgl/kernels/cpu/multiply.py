@@ -83,14 +83,15 @@ def _widened(rows: int, x: int, ldx: int, c: int, b: int, groups: int, room: int
 
 
 # Rows of the next block, by how many are left: their sums, the words that they meet and their own
-# must fit the registers. (few, many), by the width of a register and the registers of a sum.
+# must fit the registers. By the width of a register, and the registers of a sum.
 _BLOCKS = {
-    (16, 2): ((1, 2, 3, 4), (1, 2, 2, 4, 4, 6)),
-    (16, 1): ((1, 2, 3, 4), (1, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8, 12)),
-    (8, 2): ((1, 2, 3), (1, 2, 3)),
-    (8, 1): ((1, 2, 3, 4), (1, 2, 3, 4, 4, 6)),
+    (16, 2): (1, 2, 3, 4),
+    (16, 1): (1, 2, 2, 4, 4, 6),
+    (8, 2): (1, 2, 3),
+    (8, 1): (1, 2, 3, 4),
 }
 _NARROW_BLOCKS = (1, 2, 3, 4)
+"""The same without VNNI."""
 
 
 Tell = Callable[[str], Callable[[], object]]
@@ -127,10 +128,10 @@ def compile_product(tiling: Tiling, *, byte_inputs: bool, tell: Tell | None = No
         _by_rows,
         name,
         tell,
-        few=product(f"{name}_few", packed, how, blocks[0]),
-        many=product(f"{name}_many", unpacked, how, blocks[1]),
+        few=product(f"{name}_few", packed, how, blocks),
+        many=product(f"{name}_many", unpacked, how, blocks),
         unpack=unpacking(tiling),
-        FEW=len(blocks[0]),
+        FEW=2 * len(blocks),
         INPUT_BYTES=BYTE_BYTES if byte_inputs else WHOLE_BYTES,
         PACKED_BYTES=tiling.group_bytes,
     )
