@@ -48,7 +48,7 @@ def _clear_row(builder: Any, address: Any) -> None:
 few: Any = None
 many: Any = None
 unpack: Any = None
-FEW = INPUT_BYTES = PACKED_BYTES = 0
+FEW = BLOCK = INPUT_BYTES = PACKED_BYTES = 0
 
 
 def _as_it_goes(rows: int, x: int, ldx: int, c: int, b: int, groups: int, room: int) -> None:
@@ -60,13 +60,13 @@ def _as_it_goes(rows: int, x: int, ldx: int, c: int, b: int, groups: int, room: 
 def _by_rows(rows: int, x: int, ldx: int, c: int, b: int, groups: int, room: int) -> None:
     for row in range(rows):
         _clear_row(c + row * 4 * OUTPUTS)
-    if rows <= FEW:
-        few(rows, x, ldx, c, 4 * OUTPUTS, b, groups)
-        return
-    for first in range(0, groups, CHUNK):
-        count = min(CHUNK, groups - first)
-        unpack(b + first * PACKED_BYTES, count, room)
-        many(rows, x + first * INPUT_BYTES, ldx, c, 4 * OUTPUTS, room, count)
+    whole = rows - rows % BLOCK if rows > FEW else 0
+    if whole:
+        for first in range(0, groups, CHUNK):
+            count = min(CHUNK, groups - first)
+            unpack(b + first * PACKED_BYTES, count, room)
+            many(whole, x + first * INPUT_BYTES, ldx, c, 4 * OUTPUTS, room, count)
+    few(rows - whole, x + whole * ldx, ldx, c + whole * 4 * OUTPUTS, 4 * OUTPUTS, b, groups)
 
 
 def _words(rows: int, x: int, ldx: int, c: int, b: int, groups: int, room: int) -> None:
@@ -82,15 +82,17 @@ def _widened(rows: int, x: int, ldx: int, c: int, b: int, groups: int, room: int
         dots.add_dot_rows(rows, x + first * GROUP * 4, ldx, c, 4 * OUTPUTS, room, count * GROUP)
 
 
-# Rows of the next block, by how many are left: their sums, the words that they meet and their own
-# must fit the registers. (few, many), by the width of a register and the registers of a sum.
+# Rows of blocks whose sums, the words that they meet and their own fit the registers: of the next
+# one by how many are left, with weights unpacked as it goes; and of one with unpacked weights. By
+# the width of a register, and the registers of a sum.
 _BLOCKS = {
-    (16, 2): ((1, 2, 3, 4), (1, 2, 2, 4, 4, 6)),
-    (16, 1): ((1, 2, 3, 4), (1, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8, 12)),
-    (8, 2): ((1, 2, 3), (1, 2, 3)),
-    (8, 1): ((1, 2, 3, 4), (1, 2, 3, 4, 4, 6)),
+    (16, 2): ((1, 2, 2, 4), 4),
+    (16, 1): ((1, 2, 2, 4), 6),
+    (8, 2): ((1, 2, 3), 3),
+    (8, 1): ((1, 2, 2, 4), 6),
 }
 _NARROW_BLOCKS = (1, 2, 3, 4)
+"""Of the next one, without VNNI."""
 
 
 Tell = Callable[[str], Callable[[], object]]
@@ -122,15 +124,16 @@ def compile_product(tiling: Tiling, *, byte_inputs: bool, tell: Tell | None = No
         # the two instructions of a pair are hidden among the sixteen that four rows need of it
         own = {"few": product(f"{name}_rows", packed, how, _NARROW_BLOCKS)}
         return _compiled(_as_it_goes, name, tell, **own)
-    blocks = _BLOCKS[how.width, how.registers]
+    sizes, block = _BLOCKS[how.width, how.registers]
     return _compiled(
         _by_rows,
         name,
         tell,
-        few=product(f"{name}_few", packed, how, blocks[0]),
-        many=product(f"{name}_many", unpacked, how, blocks[1]),
+        few=product(f"{name}_few", packed, how, sizes),
+        many=product(f"{name}_many", unpacked, how, (block,) * block),
         unpack=unpacking(tiling),
-        FEW=len(blocks[0]),
+        FEW=2 * block,
+        BLOCK=block,
         INPUT_BYTES=BYTE_BYTES if byte_inputs else WHOLE_BYTES,
         PACKED_BYTES=tiling.group_bytes,
     )

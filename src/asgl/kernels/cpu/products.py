@@ -244,8 +244,7 @@ def product(
                         at = llvm.offset(builder, row, meta + place)
                         return llvm.splat(builder, llvm.load(builder, at, F32, 4))
 
-                    place = llvm.offset(builder, result, 64 * half)
-                    held = llvm.load(builder, place, FVEC, 4)
+                    held = builder.load(result[half], typ=FVEC)
                     if offset is not None:
                         held = llvm.fma(builder, offset, about(FLOAT_SUM + which), held)
                     first = (number * len(halves) + i) * per_vector
@@ -254,7 +253,7 @@ def product(
                     ]
                     value = builder.sitofp(joined(builder, own), FVEC)
                     by = builder.fmul(scale, about(SCALE))
-                    llvm.store(builder, place, llvm.fma(builder, value, by, held), 4)
+                    builder.store(llvm.fma(builder, value, by, held), result[half])
 
     def emit(
         builder: Any, rows: int, x: Any, ldx: Any, c: Any, ldc: Any, b: Any, groups: Any
@@ -267,12 +266,21 @@ def product(
         wide = TARGET.vector_registers == 32 and width == LANES
         passes = ((0, 1),) if rows == 1 or wide else ((0,), (1,))
         for halves in passes:
+            slots = [{half: cgutils.alloca_once(builder, FVEC) for half in halves} for _ in results]
+            for own, result in zip(slots, results, strict=True):
+                for half, slot in own.items():
+                    place = llvm.offset(builder, result, 64 * half)
+                    builder.store(llvm.load(builder, place, FVEC, 4), slot)
             with cgutils.for_range(builder, groups) as loop:
                 group = llvm.step(builder, b, source.group_bytes, loop.index)
                 if isinstance(source, Packed) and halves[0] == 0:
                     _ask_ahead(builder, group, source.group_bytes)
                 inputs = [llvm.step(builder, start, inputs_bytes, loop.index) for start in starts]
-                group_of(builder, group, inputs, results, halves)
+                group_of(builder, group, inputs, slots, halves)
+            for own, result in zip(slots, results, strict=True):
+                for half, slot in own.items():
+                    value = builder.load(slot, typ=FVEC)
+                    llvm.store(builder, llvm.offset(builder, result, 64 * half), value, 4)
 
     emit.__name__ = name
     return rows_operation(sizes, moving=2, fixed=2)(emit)
