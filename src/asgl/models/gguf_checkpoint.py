@@ -13,7 +13,7 @@ from asgl.errors import ModelError
 from asgl.kernels.quantized import QuantizedTensor
 from asgl.models.architectures import gguf_layout
 from asgl.models.config import ModelConfig
-from asgl.models.gguf import GgufFile
+from asgl.models.gguf_parts import GgufParts
 from asgl.models.layout import (
     FileLayout,
     check_config,
@@ -34,7 +34,7 @@ class GgufCheckpoint:
     that is not known."""
 
     def __init__(self, path: str | os.PathLike[str], name: str | None = None) -> None:
-        self._file = GgufFile(path)
+        self._file = GgufParts(path)
         try:
             metadata = self._file.metadata
             self.name = name or str(metadata.get("general.name") or self._file.path.stem)
@@ -75,32 +75,30 @@ class GgufCheckpoint:
             yield f"{name} {info.type} {list(info.shape)}", self._file.raw(name)
 
     def close(self) -> None:
-        """Unmaps the file. Tensors given out stay valid: they are copies."""
+        """Unmaps the files. Tensors given out stay valid: they are copies."""
         self._file.close()
 
     def _check_names(self) -> None:
-        """ModelError unless the tensors are those that the model needs, in its shapes."""
+        """ModelError unless the tensors are those that the model needs, in its shapes, and of types
+        that can be read."""
         path, there = self._file.path, self._file.tensors
         needed = {self._layout.stored(name): shape for name, shape in self._shapes.items()}
         check_tensor_names(path, self.config, needed.keys(), there.keys() - {_ROPE_FACTORS})
         for name, shape in needed.items():
+            file = self._file.file(name)
+            file.block_type(name)
             if there[name].shape != shape:
                 raise ModelError(
-                    f"{path}: tensor {name!r} at offset {there[name].offset} has shape "
+                    f"{file.path}: tensor {name!r} at offset {there[name].offset} has shape "
                     f"{list(there[name].shape)}, where the model's config needs {list(shape)}"
                 )
 
 
-def _config(file: GgufFile, layout: FileLayout) -> ModelConfig:
+def _config(file: GgufParts, layout: FileLayout) -> ModelConfig:
     metadata, path = file.metadata, file.path
     architecture = metadata["general.architecture"]
     if metadata.get("general.type", "model") != "model":
         raise ModelError(f"{path}: general.type is {metadata['general.type']!r}, not a model")
-    if metadata.get("split.count", 1) not in (0, 1):
-        raise ModelError(
-            f"{path}: the model is split over {metadata['split.count']} files; join them with "
-            "llama.cpp's llama-gguf-split --merge"
-        )
     embedding = file.tensors.get(_EMBEDDING)
     if embedding is None:
         raise ModelError(
@@ -118,7 +116,7 @@ def _config(file: GgufFile, layout: FileLayout) -> ModelConfig:
     return config
 
 
-def _rope_factors(file: GgufFile, config: ModelConfig) -> list[float]:
+def _rope_factors(file: GgufParts, config: ModelConfig) -> list[float]:
     stored = file.tensor(_ROPE_FACTORS)
     if isinstance(stored, QuantizedTensor) or tuple(stored.shape) != (config.head_dim // 2,):
         raise ModelError(
