@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _CACHED = 2**19
 """So many elements are worked on at once: what is in between stays in the CPU's cache."""
 
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+"""The codebook of MXFP4: numbers with one bit of mantissa, doubled to be integers."""
+
 
 class QuantFormat(NamedTuple):
     """How a quantized matrix is written, but for its numbers.

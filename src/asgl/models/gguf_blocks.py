@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asgl.kernels.quantized import QuantFormat, QuantizedTensor
+from asgl.kernels.quantized import E2M1, QuantFormat, QuantizedTensor
 
 Scales = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 """From blocks, uint8 [n, bytes], to float32 scales and offsets [n, groups]."""
@@ -193,7 +193,6 @@ def _iq4_xs_scales(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 def _type(
@@ -239,7 +238,7 @@ TYPES: Mapping[int, DenseType | BlockType] = {
     20: _type("IQ4_NL", 32, 18, 32, _one_scale, Plane(2, 16, 16, 4), codebook=_IQ4),
     23: _type("IQ4_XS", 256, 136, 32, _iq4_xs_scales, Plane(8, 128, 16, 4), codebook=_IQ4),
     30: DenseType("BF16", 2, torch.bfloat16),
-    39: _type("MXFP4", 32, 17, 32, _exponent, Plane(1, 16, 16, 4), codebook=_E2M1),
+    39: _type("MXFP4", 32, 17, 32, _exponent, Plane(1, 16, 16, 4), codebook=E2M1),
 }  # fmt: skip
 """The tensor types that can be read, by their number in the file."""
 

@@ -89,6 +89,10 @@ class Settings:
         """Whether the file has the key, even with a value of None."""
         return key in self._values
 
+    def keys(self) -> list[str]:
+        """All keys."""
+        return list(self._values)
+
     def integer(self, key: str, default: Any = _REQUIRED) -> Any:
         """The int of that key; without one the default, or ModelError if there is none."""
         return self._get(key, int, "an integer", default)
