@@ -10,7 +10,8 @@ import torch
 from asgl.errors import ModelError
 from asgl.models.gguf import GgufFile
 from asgl.models.gguf_checkpoint import GgufCheckpoint
-from asgl.models.gguf_parts import GgufParts, part_paths
+from asgl.models.gguf_names import part_paths
+from asgl.models.gguf_parts import GgufParts
 from asgl.models.layout import expected_shapes
 from asgl.models.registry import open_checkpoint
 from tiny import split_gguf, tiny_gguf, write_gguf

@@ -1,14 +1,12 @@
 """A model in one GGUF file, or split over several.
 
-Part 2 of 3 of a model is called NAME-00002-of-00003.gguf, and says split.no 1 and split.count 3 in
-its metadata. The first part has the metadata of the model, and each has some of its tensors.
+Part 2 of 3 (see `gguf_names`) says split.no 1 and split.count 3 in its metadata. The first part has
+the metadata of the model, and each has some of its tensors.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,22 +14,7 @@ from torch import Tensor
 from asgl.errors import ModelError
 from asgl.kernels.quantized import QuantizedTensor
 from asgl.models.gguf import GgufFile, TensorInfo
-
-MAX_PARTS = 10_000
-_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.I)
-
-
-def part_paths(path: Path) -> list[Path]:
-    """The files of the model that `path` is a part of, by its name; `path` alone if its name is not
-    that of a part."""
-    name = _PART.fullmatch(path.name)
-    if name is None or not 1 <= int(name["count"]) <= MAX_PARTS:
-        return [path]
-    count = int(name["count"])
-    return [
-        path.with_name(f"{name['stem']}-{part:05}-of-{count:05}{name['suffix']}")
-        for part in range(1, count + 1)
-    ]
+from asgl.models.gguf_names import MAX_PARTS, part_paths
 
 
 class GgufParts:
