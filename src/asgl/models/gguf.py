@@ -22,14 +22,16 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from asgl.errors import ModelError
 from asgl.kernels.quantized import QuantizedTensor
 from asgl.models.gguf_blocks import TYPES, BlockType, DenseType, type_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_ITEMS = 1 << 23
 """Metadata values of a file, elements of arrays included. The largest vocabularies have about 2**20

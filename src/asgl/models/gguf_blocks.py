@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from asgl.kernels.quantized import E2M1, QuantFormat, QuantizedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Scales = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 """From blocks, uint8 [n, bytes], to float32 scales and offsets [n, groups]."""
@@ -47,13 +48,15 @@ class DenseType:
 
     name: str
     bytes: int
-    dtype: torch.dtype
+    dtype: str
     elements: int = 1
 
     def read(self, raw: memoryview, shape: tuple[int, ...]) -> Tensor:
         """A copy of a tensor whose bytes are `raw`."""
+        import torch  # only here: who lists models should not wait for torch
+
         data = np.frombuffer(raw, np.uint8)
-        return torch.from_numpy(data.copy()).view(self.dtype).view(shape)
+        return torch.from_numpy(data.copy()).view(getattr(torch, self.dtype)).view(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class BlockType:
     def read(self, raw: memoryview, shape: tuple[int, ...]) -> QuantizedTensor:
         """A copy of a tensor whose bytes are `raw`: a matrix of the last dimension as columns and
         all others as rows."""
+        import torch  # only here: as above
+
         blocks = np.frombuffer(raw, np.uint8).reshape(-1, self.bytes)
         columns = shape[-1]
         bits, group, zero, codebook, _ = self.format
@@ -213,8 +218,8 @@ def _type(
 
 
 TYPES: Mapping[int, DenseType | BlockType] = {
-    0: DenseType("F32", 4, torch.float32),
-    1: DenseType("F16", 2, torch.float16),
+    0: DenseType("F32", 4, "float32"),
+    1: DenseType("F16", 2, "float16"),
     2: _type("Q4_0", 32, 18, 32, _one_scale, Plane(2, 16, 16, 4), zero=8),
     3: _type("Q4_1", 32, 20, 32, _scale_and_offset, Plane(4, 16, 16, 4), offsets=True),
     6: _type("Q5_0", 32, 22, 32, _one_scale, Plane(6, 16, 16, 4), Plane(2, 4, 1, 1, 4), zero=16),
@@ -237,7 +242,7 @@ TYPES: Mapping[int, DenseType | BlockType] = {
     ),
     20: _type("IQ4_NL", 32, 18, 32, _one_scale, Plane(2, 16, 16, 4), codebook=_IQ4),
     23: _type("IQ4_XS", 256, 136, 32, _iq4_xs_scales, Plane(8, 128, 16, 4), codebook=_IQ4),
-    30: DenseType("BF16", 2, torch.bfloat16),
+    30: DenseType("BF16", 2, "bfloat16"),
     39: _type("MXFP4", 32, 17, 32, _exponent, Plane(1, 16, 16, 4), codebook=E2M1),
 }  # fmt: skip
 """The tensor types that can be read, by their number in the file."""

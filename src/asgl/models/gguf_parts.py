@@ -7,14 +7,15 @@ the metadata of the model, and each has some of its tensors.
 from __future__ import annotations
 
 import os
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from asgl.errors import ModelError
 from asgl.kernels.quantized import QuantizedTensor
 from asgl.models.gguf import GgufFile, TensorInfo
 from asgl.models.gguf_names import MAX_PARTS, part_paths
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GgufParts:

@@ -87,7 +87,7 @@ def parse_reference(name: str) -> Reference | None:
 def choose(names: Collection[str], reference: Reference, where: str) -> Choice:
     """Which of the files are the model. `where` names the place for errors: ModelError if none is
     meant, or more than one."""
-    models = _gguf_models(names)
+    models = gguf_models(names)
     if reference.file is not None:
         if reference.file not in names:
             raise ModelError(f"{where} has no file {reference.file!r}; {_listed(models)}")
@@ -106,7 +106,7 @@ def choose(names: Collection[str], reference: Reference, where: str) -> Choice:
     return _gguf(_of_quantization(models, DEFAULT_QUANTIZATION, where))
 
 
-def _gguf_models(names: Collection[str]) -> list[str]:
+def gguf_models(names: Collection[str]) -> list[str]:
     """The GGUF files that are models; of one in several parts the first."""
     return sorted(
         name
