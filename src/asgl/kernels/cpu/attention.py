@@ -354,8 +354,8 @@ def attention_phases(
     """One thread's part of attention: the phases `phase` (units) and `phase + 1` (merges).
 
     `a` is the record of the entry. q [n, heads, head_dim] elements, out the same in float32;
-    caches [slots, kv_heads, head_dim] bfloat16; `a.units` to `a.indices` as `plan_units` returns them.
-    `a.partials` holds float32 [partial results, heads, 16 + head_dim]: top and sum, padding,
+    caches [slots, kv_heads, head_dim] bfloat16; `a.units` to `a.indices` as `plan_units` returns
+    them. `a.partials` holds float32 [partial results, heads, 16 + head_dim]: top and sum, padding,
     result. `a.packed_only` keeps to one way of computing for any number of queries.
     """
     for unit in team.pieces(a.job, phase, number, 1, a.unit_count):

@@ -25,9 +25,14 @@ class Packed:
     memory: Tensor
     address: int
     code: int
-    bits: int
+    tiling: Tiling
     outputs: int
     k: int
+
+    @property
+    def bits(self) -> int:
+        """Of a weight; 16 of dense ones."""
+        return self.tiling.bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +84,11 @@ def pack(
                 formats=known.address,
                 out=memory.data_ptr(),
             )
-            return Packed(memory, memory.data_ptr(), code, tiling.bits, outputs, k)
+            return Packed(memory, memory.data_ptr(), code, tiling, outputs, k)
         weight = weight.dequantize(torch.float32)
     tiles = _dense_tiles(weight)
     memory = arena.take(tiles.numel()).copy_(tiles.reshape(-1))
-    return Packed(memory, memory.data_ptr(), DENSE_CODE, DENSE.bits, outputs, k)
+    return Packed(memory, memory.data_ptr(), DENSE_CODE, DENSE, outputs, k)
 
 
 def check_width(k: int) -> None:
