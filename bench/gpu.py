@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
-from asgl.kernels.api import Batch, SamplingBatch  # noqa: E402
+from asgl.kernels.api import Attending, Batch, Rotation, SamplingBatch  # noqa: E402
 from kernel_work import (  # noqa: E402
     ALONE,
     DECODE,
@@ -86,7 +86,7 @@ def calls(kernels: Any, model: Model) -> list[Callable[[], Any]]:
         used = int(batch.kv_indices.max()) + 1
         k, v = (random(used, model.kv_heads, model.head_dim) for _ in range(2))
         q = random(rows.rows * rows.new, model.heads, model.head_dim)
-        return lambda: kernels.attention(q, k, v, batch, model.head_dim**-0.5)
+        return lambda: kernels.attention(q, k, v, batch, Attending(model.head_dim**-0.5))
 
     hidden, delta = random(TOKENS, model.width, kind=torch.float32), random(TOKENS, model.width)
     weight = torch.ones(model.width, device=device)
@@ -99,13 +99,15 @@ def calls(kernels: Any, model: Model) -> list[Callable[[], Any]]:
     logits = random(LOGITS, model.vocabulary, kind=torch.float32)
     return [
         lambda: kernels.add_rms_norm(hidden, delta, weight, 1e-5),
-        lambda: kernels.rope_and_store(qkv, extend, rope, k, v),
+        lambda: kernels.rotate_and_store(
+            qkv, extend, Rotation(model.kv_heads, model.head_dim, rope), k, v
+        ),
         attend(EXTEND),
         attend(PREFIXED),
         attend(DECODE),
         attend(ALONE),
         attend(SHARED),
-        lambda: kernels.silu_and_mul(gate_up),
+        lambda: kernels.gate(gate_up, "silu"),
         lambda: kernels.head(x, head),
         lambda: kernels.sample(logits, sampling(LOGITS, device, greedy=True)),
         lambda: kernels.sample(logits, sampling(LOGITS, device, greedy=False)),
@@ -178,7 +180,7 @@ def step_table(device: str, steps: int = 50) -> list[str]:
 
 def random_checkpoint() -> Any:
     """Random weights in the shape of SmolLM2-135M."""
-    from asgl.models.config import ModelConfig
+    from asgl.models.config import ModelConfig, Rope
     from asgl.models.layout import expected_shapes
 
     config = ModelConfig(
@@ -191,7 +193,7 @@ def random_checkpoint() -> Any:
         head_dim=64,
         vocabulary=49152,
         context_length=8192,
-        rope_theta=1e5,
+        rope=Rope(1e5, 64),
         norm_eps=1e-5,
         tied_head=True,
     )

@@ -17,12 +17,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from asgl.kernels.api import Batch, LayerWeights, SamplingBatch
+from asgl.kernels.api import Attending, Batch, Rotation, SamplingBatch
 from asgl.kernels.cpu.kernels import CpuKernels
+from asgl.kernels.forward import Verbs
 from asgl.kernels.memory import large_pages
 from asgl.kernels.quantized import QuantizedTensor
 
@@ -149,7 +151,7 @@ def linear_layers(kernels: CpuKernels, report: Report) -> None:
             report.line(
                 f"linear {rows} x {k} -> {n}, {bits} bits",
                 cycle(calls),
-                weights[0].memory.nbytes,
+                weights[0].parts[0].memory.nbytes,
                 2 * rows * n * k,
             )
 
@@ -181,7 +183,9 @@ def attention(kernels: CpuKernels, report: Report) -> None:
         )
         q = torch.randn(qo[-1], HEADS, HEAD_DIM)
         calls = [
-            lambda q=q, k=k, v=v, batch=batch: kernels.attention(q, k, v, batch, HEAD_DIM**-0.5)
+            lambda q=q, k=k, v=v, batch=batch: kernels.attention(
+                q, k, v, batch, Attending(HEAD_DIM**-0.5)
+            )
             for k, v in zip(*memory, strict=True)
         ]
         moved = len(set(batch.kv_indices.tolist())) * KV_BYTES
@@ -199,7 +203,7 @@ def elementwise(kernels: CpuKernels, report: Report) -> None:
         gate_up = torch.randn(rows, 2 * F)
         report.line(
             f"silu and multiply, {rows} rows",
-            lambda g=gate_up: kernels.silu_and_mul(g),
+            lambda g=gate_up: kernels.gate(g, "silu"),
             rows * F * 10,
         )
         batch = batch_of([[row] for row in range(rows)], [1] * rows)
@@ -209,8 +213,8 @@ def elementwise(kernels: CpuKernels, report: Report) -> None:
         )
         report.line(
             f"rotate and store, {rows} rows",
-            lambda qkv=qkv, batch=batch, rope=rope, k=keys, v=values: kernels.rope_and_store(
-                qkv, batch, rope, k, v
+            lambda qkv=qkv, batch=batch, rope=rope, k=keys, v=values: kernels.rotate_and_store(
+                qkv, batch, Rotation(KV_HEADS, HEAD_DIM, rope), k, v
             ),
             rows * (HEADS + 2 * KV_HEADS) * HEAD_DIM * 6,
         )
@@ -261,32 +265,33 @@ STEPS: dict[str, tuple[list[range], int]] = {
 def steps(kernels: CpuKernels, report: Report) -> None:
     """Whole steps: 30 layers in one call, the head, greedy sampling."""
     layers = [
-        LayerWeights(
-            torch.ones(D),
+        (
             kernels.pack_linear(quantized((HEADS + 2 * KV_HEADS) * HEAD_DIM, D, 4)),
-            None,
             kernels.pack_linear(quantized(D, HEADS * HEAD_DIM, 4)),
-            torch.ones(D),
             kernels.pack_linear(quantized(2 * F, D, 4)),
             kernels.pack_linear(quantized(D, F, 4)),
         )
         for _ in range(LAYERS)
     ]
     head = kernels.pack_head(quantized(VOCABULARY, D, 8))
-    fused = kernels.fuse(
-        layers, torch.ones(D), torch.randn(8192, HEAD_DIM), HEADS, KV_HEADS, HEAD_DIM, 1e-5
-    )
-    assert fused is not None
+    ones, rotation = torch.ones(D), Rotation(KV_HEADS, HEAD_DIM, torch.randn(8192, HEAD_DIM))
+
+    def forward(verbs: Verbs) -> Any:
+        for i, (qkv, o, gate_up, down) in enumerate(layers):
+            verbs.start_layer(i)
+            q = verbs.rotate_and_store(verbs.linear(verbs.norm(ones), qkv), rotation)
+            attended = verbs.attention(q, Attending(HEAD_DIM**-0.5))
+            if i == LAYERS - 1:
+                attended = verbs.keep_wanted(attended)
+            verbs.add(attended, o)
+            verbs.add(verbs.gated(verbs.norm(ones), gate_up, "silu"), down)
+        return verbs.norm(ones)
+
+    recorded = kernels.record(forward, D, 1e-5)
     slots = 64 * 300
     memory = cache_of(LAYERS, 2, slots)
     caches = [(keys, values) for keys, values in memory]
-    linear_bytes = sum(
-        layer.qkv.memory.nbytes
-        + layer.o.memory.nbytes
-        + layer.gate_up.memory.nbytes
-        + layer.down.memory.nbytes
-        for layer in layers
-    )
+    linear_bytes = sum(part.memory.nbytes for own in layers for w in own for part in w.parts)
     weights = LAYERS * D * ((2 * HEADS + 2 * KV_HEADS) * HEAD_DIM + 3 * F)
     for name, (contexts, new) in STEPS.items():
         batch = batch_of(contexts, [new] * len(contexts))
@@ -309,12 +314,14 @@ def steps(kernels: CpuKernels, report: Report) -> None:
             hidden: Tensor = hidden,
             how: SamplingBatch = how,
         ) -> None:
-            states = kernels.run_layers(fused, hidden.clone(), batch, caches, last)
+            states = kernels.run(recorded, hidden.clone(), batch, caches, last)
             assert states is not None
             kernels.sample(kernels.head(states, head), how)
 
         seen = sum(len(context) - i for context in contexts for i in range(new))
-        moved = linear_bytes + head.memory.nbytes + LAYERS * KV_BYTES * sum(map(len, contexts))
+        moved = (
+            linear_bytes + head.parts[0].memory.nbytes + LAYERS * KV_BYTES * sum(map(len, contexts))
+        )
         operations = (
             2 * tokens * weights + 2 * rows * VOCABULARY * D + 4 * LAYERS * seen * HEADS * HEAD_DIM
         )

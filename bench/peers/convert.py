@@ -98,7 +98,7 @@ def _config(config: Any, metadata: dict[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "max_position_embeddings": config.context_length,
-        "rope_theta": config.rope_theta,
+        "rope_theta": config.rope.theta,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied_head,
         "hidden_act": "silu",

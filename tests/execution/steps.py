@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from asgl.models.config import ModelConfig
+from asgl.models.config import ModelConfig, Rope
 from asgl.models.layout import expected_shapes
 from asgl.plan import INT, SampleRow, ScoreRow, SharedSpan, StepPlan
 from asgl.sampling import SamplingSpec
@@ -85,7 +85,7 @@ TINY = ModelConfig(
     head_dim=16,
     vocabulary=211,
     context_length=256,
-    rope_theta=10_000.0,
+    rope=Rope(10_000.0, 16),
     norm_eps=1e-5,
     tied_head=True,
 )

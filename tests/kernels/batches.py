@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from asgl.kernels.api import Batch, Kernels, SamplingBatch
+from asgl.kernels.api import Batch, Kernels, Rotation, SamplingBatch
 
 POOL = 1500
 """Slots of the caches."""
@@ -140,3 +140,11 @@ def how_to_sample(kernels: Kernels, m: int, **fields: object) -> SamplingBatch:
         all_greedy=bool((column("temperature", 1.0, torch.float32) == 0).all()),
         unfiltered=not {"top_p", "top_k", "min_p"} & fields.keys(),
     )
+
+
+def rotate(
+    kernels: Kernels, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor
+) -> Tensor:
+    """`rotate_and_store` of whole heads, without norms."""
+    rotation = Rotation(k_cache.shape[1], k_cache.shape[2], rope)
+    return kernels.rotate_and_store(qkv, batch, rotation, k_cache, v_cache)

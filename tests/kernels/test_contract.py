@@ -17,10 +17,11 @@ from tests.kernels.batches import (
     make_batch,
     random_qkv,
     rope_table,
+    rotate,
 )
 from torch import Tensor
 
-from asgl.kernels.api import Kernels
+from asgl.kernels.api import Attending, Kernels
 from asgl.kernels.quantized import QuantizedTensor
 
 SHAPES = [(3, 3, 64), (9, 3, 64), (8, 1, 128), (4, 2, 32)]  # heads, kv_heads, head_dim
@@ -50,10 +51,8 @@ def test_attention(backend, kernels: Kernels, name: str, shape: tuple[int, int, 
     batch = make_batch(kernels, BATCHES[name])
     k_cache, v_cache = caches(kernels, batch, kv_heads, head_dim)
     qkv = random_qkv(kernels, len(batch.input_ids), shape)
-    q = kernels.rope_and_store(
-        qkv, batch, rope_table(kernels, 512, head_dim), k_cache, v_cache
-    ).clone()
-    out = kernels.attention(q, k_cache, v_cache, batch, head_dim**-0.5)
+    q = rotate(kernels, qkv, batch, rope_table(kernels, 512, head_dim), k_cache, v_cache).clone()
+    out = kernels.attention(q, k_cache, v_cache, batch, Attending(head_dim**-0.5))
     assert out.dtype == activation(kernels, torch.ones(1, 8)).dtype
     close(out, attention_oracle(q, k_cache, v_cache, batch, head_dim**-0.5), backend.attention)
 
@@ -62,11 +61,16 @@ def test_attention_is_exact_where_one_score_dominates(backend, kernels: Kernels)
     """Scores of several hundred must neither overflow nor lose the greatest."""
     batch = make_batch(kernels, [(150, 1), (70, 9)])
     k_cache, v_cache = caches(kernels, batch, 1, 64)
-    q = kernels.rope_and_store(
-        random_qkv(kernels, 10, (2, 1, 64)), batch, rope_table(kernels, 512, 64), k_cache, v_cache
+    q = rotate(
+        kernels,
+        random_qkv(kernels, 10, (2, 1, 64)),
+        batch,
+        rope_table(kernels, 512, 64),
+        k_cache,
+        v_cache,
     ).clone()
     q *= 60
-    out = kernels.attention(q, k_cache, v_cache, batch, 1.0)
+    out = kernels.attention(q, k_cache, v_cache, batch, Attending(1.0))
     # products of this size carry their own rounding into the exponent
     close(out, attention_oracle(q, k_cache, v_cache, batch, 1.0), max(backend.attention, 5e-3))
 
@@ -79,7 +83,7 @@ def test_rope_and_store(backend, kernels: Kernels, shape: tuple[int, int, int]) 
     k_before, v_before = k_cache.clone(), v_cache.clone()
     n = len(batch.input_ids)
     qkv = random_qkv(kernels, n, shape)
-    q = kernels.rope_and_store(qkv, batch, rope_table(kernels, 512, head_dim), k_cache, v_cache)
+    q = rotate(kernels, qkv, batch, rope_table(kernels, 512, head_dim), k_cache, v_cache)
     assert q.shape == (n, heads, head_dim)
 
     parts = qkv.cpu().double().view(n, heads + 2 * kv_heads, head_dim)
@@ -121,10 +125,15 @@ def test_rows_read_what_other_rows_write(backend, kernels: Kernels) -> None:
     ]  # rows with one new token come first, so a child may stand before its parent
     batch = batch_of([contexts[i] for i in order], [new[i] for i in order], device=kernels.device)
     k_cache, v_cache = caches(kernels, batch, 3, 64)
-    q = kernels.rope_and_store(
-        random_qkv(kernels, 7, (9, 3, 64)), batch, rope_table(kernels, 512, 64), k_cache, v_cache
+    q = rotate(
+        kernels,
+        random_qkv(kernels, 7, (9, 3, 64)),
+        batch,
+        rope_table(kernels, 512, 64),
+        k_cache,
+        v_cache,
     ).clone()
-    out = kernels.attention(q, k_cache, v_cache, batch, 0.125)
+    out = kernels.attention(q, k_cache, v_cache, batch, Attending(0.125))
     close(out, attention_oracle(q, k_cache, v_cache, batch, 0.125), backend.attention)
 
 
@@ -149,10 +158,8 @@ def test_shared_spans(backend, kernels: Kernels, tail: list[tuple[int, int]]) ->
         batch = batch_of(contexts, new, spans, device=kernels.device)
         k_cache, v_cache = caches(kernels, batch, 3, 64)
         qkv = random_qkv(kernels, sum(new), (9, 3, 64))
-        q = kernels.rope_and_store(
-            qkv, batch, rope_table(kernels, 512, 64), k_cache, v_cache
-        ).clone()
-        outs.append(kernels.attention(q, k_cache, v_cache, batch, 0.125).clone())
+        q = rotate(kernels, qkv, batch, rope_table(kernels, 512, 64), k_cache, v_cache).clone()
+        outs.append(kernels.attention(q, k_cache, v_cache, batch, Attending(0.125)).clone())
         close(outs[-1], attention_oracle(q, k_cache, v_cache, batch, 0.125), backend.attention)
     close(outs[0], outs[1].cpu().double(), backend.attention)
 
@@ -246,7 +253,7 @@ def test_silu_and_mul(backend, kernels: Kernels) -> None:
             activation(kernels, 4 * torch.randn(n, 64, generator=generator(2))), pack
         ).clone()
         gate, up = gate_up.cpu().double().chunk(2, dim=1)
-        close(kernels.silu_and_mul(gate_up), gate / (1 + torch.exp(-gate)) * up, backend.product)
+        close(kernels.gate(gate_up, "silu"), gate / (1 + torch.exp(-gate)) * up, backend.product)
 
 
 def test_log_softmax_leaves_the_logits(kernels: Kernels) -> None:

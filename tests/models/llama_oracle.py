@@ -23,7 +23,7 @@ def _dense(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 
 
 def _settings(config: ModelConfig) -> dict[str, Any]:
-    assert config.rope_scaling is None
+    assert config.rope.divisors is None
     return {
         "vocab_size": config.vocabulary,
         "hidden_size": config.hidden_size,
@@ -35,7 +35,7 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "max_position_embeddings": config.context_length,
         "tie_word_embeddings": config.tied_head,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "rope_parameters": {"rope_theta": config.rope.theta, "rope_type": "default"},
         "bos_token_id": None,
         "eos_token_id": None,
     }
@@ -60,14 +60,14 @@ def oracle(checkpoint: Checkpoint) -> Any:
         "mlp.up_proj.weight": "up",
         "mlp.down_proj.weight": "down",
     }
-    if config.attention_bias:
+    if config.biases:
         parts |= {f"self_attn.{part}_proj.bias": f"{part}_bias" for part in "qkv"}
     for i in range(config.layers):
         names |= {
             f"model.layers.{i}.{theirs}": f"layers.{i}.{ours}" for theirs, ours in parts.items()
         }
     with torch.device("meta"):
-        if config.attention_bias:
+        if config.biases:
             model: Any = Qwen2ForCausalLM(Qwen2Config(**_settings(config)))
         else:
             model = LlamaForCausalLM(LlamaConfig(**_settings(config), attention_bias=False))

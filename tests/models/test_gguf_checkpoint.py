@@ -44,9 +44,8 @@ def test_the_same_model_from_a_gguf_file_and_from_a_directory(
         "vocabulary",
         "context_length",
         "tied_head",
-        "attention_bias",
-        "rope_theta",
-        "rope_scaling",
+        "biases",
+        "rope",
     ):
         assert getattr(gguf.config, field) == getattr(directory.config, field)
     for name, shape in expected_shapes(gguf.config).items():
@@ -238,8 +237,7 @@ def test_llama_3_rope_factors(tmp_path: Path) -> None:
     checkpoint = GgufCheckpoint(
         rewritten(tmp_path / "a.gguf", source, add=(("rope_freqs.weight", (8,), 0, data),))
     )
-    assert checkpoint.config.rope_scaling is not None
-    assert checkpoint.config.rope_scaling.divisors == pytest.approx(factors)
+    assert checkpoint.config.rope.divisors == pytest.approx(factors)
     half = torch.tensor([2.0 * factor for factor in factors]).numpy().tobytes()
     linear = tiny_gguf(
         tmp_path / "linear.gguf", rope_theta=500000.0, metadata={"llama.rope.scaling.factor": 2.0}
@@ -250,7 +248,7 @@ def test_llama_3_rope_factors(tmp_path: Path) -> None:
     stretched = GgufCheckpoint(
         rewritten(tmp_path / "d.gguf", source, add=(("rope_freqs.weight", (8,), 0, half),))
     )
-    assert torch.equal(rope_table(both.config, 99), rope_table(stretched.config, 99))
+    assert torch.equal(rope_table(both.config.rope, 99), rope_table(stretched.config.rope, 99))
     zero = torch.tensor([0.0, *factors[1:]]).numpy().tobytes()
     with pytest.raises(ModelError, match=r"rope divisor 0 is 0"):
         GgufCheckpoint(

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from asgl.errors import ModelError
-from asgl.models.config import ModelConfig
+from asgl.models.config import QKV, ModelConfig, Rope
 from asgl.models.layout import check_config, check_tensor, expected_shapes
 
-CONFIG = ModelConfig("llama", 2, 64, 96, 4, 2, 16, 288, 512, 1e4, 1e-5, True)
+CONFIG = ModelConfig("llama", 2, 64, 96, 4, 2, 16, 288, 512, Rope(1e4, 16), 1e-5, True)
 PATH = Path("some.file")
 
 
@@ -23,7 +23,7 @@ def test_shapes() -> None:
     assert shapes["layers.0.down"] == (64, 96)
     assert "head" not in shapes
     assert expected_shapes(dataclasses.replace(CONFIG, tied_head=False))["head"] == (288, 64)
-    biased = expected_shapes(dataclasses.replace(CONFIG, attention_bias=True))
+    biased = expected_shapes(dataclasses.replace(CONFIG, biases=QKV))
     assert (biased["layers.0.q_bias"], biased["layers.0.k_bias"], biased["layers.0.v_bias"]) == (
         (64,),
         (32,),
@@ -42,7 +42,7 @@ def test_shapes() -> None:
         ({"head_dim": 15}, "15 dimensions"),
         ({"layers": 10_001}, "10001 layers"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0"),
-        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"rope": Rope(float("inf"), 16)}, "rope_theta is inf"),
     ],
 )
 def test_numbers_that_no_model_has(changes: dict[str, Any], message: str) -> None:

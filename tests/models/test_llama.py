@@ -13,15 +13,18 @@ from steps import TINY, MemoryCheckpoint, Row, step
 from asgl.execution.serial_runner import SerialRunner
 from asgl.kernels.quantized import quantize
 from asgl.kernels.reference import ReferenceKernels
-from asgl.models.llama import Llama
+from asgl.models.config import QKV, Rope
+from asgl.models.transformer import Transformer
 
 CONFIGS = {
     "tied": TINY,
     "untied": dataclasses.replace(TINY, tied_head=False),
-    "one key head": dataclasses.replace(TINY, heads=8, kv_heads=1, head_dim=8),
-    "all key heads, wide": dataclasses.replace(TINY, heads=4, kv_heads=4, head_dim=32),
+    "one key head": dataclasses.replace(TINY, heads=8, kv_heads=1, head_dim=8, rope=Rope(1e4, 8)),
+    "all key heads, wide": dataclasses.replace(
+        TINY, heads=4, kv_heads=4, head_dim=32, rope=Rope(1e4, 32)
+    ),
     "biases": dataclasses.replace(
-        TINY, architecture="qwen2", attention_bias=True, head_dim=16, rope_theta=1e6
+        TINY, architecture="qwen2", biases=QKV, head_dim=16, rope=Rope(1e6, 16)
     ),
 }
 TOKENS = torch.randint(
@@ -80,6 +83,6 @@ def test_the_model_keeps_copies() -> None:
 
 def test_parameters_are_counted_once() -> None:
     checkpoint = MemoryCheckpoint(CONFIGS["biases"])
-    assert Llama(checkpoint, ReferenceKernels(), 10).parameters == sum(
+    assert Transformer(checkpoint, ReferenceKernels(), 10).parameters == sum(
         t.numel() for t in checkpoint.tensors.values()
     )

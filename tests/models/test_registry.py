@@ -154,7 +154,7 @@ def test_the_default_model() -> None:
         9,
         3,
     )
-    assert (found.context_length, found.rope_theta, found.tied_head, found.vocabulary) == (
+    assert (found.context_length, found.rope.theta, found.tied_head, found.vocabulary) == (
         8192,
         100_000.0,
         True,

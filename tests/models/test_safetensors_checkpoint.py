@@ -286,7 +286,7 @@ def test_no_config_raises_anything_but_a_model_error(
     (path / "config.json").write_text(json.dumps(content))
     with contextlib.suppress(ModelError):
         config = SafetensorsCheckpoint(path).config
-        assert rope_table(config, 10).isfinite().all()
+        assert rope_table(config.rope, 10).isfinite().all()
 
 
 def test_a_panic_of_the_tokenizers_library(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from asgl.execution.sampler import (
 )
 from asgl.kernels.api import Kernels, SamplingBatch
 from asgl.kernels.triton.target import Target
-from asgl.models.llama import Llama
+from asgl.models.transformer import Transformer
 from asgl.plan import SampledToken, SampleRow, ScoreRow, StepPlan
 
 
@@ -137,7 +137,7 @@ class Outputs:
             known = before.index_select(0, sample).clamp_min(0)
             input_ids.index_copy_(0, token, known.to(input_ids.dtype))
 
-    def compute(self, model: Llama, hidden: Tensor) -> None:
+    def compute(self, model: Transformer, hidden: Tensor) -> None:
         """Launches everything, and the copies to the host. hidden [asked, d], in the order of the
         plan."""
         first = 0

@@ -32,7 +32,7 @@ from asgl.kernels.api import Batch
 from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, SpanPlan, Spans, plan_spans
 from asgl.models.architectures import architecture
 from asgl.models.checkpoint import Checkpoint
-from asgl.models.llama import Llama
+from asgl.models.transformer import Transformer
 from asgl.plan import StepPlan, StepResult
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
@@ -187,7 +187,7 @@ class CudaRunner:
         began, self._ended = max(flight.began, self._ended), self._clock()
         return StepResult(samples, scores, self._ended - began)
 
-    def _step_or_again(self, weights: Llama, plan: StepPlan, batch: Batch) -> Outputs:
+    def _step_or_again(self, weights: Transformer, plan: StepPlan, batch: Batch) -> Outputs:
         try:
             return self._step(weights, plan, batch)
         except self.device.cuda.OutOfMemoryError:
@@ -195,7 +195,7 @@ class CudaRunner:
             pass
         return self._step_again(weights, plan, batch)
 
-    def _step_again(self, weights: Llama, plan: StepPlan, batch: Batch) -> Outputs:
+    def _step_again(self, weights: Transformer, plan: StepPlan, batch: Batch) -> Outputs:
         """Runs a step again that ran out of memory, with empty caches. It writes what it has
         written once more, and before the commit nobody has read that."""
         cuda = self.device.cuda
@@ -210,7 +210,7 @@ class CudaRunner:
                 f"{self.capacity}) or a smaller max_batch_tokens"
             ) from error
 
-    def _step(self, weights: Llama, plan: StepPlan, batch: Batch) -> Outputs:
+    def _step(self, weights: Transformer, plan: StepPlan, batch: Batch) -> Outputs:
         outputs = Outputs(plan, self.device, self._kernels, self.info.vocabulary)
         spans = plan_spans(
             batch.shared,
@@ -229,7 +229,7 @@ class CudaRunner:
         return outputs
 
     def _launch(
-        self, weights: Llama, batch: Batch, spans: SpanPlan | None, outputs: Outputs
+        self, weights: Transformer, batch: Batch, spans: SpanPlan | None, outputs: Outputs
     ) -> Tensor | None:
         """Launches one kernel at a time. The rows of hidden states that are asked for."""
         tables = (

@@ -6,7 +6,7 @@ from asgl.errors import EngineClosedError
 from asgl.execution.kv_pool import KVPool
 from asgl.kernels.api import Kernels
 from asgl.models.checkpoint import Checkpoint
-from asgl.models.llama import Llama
+from asgl.models.transformer import Transformer
 from asgl.types import ModelInfo
 
 
@@ -14,12 +14,12 @@ class LoadedModel:
     """The weights and the pool of a runner, until `close`; after that they raise
     EngineClosedError."""
 
-    def __init__(self, weights: Llama, pool: KVPool) -> None:
-        self._weights: Llama | None = weights
+    def __init__(self, weights: Transformer, pool: KVPool) -> None:
+        self._weights: Transformer | None = weights
         self._pool: KVPool | None = pool
 
     @property
-    def weights(self) -> Llama:
+    def weights(self) -> Transformer:
         if self._weights is None:
             raise EngineClosedError("the runner was closed")
         return self._weights
@@ -39,7 +39,7 @@ class LoadedModel:
         self._weights = self._pool = None
 
 
-def describe(checkpoint: Checkpoint, kernels: Kernels, weights: Llama) -> ModelInfo:
+def describe(checkpoint: Checkpoint, kernels: Kernels, weights: Transformer) -> ModelInfo:
     """What was loaded, in words."""
     config = checkpoint.config
     return ModelInfo(

@@ -19,7 +19,7 @@ from asgl.execution.warm_up import warm_up_plans
 from asgl.kernels.api import Kernels
 from asgl.models.architectures import architecture
 from asgl.models.checkpoint import Checkpoint
-from asgl.models.llama import Llama
+from asgl.models.transformer import Transformer
 from asgl.plan import SampledToken, SampleRow, StepPlan, StepResult
 
 
@@ -98,7 +98,7 @@ class SerialRunner:
         return result
 
     def _sampled(
-        self, weights: Llama, hidden: Tensor, rows: Sequence[SampleRow]
+        self, weights: Transformer, hidden: Tensor, rows: Sequence[SampleRow]
     ) -> Sequence[SampledToken | None]:
         """A token for each row, of as few logits as will do."""
         decided, few, rest = split(rows)

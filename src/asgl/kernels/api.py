@@ -88,26 +88,74 @@ class SamplingBatch:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes of a model that a back end may be unable to compute."""
+    """What of a model a back end may be unable to compute."""
 
     head_dim: int
     group: int
     """Query heads that share a KV head."""
     widths: tuple[int, ...]
     """Inputs of its linear layers."""
+    features: frozenset[str] = frozenset()
+    """Of "window", "softcap", "sinks" (see `Attending`) and "experts" those that it has."""
+
+
+Activation = Literal["silu", "gelu_tanh", "clamped"]
+"""What a gate g does to a value u: silu(g) * u (arXiv 2002.05202), gelu(g) * u with the gelu of
+tanh (arXiv 1606.08415), or, as gpt-oss does, (u + 1) * g * sigmoid(1.702 g) with g at most 7 and u
+within 7 of 0."""
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """A layer: weights as `Kernels.pack_linear` gave them; norms and biases are float32."""
+class Rotation:
+    """What becomes of a layer's queries and keys between their product and the cache. In this
+    order: norms, rope, scale."""
 
-    attention_norm: Tensor
-    qkv: Any
-    qkv_bias: Tensor | None
-    o: Any
-    mlp_norm: Tensor
-    gate_up: Any
-    down: Any
+    kv_heads: int
+    head_dim: int
+    rope: Tensor | None
+    """float32 [positions, dimensions]: cosines of the dimensions / 2 angles of a position, then
+    their sines. The first so many dimensions of a head are rotated, their two halves against each
+    other. None: no rotation."""
+    q_norm: Tensor | None = None
+    """float32 [head_dim], for each head, or [heads * head_dim], for all at once: weights of an RMS
+    norm."""
+    k_norm: Tensor | None = None
+    eps: float = 0.0
+    q_scale: Tensor | None = None
+    """float32 [positions]: queries are multiplied by that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attending:
+    """How a layer attends."""
+
+    scale: float
+    """Of the scores."""
+    window: int | None = None
+    """How many tokens a token sees, itself among them; None: all."""
+    softcap: float | None = None
+    """Scores s, scaled, become cap * tanh(s / cap)."""
+    sinks: Tensor | None = None
+    """float32 [heads]: of each query head a logit more in its softmax, of no value."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """A mixture of experts: see `models.config.Experts` for what is not a weight."""
+
+    router: Any
+    """[count, d], as `Kernels.pack_linear` gave it."""
+    gate_up: Sequence[Any]
+    """For each expert, as `Kernels.pack_linear` gave it."""
+    down: Sequence[Any]
+    used: int
+    over_used: bool
+    """Whether the softmax is over the used experts only."""
+    renormalized: bool
+    activation: Activation
+    shared: tuple[Any, Any, Any] | None = None
+    """(gate_up, down, router [1, d]) of an expert that all tokens have, times the sigmoid of its
+    router."""
 
 
 class Kernels(Protocol):
@@ -120,9 +168,9 @@ class Kernels(Protocol):
     activations: ActivationFormat
     """"int8" if the inputs of linear layers with 4-bit weights are rounded to 8 bits."""
 
-    def pack_linear(self, weight: Tensor | QuantizedTensor) -> Any:
-        """Prepares the weight [out, in] of a linear layer; what comes back is only ever given to
-        `linear`."""
+    def pack_linear(self, *parts: Tensor | QuantizedTensor, bias: Tensor | None = None) -> Any:
+        """Prepares the weight [out, in] of a linear layer, the rows of all `parts` one below the
+        other, and its bias float32 [out]; what comes back is only ever given to `linear`."""
         ...
 
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Any:
@@ -151,15 +199,13 @@ class Kernels(Protocol):
         """x [n, in] -> [n, out]."""
         ...
 
-    def rope_and_store(
-        self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor
+    def rotate_and_store(
+        self, qkv: Tensor, batch: Batch, rotation: Rotation, k_cache: Tensor, v_cache: Tensor
     ) -> Tensor:
         """Rotates queries and keys, stores keys and values, returns the rotated queries.
 
-        qkv [n, (heads + 2 * kv_heads) * head_dim]: queries, keys, values. rope float32 [context,
-        head_dim]: cosines of the head_dim / 2 angles of a position, then their sines; halves are
-        rotated (x1, x2 are the two halves of a head). k_cache, v_cache [slots, kv_heads, head_dim]
-        of one layer, written at `batch.slots`. Returns [n, heads, head_dim].
+        qkv [n, (heads + 2 * kv_heads) * head_dim]: queries, keys, values. k_cache, v_cache [slots,
+        kv_heads, head_dim] of one layer, written at `batch.slots`. Returns [n, heads, head_dim].
 
         Where a key or a value is not finite, NaN goes into the key and zeros into the value: who
         attends to the token gets NaN, and who must not see it does not, for a weight of 0 times NaN
@@ -168,18 +214,18 @@ class Kernels(Protocol):
         ...
 
     def attention(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, attending: Attending
     ) -> Tensor:
         """Softmax(q k^T * scale) v for every new token over its row's context, causal among the
         row's new tokens.
 
-        q as `rope_and_store` returns it; query head h reads KV head h // (heads // kv_heads).
+        q as `rotate_and_store` returns it; query head h reads KV head h // (heads // kv_heads).
         Returns [n, heads * head_dim] in the dtype that `linear` takes.
         """
         ...
 
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """gate_up [n, 2 f]: silu(gate) * up -> [n, f] (arXiv 2002.05202)."""
+    def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """gate_up [n, 2 f]: the gate's activation, times up -> [n, f]."""
         ...
 
     def head(self, x: Tensor, weight: Any) -> Tensor:
@@ -219,36 +265,27 @@ class PartialHead(Protocol):
 
 
 @runtime_checkable
-class FusedKernels(Protocol):
+class RecordingKernels(Protocol):
     """A back end that can run all layers in one call, with the same results as its single
     functions."""
 
-    def fuse(
-        self,
-        layers: Sequence[LayerWeights],
-        norm: Tensor,
-        rope: Tensor,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        eps: float,
-    ) -> Any:
-        """Prepares layers for `run_layers`; None if these cannot be fused. Takes what `Kernels`'
-        functions take; `norm` is that after the last layer."""
+    def record(self, forward: Callable[[Any], object], width: int, eps: float) -> Any:
+        """Writes down what `forward` does with the `kernels.forward.Verbs` that it is given, for
+        `run`; None if that cannot be done. width, eps: of the residual stream and its norms."""
         ...
 
-    def run_layers(
+    def run(
         self,
-        fused: Any,
+        recorded: Any,
         hidden: Tensor,
         batch: Batch,
         caches: Sequence[tuple[Tensor, Tensor]],
         at: Tensor | None,
     ) -> Tensor | None:
-        """Runs all layers over the new tokens of `batch`, and the last norm for the tokens `at`
-        (int64 [m]).
+        """Does it for the new tokens of `batch`, and from where it keeps the wanted tokens on for
+        the tokens `at` (int64 [m]).
 
         `hidden` [n, d] is overwritten; `caches` hold the keys and values of each layer. Returns
-        what `head` takes, [m, d], or None if `at` is None.
+        what `forward` returned, [m, d], or None if `at` is None.
         """
         ...

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from asgl.errors import ConfigError
 from asgl.kernels import ranking
-from asgl.kernels.api import ActivationFormat, Batch, SamplingBatch, WeightFormat
+from asgl.kernels.api import (
+    Activation,
+    ActivationFormat,
+    Attending,
+    Batch,
+    Rotation,
+    SamplingBatch,
+    WeightFormat,
+)
 from asgl.kernels.quantized import QuantizedTensor, quantize
 
 _QUERIES = 128
@@ -58,7 +66,14 @@ class ReferenceKernels:
         self._deterministic = deterministic
         self._held = torch.float32 if _emulated(dtype, self.device) else dtype
 
-    def pack_linear(self, weight: Tensor | QuantizedTensor) -> Tensor:
+    def pack_linear(
+        self, *parts: Tensor | QuantizedTensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        dense = [self._rounded(part) for part in parts]
+        weight = dense[0] if len(dense) == 1 else torch.cat(dense)
+        return weight, None if bias is None else bias.to(self.device, self._held)
+
+    def _rounded(self, weight: Tensor | QuantizedTensor) -> Tensor:
         if self.weights != "dense":
             bits = 8 if self.weights == "int8" else 4
             if not isinstance(weight, QuantizedTensor) or weight.bits > bits:
@@ -88,32 +103,27 @@ class ReferenceKernels:
         scale = torch.rsqrt(hidden.square().mean(dim=1, keepdim=True) + eps)
         return (hidden * scale * weight).to(self.kv_dtype)
 
-    def linear(self, x: Tensor, weight: Any) -> Tensor:
-        return self._product(x.to(self._held), weight).to(self.kv_dtype)
+    def linear(self, x: Tensor, weight: tuple[Tensor, Tensor | None]) -> Tensor:
+        return self._product(x.to(self._held), *weight).to(self.kv_dtype)
 
-    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self._deterministic:
             # libraries choose how to add up by the number of rows, and by alignment: hence the copy
-            return torch.cat([F.linear(row.clone(), weight) for row in x.split(1)])
-        return F.linear(x, weight)
+            return torch.cat([F.linear(row.clone(), weight, bias) for row in x.split(1)])
+        return F.linear(x, weight, bias)
 
-    def rope_and_store(
-        self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor
+    def rotate_and_store(
+        self, qkv: Tensor, batch: Batch, rotation: Rotation, k_cache: Tensor, v_cache: Tensor
     ) -> Tensor:
-        _, kv_heads, head_dim = k_cache.shape
-        heads = qkv.shape[1] // head_dim - 2 * kv_heads
-        q, k, v = qkv.view(-1, heads + 2 * kv_heads, head_dim).split(
-            (heads, kv_heads, kv_heads), dim=1
-        )
-        cos, sin = rope[batch.positions].unsqueeze(1).chunk(2, dim=2)
-        keys, values = _rotate(k, cos, sin).to(k_cache.dtype), v.to(v_cache.dtype)
+        q, k, v = rotated(qkv, batch, rotation)
+        keys, values = k.to(k_cache.dtype), v.to(v_cache.dtype)
         sound = (keys.isfinite() & values.isfinite()).all(dim=2, keepdim=True)
         k_cache[batch.slots] = keys.where(sound, torch.nan)
         v_cache[batch.slots] = values.where(sound, 0.0)
-        return _rotate(q, cos, sin)
+        return q
 
     def attention(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, attending: Attending
     ) -> Tensor:
         n, heads, head_dim = q.shape
         kv_heads = k_cache.shape[1]
@@ -122,10 +132,20 @@ class ReferenceKernels:
         for tokens, slots in self._pieces(batch):
             queries = grouped[tokens].clone()
             keys, values = k_cache[slots].float(), v_cache[slots].float()
-            scores = torch.einsum("nhgd,chd->hgnc", queries, keys) * scale
-            later = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device)
-            later = later.triu(len(slots) - len(queries) + 1)
-            weights = torch.softmax(scores.masked_fill_(later, -torch.inf), dim=3)
+            scores = torch.einsum("nhgd,chd->hgnc", queries, keys) * attending.scale
+            if (cap := attending.softcap) is not None:
+                scores = torch.tanh(scores / cap) * cap
+            unseen = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device)
+            last = len(slots) - len(queries)
+            if (window := attending.window) is None:
+                unseen = unseen.triu(last + 1)
+            else:
+                unseen = unseen.triu(last + 1) | unseen.tril(last - window)
+            scores = scores.masked_fill_(unseen, -torch.inf)
+            if attending.sinks is not None:
+                sinks = attending.sinks.view(kv_heads, -1, 1, 1).expand(*scores.shape[:3], 1)
+                scores = torch.cat((scores, sinks), dim=3)
+            weights = torch.softmax(scores, dim=3)[..., : len(slots)]
             out[tokens] = torch.einsum("hgnc,chd->nhgd", weights, values)
         return out.view(n, heads * head_dim).to(self.kv_dtype)
 
@@ -142,9 +162,8 @@ class ReferenceKernels:
                 last = min(first + most, qo[row + 1])
                 yield slice(first, last), indices[kv[row] : kv[row + 1] - (qo[row + 1] - last)]
 
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=1)
-        return (F.silu(gate.float()) * up.float()).to(self.kv_dtype)
+    def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        return gated(gate_up, activation).to(self.kv_dtype)
 
     def head(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._product(x.float(), weight)
@@ -165,11 +184,50 @@ class ReferenceKernels:
             torch.cuda.current_stream(self.device).synchronize()
 
 
+def rotated(qkv: Tensor, batch: Batch, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    """(queries, keys, values) float32 [n, heads, head_dim] of the product qkv, normed, rotated and
+    scaled as `rotation` says."""
+    kv_heads, head_dim = rotation.kv_heads, rotation.head_dim
+    heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    parts = qkv.float().split([count * head_dim for count in (heads, kv_heads, kv_heads)], dim=1)
+    q, k = (
+        _normed(part, weight, head_dim, rotation.eps).view(len(qkv), -1, head_dim)
+        for part, weight in zip(parts, (rotation.q_norm, rotation.k_norm), strict=False)
+    )
+    if rotation.rope is not None:
+        cos, sin = rotation.rope[batch.positions].unsqueeze(1).chunk(2, dim=2)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+    if rotation.q_scale is not None:
+        q = q * rotation.q_scale[batch.positions].view(-1, 1, 1)
+    return q, k, parts[2].reshape(len(qkv), -1, head_dim)
+
+
+def _normed(x: Tensor, weight: Tensor | None, head_dim: int, eps: float) -> Tensor:
+    """The RMS norm of x [n, heads * head_dim] over as much of it as `weight` is long."""
+    if weight is None:
+        return x
+    grouped = x.unflatten(1, (-1, weight.shape[0]))
+    scale = torch.rsqrt(grouped.square().mean(dim=2, keepdim=True) + eps)
+    return (grouped * scale * weight).flatten(1)
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the two halves of each head of x [n, heads, head_dim] against each other, in
-    float32."""
-    first, second = x.float().chunk(2, dim=2)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=2)
+    """Rotates the two halves of the first dimensions of each head of x [n, heads, head_dim] against
+    each other: as many as there are cosines and sines."""
+    half = cos.shape[2]
+    first, second, rest = x.split((half, half, x.shape[2] - 2 * half), dim=2)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=2)
+
+
+def gated(gate_up: Tensor, activation: Activation) -> Tensor:
+    """float32: see `Activation`."""
+    gate, up = gate_up.float().chunk(2, dim=1)
+    if activation == "silu":
+        return F.silu(gate) * up
+    if activation == "gelu_tanh":
+        return F.gelu(gate, approximate="tanh") * up
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return (up + 1) * gate * torch.sigmoid(1.702 * gate)
 
 
 def _emulated(dtype: torch.dtype, device: torch.device) -> bool:

@@ -7,24 +7,42 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asgl.errors import ModelError
-from asgl.models import llama, mistral, qwen2
+from asgl.models import gemma, gpt_oss, granite, llama, mistral, olmo, phi3, qwen, smollm3
 from asgl.models.layout import FileLayout
-from asgl.models.llama import Llama
+from asgl.models.transformer import NormsAfter, Transformer
 
 
 class Architecture(NamedTuple):
     """model: computes the forward pass. hugging_face, gguf: how files hold it, None if no file of
     that format says this name."""
 
-    model: type[Llama]
+    model: type[Transformer]
     hugging_face: FileLayout | None
     gguf: FileLayout | None
 
 
 ARCHITECTURES = {
-    "llama": Architecture(Llama, llama.HUGGING_FACE, llama.GGUF),
-    "mistral": Architecture(Llama, mistral.HUGGING_FACE, None),
-    "qwen2": Architecture(Llama, qwen2.HUGGING_FACE, qwen2.GGUF),
+    "gemma2": Architecture(NormsAfter, gemma.GEMMA2, gemma.GEMMA2_GGUF),
+    "gemma3": Architecture(NormsAfter, None, gemma.GEMMA3_GGUF),
+    "gemma3_text": Architecture(NormsAfter, gemma.GEMMA3, None),
+    "gpt-oss": Architecture(Transformer, None, gpt_oss.GGUF),
+    "gpt_oss": Architecture(Transformer, gpt_oss.HUGGING_FACE, None),
+    "granite": Architecture(Transformer, granite.HUGGING_FACE, granite.GGUF),
+    "llama": Architecture(Transformer, llama.HUGGING_FACE, llama.GGUF),
+    "ministral": Architecture(Transformer, mistral.MINISTRAL, None),
+    "ministral3": Architecture(Transformer, mistral.MINISTRAL3, None),
+    "mistral": Architecture(Transformer, mistral.MISTRAL, None),
+    "mistral3": Architecture(Transformer, None, mistral.MISTRAL3_GGUF),
+    "olmo2": Architecture(NormsAfter, olmo.OLMO2, olmo.OLMO2_GGUF),
+    "olmo3": Architecture(NormsAfter, olmo.OLMO3, None),
+    "phi3": Architecture(Transformer, phi3.HUGGING_FACE, phi3.GGUF),
+    "qwen2": Architecture(Transformer, qwen.QWEN2, qwen.QWEN2_GGUF),
+    "qwen2_moe": Architecture(Transformer, qwen.QWEN2_MOE, None),
+    "qwen2moe": Architecture(Transformer, None, qwen.QWEN2_MOE_GGUF),
+    "qwen3": Architecture(Transformer, qwen.QWEN3, qwen.QWEN3_GGUF),
+    "qwen3_moe": Architecture(Transformer, qwen.QWEN3_MOE, None),
+    "qwen3moe": Architecture(Transformer, None, qwen.QWEN3_MOE_GGUF),
+    "smollm3": Architecture(Transformer, smollm3.HUGGING_FACE, smollm3.GGUF),
 }
 """By model_type of a config.json, and by general.architecture of a GGUF file."""
 

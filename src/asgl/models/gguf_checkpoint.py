@@ -3,6 +3,7 @@ names."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 
@@ -26,7 +27,7 @@ from asgl.models.rope import with_rope_factors
 from asgl.models.settings import GGUF_HARMLESS, GGUF_NEUTRAL, Settings
 from asgl.models.tokenizer_gguf import chat_template_gguf, tokenizer_gguf
 
-_EMBEDDING, _ROPE_FACTORS = "token_embd.weight", "rope_freqs.weight"
+_EMBEDDING = "token_embd.weight"
 
 
 class GgufCheckpoint:
@@ -59,11 +60,16 @@ class GgufCheckpoint:
         shape = self._shapes.get(name)
         if shape is None:
             raise ModelError(f"{self._file.path}: the model has no tensor {name!r}")
-        stored = self._layout.stored(name)
+        layout, stored = self._layout, self._layout.stored(name)
+        rows = layout.rows(name, self._shapes)
         tensor = self._file.tensor(stored)
+        if rows != slice(None):
+            tensor = tensor.rows(rows) if isinstance(tensor, QuantizedTensor) else tensor[rows]
+        elif isinstance(tensor, Tensor):
+            tensor = tensor.reshape(shape)  # experts lie one below the other
         check_tensor(self._file.path, stored, tensor, shape)
         part = name.rpartition(".")[2]
-        if part in self._layout.interleaved:
+        if part in layout.interleaved:
             return _rotate_halves(
                 tensor, self.config.heads if part[0] == "q" else self.config.kv_heads
             )
@@ -81,14 +87,25 @@ class GgufCheckpoint:
     def _check_names(self) -> None:
         """ModelError unless the tensors are those that the model needs, in its shapes."""
         path, there = self._file.path, self._file.tensors
-        needed = {self._layout.stored(name): shape for name, shape in self._shapes.items()}
-        check_tensor_names(path, self.config, needed.keys(), there.keys() - {_ROPE_FACTORS})
+        layout = self._layout
+        needed = self._stored_shapes()
+        ignored = {name for name in there if name.endswith((layout.rope_factors, *layout.ignored))}
+        check_tensor_names(path, self.config, needed.keys(), there.keys() - ignored)
         for name, shape in needed.items():
-            if there[name].shape != shape:
+            if _flat(there[name].shape, shape) != shape:
                 raise ModelError(
                     f"{path}: tensor {name!r} at offset {there[name].offset} has shape "
                     f"{list(there[name].shape)}, where the model's config needs {list(shape)}"
                 )
+
+    def _stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor of the file, experts one below the other."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in self._shapes.items():
+            stored = self._layout.stored(name)
+            before = shapes.get(stored, (0,))[0]  # parts of one tensor lie one below the other
+            shapes[stored] = (before + shape[0], *shape[1:])
+        return shapes
 
 
 def _config(file: GgufFile, layout: FileLayout) -> ModelConfig:
@@ -113,17 +130,27 @@ def _config(file: GgufFile, layout: FileLayout) -> ModelConfig:
     settings = Settings(path, architecture, {**values, "vocab_size": embedding.shape[0]}, prefix)
     config = check_config(path, layout.config(settings, file.tensors.keys()))
     settings.finish(GGUF_HARMLESS, {**GGUF_NEUTRAL, **layout.neutral})
-    if _ROPE_FACTORS in file.tensors:
-        config = check_config(path, with_rope_factors(config, _rope_factors(file, config)))
+    if layout.rope_factors in file.tensors:
+        factors = _rope_factors(file, layout.rope_factors, config.rope.dimensions // 2)
+        rope = with_rope_factors(config.rope, factors)
+        config = check_config(path, dataclasses.replace(config, rope=rope))
     return config
 
 
-def _rope_factors(file: GgufFile, config: ModelConfig) -> list[float]:
-    stored = file.tensor(_ROPE_FACTORS)
-    if isinstance(stored, QuantizedTensor) or tuple(stored.shape) != (config.head_dim // 2,):
+def _flat(shape: tuple[int, ...], needed: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a tensor whose first dimension counts experts, without that; a row that is
+    needed as a matrix is one."""
+    if len(shape) == len(needed) + 1:
+        return (shape[0] * shape[1], *shape[2:])
+    return (1, *shape) if len(shape) == len(needed) - 1 and needed[0] == 1 else shape
+
+
+def _rope_factors(file: GgufFile, name: str, frequencies: int) -> list[float]:
+    stored = file.tensor(name)
+    if isinstance(stored, QuantizedTensor) or tuple(stored.shape) != (frequencies,):
         raise ModelError(
-            f"{file.path}: tensor {_ROPE_FACTORS!r} is not one factor for each of a head's "
-            f"{config.head_dim // 2} frequencies"
+            f"{file.path}: tensor {name!r} is not one factor for each of a head's "
+            f"{frequencies} frequencies"
         )
     return stored.tolist()
 

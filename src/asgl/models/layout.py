@@ -4,6 +4,7 @@ which names files have them."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
@@ -35,50 +36,106 @@ _SIZES = (
 class FileLayout:
     """How the files of one format hold the models of one architecture.
 
-    names: of tensors, this package's to the file's, where {} stands for the layer. config: reads
-    the settings of a file, given the names of its tensors. neutral: settings that `config` does
-    not read, with the values that mean nothing to the architecture; all others are refused.
-    interleaved: parts whose rows are in the order of a rope of neighbouring pairs, (0, h), (1, h +
-    1), ..., with h half a head.
+    names: of tensors, this package's to the file's, where {} stands for the layer, and a second {}
+    for the expert if each has a tensor of its own. config: reads the settings of a file, given the
+    names of its tensors. neutral: settings that `config` does not read, with the values that mean
+    nothing to the architecture; all others are refused. interleaved: parts whose rows are in the
+    order of a rope of neighbouring pairs, (0, h), (1, h + 1), ..., with h half a head. fused: parts
+    that files hold as one, by the name of that in `names`. less_one: whether norms are stored as
+    what is added to 1. ignored: the ends of names of tensors that are not needed. rope_factors: the
+    tensor that the frequencies of the rope are divided by, if it is there. views: parts that are
+    made of another, by its name in `names`, and how.
     """
 
     names: Mapping[str, str]
     config: Callable[[Settings, Collection[str]], ModelConfig]
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     interleaved: frozenset[str] = frozenset()
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    less_one: bool = False
+    ignored: tuple[str, ...] = ()
+    rope_factors: str = "rope_freqs.weight"
+    views: Mapping[str, tuple[str, Callable[[Any], Any]]] = field(default_factory=dict)
 
     def stored(self, name: str) -> str:
-        """The name in the file of the tensor of that name."""
+        """The name in the file of the tensor of that name, or of the one that it is a part of;
+        still with a {} for the expert, if each has one."""
         first, _, rest = name.partition(".")
         if first != "layers":
             return self.names[name]
         layer, _, part = rest.partition(".")
-        return self.names[part].format(layer)
+        part, _ = self.views.get(part, (part, None))
+        whole = next((whole for whole, parts in self.fused.items() if part in parts), part)
+        return self.names[whole].replace("{}", layer, 1)
+
+    def rows(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> slice:
+        """Which rows of the stored tensor are the tensor of that name."""
+        before, _, part = name.rpartition(".")
+        for parts in self.fused.values():
+            if part in parts:
+                ends = itertools.accumulate(shapes[f"{before}.{other}"][0] for other in parts)
+                starts = dict(zip(parts, (0, *ends), strict=False))
+                return slice(starts[part], starts[part] + shapes[name][0])
+        return slice(None)
+
+
+def both(part: str, stored: str) -> dict[str, str]:
+    """The names of a matrix and of its bias."""
+    return {part: f"{stored}.weight", f"{part}_bias": f"{stored}.bias"}
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that the model needs."""
-    d, f = config.hidden_size, config.intermediate_size
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    d, head_dim = config.hidden_size, config.head_dim
+    q, kv = config.heads * head_dim, config.kv_heads * head_dim
     shapes: dict[str, tuple[int, ...]] = {"embedding": (config.vocabulary, d)}
     for i in range(config.layers):
-        layer = f"layers.{i}."
-        shapes |= {
-            layer + "attention_norm": (d,),
-            layer + "q": (q, d),
-            layer + "k": (kv, d),
-            layer + "v": (kv, d),
-            layer + "o": (d, q),
-            layer + "mlp_norm": (d,),
-            layer + "gate": (f, d),
-            layer + "up": (f, d),
-            layer + "down": (d, f),
-        }
-        if config.attention_bias:
-            shapes |= {layer + "q_bias": (q,), layer + "k_bias": (kv,), layer + "v_bias": (kv,)}
+        layer: dict[str, tuple[int, ...]] = {}
+        if config.norms != "after":
+            layer["attention_norm"] = (d,)
+        layer |= {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q)}
+        if config.qk_norm == "head":
+            layer |= {"q_norm": (head_dim,), "k_norm": (head_dim,)}
+        elif config.qk_norm is not None:
+            layer |= {"q_norm": (q,), "k_norm": (kv,)}
+        if config.sinks:
+            layer["sinks"] = (config.heads,)
+        if config.norms != "before":
+            layer["post_attention_norm"] = (d,)
+        if config.norms != "after":
+            layer["mlp_norm"] = (d,)
+        if config.has_experts(i):
+            layer |= _expert_shapes(config)
+        else:
+            f = config.intermediate_size
+            layer |= {"gate": (f, d), "up": (f, d), "down": (d, f)}
+        if config.norms != "before":
+            layer["post_mlp_norm"] = (d,)
+        biases = {f"{part}_bias": (layer[part][0],) for part in config.biases & layer.keys()}
+        shapes |= {f"layers.{i}.{part}": shape for part, shape in (layer | biases).items()}
     shapes["norm"] = (d,)
     if not config.tied_head:
         shapes["head"] = (config.vocabulary, d)
+    return shapes
+
+
+def _expert_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Experts lie one below the other."""
+    experts, d = config.experts, config.hidden_size
+    assert experts is not None
+    count, f = experts.count, experts.width
+    shapes: dict[str, tuple[int, ...]] = {
+        "router": (count, d),
+        "experts_gate": (count * f, d),
+        "experts_up": (count * f, d),
+        "experts_down": (count * d, f),
+    }
+    if experts.biases:
+        parts = ("router", "experts_gate", "experts_up", "experts_down")
+        shapes |= {f"{part}_bias": shapes[part][:1] for part in parts}
+    if shared := experts.shared_width:
+        shapes |= {"shared_gate": (shared, d), "shared_up": (shared, d), "shared_down": (d, shared)}
+        shapes["shared_router"] = (1, d)
     return shapes
 
 
@@ -97,12 +154,27 @@ def check_config(path: Path, config: ModelConfig) -> ModelConfig:
         raise ModelError(
             f"{path}: a head of {config.head_dim} dimensions has no two halves to rotate"
         )
+    if (experts := config.experts) is not None:
+        sizes = (experts.count, experts.used, experts.width)
+        if min(sizes) < 1 or experts.used > experts.count or max(sizes) > 1 << 20:
+            raise ModelError(
+                f"{path}: {experts.used} of {experts.count} experts of width {experts.width} make "
+                "no sense"
+            )
+    for window in config.windows:
+        if window is not None and window < 1:
+            raise ModelError(f"{path}: a sliding window of {window} tokens makes no sense")
     if config.layers > 10_000:
         raise ModelError(f"{path}: {config.layers} layers are more than any model has")
-    numbers = {"rope_theta": config.rope_theta, "norm_eps": config.norm_eps}
-    if (scaling := config.rope_scaling) is not None:
-        numbers["the magnitude of rope scaling"] = scaling.magnitude
-        numbers |= {f"rope divisor {i}": number for i, number in enumerate(scaling.divisors)}
+    numbers = {"norm_eps": config.norm_eps}
+    for rope in filter(None, (config.rope, config.local_rope)):
+        numbers |= {"rope_theta": rope.theta, "the magnitude of rope scaling": rope.magnitude}
+        numbers |= {f"rope divisor {i}": number for i, number in enumerate(rope.divisors or ())}
+    for name in ("embedding_multiplier", "residual_multiplier", "logit_divisor"):
+        numbers[name] = getattr(config, name)
+    for name in ("attention_scale", "attention_softcap", "logit_softcap"):
+        if (number := getattr(config, name)) is not None:
+            numbers[name] = number
     for name, number in numbers.items():
         if not 0 < number < math.inf:
             raise ModelError(f"{path}: {name} is {number}, not a positive number")

@@ -62,9 +62,29 @@ class SafetensorsCheckpoint:
         shape = self._shapes.get(name)
         if shape is None:
             raise ModelError(f"{self._directory}: the model has no tensor {name!r}")
-        stored = self._layout.stored(name)
-        tensor = self._read(stored)
+        layout, stored = self._layout, self._layout.stored(name)
+        part = name.rpartition(".")[2]
+        if "{}" in stored:
+            tensor = torch.cat([self._checked(one) for one in self._of_experts(stored)])
+            stored = stored.replace("{}", "0")
+        else:
+            tensor = self._checked(stored)
+        if part in layout.views:
+            tensor = layout.views[part][1](tensor).contiguous()
+        tensor = tensor[layout.rows(name, self._shapes)]
+        if tensor.dim() > len(shape):
+            tensor = tensor.reshape(shape)
         check_tensor(self._where[stored], stored, tensor, shape)
+        # in float32, as transformers adds them
+        return tensor.float() + 1 if layout.less_one and part.endswith("norm") else tensor
+
+    def _of_experts(self, stored: str) -> list[str]:
+        """The names of a tensor that each expert has one of."""
+        experts = self.config.experts
+        return [stored.replace("{}", str(i)) for i in range(experts.count if experts else 0)]
+
+    def _checked(self, stored: str) -> Tensor:
+        tensor = self._read(stored)
         if tensor.dtype not in _DTYPES:
             raise ModelError(
                 f"{self._where[stored]}: tensor {stored!r} is of {tensor.dtype}; only float32, "
@@ -173,7 +193,9 @@ class SafetensorsCheckpoint:
 
     def _check_names(self) -> None:
         """ModelError if a tensor is missing, or one would be ignored."""
-        needed = {self._layout.stored(name) for name in self._shapes}
+        needed: set[str] = set()
+        for stored in map(self._layout.stored, self._shapes):
+            needed |= set(self._of_experts(stored)) if "{}" in stored else {stored}
         head = self._layout.stored("head")
         if not self.config.tied_head and head not in self._where:
             raise ModelError(
@@ -181,7 +203,8 @@ class SafetensorsCheckpoint:
                 "the model's head is its embedding, set tie_word_embeddings to true in config.json"
             )
         # transformers ignores inv_freq, which old files have; a tied head was compared
-        ignored = {name for name in self._where if name.endswith("rotary_emb.inv_freq")}
+        ends = ("rotary_emb.inv_freq", *self._layout.ignored)
+        ignored = {name for name in self._where if name.endswith(ends)}
         if self.config.tied_head:
             ignored.add(head)
         check_tensor_names(self._directory, self.config, needed, self._where.keys() - ignored)

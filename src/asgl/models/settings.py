@@ -24,12 +24,13 @@ _GENERATION = """
 """
 _TRAINING = """
     attention_dropout classifier_dropout finetuning_task gradient_checkpointing id2label
-    initializer_range label2id num_labels pretraining_tp problem_type task_specific_params
-    tf_legacy_loss
+    initializer_range label2id num_labels output_router_logits pretraining_tp problem_type
+    router_aux_loss_coef router_jitter_noise task_specific_params tf_legacy_loss
 """
 _BOOKKEEPING = """
     _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled
-    _name_or_path architectures attn_implementation chunk_size_feed_forward dtype
+    _name_or_path architectures attn_implementation cache_implementation
+    chunk_size_feed_forward dtype
     max_sequence_length model_max_length model_type name_or_path prefix pruned_heads
     tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
     unsloth_fixed unsloth_version use_bfloat16
@@ -58,8 +59,8 @@ GGUF_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "pooling_type": (0,),
     "rope.scaling.attn_factor": (1.0,),
     "rope.scaling.yarn_attn_factor": (1.0,),
-    "rope.scaling.yarn_beta_fast": (32.0,),
-    "rope.scaling.yarn_beta_slow": (1.0,),
+    "rope.scaling.yarn_beta_fast": (0.0, 32.0),
+    "rope.scaling.yarn_beta_slow": (0.0, 1.0),
     "rope.scaling.yarn_ext_factor": (1.0, -1.0),
     "rope.scaling.yarn_log_multiplier": (0.0,),
     "tensor_data_layout": ("Meta AI original pth",),
@@ -88,6 +89,10 @@ class Settings:
     def mentions(self, key: str) -> bool:
         """Whether the file has the key, even with a value of None."""
         return key in self._values
+
+    def peek(self, key: str) -> Any:
+        """The value of that key, which does not count as read; None without one."""
+        return self._values.get(key)
 
     def integer(self, key: str, default: Any = _REQUIRED) -> Any:
         """The int of that key; without one the default, or ModelError if there is none."""

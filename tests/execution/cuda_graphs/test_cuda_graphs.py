@@ -312,6 +312,6 @@ def test_the_fake_sees_misuse(cuda: FakeCuda) -> None:
             ones.copy_(torch.zeros(3), non_blocking=True)
         device.finish()
     with pytest.raises(CudaMisuse, match="default stream"):
-        TritonKernels("cpu", torch.float32).silu_and_mul(torch.ones(1, 4))
+        TritonKernels("cpu", torch.float32).gate(torch.ones(1, 4), "silu")
     with pytest.raises(CudaMisuse, match="whole device"):
         cuda.synchronize()

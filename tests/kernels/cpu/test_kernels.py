@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from tests.kernels.batches import Span, batch_of, generator
 from torch import Tensor
 
 from asgl.errors import ConfigError, EngineError
-from asgl.kernels.api import Batch, LayerWeights, SamplingBatch
+from asgl.kernels.api import Attending, Batch, Rotation, SamplingBatch
 from asgl.kernels.cpu.compile import Entry
 from asgl.kernels.cpu.kernels import CpuKernels
 from asgl.kernels.cpu.threads import Team
+from asgl.kernels.forward import StepByStep, Verbs
 from asgl.kernels.quantized import quantize
 
 HEADS, KV_HEADS, HEAD_DIM, D, F = 6, 2, 32, 64, 96
@@ -29,31 +31,33 @@ class Model:
     """Random layers, with the states of a token a function of its id, and the KV of any context
     computed as it goes."""
 
-    def __init__(self, kernels: CpuKernels, layers: int = 2, bits: int = 4) -> None:
+    def __init__(
+        self, kernels: CpuKernels, layers: int = 2, bits: int = 4, **attending: Any
+    ) -> None:
         self.kernels = kernels
 
-        def matrix(n: int, k: int, seed: int):
+        def matrix(n: int, k: int, seed: int, bias: Tensor | None = None) -> Any:
             dense = torch.randn(n, k, generator=generator(seed)) / k**0.5
-            return kernels.pack_linear(quantize(dense, bits) if bits < 16 else dense)
+            return kernels.pack_linear(quantize(dense, bits) if bits < 16 else dense, bias=bias)
 
+        qkv = (HEADS + 2 * KV_HEADS) * HEAD_DIM
         self.layers = [
-            LayerWeights(
-                attention_norm=torch.rand(D, generator=generator(i)) + 0.5,
-                qkv=matrix((HEADS + 2 * KV_HEADS) * HEAD_DIM, D, 10 * i + 1),
-                qkv_bias=torch.randn(
-                    (HEADS + 2 * KV_HEADS) * HEAD_DIM, generator=generator(10 * i + 2)
-                )
-                if i
-                else None,
-                o=matrix(D, HEADS * HEAD_DIM, 10 * i + 3),
-                mlp_norm=torch.rand(D, generator=generator(10 * i + 4)) + 0.5,
-                gate_up=matrix(2 * F, D, 10 * i + 5),
-                down=matrix(D, F, 10 * i + 6),
-            )
+            {
+                "attention_norm": torch.rand(D, generator=generator(i)) + 0.5,
+                "qkv": matrix(
+                    qkv, D, 10 * i + 1, torch.randn(qkv, generator=generator(2)) if i else None
+                ),
+                "o": matrix(D, HEADS * HEAD_DIM, 10 * i + 3),
+                "mlp_norm": torch.rand(D, generator=generator(10 * i + 4)) + 0.5,
+                "gate_up": matrix(2 * F, D, 10 * i + 5),
+                "down": matrix(D, F, 10 * i + 6),
+            }
             for i in range(layers)
         ]
         self.norm = torch.rand(D, generator=generator(99)) + 0.5
-        self.rope = torch.randn(2048, HEAD_DIM, generator=generator(98))
+        rope = torch.randn(2048, HEAD_DIM, generator=generator(98))
+        self.rotation = Rotation(KV_HEADS, HEAD_DIM, rope)
+        self.attending = Attending(HEAD_DIM**-0.5, **attending)
         self.table = torch.randn(100, D, generator=generator(97))
         self.caches = [
             tuple(
@@ -62,9 +66,20 @@ class Model:
             )
             for _ in range(layers)
         ]
-        self.fused = kernels.fuse(
-            self.layers, self.norm, self.rope, HEADS, KV_HEADS, HEAD_DIM, 1e-5
-        )
+        self.recorded = kernels.record(self.forward, D, 1e-5)
+
+    def forward(self, verbs: Verbs) -> Any:
+        for i, layer in enumerate(self.layers):
+            verbs.start_layer(i)
+            qkv = verbs.linear(verbs.norm(layer["attention_norm"]), layer["qkv"])
+            q = verbs.rotate_and_store(qkv, self.rotation)
+            attended = verbs.attention(q, self.attending)
+            if i == len(self.layers) - 1:
+                attended = verbs.keep_wanted(attended)
+            verbs.add(attended, layer["o"])
+            x = verbs.norm(layer["mlp_norm"])
+            verbs.add(verbs.gated(x, layer["gate_up"], "silu"), layer["down"])
+        return verbs.norm(self.norm)
 
     def run(
         self, contexts: list[list[int]], ids: list[list[int]], shared: tuple[Span, ...] = ()
@@ -73,29 +88,14 @@ class Model:
         batch = batch_of(contexts, [len(own) for own in ids], shared)
         hidden = self.table[[token for own in ids for token in own]].clone()
         at = torch.arange(len(hidden))
-        out = self.kernels.run_layers(self.fused, hidden, batch, self.caches, at)
+        out = self.kernels.run(self.recorded, hidden, batch, self.caches, at)
         assert out is not None
         return [part.clone() for part in out.split([len(own) for own in ids])]
 
 
 def by_single_calls(model: Model, hidden: Tensor, batch: Batch, at: Tensor) -> Tensor:
-    kernels, delta = model.kernels, None
-    for i, (layer, (keys, values)) in enumerate(zip(model.layers, model.caches, strict=True)):
-        qkv = kernels.linear(
-            kernels.add_rms_norm(hidden, delta, layer.attention_norm, 1e-5), layer.qkv
-        )
-        if layer.qkv_bias is not None:
-            qkv = qkv + layer.qkv_bias
-        q = kernels.rope_and_store(qkv, batch, model.rope, keys, values)
-        attended = kernels.attention(q, keys, values, batch, HEAD_DIM**-0.5)
-        if i == len(model.layers) - 1:
-            hidden, attended = hidden[at], attended[at]
-        delta = kernels.linear(attended, layer.o)
-        gate_up = kernels.linear(
-            kernels.add_rms_norm(hidden, delta, layer.mlp_norm, 1e-5), layer.gate_up
-        )
-        delta = kernels.linear(kernels.silu_and_mul(gate_up), layer.down)
-    return kernels.add_rms_norm(hidden, delta, model.norm, 1e-5)
+    verbs = StepByStep(model.kernels, hidden, batch, model.caches, at, 1e-5)
+    return model.forward(verbs)
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
@@ -117,10 +117,10 @@ def test_all_layers_at_once_are_the_single_calls(
     hidden = torch.randn(n, D, generator=generator(5))
     for at in (torch.arange(n), torch.tensor([n - 1]), torch.tensor([n - 1, 0, n - 1])):
         expected = by_single_calls(model, hidden.clone(), batch, at).clone()
-        found = model.kernels.run_layers(model.fused, hidden.clone(), batch, model.caches, at)
+        found = model.kernels.run(model.recorded, hidden.clone(), batch, model.caches, at)
         assert found is not None
         assert torch.equal(found, expected)
-    assert model.kernels.run_layers(model.fused, hidden.clone(), batch, model.caches, None) is None
+    assert model.kernels.run(model.recorded, hidden.clone(), batch, model.caches, None) is None
 
 
 def test_layers_of_another_model_leave_no_phases_of_a_deeper_one() -> None:
@@ -357,7 +357,7 @@ _VNNI = _AVX512 + ",+avx512vnni"
 @pytest.mark.parametrize(
     ("processor", "features", "instruction", "register", "names"),
     [
-        ("znver4", _VNNI + ",+avx512bf16", "vdpbf16ps", "zmm", ["dense", "attention", "layers"]),
+        ("znver4", _VNNI + ",+avx512bf16", "vdpbf16ps", "zmm", ["dense", "operations"]),
         ("znver4", _VNNI + ",+avx512bf16", "vpdpbusd", "zmm", ["packed", "bytes"]),
         ("cascadelake", _VNNI, "vpdpbusd", "zmm", ["packed", "bytes"]),
         ("skylake-avx512", _AVX512, "vpmaddwd", "zmm", ["packed", "bytes"]),

@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.runtime.errors import InterpreterError
 
 import asgl.kernels.triton.kernels as backend
-from asgl.kernels.api import Batch
+from asgl.kernels.api import Attending, Batch
 from asgl.kernels.triton import attention
 from asgl.kernels.triton.kernels import TritonKernels
 
@@ -45,7 +45,7 @@ def run(
     )
     q = torch.randn(len(at), heads, head_dim, generator=generator(seed + 7)).to(kernels.kv_dtype)
     scale = head_dim**-0.5
-    return kernels.attention(q, k_cache, v_cache, batch, scale), attention_oracle(
+    return kernels.attention(q, k_cache, v_cache, batch, Attending(scale)), attention_oracle(
         q, k_cache, v_cache, batch, scale
     )
 

@@ -8,12 +8,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tests.kernels.batches import batch_of, generator, how_to_sample, make_batch, rope_table
+from tests.kernels.batches import batch_of, generator, how_to_sample, make_batch, rope_table, rotate
 from tests.kernels.triton.access import Monitor
 from tests.kernels.triton_bfloat16 import repair
 
 import asgl.kernels.triton.kernels as backend
 from asgl.errors import ConfigError
+from asgl.kernels.api import Attending
 from asgl.kernels.select import make_kernels
 from asgl.kernels.triton.kernels import TritonKernels
 
@@ -32,7 +33,7 @@ def test_padding_is_written_nowhere(kernels: TritonKernels, monitor: Monitor) ->
     batch.slots[1:] = -1
     cache = torch.full((2, 10, 2, 16), torch.nan)
     qkv = torch.randn(3, 8 * 16, generator=generator(1))
-    q = kernels.rope_and_store(qkv, batch, rope_table(kernels, 64, 16), cache[0], cache[1])
+    q = rotate(kernels, qkv, batch, rope_table(kernels, 64, 16), cache[0], cache[1])
     assert not q.isnan().any()
     written = ~cache.isnan().all(dim=(2, 3))
     assert written.nonzero().tolist() == [[0, 5], [1, 5]]
@@ -68,13 +69,13 @@ def test_elementwise_kernels_read_and_write_each_element_once(
     norm = monitor.launches[-1]
     assert norm.read == {"hidden": n * d * 4, "delta": n * d * 4, "weight": n * d * 4}
     assert norm.written == {"hidden": n * d * 4, "out": n * d * 4}
-    kernels.silu_and_mul(torch.randn(n, 2 * d))
+    kernels.gate(torch.randn(n, 2 * d), "silu")
     assert monitor.launches[-1].read == {"gate_up": 2 * n * d * 4}
     assert monitor.launches[-1].written == {"out": n * d * 4}
     batch = batch_of([list(range(n))], [n])
     caches = torch.randn(2, 10, 2, 16)
-    kernels.rope_and_store(
-        torch.randn(n, 8 * 16), batch, rope_table(kernels, 64, 16), caches[0], caches[1]
+    rotate(
+        kernels, torch.randn(n, 8 * 16), batch, rope_table(kernels, 64, 16), caches[0], caches[1]
     )
     rope = monitor.launches[-1]
     assert rope.read["qkv"] == n * 8 * 16 * 4
@@ -134,7 +135,7 @@ def test_merging_reads_each_partial_result_once(
     monkeypatch.setattr(backend.tiles, "decode_splits", lambda *_: 8)
     batch = make_batch(kernels, [(299, 1), (0, 1)])
     k, v = (torch.randn(1500, 2, 16) for _ in range(2))
-    kernels.attention(torch.randn(2, 4, 16), k, v, batch, 0.25)
+    kernels.attention(torch.randn(2, 4, 16), k, v, batch, Attending(0.25))
     decode, merge = monitor.launches
     assert merge.read["partial"] == decode.written["partial"]
     assert merge.read["partial_lse"] == decode.written["partial_lse"] == 2 * 8 * 4 * 4

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from tests.kernels.triton_compile.fake_driver import Launch, fake_driver
 
-from asgl.kernels.api import Batch, SamplingBatch
+from asgl.kernels.api import Attending, Batch, Rotation, SamplingBatch
 from asgl.kernels.triton.kernels import TritonKernels
 
 
@@ -65,22 +65,24 @@ def cases(arch: str, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> list[
     take("add_rms_norm")
     caches = [torch.empty(SLOTS, shape.kv_heads, shape.head_dim, dtype=dtype) for _ in range(2)]
     extend = _batch(EXTEND_ROWS, NEW)
-    q = kernels.rope_and_store(
+    q = kernels.rotate_and_store(
         torch.empty(n, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, dtype=dtype),
         extend,
-        torch.empty(8192, shape.head_dim),
+        Rotation(shape.kv_heads, shape.head_dim, torch.empty(8192, shape.head_dim)),
         caches[0],
         caches[1],
     )
     take("rope_and_store")
-    kernels.attention(q, caches[0], caches[1], extend, 0.1)
+    kernels.attention(q, caches[0], caches[1], extend, Attending(0.1))
     take("extend")
-    kernels.attention(q[:DECODE_ROWS], caches[0], caches[1], _batch(DECODE_ROWS, 1), 0.1)
+    kernels.attention(q[:DECODE_ROWS], caches[0], caches[1], _batch(DECODE_ROWS, 1), Attending(0.1))
     take("decode", "merge")
     shared = ((0, SHARED, tuple(range(DECODE_ROWS))),)
-    kernels.attention(q[:DECODE_ROWS], caches[0], caches[1], _batch(DECODE_ROWS, 1, shared), 0.1)
+    kernels.attention(
+        q[:DECODE_ROWS], caches[0], caches[1], _batch(DECODE_ROWS, 1, shared), Attending(0.1)
+    )
     take("decode, spans", "span", "merge, spans")
-    kernels.silu_and_mul(torch.empty(n, 2 * shape.gated, dtype=dtype))
+    kernels.gate(torch.empty(n, 2 * shape.gated, dtype=dtype), "silu")
     take("silu_and_mul")
     weight = torch.empty(shape.vocabulary, shape.width, dtype=dtype)
     logits = kernels.head(torch.empty(DECODE_ROWS, shape.width, dtype=dtype), weight)
@@ -104,9 +106,11 @@ def attention_cases(
     kernels = TritonKernels("cpu", dtype, target=driver.target)
     caches = [torch.empty(SLOTS, kv_heads, head_dim, dtype=dtype) for _ in range(2)]
     q = torch.empty(EXTEND_ROWS * NEW, heads, head_dim, dtype=dtype)
-    kernels.attention(q, caches[0], caches[1], _batch(EXTEND_ROWS, NEW), 0.1)
+    kernels.attention(q, caches[0], caches[1], _batch(EXTEND_ROWS, NEW), Attending(0.1))
     shared = ((0, SHARED, tuple(range(DECODE_ROWS))),)
-    kernels.attention(q[:DECODE_ROWS], caches[0], caches[1], _batch(DECODE_ROWS, 1, shared), 0.1)
+    kernels.attention(
+        q[:DECODE_ROWS], caches[0], caches[1], _batch(DECODE_ROWS, 1, shared), Attending(0.1)
+    )
     return [Case(launch.name.removesuffix("_kernel"), launch) for launch in driver.launches]
 
 

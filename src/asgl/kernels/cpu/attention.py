@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 
 from asgl.kernels.cpu import llvm, streaming, team, widening
+from asgl.kernels.cpu.activations import tanh
 from asgl.kernels.cpu.dots import add_dot_rows, dot_rows
 from asgl.kernels.cpu.llvm import ELEMENT, IVEC, LANES, PER_WORD
 from asgl.kernels.cpu.simd import (
     add,
+    drop_first,
     exp,
     exp_scalar,
     fma,
@@ -58,6 +60,8 @@ from asgl.kernels.cpu.streaming import touch
 from asgl.kernels.cpu.tiles import OUTPUTS, TILE_STEP
 from asgl.kernels.cpu.units import BLOCK, COUNT, INDEX, LENGTH, PARTIAL, POSITION, TOKENS, UNIT
 
+PLAN = ("units", "count", "tokens", "limits", "merged", "merged_count", "parts", "order", "indices")
+"""The int64 of a plan: addresses, and numbers of units and of tokens to merge."""
 few = streaming if PER_WORD == 2 else widening
 """How a few queries read the cache."""
 FEW_QUERIES, prepare_queries = few.QUERIES, few.prepare_queries
@@ -150,22 +154,24 @@ def _pack_values(addresses: int, offset: int, steps: int, head_dim: int, tiles: 
 
 @kernel
 def _softmax_row(
-    scores: int,
-    weights: int,
-    visible: int,
-    scale: float,
-    top: int,
-    summed: int,
-    result: int,
-    head_dim: int,
-) -> None:
-    """Turns the first `visible` of a query's 64 scores into weights, updates its top and sum, and
-    shrinks its result."""
+    scores: int, weights: int, hidden: int, visible: int, scale: float, softcap: float, top: int,
+    summed: int, result: int, head_dim: int,
+) -> None:  # fmt: skip
+    """Turns the first `visible` of a query's 64 scores, but for the first `hidden`, into weights,
+    updates its top and sum, and shrinks its result. softcap: see `kernels.api.Attending`; 0 for
+    none."""
     lowest, by = np.float32(-np.inf), splat(np.float32(scale))
-    s0 = keep_first(mul(load(scores), by), visible, lowest)
-    s1 = keep_first(mul(load(scores + 64), by), visible - 16, lowest)
-    s2 = keep_first(mul(load(scores + 128), by), visible - 32, lowest)
-    s3 = keep_first(mul(load(scores + 192), by), visible - 48, lowest)
+    s0, s1 = mul(load(scores), by), mul(load(scores + 64), by)
+    s2, s3 = mul(load(scores + 128), by), mul(load(scores + 192), by)
+    if softcap != 0.0:
+        cap, part = splat(softcap), splat(1.0 / softcap)
+        s0, s1 = mul(tanh(mul(s0, part)), cap), mul(tanh(mul(s1, part)), cap)
+        s2, s3 = mul(tanh(mul(s2, part)), cap), mul(tanh(mul(s3, part)), cap)
+    s0, s1 = keep_first(s0, visible, lowest), keep_first(s1, visible - 16, lowest)
+    s2, s3 = keep_first(s2, visible - 32, lowest), keep_first(s3, visible - 48, lowest)
+    if hidden > 0:
+        s0, s1 = drop_first(s0, hidden, lowest), drop_first(s1, hidden - 16, lowest)
+        s2, s3 = drop_first(s2, hidden - 32, lowest), drop_first(s3, hidden - 48, lowest)
     old = get_f32(top)
     new = max(old, greatest(maximum(maximum(s0, s1), maximum(s2, s3))))
     high = splat(new)
@@ -211,6 +217,9 @@ def _unit(
     kv_heads: int,
     head_dim: int,
     scale: float,
+    softcap: float,
+    window: int,
+    sinks: int,
     partials: int,
     out: int,
     scratch: int,
@@ -285,15 +294,10 @@ def _unit(
                 seen = get_i64(limits + get_i64(tokens + i // group * 8) * 8) - position - start
                 of = head * queries + i
                 _softmax_row(
-                    scores + i * BLOCK * 4,
-                    weights + i * _WEIGHTS,
-                    min(seen, block),
-                    scale,
-                    tops + of * 4,
-                    sums + of * 4,
-                    results + of * head_dim * 4,
-                    head_dim,
-                )
+                    scores + i * BLOCK * 4, weights + i * _WEIGHTS,
+                    seen - window if window else 0, min(seen, block), scale, softcap,
+                    tops + of * 4, sums + of * 4, results + of * head_dim * 4, head_dim,
+                )  # fmt: skip
             if streamed:
                 mix_rows(
                     v_at, head * head_bytes, steps, weights, _WEIGHTS, queries, head_dim, mixed
@@ -310,7 +314,7 @@ def _unit(
             result, query_head = results + of * head_dim * 4, head * group + i % group
             if partial < 0:
                 at = out + (get_i64(tokens + i // group * 8) * heads + query_head) * head_dim * 4
-                share = splat(np.float32(1.0) / get_f32(sums + of * 4))
+                share = splat(_share(tops + of * 4, sums + of * 4, sinks, query_head))
                 for d in range(0, head_dim, LANES):
                     store(at + d * 4, mul(load(result + d * 4), share))
             else:
@@ -325,7 +329,20 @@ def _unit(
 
 
 @kernel
-def _merge(parts: int, count: int, partials: int, heads: int, head_dim: int, out: int) -> None:
+def _share(top: int, summed: int, sinks: int, head: int) -> Any:
+    """What the result of a head is multiplied by: 1 / sum, in which its sink takes part."""
+    if sinks == 0:
+        return np.float32(1.0) / get_f32(summed)
+    own, high = get_f32(sinks + head * 4), get_f32(top)
+    highest = max(own, high)
+    shrunk = exp_scalar(high - highest)
+    return shrunk / (get_f32(summed) * shrunk + exp_scalar(own - highest))
+
+
+@kernel
+def _merge(
+    parts: int, count: int, partials: int, heads: int, head_dim: int, sinks: int, out: int,
+) -> None:  # fmt: skip
     """Merges `count` partial results (rows, at `parts`) of a token, in that order."""
     step = (head_dim + LANES) * 4
     for head in range(heads):
@@ -336,6 +353,11 @@ def _merge(parts: int, count: int, partials: int, heads: int, head_dim: int, out
         for i in range(count):
             part = partials + (get_i64(parts + i * 8) * heads + head) * step
             summed += get_f32(part + 4) * exp_scalar(get_f32(part) - top)
+        if sinks:
+            own = get_f32(sinks + head * 4)
+            highest = max(own, top)
+            summed = summed * exp_scalar(top - highest) + exp_scalar(own - highest)
+            top = highest
         share = np.float32(1.0) / summed
         for d in range(0, head_dim, LANES):
             merged = zero()
@@ -349,24 +371,32 @@ def _merge(parts: int, count: int, partials: int, heads: int, head_dim: int, out
 
 @kernel
 def attention_phases(
-    a: Any, phase: int, number: int, q: int, k_cache: int, v_cache: int, out: int, scratch: int
-) -> None:
+    job: int, phase: int, number: int, plan: int, q: int, k_cache: int, v_cache: int, heads: int,
+    kv_heads: int, head_dim: int, scale: float, softcap: float, window: int, sinks: int,
+    partials: int, out: int, scratch: int, packed_only: bool,
+) -> None:  # fmt: skip
     """One thread's part of attention: the phases `phase` (units) and `phase + 1` (merges).
 
-    `a` is the record of the entry. q [n, heads, head_dim] elements, out the same in float32;
-    caches [slots, kv_heads, head_dim] bfloat16; `a.units` to `a.indices` as `plan_units` returns
-    them. `a.partials` holds float32 [partial results, heads, 16 + head_dim]: top and sum, padding,
-    result. `a.packed_only` keeps to one way of computing for any number of queries.
+    q [n, heads, head_dim] elements, out the same in float32; caches [slots, kv_heads, head_dim]
+    bfloat16. `plan` has what `plan_units` returned, as `PLAN` says, for this window (0: none).
+    `partials` holds float32 [partial results, heads, 16 + head_dim]: top and sum, padding, result.
+    `sinks` float32 [heads] unless 0. `packed_only` keeps to one way of computing for any number of
+    queries. softcap: 0 for none.
     """
-    for unit in team.pieces(a.job, phase, number, 1, a.unit_count):
+    units, tokens, limits = get_i64(plan), get_i64(plan + 16), get_i64(plan + 24)
+    indices = get_i64(plan + 64)
+    for unit in team.pieces(job, phase, number, 1, get_i64(plan + 8)):
         _unit(
-            a.units + unit * UNIT * 8, a.tokens, a.limits, a.indices, q, k_cache, v_cache,
-            a.heads, a.kv_heads, a.head_dim, a.scale, a.partials, out, scratch, a.packed_only != 0,
+            units + unit * UNIT * 8, tokens, limits, indices, q, k_cache, v_cache, heads, kv_heads,
+            head_dim, scale, softcap, window, sinks, partials, out, scratch, packed_only,
         )  # fmt: skip
-    if a.merged_count == 0:
+    merged, count, parts, order = (
+        get_i64(plan + 32), get_i64(plan + 40), get_i64(plan + 48), get_i64(plan + 56),
+    )  # fmt: skip
+    if count == 0:
         return
-    for i in team.pieces(a.job, phase + 1, number, 1, a.merged_count):
-        token = get_i64(a.merged + i * 8)
-        first, last = get_i64(a.parts + token * 8), get_i64(a.parts + token * 8 + 8)
-        target = out + token * a.heads * a.head_dim * 4
-        _merge(a.order + first * 8, last - first, a.partials, a.heads, a.head_dim, target)
+    for i in team.pieces(job, phase + 1, number, 1, count):
+        token = get_i64(merged + i * 8)
+        first, last = get_i64(parts + token * 8), get_i64(parts + token * 8 + 8)
+        target = out + token * heads * head_dim * 4
+        _merge(order + first * 8, last - first, partials, heads, head_dim, sinks, target)

@@ -13,7 +13,7 @@ import numpy as np
 from numba import cfunc, njit, types
 
 from asgl.kernels.api import Progress
-from asgl.kernels.cpu import entries, linear, sampling, units
+from asgl.kernels.cpu import entries, sampling, units
 from asgl.kernels.cpu.cache import cached
 from asgl.kernels.cpu.formats import Formats
 from asgl.kernels.cpu.threads import Team
@@ -104,12 +104,7 @@ class Compiled:
 
         self.pack = entry("pack")
         self.embed = entry("embed")
-        self.add_rms_norm = entry("add_rms_norm")
-        self.linear = entry("linear", linear.PHASES)
-        self.rope_and_store = entry("rope_and_store")
-        self.attention = entry("attention", 2)
-        self.layers = entry("layers", 0)
-        self.silu_and_mul = entry("silu_and_mul")
+        self.operations = entry("operations", 2)
         self.log_softmax = entry("log_softmax")
         self.sample = entry("sample")
         self.plan_units = function(units.plan_units, units.SIGNATURE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,51 +13,41 @@ from torch import Tensor
 
 from asgl.errors import ConfigError, EngineError
 from asgl.kernels.api import (
+    Activation,
     ActivationFormat,
+    Attending,
     Batch,
-    LayerWeights,
     ModelShape,
     Progress,
+    Rotation,
     SamplingBatch,
     WeightFormat,
 )
-from asgl.kernels.cpu import attention, linear, sampling, weights
+from asgl.kernels.cpu import attention, sampling, weights
 from asgl.kernels.cpu.compile import Compiled
 from asgl.kernels.cpu.cores import cores, warn_of_spinning_threads
-from asgl.kernels.cpu.layers import (
-    ATTENTION_NORM,
-    COLUMNS,
-    DOWN,
-    GATE_UP,
-    KEYS,
-    LAYER_PHASES,
-    MLP_NORM,
-    OUT,
-    QKV,
-    QKV_BIAS,
-    VALUES,
-)
 from asgl.kernels.cpu.llvm import PER_WORD
+from asgl.kernels.cpu.recorder import Linear, Recorded, Recorder, Unrecordable, Value
 from asgl.kernels.cpu.threads import Team
-from asgl.kernels.cpu.tiles import GROUP, OUTPUTS
-from asgl.kernels.cpu.units import QUERIES
+from asgl.kernels.cpu.tiles import OUTPUTS
 from asgl.kernels.cpu.weights import Packed, Table
 from asgl.kernels.memory import Arena
-from asgl.kernels.quantized import QuantizedTensor, quantize
+from asgl.kernels.quantized import QuantizedTensor, quantize, stacked
 
-MAX_LAYERS = 256
+_MOST_PHASES = 1 << 13
+"""Of a job."""
 
 
-class _Units:
-    """The units of attention of a batch, as addresses; made once for all layers of a step."""
+class _Plan:
+    """The units of attention of a batch for a window, as addresses; made once for all layers of a
+    step."""
 
     def __init__(self, batch: Batch, arrays: tuple[Any, ...]) -> None:
-        self.batch = batch
         units, tokens, limits, merged, parts, order, self.partials = arrays
-        self._keep = arrays
-        self.fields = {
+        self._keep = batch, arrays
+        fields = {
             "units": units.ctypes.data,
-            "unit_count": len(units),
+            "count": len(units),
             "tokens": tokens.ctypes.data,
             "limits": limits.ctypes.data,
             "merged": merged.ctypes.data,
@@ -66,45 +56,7 @@ class _Units:
             "order": order.ctypes.data,
             "indices": batch.kv_indices.data_ptr(),
         }
-
-
-class Fused:
-    """The layers of a model as a table of addresses."""
-
-    def __init__(
-        self,
-        layers: Sequence[LayerWeights],
-        norm: Tensor,
-        rope: Tensor,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        eps: float,
-    ) -> None:
-        self.heads, self.kv_heads, self.head_dim, self.eps = heads, kv_heads, head_dim, eps
-        self.norm, self.rope, self.f = norm, rope, layers[0].down.k
-        self._layers = layers
-        self.table = np.zeros((len(layers), COLUMNS), np.int64)
-        for row, layer in zip(self.table, layers, strict=True):
-            row[ATTENTION_NORM] = layer.attention_norm.data_ptr()
-            row[MLP_NORM] = layer.mlp_norm.data_ptr()
-            row[QKV_BIAS] = layer.qkv_bias.data_ptr() if layer.qkv_bias is not None else 0
-            for column, weight in (
-                (QKV, layer.qkv),
-                (OUT, layer.o),
-                (GATE_UP, layer.gate_up),
-                (DOWN, layer.down),
-            ):
-                row[column : column + 2] = weight.address, weight.code
-        self._caches: Sequence[tuple[Tensor, Tensor]] | None = None
-
-    def table_at(self, caches: Sequence[tuple[Tensor, Tensor]]) -> int:
-        """The address of the table with these caches in it."""
-        if self._caches is not caches:
-            for row, (keys, values) in zip(self.table, caches, strict=True):
-                row[[KEYS, VALUES]] = keys.data_ptr(), values.data_ptr()
-            self._caches = caches
-        return self.table.ctypes.data
+        self.row = [fields[name] for name in attention.PLAN]
 
 
 class CpuKernels:
@@ -159,12 +111,16 @@ class CpuKernels:
         self.threads = min(torch.get_num_threads(), allowed) if threads is None else threads
         if self.threads < 1:
             raise ConfigError(f"threads must be 1 or more, not {threads}")
-        self._team = Team(self.threads, phases=MAX_LAYERS * LAYER_PHASES + 1)
+        self._team = Team(self.threads, phases=_MOST_PHASES)
         self._compiled = Compiled(self._team, progress)
         self._elements = torch.bfloat16 if PER_WORD == 2 else torch.float32
         self._arena = Arena()
         self._buffers: dict[str, Tensor] = {}
-        self._units: _Units | None = None
+        self._planned: Batch | None = None
+        self._plans: dict[tuple[int, int], _Plan] = {}
+        """Of the batch that was planned, by query heads of a KV head and window."""
+        self._running: list[Recorded] = []
+        """What a helper that is late may still read."""
 
     @staticmethod
     def check_shape(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> None:
@@ -175,16 +131,20 @@ class CpuKernels:
 
     # --- weights ---
 
-    def pack_linear(self, weight: Tensor | QuantizedTensor) -> Packed:
-        packed = self._pack(self._converted(weight, "linear"))
-        if not self._convert:
-            self.weights = {16: "dense", 4: "int4"}.get(packed.bits, "int8")
-        if self._byte_inputs and self._compiled.formats.need(packed.code, byte_inputs=True):
-            self.activations = "int8"
-        return packed
+    def pack_linear(self, *parts: Tensor | QuantizedTensor, bias: Tensor | None = None) -> Linear:
+        converted = [self._converted(part, "linear") for part in parts]
+        if len(parts) > 1 and (one := _joined(converted)) is not None:
+            converted = [one]
+        packed = tuple(self._pack(part) for part in converted)
+        for part in packed:
+            if not self._convert:
+                self.weights = {16: "dense", 4: "int4"}.get(part.bits, "int8")
+            if self._byte_inputs and self._compiled.formats.need(part.code, byte_inputs=True):
+                self.activations = "int8"
+        return Linear(packed, bias)
 
-    def pack_head(self, weight: Tensor | QuantizedTensor) -> Packed:
-        return self._pack(self._converted(weight, "head"))
+    def pack_head(self, weight: Tensor | QuantizedTensor) -> Linear:
+        return Linear((self._pack(self._converted(weight, "head")),), None)
 
     def _pack(self, weight: Tensor | QuantizedTensor) -> Packed:
         packed = weights.pack(weight, self._arena, self._compiled.formats, self._compiled.pack)
@@ -233,239 +193,158 @@ class CpuKernels:
     def add_rms_norm(
         self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float
     ) -> Tensor:
-        self._check_process()
-        n, d = hidden.shape
-        out = self._buffer("norm", (n, d), torch.float32)
-        self._compiled.add_rms_norm(
-            hidden=hidden.data_ptr(),
-            delta=delta.data_ptr() if delta is not None else 0,
-            rows=n,
-            d=d,
-            weight=weight.data_ptr(),
-            eps=eps,
-            out=out.data_ptr(),
+        recorder = self._recorder(hidden.shape[1])
+        added = 0 if delta is None else recorder.register("delta")
+        out = recorder.write_norm(recorder.hidden, added, weight, hidden.shape[1], eps)
+        recorded = Recorded(recorder, out)
+        recorded.registers[added] = 0 if delta is None else delta.data_ptr()
+        return self._once(recorded, hidden)
+
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        return self._product(x, weight)
+
+    def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        gate_up = gate_up.float().contiguous()
+        recorder = self._recorder(0)
+        out = recorder.write_gate(Value(recorder.hidden, gate_up.shape[1]), activation)
+        return self._once(Recorded(recorder, out), gate_up)
+
+    def rotate_and_store(
+        self, qkv: Tensor, batch: Batch, rotation: Rotation, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        _check_head_dim(rotation.head_dim)
+        qkv = torch.clone(qkv.float(), memory_format=torch.contiguous_format)  # it is changed
+        n, heads = qkv.shape[0], qkv.shape[1] // rotation.head_dim - 2 * rotation.kv_heads
+        recorder = self._recorder(0)
+        out = recorder.rotate_and_store(Value(recorder.hidden, qkv.shape[1]), rotation)
+        recorded = Recorded(recorder, out)
+        self.run(recorded, qkv, batch, [(k_cache, v_cache)], None)
+        return recorded.result(n, self._elements).view(n, heads, rotation.head_dim)
+
+    def attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, attending: Attending
+    ) -> Tensor:
+        n, heads, head_dim = q.shape
+        _check_head_dim(head_dim)
+        q = q.to(self._elements).contiguous()
+        recorder = self._recorder(0)
+        recorder.heads = heads, k_cache.shape[1], head_dim
+        recorded = Recorded(
+            recorder, recorder.attention(Value(recorder.hidden, heads * head_dim), attending)
         )
-        return out
+        self.run(recorded, q, batch, [(k_cache, v_cache)], None)
+        return recorded.result(n)
 
-    def linear(self, x: Tensor, weight: Packed) -> Tensor:
-        return self._product("linear", x, weight, byte_inputs=self._byte_inputs)
+    def _plan(self, batch: Batch, group: int, window: int) -> _Plan:
+        """The plan of a batch; those of the last batch are kept."""
+        if self._planned is not batch:
+            self._planned, self._plans = batch, {}
+        plan = self._plans.get((group, window))
+        if plan is None:
+            bounds = np.array([(start, end) for start, end, _ in batch.shared], np.int64)
+            pointers = np.zeros(len(batch.shared) + 1, np.int64)
+            np.cumsum([len(rows) for _, _, rows in batch.shared], out=pointers[1:])
+            rows = np.array([row for _, _, rows in batch.shared for row in rows], np.int64)
+            arrays = self._compiled.plan_units(
+                batch.qo_indptr.numpy(),
+                batch.kv_indptr.numpy(),
+                bounds.reshape(-1, 2),
+                pointers,
+                rows,
+                group,
+                window,
+                self.threads,
+                self._deterministic,
+            )
+            plan = self._plans[group, window] = _Plan(batch, arrays)
+        return plan
 
-    def head(self, x: Tensor, weight: Packed) -> Tensor:
-        return self._product("head", x, weight)
+    # --- all layers at once ---
 
-    def head_some(self, x: Tensor, weight: Packed, token_ids: Tensor) -> Tensor:
+    def record(self, forward: Callable[[Any], object], width: int, eps: float) -> Recorded | None:
+        recorder = self._recorder(width, eps)
+        try:
+            result = forward(recorder)
+        except Unrecordable:
+            return None
+        if recorder.phases > _MOST_PHASES:
+            return None
+        assert isinstance(result, Value)
+        self._compiled.operations.need(recorder.phases)
+        return Recorded(recorder, result)
+
+    def run(
+        self,
+        recorded: Recorded,
+        hidden: Tensor,
+        batch: Batch | None,
+        caches: Sequence[tuple[Tensor, Tensor]],
+        at: Tensor | None,
+    ) -> Tensor | None:
+        self._check_process()
+        rows, wanted, partials = hidden.shape[0], 0 if at is None else len(at), 0
+        if batch is not None:
+            for i, window in enumerate(recorded.windows):
+                plan = self._plan(batch, recorded.group, window)
+                recorded.plans[i] = plan.row
+                partials = max(partials, plan.partials)
+        # a token may be wanted more than once
+        recorded.make_room(max(rows, wanted), partials, hidden.data_ptr())
+        recorded.use_caches(caches)
+        scratch, room = self._scratch(recorded.scratch)
+        self._running.append(recorded)
+        self._compiled.operations(
+            program=recorded.address,
+            rows=rows,
+            wanted=wanted,
+            at=0 if at is None else at.data_ptr(),
+            positions=0 if batch is None else batch.positions.data_ptr(),
+            slots=0 if batch is None else batch.slots.data_ptr(),
+            packed_only=self._deterministic,
+            scratch=scratch,
+            room=room,
+        )
+        if self._team.idle:
+            del self._running[:-1]
+        return None if at is None else recorded.result(wanted)
+
+    def _recorder(self, width: int, eps: float = 0.0) -> Recorder:
+        formats = self._compiled.formats
+        return Recorder(formats, byte_inputs=self._byte_inputs, d=width, eps=eps)
+
+    def _once(self, recorded: Recorded, x: Tensor) -> Tensor:
+        """Runs what needs no batch over the rows x."""
+        self.run(recorded, x, None, (), None)
+        return recorded.result(x.shape[0])
+
+    def _product(self, x: Tensor, weight: Linear, *, exact: bool = False) -> Tensor:
+        """x . weight. exact: not with inputs of 8 bits."""
+        x = x.float().contiguous()
+        if weight.recorded is None:
+            recorder = self._recorder(0)
+            source, out = Value(recorder.hidden, weight.k), recorder.value("out", weight.outputs)
+            out = recorder.write_linear(source, weight, out, exact=exact)
+            weight.recorded = Recorded(recorder, out)
+        return self._once(weight.recorded, x)
+
+    def head(self, x: Tensor, weight: Linear) -> Tensor:
+        return self._product(x, weight, exact=True)
+
+    def head_some(self, x: Tensor, weight: Linear, token_ids: Tensor) -> Tensor:
         """The very numbers of `head`: the tiles that have these tokens are put together to a weight
         of their own."""
+        (whole,) = weight.parts
         tiles, place = torch.unique(token_ids // OUTPUTS, return_inverse=True)
-        held = weight.memory.view(-(-weight.outputs // OUTPUTS), -1)
+        held = whole.memory.view(-(-whole.outputs // OUTPUTS), -1)
         memory = self._buffer("some tiles", (len(tiles), held.shape[1]), torch.uint8)
         np.take(
             held.numpy(), tiles.numpy(), axis=0, out=memory.numpy(), mode="clip"
         )  # torch would wake threads of its own
         some = replace(
-            weight, memory=memory, address=memory.data_ptr(), outputs=len(tiles) * OUTPUTS
+            whole, memory=memory, address=memory.data_ptr(), outputs=len(tiles) * OUTPUTS
         )
-        return self._product("some", x, some)[:, place * OUTPUTS + token_ids % OUTPUTS]
-
-    def _product(
-        self, name: str, x: Tensor, weight: Packed, *, byte_inputs: bool = False
-    ) -> Tensor:
-        self._check_process()
-        x = x.float().contiguous()
-        rows = x.shape[0]
-        out = self._buffer(name, (rows, weight.outputs), torch.float32)
-        scratch, room = self._scratch(linear.SCRATCH)
-        self._compiled.linear(
-            x=x.data_ptr(),
-            rows=rows,
-            weight=weight.address,
-            code=weight.code,
-            k=weight.k,
-            outputs=weight.outputs,
-            out=out.data_ptr(),
-            inputs=self._inputs(rows, weight.k),
-            scratch=scratch,
-            room=room,
-            formats=self._compiled.formats.address,
-            byte_inputs=byte_inputs,
-        )
-        return out
-
-    def rope_and_store(
-        self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor
-    ) -> Tensor:
-        self._check_process()
-        _, kv_heads, head_dim = k_cache.shape
-        n, heads = qkv.shape[0], qkv.shape[1] // head_dim - 2 * kv_heads
-        _check_head_dim(head_dim)
-        qkv = qkv.float().contiguous()
-        q = self._buffer("q", (n, heads, head_dim), self._elements)
-        self._compiled.rope_and_store(
-            qkv=qkv.data_ptr(),
-            rows=n,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            positions=batch.positions.data_ptr(),
-            slots=batch.slots.data_ptr(),
-            rope=rope.data_ptr(),
-            k_cache=k_cache.data_ptr(),
-            v_cache=v_cache.data_ptr(),
-            out=q.data_ptr(),
-        )
-        return q
-
-    def attention(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float
-    ) -> Tensor:
-        self._check_process()
-        n, heads, head_dim = q.shape
-        kv_heads = k_cache.shape[1]
-        _check_head_dim(head_dim)
-        q = q.to(self._elements).contiguous()
-        units = self._units_of(batch, heads // kv_heads)
-        out = self._buffer("attention", (n, heads * head_dim), torch.float32)
-        partials = self._buffer("partials", (units.partials, heads, head_dim + 16), torch.float32)
-        scratch, room = self._scratch(
-            attention.room(max(QUERIES, heads // kv_heads), kv_heads, head_dim)
-        )
-        self._compiled.attention(
-            **units.fields,
-            q=q.data_ptr(),
-            k_cache=k_cache.data_ptr(),
-            v_cache=v_cache.data_ptr(),
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            scale=scale,
-            partials=partials.data_ptr(),
-            out=out.data_ptr(),
-            scratch=scratch,
-            room=room,
-            packed_only=self._deterministic,
-        )
-        return out
-
-    def _units_of(self, batch: Batch, group: int) -> _Units:
-        if self._units is None or self._units.batch is not batch:
-            bounds = np.array([(start, end) for start, end, _ in batch.shared], np.int64).reshape(
-                -1, 2
-            )
-            pointers = np.zeros(len(batch.shared) + 1, np.int64)
-            np.cumsum([len(rows) for _, _, rows in batch.shared], out=pointers[1:])
-            rows = np.array([row for _, _, rows in batch.shared for row in rows], np.int64)
-            self._units = _Units(
-                batch,
-                self._compiled.plan_units(
-                    batch.qo_indptr.numpy(),
-                    batch.kv_indptr.numpy(),
-                    bounds,
-                    pointers,
-                    rows,
-                    group,
-                    self.threads,
-                    self._deterministic,
-                ),
-            )
-        return self._units
-
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        self._check_process()
-        n, width = gate_up.shape[0], gate_up.shape[1] // 2
-        gate_up = gate_up.float().contiguous()
-        out = self._buffer("gated", (n, width), torch.float32)
-        self._compiled.silu_and_mul(
-            gate_up=gate_up.data_ptr(),
-            rows=n,
-            width=width,
-            out=out.data_ptr(),
-        )
-        return out
-
-    # --- all layers at once ---
-
-    def fuse(
-        self,
-        layers: Sequence[LayerWeights],
-        norm: Tensor,
-        rope: Tensor,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        eps: float,
-    ) -> Fused | None:
-        _check_head_dim(head_dim)
-        if len(layers) > MAX_LAYERS or layers[0].down.k % OUTPUTS:
-            return None
-        fused = Fused(layers, norm, rope, heads, kv_heads, head_dim, eps)
-        self._team.keep.append(fused.table)
-        self._compiled.layers.need(len(layers) * LAYER_PHASES + 1)
-        return fused
-
-    def run_layers(
-        self,
-        fused: Fused,
-        hidden: Tensor,
-        batch: Batch,
-        caches: Sequence[tuple[Tensor, Tensor]],
-        at: Tensor | None,
-    ) -> Tensor | None:
-        self._check_process()
-        rows, d = hidden.shape
-        heads, head_dim, f = fused.heads, fused.head_dim, fused.f
-        qkv_width, width, wanted = (
-            (heads + 2 * fused.kv_heads) * head_dim,
-            heads * head_dim,
-            0 if at is None else len(at),
-        )
-        most = max(rows, wanted)  # a token may be wanted more than once
-        units = self._units_of(batch, heads // fused.kv_heads)
-        scratch, room = self._scratch(
-            max(
-                attention.room(max(QUERIES, heads // fused.kv_heads), fused.kv_heads, head_dim),
-                linear.SCRATCH,
-            )
-        )
-        elements, floats = self._elements, torch.float32
-        out = self._buffer("norm", (wanted, d), floats)
-        self._compiled.layers(
-            table=fused.table_at(caches),
-            layers=len(fused.table),
-            hidden=hidden.data_ptr(),
-            rows=rows,
-            d=d,
-            f=f,
-            heads=heads,
-            kv_heads=fused.kv_heads,
-            head_dim=head_dim,
-            eps=fused.eps,
-            rope=fused.rope.data_ptr(),
-            positions=batch.positions.data_ptr(),
-            slots=batch.slots.data_ptr(),
-            norm=fused.norm.data_ptr(),
-            packed_only=self._deterministic,
-            byte_inputs=self._byte_inputs,
-            normed=self._room("normed", (most, d), floats),
-            qkv=self._room("qkv", (rows, qkv_width), floats),
-            q=self._room("q", (rows, width), elements),
-            **units.fields,
-            scale=head_dim**-0.5,
-            partials=self._room("partials", (units.partials, heads, head_dim + 16), floats),
-            attended=self._room("attention", (rows, width), floats),
-            gated=self._room("gated", (most, f), floats),
-            wanted=wanted,
-            at=at.data_ptr() if at is not None else 0,
-            kept_attended=self._room("kept attention", (wanted, width), floats),
-            kept_hidden=self._room("kept hidden", (wanted, d), floats),
-            out=out.data_ptr(),
-            inputs=self._room(
-                "inputs", (most, max(d, f, width) // GROUP * linear.GROUP_INPUTS), torch.uint8
-            ),
-            scratch=scratch,
-            room=room,
-            formats=self._compiled.formats.address,
-        )
-        return None if at is None else out
+        product = self._product(x, Linear((some,), None), exact=True)
+        return product[:, place * OUTPUTS + token_ids % OUTPUTS]
 
     # --- logits ---
 
@@ -526,19 +405,25 @@ class CpuKernels:
             held = self._buffers[name] = torch.empty(max(size, 64), dtype=dtype)
         return held[:size].view(shape)
 
-    def _room(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        """The address of a buffer."""
-        return self._buffer(name, shape, dtype).data_ptr()
-
-    def _inputs(self, rows: int, k: int) -> int:
-        """Room for what packed weights want to know of rows of k inputs."""
-        return self._room("inputs", (rows, k // GROUP * linear.GROUP_INPUTS), torch.uint8)
-
     def _scratch(self, room: int) -> tuple[int, int]:
         """Room for each thread: the address of the first's, and the distance from one to the
         next."""
         room = (room + 4095) // 4096 * 4096
         return self._buffer("scratch", (self.threads * room,), torch.uint8).data_ptr(), room
+
+
+def _joined(parts: Sequence[Tensor | QuantizedTensor]) -> Tensor | QuantizedTensor | None:
+    """The rows of all parts as one matrix; None if they are of several formats, or one but the last
+    does not fill its tiles."""
+    if any(part.shape[0] % OUTPUTS for part in parts[:-1]):
+        return None
+    dense = [part for part in parts if isinstance(part, Tensor)]
+    if len(dense) == len(parts):
+        return torch.cat(dense)
+    quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
+    if len(quantized) < len(parts) or len({part.format for part in quantized}) > 1:
+        return None
+    return stacked(quantized)
 
 
 def _check_head_dim(head_dim: int) -> None:

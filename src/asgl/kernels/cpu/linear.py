@@ -1,18 +1,20 @@
 """Linear layers: a phase over rows, which makes of inputs what weights multiply (inputs.py), and a
 phase over tiles.
 
-What multiplies a tile is called by its address, from the table of formats. Inputs have 16 bits for
-packed weights, or 8 on request; dense weights take elements (bfloat16 where the processor
-multiplies those, else float32 as they are).
+What multiplies a tile is called by its address. Inputs have 16 bits for packed weights, or 8 on
+request; dense weights take elements (bfloat16 where the processor multiplies those, else float32 as
+they are).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
-from asgl.kernels.cpu import formats, team
+from asgl.kernels.cpu import team
+from asgl.kernels.cpu.activations import gated
 from asgl.kernels.cpu.inputs import (
     BYTE_BYTES,
     WHOLE_BYTES,
@@ -24,62 +26,92 @@ from asgl.kernels.cpu.llvm import ELEMENT, I64, LANES, PER_WORD
 from asgl.kernels.cpu.multiply import PRODUCTS, ROOM, ROWS
 from asgl.kernels.cpu.simd import (
     add,
-    div,
-    exp,
+    fma,
     get_f32,
-    get_i64,
     i64,
     kernel,
     load,
-    mul,
     operation,
     set_f32,
     splat,
     store,
-    sub,
     void,
-    zero,
 )
 from asgl.kernels.cpu.tiles import GROUP, OUTPUTS
 
 STORE, ADD, GATE = 0, 1, 2
-"""What becomes of a product: stored; added; silu of its first half times its second half."""
-GROUP_INPUTS = WHOLE_BYTES
-"""Bytes that inputs may need of a group of 32, whatever multiplies them."""
-PHASES = 2
+"""What becomes of a product: stored; added, times a factor; the gate's activation times up."""
+DENSE, WHOLE, BYTES = range(3)
+"""What inputs are described as: elements; of 16 bits; of 8."""
+AS_THEY_ARE = PER_WORD == 1
+"""Whether dense weights take inputs as they are."""
 GRAIN = 4
 """Rows that a thread claims at once."""
 SCRATCH = 2 * PRODUCTS + ROOM
 """Bytes that a thread needs: two products, and what multiplies needs itself."""
 
 
-@kernel
-def silu(x: Any) -> Any:
-    """x / (1 + exp(-x)), of a vector."""
-    return div(x, add(splat(1.0), exp(sub(zero(), x))))
+def described_bytes(kind: int, k: int) -> int:
+    """Bytes of a described row of k inputs."""
+    groups = k // GROUP
+    return (k * ELEMENT, groups * WHOLE_BYTES, groups * BYTE_BYTES)[kind]
 
 
 @kernel
-def _gate(gate: int, up: int, rows: int, out: int, ldo: int) -> None:
-    """silu(gate) * up of products [rows, 32]."""
+def describe_phase(
+    job: int, phase: int, number: int, rows: int, x: int, k: int, kind: int, out: int, size: int
+) -> None:
+    """Rows of x [rows, k] float32 as what weights multiply, `size` bytes from one to the next."""
+    for row in team.pieces(job, phase, number, GRAIN, rows):
+        source, target = x + row * k * 4, out + row * size
+        if kind == DENSE:
+            describe_dense(source, k, target)
+        elif kind == BYTES:
+            describe_bytes(source, k, target)
+        else:
+            describe_whole(source, k, target)
+
+
+@kernel
+def _gate(
+    gate: int, up: int, rows: int, activation: int, gate_bias: int, up_bias: int, out: int,
+    ldo: int,
+) -> None:  # fmt: skip
+    """The gate's activation times up, of products [rows, 32]. Biases unless their address is 0."""
     for row in range(rows):
         for half in range(0, 4 * OUTPUTS, 64):
             at = row * 4 * OUTPUTS + half
-            store(out + row * ldo + half, mul(silu(load(gate + at)), load(up + at)))
+            first, second = load(gate + at), load(up + at)
+            if gate_bias:
+                first = add(first, load(gate_bias + half))
+                second = add(second, load(up_bias + half))
+            store(out + row * ldo + half, gated(first, second, activation))
 
 
 @kernel
-def _deliver(products: int, rows: int, out: int, ldo: int, columns: int, adding: bool) -> None:
-    """Products [rows, 32], of which `columns` count, to float32 rows at `out`."""
+def _deliver(
+    products: int, rows: int, columns: int, adding: bool, factor: float, bias: int, out: int,
+    ldo: int,
+) -> None:  # fmt: skip
+    """Products [rows, 32], of which `columns` count, and their biases unless the address is 0, to
+    float32 rows at `out`; or `factor` times that is added there."""
     for row in range(rows):
         source, target = products + row * 4 * OUTPUTS, out + row * ldo
         whole = min(columns, OUTPUTS) // LANES * LANES
         for i in range(0, whole, LANES):
             value = load(source + i * 4)
-            store(target + i * 4, add(load(target + i * 4), value) if adding else value)
+            if bias:
+                value = add(value, load(bias + i * 4))
+            if adding:
+                value = fma(value, splat(factor), load(target + i * 4))
+            store(target + i * 4, value)
         for i in range(whole, min(columns, OUTPUTS)):
             last = get_f32(source + i * 4)
-            set_f32(target + i * 4, get_f32(target + i * 4) + last if adding else last)
+            if bias:
+                last += get_f32(bias + i * 4)
+            if adding:
+                last = get_f32(target + i * 4) + last * np.float32(factor)
+            set_f32(target + i * 4, last)
 
 
 @operation(void, *[i64] * 8)
@@ -90,49 +122,37 @@ def _multiply(builder: Any, function: Any, *values: Any) -> None:
 
 
 @kernel
-def linear_phases(
-    a: Any, phase: int, number: int, x: int, rows: int, weight: int, code: int, k: int,
-    outputs: int, mode: int, out: int, scratch: int,
+def multiply_tile(
+    multiply: int, rows: int, x: int, ldx: int, groups: int, b: int, other: int, mode: int,
+    columns: int, activation: int, factor: float, bias: int, other_bias: int, out: int, ldo: int,
+    scratch: int,
 ) -> None:  # fmt: skip
-    """One thread's part of out = x . weight: a phase over the rows, and one over the tiles.
-
-    x [rows, k], out [rows, outputs] float32: see `STORE` for the modes; `code` is the format of the
-    weight. With mode GATE, `outputs` counts those of the gate, whose tiles are followed by as many
-    of the other factor. `a` is the entry's record: `a.formats` the table of formats, `a.inputs` has
-    room for `GROUP_INPUTS` of each row's groups; with `a.byte_inputs` they have 8 bits where that
-    is of use.
-    """
-    form = a.formats + code * formats.ROW
-    groups, tiles = k // GROUP, (outputs + OUTPUTS - 1) // OUTPUTS
-    size, multiply = groups * get_i64(form + formats.GROUP_BYTES), get_i64(form + formats.WHOLE)
-    dense, as_bytes = code == formats.DENSE_CODE, False
-    if a.byte_inputs != 0 and get_i64(form + formats.BYTE) != 0:
-        multiply, as_bytes = get_i64(form + formats.BYTE), True
-    if PER_WORD == 1 and dense:
-        ldx = k * 4
-    else:
-        ldx = k * ELEMENT if dense else groups * (BYTE_BYTES if as_bytes else WHOLE_BYTES)
-        for row in team.pieces(a.job, phase, number, GRAIN, rows):
-            source, target = x + row * k * 4, a.inputs + row * ldx
-            if dense:
-                describe_dense(source, k, target)
-            elif as_bytes:
-                describe_bytes(source, k, target)
-            else:
-                describe_whole(source, k, target)
-        x = a.inputs
+    """Inputs `x`, described, times the tile `b` (with mode GATE and the tile `other`), to `out`:
+    see `STORE` for the modes. `columns` is how many outputs the tile has."""
     other_products, room = scratch + PRODUCTS, scratch + 2 * PRODUCTS
-    for tile in team.pieces(a.job, phase + 1, number, team.RUNS, tiles):
-        b = weight + tile * size
-        for row in range(0, rows, ROWS):
-            count, at_x = min(ROWS, rows - row), x + row * ldx
-            at_out = out + (row * outputs + tile * OUTPUTS) * 4
-            _multiply(multiply, count, at_x, ldx, scratch, b, groups, room)
-            if mode == GATE:
-                _multiply(
-                    multiply, count, at_x, ldx, other_products, b + tiles * size, groups, room
-                )
-                _gate(scratch, other_products, count, at_out, outputs * 4)
-            else:
-                left = outputs - tile * OUTPUTS
-                _deliver(scratch, count, at_out, outputs * 4, left, mode == ADD)
+    for row in range(0, rows, ROWS):
+        count, at_x, at_out = min(ROWS, rows - row), x + row * ldx, out + row * ldo
+        _multiply(multiply, count, at_x, ldx, scratch, b, groups, room)
+        if mode == GATE:
+            _multiply(multiply, count, at_x, ldx, other_products, other, groups, room)
+            _gate(scratch, other_products, count, activation, bias, other_bias, at_out, ldo)
+        else:
+            _deliver(scratch, count, columns, mode == ADD, factor, bias, at_out, ldo)
+
+
+@kernel
+def linear_phase(
+    job: int, phase: int, number: int, rows: int, x: int, ldx: int, multiply: int, weight: int,
+    tile_bytes: int, groups: int, outputs: int, mode: int, activation: int, factor: float,
+    bias: int, out: int, ldo: int, waits: bool, scratch: int,
+) -> None:  # fmt: skip
+    """One thread's part of out = x . weight, x as it was described. With mode GATE, `outputs`
+    counts those of the gate, whose tiles are followed by as many of the other factor."""
+    tiles = (outputs + OUTPUTS - 1) // OUTPUTS
+    for tile in team.pieces(job, phase, number, team.RUNS, tiles, waits):
+        b, first = weight + tile * tile_bytes, tile * OUTPUTS
+        own = bias + first * 4 if bias else 0
+        multiply_tile(
+            multiply, rows, x, ldx, groups, b, b + tiles * tile_bytes, mode, outputs - first,
+            activation, factor, own, own + outputs * 4, out + first * 4, ldo, scratch,
+        )  # fmt: skip

@@ -295,6 +295,12 @@ def maximum(builder: Any, a: Any, b: Any) -> Any:
     return llvm.maximum(builder, a, b)
 
 
+@operation(f32x16, f32x16, f32x16)
+def minimum(builder: Any, a: Any, b: Any) -> Any:
+    """The lesser lanes; a's where either is NaN."""
+    return builder.select(builder.fcmp_ordered(">", a, b), b, a)
+
+
 @operation(f32x16, f32x16, i64, f32)
 def keep_first(builder: Any, value: Any, count: Any, filler: Any) -> Any:
     """The first `count` lanes (all, if it is 16 or more; none, if it is 0 or less), and `filler` in
@@ -304,6 +310,18 @@ def keep_first(builder: Any, value: Any, count: Any, filler: Any) -> Any:
     count = builder.select(builder.icmp_signed("<", count, high), count, high)
     count = builder.select(builder.icmp_signed(">", count, low), count, low)
     mask = builder.icmp_signed("<", lanes, llvm.splat(builder, builder.trunc(count, I32)))
+    return builder.select(mask, value, llvm.splat(builder, filler))
+
+
+@operation(f32x16, f32x16, i64, f32)
+def drop_first(builder: Any, value: Any, count: Any, filler: Any) -> Any:
+    """`filler` in the first `count` lanes (all, if it is 16 or more; none, if it is 0 or less), and
+    the others as they are."""
+    lanes = ir.Constant(IVEC, list(range(LANES)))
+    high, low = ir.Constant(I64, LANES), ir.Constant(I64, 0)
+    count = builder.select(builder.icmp_signed("<", count, high), count, high)
+    count = builder.select(builder.icmp_signed(">", count, low), count, low)
+    mask = builder.icmp_signed(">=", lanes, llvm.splat(builder, builder.trunc(count, I32)))
     return builder.select(mask, value, llvm.splat(builder, filler))
 
 

@@ -16,7 +16,8 @@ job with what it knows of an earlier one, nor in an earlier one with what it rea
 jobs are numbered, the counters of a phase carry the number, to claim is to compare and swap, and a
 record is only written over when the counters of its last job are gone:
 
-    job       [ number | function | record | stop | size of the team ]    number 0: being written
+    job       [ number | function | record | stop | size of the team | helpers inside a job ]
+              number 0: being written
     phase     [ number << 24 | claimed ... 64 bytes ][ number << 24 | finished ... 64 bytes ]
 """
 
@@ -42,7 +43,7 @@ from asgl.kernels.cpu.simd import (
     void,
 )
 
-NUMBER, FUNCTION, RECORD, STOP, SIZE = 0, 8, 16, 24, 32
+NUMBER, FUNCTION, RECORD, STOP, SIZE, INSIDE = 0, 8, 16, 24, 32, 40
 """Offsets of a job's fields."""
 FIRST = 64
 """Where a job's phases begin."""
@@ -108,13 +109,17 @@ def claim(job: int, phase: int, number: int, grain: int, count: int) -> tuple[in
 
 
 @kernel
-def finish(job: int, phase: int, done: int) -> None:
-    """Says that so many claimed pieces are done; what they wrote is seen by whoever waits."""
-    at = job + FIRST + phase * PHASE + 64
+def _add(at: int, number: int) -> None:
     while True:
         seen = get_shared(at)
-        if compare_and_swap(at, seen, seen + done):
+        if compare_and_swap(at, seen, seen + number):
             return
+
+
+@kernel
+def finish(job: int, phase: int, done: int) -> None:
+    """Says that so many claimed pieces are done; what they wrote is seen by whoever waits."""
+    _add(job + FIRST + phase * PHASE + 64, done)
 
 
 @kernel
@@ -138,9 +143,12 @@ def wait(job: int, phase: int, number: int, count: int) -> None:
 
 
 @kernel
-def pieces(job: int, phase: int, number: int, grain: int, count: int) -> Generator[int]:
+def pieces(
+    job: int, phase: int, number: int, grain: int, count: int, waits: bool = True
+) -> Generator[int]:
     """The pieces of a phase that this thread gets, each of which must be done when the next is
-    asked for; ends when all threads have done all `count` pieces. Must be exhausted."""
+    asked for; ends when all threads have done all `count` pieces, or, unless it `waits`, when all
+    are claimed. Must be exhausted."""
     while True:
         first, taken = claim(job, phase, number, grain, count)
         if taken == 0:
@@ -148,7 +156,8 @@ def pieces(job: int, phase: int, number: int, grain: int, count: int) -> Generat
         for piece in range(first, first + taken):  # noqa: UP028 (Numba has no `yield from`)
             yield piece
         finish(job, phase, taken)
-    wait(job, phase, number, count)
+    if waits:
+        wait(job, phase, number, count)
 
 
 def launch(job: int, function: int, record: int, phases: int, values: int, words: int) -> None:
@@ -182,12 +191,14 @@ def help_out(job: int, thread: int, last: int) -> int:
         if get_shared(job + STOP) != 0:
             return -1
         if number != 0 and number != last:
+            _add(job + INSIDE, 1)
             function, record = get_shared(job + FUNCTION), get_shared(job + RECORD)
             # the same number before and after: function and record belong to that job. If the job
             # ends right now, its function finds nothing to claim
             if get_shared(job + NUMBER) == number:
                 call(function, record, thread, number)
                 last, looks, naps = number, 0, 0
+            _add(job + INSIDE, -1)
             continue
         looks += 1
         if looks < _IDLE_SPINS:

@@ -61,6 +61,11 @@ class Team:
             self._parked.pop().release()
         self._launch(self.address, function, record, phases, values, words)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no helper is inside a job: what earlier jobs than the last had may be freed."""
+        return self._words[team.INSIDE // 8] == 0
+
     def _start(self, number: int, helper: Any) -> None:
         function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 3)(helper.address)
         arguments = function, self._words, number, self._parked, helper, self.keep

@@ -67,32 +67,43 @@ def _list(tokens: Ints, listed: int, first: int, last: int) -> int:
 
 @kernel
 def _segments(
-    qo: Ints, kv: Ints, bounds: Ints, span_ptr: Ints, span_rows: Ints, deterministic: bool
-) -> tuple[Ints, Ints]:
-    """The segments [count, 5] of a step, and the tokens that they list."""
+    qo: Ints, kv: Ints, bounds: Ints, span_ptr: Ints, span_rows: Ints, window: int,
+    deterministic: bool,
+) -> tuple[Ints, Ints]:  # fmt: skip
+    """The segments [count, 5] of a step, and the tokens that they list. What no token of a row sees
+    through its window is in none."""
     rows, listed = qo.shape[0] - 1, qo[-1]
     for i in range(span_rows.shape[0]):
         listed += 2 * (qo[span_rows[i] + 1] - qo[span_rows[i]])
     found = np.empty((rows + bounds.shape[0] + span_rows.shape[0], 5), np.int64)
     tokens = np.empty(listed, np.int64)
     covered = np.zeros(rows, np.int64)
+    lowest = np.zeros(rows, np.int64)
+    if window:
+        for row in range(rows):
+            first_limit = kv[row + 1] - kv[row] - (qo[row + 1] - qo[row]) + 1
+            lowest[row] = max(0, first_limit - window) // BLOCK * BLOCK
+            covered[row] = lowest[row]
+    inside = np.empty(span_rows.shape[0], np.int64)
     count, listed = 0, 0
     for span in range(bounds.shape[0] + 1):
         own_only = span == bounds.shape[0]  # what is left of each row after its last span
-        start, end, first, last = 0, 0, 0, rows
+        start, end, many = 0, 0, rows
         if not own_only:
-            start, end, first, last = (
-                bounds[span, 0],
-                bounds[span, 1],
-                span_ptr[span],
-                span_ptr[span + 1],
-            )
+            start, end, many = bounds[span, 0], bounds[span, 1], 0
+            first_seen = end
+            for i in range(span_ptr[span], span_ptr[span + 1]):
+                if lowest[span_rows[i]] < end:
+                    inside[many] = span_rows[i]
+                    first_seen = min(first_seen, lowest[span_rows[i]])
+                    many += 1
+            start = max(start, first_seen)
             if deterministic:
                 start, end = (start + FIXED - 1) // FIXED * FIXED, end // FIXED * FIXED
-            if end <= start or last - first < 2:
+            if end <= start or many < 2:
                 continue
-        for i in range(first, last):
-            row = i if own_only else span_rows[i]
+        for i in range(many):
+            row = i if own_only else inside[i]
             until = kv[row + 1] - kv[row] if own_only else start
             if covered[row] < until:
                 new = qo[row + 1] - qo[row]
@@ -102,12 +113,10 @@ def _segments(
             covered[row] = max(covered[row], end)
         if not own_only:
             shared = listed
-            for i in range(first, last):
-                row = int(span_rows[i])
+            for i in range(many):
+                row = int(inside[i])
                 listed = _list(tokens, listed, qo[row], qo[row + 1])
-            _set(
-                found, count, start, end, kv[int(span_rows[first])] + start, shared, listed - shared
-            )
+            _set(found, count, start, end, kv[int(inside[0])] + start, shared, listed - shared)
             count += 1
     return found[:count], tokens[:listed]
 
@@ -128,6 +137,7 @@ def _cut(
     tokens: Ints,
     limits: Ints,
     group: int,
+    window: int,
     target: int,
     deterministic: bool,
     units: Ints,
@@ -140,11 +150,14 @@ def _cut(
         first, count = segments[s, _FIRST], segments[s, _TOKENS]
         for at in range(first, first + count, block):
             queries = min(block, first + count - at)
-            last = start
+            begin, last = end if window else start, start
             for i in range(at, at + queries):
                 last = max(last, min(end, limits[tokens[i]]))
-            length = _length(last - start, queries * group, target, deterministic)
-            position = start
+                if window:
+                    begin = min(begin, max(start, limits[tokens[i]] - window) // BLOCK * BLOCK)
+            begin = max(begin, start)
+            length = _length(last - begin, queries * group, target, deterministic)
+            position = begin
             while position < last:
                 stop = min(last, position + length)
                 if deterministic:
@@ -215,7 +228,8 @@ def _merges(units: Ints, tokens: Ints, limits: Ints) -> tuple[int, Ints, Ints, I
 
 SIGNATURE = (
     "Tuple((int64[:,::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64))"
-    "(int32[::1], int32[::1], int64[:,::1], int64[::1], int64[::1], int64, int64, boolean)"
+    "(int32[::1], int32[::1], int64[:,::1], int64[::1], int64[::1], int64, int64, int64, "
+    "boolean)"
 )
 
 
@@ -226,29 +240,33 @@ def plan_units(
     span_ptr: Ints,
     span_rows: Ints,
     group: int,
+    window: int,
     threads: int,
     deterministic: bool,
 ) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, int]:
     """The units of a step of rows `qo`, `kv` (see `asgl.kernels.api.Batch`).
 
     Shared spans are given by `bounds` [spans, 2], and their rows in CSR form; `group` is the query
-    heads of a KV head. Returns units [units, 6]; the tokens that they name; limits: how many of its
-    row's positions each token sees; the tokens to merge; where a token's partial results begin, and
-    partial results (rows) in the order of positions; the number of those.
+    heads of a KV head; `window` is how many positions a token sees, 0 for all. Returns units
+    [units, 6]; the tokens that they name; limits: up to where a token sees its row's positions; the
+    tokens to merge; where a token's partial results begin, and partial results (rows) in the order
+    of positions; the number of those.
     """
     limits = np.empty(qo[-1], np.int64)
     for row in range(qo.shape[0] - 1):
         for token in range(qo[row], qo[row + 1]):
             limits[token] = kv[row + 1] - kv[row] - (qo[row + 1] - 1 - token)
-    segments, tokens = _segments(qo, kv, bounds, span_ptr, span_rows, deterministic)
+    segments, tokens = _segments(qo, kv, bounds, span_ptr, span_rows, window, deterministic)
     cost = 0
     for s in range(segments.shape[0]):
-        cost += (segments[s, _END] - segments[s, _START]) * (PACKING + segments[s, _TOKENS] * group)
+        length = segments[s, _END] - segments[s, _START]
+        if window:  # about what is left when it is cut
+            length = min(length, window + QUERIES // group)
+        cost += length * (PACKING + segments[s, _TOKENS] * group)
     target = cost // (threads * _SHARES)
-    count = _cut(
-        segments, tokens, limits, group, target, deterministic, np.empty((0, UNIT), np.int64)
-    )
+    none = np.empty((0, UNIT), np.int64)
+    count = _cut(segments, tokens, limits, group, window, target, deterministic, none)
     units = np.empty((count, UNIT), np.int64)
-    _cut(segments, tokens, limits, group, target, deterministic, units)
+    _cut(segments, tokens, limits, group, window, target, deterministic, units)
     partials, merged, parts, order = _merges(units, tokens, limits)
     return units, tokens, limits, merged, parts, order, partials

@@ -13,14 +13,18 @@ from torch import Tensor
 
 from asgl.errors import ConfigError
 from asgl.kernels.api import (
+    Activation,
     ActivationFormat,
+    Attending,
     Batch,
     ModelShape,
     Progress,
+    Rotation,
     SamplingBatch,
     WeightFormat,
 )
 from asgl.kernels.quantized import QuantizedTensor
+from asgl.kernels.reference import gated, rotated
 from asgl.kernels.triton import attention, elementwise, sampling, tiles
 from asgl.kernels.triton.spans import ENTRY, ROW, UNIT, SpannedBatch, Spans, plan_spans
 from asgl.kernels.triton.target import INTERPRETER, Target, target_of_device
@@ -96,14 +100,21 @@ class TritonKernels:
     @staticmethod
     def check_shape(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> None:
         """ConfigError if these kernels cannot compute models of that shape on that device."""
+        if missing := shape.features:
+            raise ConfigError(
+                f"the Triton kernels cannot compute {', '.join(sorted(missing))} of this model; "
+                "use kernels='reference'"
+            )
         target = INTERPRETER if interpreting() else target_of_device(device)
         for tile in (tiles.extend_tile, tiles.decode_tile, tiles.span_tile):
             tile(shape.head_dim, shape.group, dtype, target)
 
     # --- weights ---
 
-    def pack_linear(self, weight: Tensor | QuantizedTensor) -> Any:
-        return self._dense(weight)
+    def pack_linear(self, *parts: Tensor | QuantizedTensor, bias: Tensor | None = None) -> Any:
+        dense = [self._dense(part) for part in parts]
+        weight = dense[0] if len(dense) == 1 else torch.cat(dense)
+        return weight, None if bias is None else bias.to(self.device, self.kv_dtype)
 
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Any:
         return self._dense(weight)
@@ -144,12 +155,16 @@ class TritonKernels:
         return out
 
     def linear(self, x: Tensor, weight: Any) -> Tensor:
-        return F.linear(x, weight)
+        return F.linear(x, *weight)
 
-    def rope_and_store(
-        self, qkv: Tensor, batch: Batch, rope: Tensor, k_cache: Tensor, v_cache: Tensor
+    def rotate_and_store(
+        self, qkv: Tensor, batch: Batch, rotation: Rotation, k_cache: Tensor, v_cache: Tensor
     ) -> Tensor:
-        _, kv_heads, head_dim = k_cache.shape
+        kv_heads, head_dim, rope = rotation.kv_heads, rotation.head_dim, rotation.rope
+        if rope is None or rope.shape[1] < head_dim or rotation.q_norm is not None:
+            return self._rotate_and_store(qkv, batch, rotation, k_cache, v_cache)
+        if rotation.q_scale is not None:
+            return self._rotate_and_store(qkv, batch, rotation, k_cache, v_cache)
         n, every = qkv.shape[0], qkv.shape[1] // head_dim
         heads = every - 2 * kv_heads
         q = qkv.new_empty((n, heads, head_dim), dtype=self.kv_dtype)
@@ -173,9 +188,23 @@ class TritonKernels:
         )
         return q
 
-    def attention(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, scale: float
+    def _rotate_and_store(
+        self, qkv: Tensor, batch: Batch, rotation: Rotation, k_cache: Tensor, v_cache: Tensor
     ) -> Tensor:
+        """What the kernel does not know, in torch."""
+        q, k, v = rotated(qkv, batch, rotation)
+        slots = batch.slots.long()
+        k_cache[slots], v_cache[slots] = k.to(k_cache.dtype), v.to(v_cache.dtype)
+        return q.to(self.kv_dtype)
+
+    def attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch, attending: Attending
+    ) -> Tensor:
+        if attending.window is not None or attending.softcap or attending.sinks is not None:
+            raise ConfigError(
+                "the Triton kernels have no windows, caps and sinks; use kernels='reference'"
+            )
+        scale = attending.scale
         n, heads, head_dim = q.shape
         out = q.new_empty((n, heads * head_dim), dtype=self.kv_dtype)
         shape = {
@@ -333,7 +362,9 @@ class TritonKernels:
             heads // kv_heads
         )
 
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+    def gate(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        if activation != "silu":
+            return gated(gate_up, activation).to(self.kv_dtype)
         n, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty((n, width), dtype=self.kv_dtype)
         block, warps = tiles.flat_tile(width, self.kv_dtype, self.target)
