@@ -88,7 +88,7 @@ def check(kernels: CpuKernels, name: str, *, byte_inputs: bool) -> None:
     for."""
     weight = quantized(name, 70, 544)
     packed = kernels.pack_linear(weight)
-    byte_inputs = byte_inputs and arithmetic(packed.tiling, byte_inputs=True) is not None
+    byte_inputs = byte_inputs and arithmetic(packed.parts[0].tiling, byte_inputs=True) is not None
     x = inputs(70, 544)
     expected = x.double() @ weight.dequantize(torch.float64).T
     most = rounding(x, weight, 127 if byte_inputs else 32639)

@@ -64,7 +64,7 @@ def test_scales_that_are_no_float16_are_off_by_its_rounding(make, name: str) -> 
 
 @pytest.mark.parametrize(("name", "bits"), SIZES.items())
 def test_tiles_are_as_small_as_files(make, name: str, bits: float) -> None:
-    packed = make(weights="auto").pack_linear(quantized(name, 64, 512))
+    packed = make(weights="auto").pack_linear(quantized(name, 64, 512)).parts[0]
     assert packed.memory.nbytes * 8 / (64 * 512) <= bits
     table = make(weights="auto").pack_embedding(quantized(name, 64, 512))
     assert table.memory.nbytes == packed.memory.nbytes
@@ -123,14 +123,14 @@ def test_scales_of_any_size(make) -> None:
             mxfp4.quants, mxfp4.scale * 2.0**exponent, None, 4, 32, 0, mxfp4.codebook
         )
         packed = kernels.pack_linear(weight)
-        assert packed.bits == (4 if TARGET.shuffle_words else 8)
+        assert packed.parts[0].bits == (4 if TARGET.shuffle_words else 8)
         x = torch.randn(5, 96, generator=torch.Generator().manual_seed(1))
         expected = x.double() @ weight.dequantize(torch.float64).T
         found = kernels.linear(x, packed).double()
         assert ((found - expected).abs() <= rounding(x, weight, 32639)).all()
     large = quantized("Q4_1", 64, 96, exact=False)
     large = QuantizedTensor(large.quants, large.scale * 1e9, large.offset, 4, 32)
-    assert kernels.pack_linear(large).bits == 16
+    assert kernels.pack_linear(large).parts[0].bits == 16
 
 
 def test_who_rounds_no_input_does_not_say_so() -> None:
@@ -141,7 +141,7 @@ def test_who_rounds_no_input_does_not_say_so() -> None:
     kernels.pack_head(quantized("Q4_0", 32, 64))
     assert kernels.activations == "auto"
     packed = kernels.pack_linear(quantized("Q4_0", 32, 64))
-    rounds = arithmetic(packed.tiling, byte_inputs=True) is not None
+    rounds = arithmetic(packed.parts[0].tiling, byte_inputs=True) is not None
     assert kernels.activations == ("int8" if rounds else "auto")
 
 

@@ -57,7 +57,7 @@ def test_larger_groups_and_odd_ones(make) -> None:
     for group, bits, held in ((64, 4, 4), (96, 8, 8), (48, 4, 4), (16, 8, 8), (24, 4, 16)):
         weight = quantized(64, 192, bits, group)
         packed = kernels.pack_linear(weight)
-        assert packed.bits == held
+        assert packed.parts[0].bits == held
         expected = x.double() @ weight.dequantize(torch.float64).T
         torch.testing.assert_close(
             kernels.linear(x, packed).double(), expected, rtol=0.01, atol=0.02
@@ -70,7 +70,7 @@ def test_scales_that_float16_cannot_hold_are_held_dense(make) -> None:
     kernels = make(weights="auto")
     x = inputs(3, 64)
     packed = kernels.pack_linear(large)
-    assert packed.bits == 16
+    assert packed.parts[0].bits == 16
     expected = x.double() @ large.dequantize(torch.float64).T
     torch.testing.assert_close(kernels.linear(x, packed).double(), expected, rtol=0.02, atol=1e5)
 
@@ -113,7 +113,7 @@ def test_quantize_holds_flat_and_empty_groups() -> None:
 def test_linear_layers_are_held_as_asked(make, wanted: str, given: int, bits: int) -> None:
     kernels = make(weights=wanted)
     weight = quantized(64, 64, given) if given < 16 else torch.randn(64, 64, generator=generator(2))
-    assert kernels.pack_linear(weight).bits == bits
+    assert kernels.pack_linear(weight).parts[0].bits == bits
 
 
 @pytest.mark.parametrize(
@@ -128,4 +128,4 @@ def test_linear_layers_are_held_as_asked(make, wanted: str, given: int, bits: in
 def test_heads_are_not_rounded(make, wanted: str, given: int, bits: int) -> None:
     kernels = make(weights=wanted)
     weight = quantized(64, 64, given) if given < 16 else torch.randn(64, 64, generator=generator(2))
-    assert kernels.pack_head(weight).bits == bits
+    assert kernels.pack_head(weight).parts[0].bits == bits
