@@ -129,3 +129,16 @@ def test_heads_are_not_rounded(make, wanted: str, given: int, bits: int) -> None
     kernels = make(weights=wanted)
     weight = quantized(64, 64, given) if given < 16 else torch.randn(64, 64, generator=generator(2))
     assert kernels.pack_head(weight).parts[0].bits == bits
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tied_head_and_embedding_are_held_once(make, bits: int) -> None:
+    kernels = make(weights="auto")
+    weight = quantized(70, 64, 8) if bits == 8 else torch.randn(70, 64).bfloat16()
+    table, head = kernels.pack_embedding(weight), kernels.pack_head(weight)
+    assert table.memory.data_ptr() == head.parts[0].address
+    other = quantized(70, 64, 8, seed=5) if bits == 8 else torch.randn(70, 64).bfloat16()
+    assert kernels.pack_head(other).parts[0].address != head.parts[0].address
+    ids = torch.tensor([0, 31, 32, 69], dtype=torch.int32)
+    dense = weight.dequantize(torch.float32) if bits == 8 else weight.float()
+    torch.testing.assert_close(kernels.embed(table, ids), dense[ids], rtol=1e-6, atol=1e-6)

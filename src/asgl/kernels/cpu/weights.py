@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +38,10 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows to look up. `kind` 0: tiles of the format `code`; 16: bfloat16; 32: float32."""
+    """Rows to look up, of d numbers: in tiles of the format `code`, or float32."""
 
     memory: Tensor
-    kind: int
+    tiled: bool
     code: int
     d: int
 
@@ -164,15 +165,10 @@ def _ends(
     return found[0], found[1]
 
 
-def table(
-    weight: Tensor | QuantizedTensor, arena: Arena, known: Formats, fill: Callable[..., None]
-) -> Table:
-    """The rows in the format they have: as tiles, if that is quantized."""
+def table(weight: Tensor | QuantizedTensor, pack: Callable[[Any], Packed]) -> Table:
+    """The rows in the format they have: as the tiles that `pack` makes, unless they are float32."""
     d = weight.shape[1]
-    if isinstance(weight, QuantizedTensor):
-        packed = pack(weight, arena, known, fill)
-        return Table(packed.memory, 0, packed.code, d)
-    kind = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
-    return Table(
-        torch.empty(weight.shape, dtype=kind).copy_(weight), 8 * kind.itemsize, DENSE_CODE, d
-    )
+    if isinstance(weight, Tensor) and weight.dtype != torch.bfloat16:
+        return Table(weight.float().clone(), False, DENSE_CODE, d)
+    packed = pack(weight)
+    return Table(packed.memory, True, packed.code, d)
