@@ -86,10 +86,11 @@ def rounding(x: Tensor, weight: QuantizedTensor, most: int) -> Tensor:
 def check(kernels: CpuKernels, name: str, *, byte_inputs: bool) -> None:
     """Every number of rows up to 70 against products in float64 of the matrix that it stands
     for."""
-    weight = quantized(name, 70, 544)
+    k = 768 if name in OTHERS else 544
+    weight = quantized(name, 70, k)
     packed = kernels.pack_linear(weight)
     byte_inputs = byte_inputs and arithmetic(packed.parts[0].tiling, byte_inputs=True) is not None
-    x = inputs(70, 544)
+    x = inputs(70, k)
     expected = x.double() @ weight.dequantize(torch.float64).T
     most = rounding(x, weight, 127 if byte_inputs else 32639)
     for rows in range(1, 71):
