@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,9 @@ from asgl.kernels.cpu.kernels import CpuKernels
 from asgl.kernels.forward import Verbs
 from asgl.kernels.memory import large_pages
 from asgl.kernels.quantized import QuantizedTensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for those who run this file itself
+
 from bench.phases import phases
 
 LAYERS, D, F, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
