@@ -68,7 +68,7 @@ class CpuKernels:
     "int8" or "int4" (rounded to so many bits, unless the model file has as few), or "auto": as the
     model file has them. `deterministic`: what a token computes does not depend, in any bit, on the
     other rows of the batch, nor on what is shared or cached. `activations` "int8": inputs of linear
-    layers of 4 bits, but not of the head, are rounded to 8 bits, if that is faster here.
+    layers of few bits, but not of the head, are rounded to 8 bits, if that is faster here.
     `progress(kernel, ready, all)` is told of the compiling, which takes a minute once per
     installation; it hears nothing where the cache has all kernels.
 
