@@ -141,7 +141,7 @@ class CpuKernels:
         packed = tuple(self._pack(part) for part in converted)
         for part in packed:
             if not self._convert:
-                self.weights = {16: "dense", 4: "int4"}.get(part.bits, "int8")
+                self.weights = "dense" if part.bits == 16 else "int4" if part.bits == 4 else "int8"
             if self._byte_inputs and self._compiled.formats.need(part.code, byte_inputs=True):
                 self.activations = "int8"
         return Linear(packed, bias)
