@@ -1,7 +1,7 @@
 """Times of the CPU kernels beside the limits of the machine they ran on, measured in the same run.
 
     python bench/kernels.py [--threads N] [--seconds S]
-                            [--part linear attention elementwise sampling steps]
+                            [--part linear attention elementwise sampling steps phases]
 
 For each kernel at the shapes of SmolLM2-135M: the time of one call (the least, and the median),
 what it must read and compute, and the share of the limit that it reaches: the larger of bytes /
@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,10 @@ from asgl.kernels.cpu.kernels import CpuKernels
 from asgl.kernels.forward import Verbs
 from asgl.kernels.memory import large_pages
 from asgl.kernels.quantized import QuantizedTensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for those who run this file itself
+
+from bench.phases import phases
 
 LAYERS, D, F, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
 KV_BYTES = 2 * KV_HEADS * HEAD_DIM * 2
@@ -328,12 +334,23 @@ def steps(kernels: CpuKernels, report: Report) -> None:
         report.line(f"step, {name}", step, moved, operations)
 
 
+def decode_phases(kernels: CpuKernels, report: Report) -> None:
+    phases(
+        kernels,
+        lambda call: times(call, report.seconds)[0],
+        report.limit.read,
+        quantized,
+        lambda n: batch_of([range(300 * row, 300 * row + 256) for row in range(n)], [1] * n),
+    )
+
+
 PARTS = {
     "linear": linear_layers,
     "attention": attention,
     "elementwise": elementwise,
     "sampling": sampling,
     "steps": steps,
+    "phases": decode_phases,
 }
 
 

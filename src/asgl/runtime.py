@@ -58,9 +58,9 @@ class Runtime:
         device: "auto", "cpu", "cuda" or "cuda:1".
         dtype: Of activations, keys and values.
         weights: How the weights of the linear layers are held.
-        activations: "int8" lets the inputs of linear layers with 4-bit weights be rounded to 8
-            bits, as llama.cpp and OpenVINO do, where that is faster: on CPUs with AVX2 and without
-            AVX512-BF16. `rt.model.activations` tells whether they are.
+        activations: "int8" lets the inputs of linear layers with quantized weights be rounded to 8
+            bits, as llama.cpp and OpenVINO do, where that is faster: on CPUs with VNNI, and with
+            AVX2 for weights of fewer than 8 bits. `rt.model.activations` tells whether they are.
         kernels: What is asked for by name and cannot be had raises ConfigError.
         kv_cache_tokens: Capacity of the KV cache in tokens; None takes what the memory allows.
         max_running: At most so many requests in a step.

@@ -263,46 +263,45 @@ def test_compiled_kernels_are_kept_under_asgl_home(
 
 
 _GENERIC = """
+import ctypes
 import torch
 from numba import njit
-from asgl.kernels.cpu import dots, linear, llvm, pairs
+from asgl.kernels.cpu import inputs, llvm, multiply
+from asgl.kernels.cpu.compile import Entry
+from asgl.kernels.cpu.formats import WHOLE, Formats
 from asgl.kernels.cpu.target import TARGET
-from asgl.kernels.quantized import quantize
+from asgl.kernels.cpu.threads import Team
 from asgl.kernels.cpu.weights import pack
 from asgl.kernels.memory import Arena
+from asgl.kernels.quantized import quantize
 
-assert linear.PAIRS and llvm.PER_WORD == 1 and TARGET.pair_words in (0, 4), TARGET
+assert llvm.PER_WORD == 1 and TARGET.pair_words in (0, 4) and TARGET.dot_words == 0, TARGET
 assert not TARGET.half_conversion, TARGET
 
 @njit
-def packed_product(x, inputs, size, rows, b, bits, k, out):
+def describe(x, k, target, rows, size):
     for row in range(rows):
-        pairs.quantize_row(x + row * k * 4, k, inputs + row * size)
-    if bits == 4:
-        pairs.pair_rows_4(rows, inputs, size, inputs + 2 * k, size, out, 128, b, k // 32)
-    else:
-        pairs.pair_rows_8(rows, inputs, size, inputs + 2 * k, size, out, 128, b, k // 32)
+        inputs.describe_whole(x + row * k * 4, k, target + row * size)
 
-@njit
-def dense_product(x, rows, b, k, tile, out):
-    dots.widen_pairs(b, k // 2, tile)
-    dots.dot_rows(rows, x, k * 4, out, 128, tile, k)
-
+formats, fill = Formats(), Entry("pack", Team(1, 1), 1)
 for bits in (4, 8, 16):
     weight = torch.randn(32, 96, generator=torch.Generator().manual_seed(bits))
     weight = weight.bfloat16() if bits == 16 else quantize(weight, bits)
     exact = weight.float() if bits == 16 else weight.dequantize(torch.float32)
-    packed = pack(weight, Arena())
+    packed = pack(weight, Arena(), formats, fill)
+    assert formats.need(packed.code) and not formats.need(packed.code, byte_inputs=True)
+    address = int(formats.table[packed.code, WHOLE // 8])
+    product = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(address)
     for rows in (1, 2, 3, 9):
         x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
-        size = 3 * pairs.GROUP_INPUTS
-        room = torch.empty(rows * size + 96 * 128, dtype=torch.uint8)
+        size = 96 * 4 if bits == 16 else 3 * inputs.WHOLE_BYTES
+        room = torch.empty(rows * size + multiply.ROOM, dtype=torch.uint8)
         out = torch.full((rows, 32), torch.nan)
-        at, b, free, to = x.data_ptr(), packed.address, room.data_ptr(), out.data_ptr()
-        if bits == 16:
-            dense_product(at, rows, b, 96, free, to)
-        else:
-            packed_product(at, free, size, rows, b, bits, 96, to)
+        at, free = x.data_ptr(), room.data_ptr()
+        if bits < 16:
+            describe(at, 96, free, rows, size)
+            at = free
+        product(rows, at, size, out.data_ptr(), packed.address, 3, free + rows * size)
         error = (out - x @ exact.T).abs().max()
         assert error < 0.001, error
 print("right")
@@ -329,35 +328,47 @@ _COMPILED = """
 import sys
 from llvmlite import binding
 from asgl.kernels.cpu.compile import Entry
+from asgl.kernels.cpu.multiply import compile_product
 from asgl.kernels.cpu.target import TARGET
 from asgl.kernels.cpu.threads import Team
-from asgl.kernels.forward import StepByStep, Verbs
+from asgl.kernels.cpu.tiles import DENSE, Tiling
 
-instruction, *names = sys.argv[1:]
+instruction, register, *names = sys.argv[1:]
 machine = binding.Target.from_default_triple().create_target_machine(
     cpu=TARGET.name, features=TARGET.features, opt=3
 )
+functions = {"dense": DENSE, "packed": Tiling(6, 16, 32), "bytes": Tiling(5)}
 for name in names:
-    ir = Entry(name, Team(1, 1), 1).function.inspect_llvm()
-    code = machine.emit_assembly(binding.parse_assembly(ir))
-    assert "zmm" in code and instruction in code, name
+    if name in functions:
+        function = compile_product(functions[name], byte_inputs=name == "bytes")
+    else:
+        function = Entry(name, Team(1, 1), 1).function
+    code = machine.emit_assembly(binding.parse_assembly(function.inspect_llvm()))
+    assert register in code and instruction in code, name
 print("right")
 """
-_AVX2 = "+avx,+avx2,+fma,+f16c,+bmi,+bmi2"
-_AVX512 = _AVX2 + ",+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vnni"
+_AVX2 = "+ssse3,+avx,+avx2,+fma,+f16c,+bmi,+bmi2"
+_AVX512 = _AVX2 + ",+avx512f,+avx512bw,+avx512dq,+avx512vl"
+_VNNI = _AVX512 + ",+avx512vnni"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("processor", "features", "instruction", "entries"),
+    ("processor", "features", "instruction", "register", "names"),
     [
-        ("znver4", _AVX512 + ",+avx512bf16", "vdpbf16ps", ["linear", "attention", "layers"]),
-        ("cascadelake", _AVX512, "vpdpwssd", ["linear", "layers"]),
+        ("znver4", _VNNI + ",+avx512bf16", "vdpbf16ps", "zmm", ["dense", "operations"]),
+        ("znver4", _VNNI + ",+avx512bf16", "vpdpbusd", "zmm", ["packed", "bytes"]),
+        ("cascadelake", _VNNI, "vpdpbusd", "zmm", ["packed", "bytes"]),
+        ("skylake-avx512", _AVX512, "vpmaddwd", "zmm", ["packed", "bytes"]),
+        ("alderlake", _AVX2 + ",+avxvnni", "vpdpbusd", "ymm", ["packed", "bytes"]),
+        ("haswell", _AVX2, "vpmaddubsw", "ymm", ["bytes"]),
+        ("haswell", _AVX2, "vpmaddwd", "ymm", ["packed"]),
+        ("generic", "", "pmaddwd", "xmm", ["packed"]),
     ],
 )
 def test_kernels_compile_for_other_processors(
-    tmp_path, processor: str, features: str, instruction: str, entries
+    tmp_path, processor: str, features: str, instruction: str, register: str, names: list[str]
 ) -> None:
     """They are not run: this processor may not have the instructions."""
     environment = {
@@ -367,7 +378,7 @@ def test_kernels_compile_for_other_processors(
         "ASGL_HOME": str(tmp_path),
     }
     result = subprocess.run(
-        [sys.executable, "-c", _COMPILED, instruction, *entries],
+        [sys.executable, "-c", _COMPILED, instruction, register, *names],
         env=environment,
         capture_output=True,
         text=True,

@@ -22,7 +22,6 @@ from asgl.kernels.cpu.simd import (
     get_i32,
     kernel,
     load,
-    load_bf16,
     mul,
     set_f32,
     splat,
@@ -40,21 +39,17 @@ GRAIN = 4
 
 @kernel
 def embed_phase(a: Any, number: int) -> None:
-    """a.out [rows, d] float32 = rows of the table, which is bfloat16 (`kind` 16), float32 (32) or
-    tiles (0) of the format a.code."""
+    """a.out [rows, d] float32 = rows of the table: float32, or, if a.tiled, tiles of the format
+    a.code."""
     for row in team.pieces(a.job, 0, number, GRAIN, a.rows):
         of, out = get_i32(a.ids + row * 4), a.out + row * a.d * 4
-        if a.kind == 0 and a.code == DENSE_CODE:
-            read_dense_row(a.table, of, a.d, out)
-        elif a.kind == 0:
-            read_row(a.table, a.formats + a.code * ROW, of, a.d, out)
-        else:
+        if a.tiled == 0:
             for i in range(0, a.d, LANES):
-                if a.kind == 16:
-                    value = load_bf16(a.table + (of * a.d + i) * 2)
-                else:
-                    value = load(a.table + (of * a.d + i) * 4)
-                store(out + i * 4, value)
+                store(out + i * 4, load(a.table + (of * a.d + i) * 4))
+        elif a.code == DENSE_CODE:
+            read_dense_row(a.table, of, a.d, out)
+        else:
+            read_row(a.table, a.formats + a.code * ROW, of, a.d, out)
 
 
 @kernel

@@ -18,7 +18,7 @@ from asgl.kernels.cpu.sampling import log_softmax_phase, sample_phase
 
 FIELDS = {
     "pack": "job quants n k scale offset code formats out",
-    "embed": "job ids rows d table kind code formats out",
+    "embed": "job ids rows d table tiled code formats out",
     "operations": "job program rows wanted at positions slots packed_only scratch room",
     "log_softmax": "job logits m n out",
     "sample": "job logits m n temperature top_k top_p min_p uniform greedy ranks out",

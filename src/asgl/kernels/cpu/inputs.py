@@ -15,12 +15,14 @@ Dense weights take a row of elements.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba.core import cgutils
 
 from asgl.kernels.cpu import llvm
-from asgl.kernels.cpu.llvm import BVEC, ELEMENT, F32, FVEC, HVEC, I32, IVEC, LANES, const
+from asgl.kernels.cpu.llvm import BVEC, ELEMENT, FVEC, HVEC, I32, I64, IVEC, LANES, const
 from asgl.kernels.cpu.simd import i64, kernel, load, operation, store_elements, void
 from asgl.kernels.cpu.target import TARGET
 from asgl.kernels.cpu.tiles import GROUP
@@ -38,46 +40,93 @@ _ROUND = 12582912.0
 _ROUND_BITS = 0x4B400000
 
 
-def _quantized(builder: Any, source: Any, meta: Any, most: int) -> list[Any]:
-    """32 float32 as two vectors of words, of whole numbers up to `most`; writes what belongs at
-    `meta`."""
+_AT_ONCE = 4
+"""Groups that are described together: what is reduced of each fills a vector."""
+
+
+def _shuffled(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+
+def _reduced(builder: Any, vectors: list[Any], combine: Callable[[Any, Any, Any], Any]) -> Any:
+    """Each of 1, 2, 4, 8 or 16 vectors reduced to one number, which fills its share of the lanes of
+    one vector."""
+    share = LANES
+    while len(vectors) > 1:
+        share //= 2
+        # of each vector's share the lower half of lanes, and the upper half
+        low = [lane for lane in range(2 * LANES) if lane // share % 2 == 0]
+        high = [lane + share for lane in low]
+        vectors = [
+            combine(builder, *(_shuffled(builder, a, b, lanes) for lanes in (low, high)))
+            for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+    (found,) = vectors
+    while share > 1:
+        share //= 2
+        swapped = _shuffled(builder, found, found, [lane ^ share for lane in range(LANES)])
+        found = combine(builder, found, swapped)
+    return found
+
+
+def _quantized(
+    builder: Any, source: Any, target: Any, size: int, groups: int, most: int
+) -> list[list[Any]]:
+    """So many groups of 32 float32, each as two vectors of words, of whole numbers up to `most`;
+    writes scales and sums to the end of each group of `size` bytes at `target`."""
     values = [
-        llvm.load(builder, llvm.offset(builder, source, 64 * half), FVEC, 4) for half in range(2)
+        [
+            llvm.load(builder, llvm.offset(builder, source, 128 * group + 64 * half), FVEC, 4)
+            for half in range(2)
+        ]
+        for group in range(groups)
     ]
-    # in the order of their bits, which puts what is not finite above all else
-    magnitudes = [builder.and_(builder.bitcast(value, IVEC), const(0x7FFFFFFF)) for value in values]
 
     def greater(b: Any, x: Any, y: Any) -> Any:
         return b.select(b.icmp_signed(">", x, y), x, y)
 
-    top = llvm.reduce(builder, greater(builder, *magnitudes), greater)
-    finite = builder.icmp_signed("<", top, ir.Constant(I32, 0x7F800000))
-    top, tiny = builder.bitcast(top, F32), ir.Constant(F32, 2.0**-100)
+    # in the order of their bits, which puts what is not finite above all else
+    bits = [[builder.bitcast(v, IVEC) for v in own] for own in values]
+    tops = [greater(builder, *(builder.and_(v, const(0x7FFFFFFF)) for v in own)) for own in bits]
+    top = _reduced(builder, tops, greater)
+    finite = builder.icmp_signed("<", top, const(0x7F800000))
+    top = builder.bitcast(top, FVEC)
+    tiny = const(2.0**-100, FVEC)
     divisor = builder.select(builder.fcmp_ordered(">", top, tiny), top, tiny)
-    by = llvm.splat(builder, builder.fdiv(ir.Constant(F32, float(most)), divisor))
-    scale = builder.fmul(divisor, ir.Constant(F32, 1.0 / most))
-    scale = builder.select(finite, scale, ir.Constant(F32, float("nan")))
-    shifted = [llvm.fma(builder, value, by, const(_ROUND, FVEC)) for value in values]
-    whole = [builder.sub(builder.bitcast(v, IVEC), const(_ROUND_BITS)) for v in shifted]
-    halves = [llvm.reduce(builder, v, lambda b, low, high: b.add(low, high)) for v in whole]
-    llvm.store(builder, llvm.offset(builder, meta, SCALE), scale, 4)
-    for i, total in enumerate([builder.add(*halves), *halves]):
-        place = llvm.offset(builder, meta, INTEGER_SUM + 4 * i)
-        llvm.store(builder, place, total, 4)
-        place = llvm.offset(builder, meta, FLOAT_SUM + 4 * i)
-        llvm.store(builder, place, builder.fmul(builder.sitofp(total, F32), scale), 4)
+    by = builder.fdiv(const(float(most), FVEC), divisor)
+    scale = builder.fmul(divisor, const(1.0 / most, FVEC))
+    scale = builder.select(finite, scale, const(float("nan"), FVEC))
+    share = LANES // groups
+    whole: list[list[Any]] = []
+    for group, own in enumerate(values):
+        factor = _shuffled(builder, by, by, [group * share] * LANES)
+        shifted = [llvm.fma(builder, value, factor, const(_ROUND, FVEC)) for value in own]
+        whole.append([builder.sub(builder.bitcast(v, IVEC), const(_ROUND_BITS)) for v in shifted])
+    halves = _reduced(builder, [v for own in whole for v in own], lambda b, x, y: b.add(x, y))
+    lanes = [lane ^ (share // 2) for lane in range(LANES)]
+    totals = builder.add(halves, _shuffled(builder, halves, halves, lanes))
+    of_halves, of_all = (
+        builder.fmul(builder.sitofp(sums, FVEC), scale) for sums in (halves, totals)
+    )
+    for group in range(groups):
+        first, last = group * share, group * share + share // 2
+        meta = llvm.offset(builder, target, (group + 1) * size - META)
+        begin = _shuffled(builder, scale, of_all, [first, LANES + first])
+        end = _shuffled(builder, of_halves, of_halves, [first, last])
+        words = _shuffled(builder, begin, end, [0, 1, 2, 3])
+        llvm.store(builder, llvm.offset(builder, meta, SCALE), words, 4)
+        words = _shuffled(builder, totals, halves, [first, LANES + first, LANES + last, first])
+        llvm.store(builder, llvm.offset(builder, meta, INTEGER_SUM), words, 4)
     return whole
 
 
-@operation(void, i64, i64)
-def _whole_group(builder: Any, source: Any, target: Any) -> None:
-    """32 float32 to a group of 16 bits."""
-    words = _quantized(builder, source, llvm.offset(builder, target, 2 * GROUP), _MOST)
+def _write_whole(builder: Any, words: list[Any], target: Any) -> None:
+    """A group of 16 bits."""
     if not TARGET.dot_words:
         order = [4 * four + place for four in range(4) for place in (0, 2, 1, 3)]
         for half, of in enumerate(words):
             narrow = builder.trunc(of, HVEC)
-            narrow = builder.shuffle_vector(narrow, narrow, ir.Constant(IVEC, order))
+            narrow = _shuffled(builder, narrow, narrow, order)
             llvm.store(builder, llvm.offset(builder, target, 32 * half), narrow, 2)
         return
     for half, of in enumerate(words):
@@ -87,27 +136,52 @@ def _whole_group(builder: Any, source: Any, target: Any) -> None:
             llvm.store(builder, llvm.offset(builder, target, place), narrow, 1)
 
 
-@operation(void, i64, i64)
-def _byte_group(builder: Any, source: Any, target: Any) -> None:
-    """32 float32 to a group of 8 bits."""
-    words = _quantized(builder, source, llvm.offset(builder, target, GROUP), 127)
+def _write_bytes(builder: Any, words: list[Any], target: Any) -> None:
+    """A group of 8 bits."""
     for half, of in enumerate(words):
         place = llvm.offset(builder, target, 16 * half)
         llvm.store(builder, place, builder.trunc(of, BVEC), 1)
 
 
-@kernel
-def describe_whole(source: int, k: int, target: int) -> None:
-    """A row of k float32 to inputs of 16 bits."""
-    for group in range(k // GROUP):
-        _whole_group(source + group * GROUP * 4, target + group * WHOLE_BYTES)
+def _description(
+    name: str, size: int, most: int, write: Callable[[Any, list[Any], Any], None]
+) -> Any:
+    """(source, k, target): a row of k float32 to groups of `size` bytes."""
+
+    def groups(builder: Any, source: Any, target: Any, count: int) -> None:
+        whole = _quantized(builder, source, target, size, count, most)
+        for group, words in enumerate(whole):
+            write(builder, words, llvm.offset(builder, target, group * size))
+
+    def emit(builder: Any, source: Any, k: Any, target: Any) -> None:
+        many = builder.udiv(k, ir.Constant(I64, GROUP * _AT_ONCE))
+        with cgutils.for_range(builder, many) as loop:
+            groups(
+                builder,
+                llvm.step(builder, source, GROUP * 4 * _AT_ONCE, loop.index),
+                llvm.step(builder, target, size * _AT_ONCE, loop.index),
+                _AT_ONCE,
+            )
+        done = builder.mul(many, ir.Constant(I64, _AT_ONCE))
+        rest = builder.sub(builder.udiv(k, ir.Constant(I64, GROUP)), done)
+        source, target = (
+            llvm.step(builder, source, GROUP * 4, done),
+            llvm.step(builder, target, size, done),
+        )
+        with cgutils.for_range(builder, rest) as loop:
+            groups(
+                builder,
+                llvm.step(builder, source, GROUP * 4, loop.index),
+                llvm.step(builder, target, size, loop.index),
+                1,
+            )
+
+    emit.__name__ = name
+    return operation(void, i64, i64, i64)(emit)
 
 
-@kernel
-def describe_bytes(source: int, k: int, target: int) -> None:
-    """A row of k float32 to inputs of 8 bits."""
-    for group in range(k // GROUP):
-        _byte_group(source + group * GROUP * 4, target + group * BYTE_BYTES)
+describe_whole = _description("describe_whole", WHOLE_BYTES, _MOST, _write_whole)
+describe_bytes = _description("describe_bytes", BYTE_BYTES, 127, _write_bytes)
 
 
 @kernel

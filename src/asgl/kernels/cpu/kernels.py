@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -67,7 +68,7 @@ class CpuKernels:
     "int8" or "int4" (rounded to so many bits, unless the model file has as few), or "auto": as the
     model file has them. `deterministic`: what a token computes does not depend, in any bit, on the
     other rows of the batch, nor on what is shared or cached. `activations` "int8": inputs of linear
-    layers of 4 bits, but not of the head, are rounded to 8 bits, if that is faster here.
+    layers of few bits, but not of the head, are rounded to 8 bits, if that is faster here.
     `progress(kernel, ready, all)` is told of the compiling, which takes a minute once per
     installation; it hears nothing where the cache has all kernels.
 
@@ -115,6 +116,8 @@ class CpuKernels:
         self._compiled = Compiled(self._team, progress)
         self._elements = torch.bfloat16 if PER_WORD == 2 else torch.float32
         self._arena = Arena()
+        self._tied: tuple[weakref.ref[Tensor], Packed] | None = None
+        """What was packed last as an embedding or a head, and its tiles."""
         self._buffers: dict[str, Tensor] = {}
         self._planned: Batch | None = None
         self._plans: dict[tuple[int, int], _Plan] = {}
@@ -138,13 +141,20 @@ class CpuKernels:
         packed = tuple(self._pack(part) for part in converted)
         for part in packed:
             if not self._convert:
-                self.weights = {16: "dense", 4: "int4"}.get(part.bits, "int8")
+                self.weights = "dense" if part.bits == 16 else "int4" if part.bits == 4 else "int8"
             if self._byte_inputs and self._compiled.formats.need(part.code, byte_inputs=True):
                 self.activations = "int8"
         return Linear(packed, bias)
 
     def pack_head(self, weight: Tensor | QuantizedTensor) -> Linear:
-        return Linear((self._pack(self._converted(weight, "head")),), None)
+        return Linear((self._pack_once(self._converted(weight, "head")),), None)
+
+    def _pack_once(self, weight: Tensor | QuantizedTensor) -> Packed:
+        """The same tiles for an embedding and a head that are one matrix."""
+        numbers = weight.quants if isinstance(weight, QuantizedTensor) else weight
+        if self._tied is None or self._tied[0]() is not numbers:
+            self._tied = weakref.ref(numbers), self._pack(weight)
+        return self._tied[1]
 
     def _pack(self, weight: Tensor | QuantizedTensor) -> Packed:
         packed = weights.pack(weight, self._arena, self._compiled.formats, self._compiled.pack)
@@ -170,7 +180,7 @@ class CpuKernels:
         return weight if weight.bits <= bits else quantize(weight.dequantize(torch.float32), bits)
 
     def pack_embedding(self, weight: Tensor | QuantizedTensor) -> Table:
-        return weights.table(weight, self._arena, self._compiled.formats, self._compiled.pack)
+        return weights.table(weight, self._pack_once)
 
     # --- layers ---
 
@@ -183,7 +193,7 @@ class CpuKernels:
             rows=n,
             d=table.d,
             table=table.memory.data_ptr(),
-            kind=table.kind,
+            tiled=table.tiled,
             code=table.code,
             formats=self._compiled.formats.address,
             out=out.data_ptr(),

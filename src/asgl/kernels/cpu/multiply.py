@@ -88,7 +88,7 @@ def _widened(rows: int, x: int, ldx: int, c: int, b: int, groups: int, room: int
 _BLOCKS = {
     (16, 2): ((1, 2, 2, 4), 4),
     (16, 1): ((1, 2, 2, 4), 6),
-    (8, 2): ((1, 2, 3), 3),
+    (8, 2): ((1, 2, 3, 2, 3), 3),
     (8, 1): ((1, 2, 2, 4), 6),
 }
 _NARROW_BLOCKS = (1, 2, 3, 4)

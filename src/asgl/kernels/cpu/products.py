@@ -5,8 +5,8 @@ For each group of 32 k, weights become words of four unsigned bytes, which meet 
 block; sums of a group are exact, and become float32 once, where the scales of weights and inputs
 are applied:
 
-    c += (weight scale * input scale) * (sum of products - zero * sum of inputs)
     c += offset * sum of inputs
+    c += weight scale * (input scale * (sum of products - zero * sum of inputs))
 
 Integers add up in any order, and groups always in that of k: a row's result does not depend on its
 neighbours, nor on which kernel computed it.
@@ -251,9 +251,9 @@ def product(
                     own = [
                         arithmetic.total(builder, one) for one in sums[first : first + per_vector]
                     ]
-                    value = builder.sitofp(joined(builder, own), FVEC)
-                    by = builder.fmul(scale, about(SCALE))
-                    builder.store(llvm.fma(builder, value, by, held), result[half])
+                    # in this order, for weights whose scales are the smallest that there are
+                    value = builder.fmul(builder.sitofp(joined(builder, own), FVEC), about(SCALE))
+                    builder.store(llvm.fma(builder, value, scale, held), result[half])
 
     def emit(
         builder: Any, rows: int, x: Any, ldx: Any, c: Any, ldc: Any, b: Any, groups: Any

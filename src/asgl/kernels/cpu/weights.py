@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,17 +26,22 @@ class Packed:
     memory: Tensor
     address: int
     code: int
-    bits: int
+    tiling: Tiling
     outputs: int
     k: int
+
+    @property
+    def bits(self) -> int:
+        """Of a weight; 16 of dense ones."""
+        return self.tiling.bits
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows to look up. `kind` 0: tiles of the format `code`; 16: bfloat16; 32: float32."""
+    """Rows to look up, of d numbers: in tiles of the format `code`, or float32."""
 
     memory: Tensor
-    kind: int
+    tiled: bool
     code: int
     d: int
 
@@ -79,11 +85,11 @@ def pack(
                 formats=known.address,
                 out=memory.data_ptr(),
             )
-            return Packed(memory, memory.data_ptr(), code, tiling.bits, outputs, k)
+            return Packed(memory, memory.data_ptr(), code, tiling, outputs, k)
         weight = weight.dequantize(torch.float32)
     tiles = _dense_tiles(weight)
     memory = arena.take(tiles.numel()).copy_(tiles.reshape(-1))
-    return Packed(memory, memory.data_ptr(), DENSE_CODE, DENSE.bits, outputs, k)
+    return Packed(memory, memory.data_ptr(), DENSE_CODE, DENSE, outputs, k)
 
 
 def check_width(k: int) -> None:
@@ -159,15 +165,10 @@ def _ends(
     return found[0], found[1]
 
 
-def table(
-    weight: Tensor | QuantizedTensor, arena: Arena, known: Formats, fill: Callable[..., None]
-) -> Table:
-    """The rows in the format they have: as tiles, if that is quantized."""
+def table(weight: Tensor | QuantizedTensor, pack: Callable[[Any], Packed]) -> Table:
+    """The rows in the format they have: as the tiles that `pack` makes, unless they are float32."""
     d = weight.shape[1]
-    if isinstance(weight, QuantizedTensor):
-        packed = pack(weight, arena, known, fill)
-        return Table(packed.memory, 0, packed.code, d)
-    kind = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
-    return Table(
-        torch.empty(weight.shape, dtype=kind).copy_(weight), 8 * kind.itemsize, DENSE_CODE, d
-    )
+    if isinstance(weight, Tensor) and weight.dtype != torch.bfloat16:
+        return Table(weight.float().clone(), False, DENSE_CODE, d)
+    packed = pack(weight)
+    return Table(packed.memory, True, packed.code, d)
