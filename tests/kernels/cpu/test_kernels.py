@@ -126,16 +126,16 @@ def test_all_layers_at_once_are_the_single_calls(
 def test_layers_of_another_model_leave_no_phases_of_a_deeper_one() -> None:
     """They share the record that says how many pieces each phase has, and a late helper of the
     deeper one may read it."""
-    entry = Entry("silu_and_mul", Team(1, 9), 1)
+    entry = Entry("log_softmax", Team(1, 9), 1)
     for phases in (5, 2):
         entry.need(phases)
         assert entry.phases == 5
 
 
 def test_an_entry_takes_the_fields_of_its_record() -> None:
-    entry = Entry("silu_and_mul", Team(1, 1), 1)
-    for fields in ({"rows": 1}, {"gate_up": 0, "rows": 0, "width": 0, "out": 0, "d": 0}):
-        with pytest.raises(TypeError, match=r"silu_and_mul takes job, gate_up, rows, width, out"):
+    entry = Entry("log_softmax", Team(1, 1), 1)
+    for fields in ({"m": 1}, {"logits": 0, "m": 0, "n": 0, "out": 0, "d": 0}):
+        with pytest.raises(TypeError, match=r"log_softmax takes job, logits, m, n, out"):
             entry(**fields)
 
 
@@ -223,7 +223,9 @@ def test_a_head_dim_that_cannot_be_says_what_to_do(make: Make) -> None:
     batch = batch_of([[0]], [1])
     cache = torch.zeros(4, 1, 48, dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match="multiple of 32"):
-        kernels.rope_and_store(torch.zeros(1, 3 * 48), batch, torch.zeros(8, 48), cache, cache)
+        kernels.rotate_and_store(
+            torch.zeros(1, 3 * 48), batch, Rotation(1, 48, torch.zeros(8, 48)), cache, cache
+        )
 
 
 @pytest.mark.parametrize("vocabulary", [7, 16, 1000, 30_000])

@@ -135,12 +135,12 @@ def word(address: int) -> int:
     return ctypes.c_int64.from_address(address).value
 
 
-def silu(crew: Team) -> Callable[[int], None]:
+def log_softmax(crew: Team) -> Callable[[int], None]:
     """Calls an entry of its own with so many rows."""
-    entry, x, out = Entry("silu_and_mul", crew, 1), torch.zeros(64, 64), torch.zeros(64, 64)
+    entry, x, out = Entry("log_softmax", crew, 1), torch.zeros(64, 64), torch.zeros(64, 64)
 
     def call(rows: int) -> None:
-        entry(gate_up=x.data_ptr(), rows=rows, width=32, out=out.data_ptr())
+        entry(logits=x.data_ptr(), m=rows, n=64, out=out.data_ptr())
 
     call(4)
     return call
@@ -151,7 +151,7 @@ def test_a_late_helper_finds_the_team_while_the_next_call_is_written() -> None:
     being written for the next call: other values are of no harm, but the address of the team must
     be there all the time."""
     crew, stop, missed = Team(2, 1), np.zeros(1, np.int64), []
-    call = silu(crew)
+    call = log_softmax(crew)
     job = word(crew.address + team.RECORD)
     watcher = threading.Thread(
         target=lambda: missed.append(misses(job, crew.address, stop.ctypes.data))
@@ -168,7 +168,7 @@ def test_a_call_leaves_the_last_ones_arguments_until_it_is_launched() -> None:
     """A helper of the last call, which had 4 rows, that read the next one's 64 would find pieces
     left to claim."""
     seen = []
-    rows_at = FIELDS["silu_and_mul"].split().index("rows") * 8
+    rows_at = FIELDS["log_softmax"].split().index("m") * 8
 
     class Watched(Team):
         def run(self, function: int, record: int, *rest: int) -> None:
@@ -176,7 +176,7 @@ def test_a_call_leaves_the_last_ones_arguments_until_it_is_launched() -> None:
             super().run(function, record, *rest)
             seen.append(word(record + rows_at))
 
-    silu(Watched(2, 1))(64)
+    log_softmax(Watched(2, 1))(64)
     assert seen == [0, 4, 4, 64]
 
 

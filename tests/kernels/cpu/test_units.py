@@ -23,13 +23,14 @@ def plan(
     group: int = 3,
     threads: int = 2,
     deterministic: bool = False,
+    window: int = 0,
 ):
     qo = np.cumsum([0] + [new for _, new in rows]).astype(np.int32)
     kv = np.cumsum([0] + [context for context, _ in rows]).astype(np.int32)
     bounds = np.array([span[:2] for span in spans], np.int64).reshape(-1, 2)
     pointers = np.cumsum([0] + [len(span[2]) for span in spans]).astype(np.int64)
     of = np.array([row for span in spans for row in span[2]], np.int64)
-    return qo, kv, plan_units(qo, kv, bounds, pointers, of, group, threads, deterministic)
+    return qo, kv, plan_units(qo, kv, bounds, pointers, of, group, window, threads, deterministic)
 
 
 @st.composite
@@ -58,13 +59,14 @@ def trees(draw: st.DrawFn) -> tuple[list[Row], list[Span]]:
     group=st.sampled_from([1, 3, 8]),
     threads=st.integers(1, 9),
     deterministic=st.booleans(),
+    window=st.sampled_from([0, 0, 1, 20, 64, 333]),
 )
 def test_each_token_meets_each_position_it_sees_once(
-    tree, group: int, threads: int, deterministic: bool
+    tree, group: int, threads: int, deterministic: bool, window: int
 ) -> None:
     rows, spans = tree
     qo, kv, (made, tokens, limits, merged, parts, order, partials) = plan(
-        rows, spans, group, threads, deterministic
+        rows, spans, group, threads, deterministic, window
     )
     row_of = np.repeat(np.arange(len(rows)), np.diff(qo))
     below = {(start, row): set(of) for start, _, of in spans for row in of}
@@ -83,12 +85,14 @@ def test_each_token_meets_each_position_it_sees_once(
                 for other in others
             )
         if deterministic:
-            assert unit[POSITION] % FIXED == 0
-            assert unit[LENGTH] <= FIXED
+            # from where a window begins, or from a fixed place to the next
+            assert unit[POSITION] % (units.BLOCK if window else FIXED) == 0
+            assert unit[POSITION] % FIXED + unit[LENGTH] <= FIXED
     for token, row in enumerate(row_of):
         context, new = rows[row]
         assert limits[token] == context - new + token - qo[row] + 1
-        assert (seen[token][: limits[token]] == 1).all()
+        first = max(0, limits[token] - window) if window else 0
+        assert (seen[token][first : limits[token]] == 1).all()
         assert (seen[token] <= 1).all()
 
     rows_of_partials = np.zeros(partials, np.int64)
@@ -133,3 +137,9 @@ def test_fixed_units_do_not_depend_on_other_rows() -> None:
         if 0 in among[1][unit[TOKENS] : unit[TOKENS] + unit[COUNT]]
     ]
     assert sorted(own) == [(unit[POSITION], unit[LENGTH]) for unit in alone]
+
+
+@pytest.mark.parametrize(("rows", "most"), [([(9000, 1)] * 3, 3 * 576), ([(9000, 2000)], 60_000)])
+def test_what_no_token_sees_through_its_window_costs_nothing(rows: list[Row], most: int) -> None:
+    _, _, (made, *_) = plan(rows, [], window=512)
+    assert made[:, LENGTH].sum() <= most
