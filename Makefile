@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NOT_DEFAULT := slow or interpret or compile or gpu
 
-.PHONY: demo test check docs bench bench-quick peers setup model clean soak test-interpret test-compile gpu
+.PHONY: demo test check docs bench bench-quick peers setup model clean soak test-models test-interpret test-compile gpu
 .DELETE_ON_ERROR:
 
 demo: model
@@ -21,6 +21,11 @@ soak: setup
 	ASGL_SOAK=15 $(BIN)/python -m pytest -n 2 --timeout 1800 tests/scheduling/test_scheduler.py tests/scheduling/test_radix_cache.py
 	$(BIN)/python tests/support/fuzz_grammars.py --seconds 600
 	ASGL_SOAK=15 $(BIN)/python -m pytest -n 2 --timeout 1800 tests/execution/test_json_schema.py
+
+# Real files, which are fetched first (1 GB): models and vocabularies of several makers. Some ten minutes on two cores.
+test-models: setup
+	$(BIN)/python tests/support/fetched.py
+	ASGL_LANE=models $(BIN)/python -m pytest --timeout 600 tests/real_files
 
 # The Triton kernels without a GPU: their numbers in Triton's interpreter, and what they compile to. Each in a process of its own.
 test-interpret: setup

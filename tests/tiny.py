@@ -14,10 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import libgguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
 from safetensors.torch import save_file
 
+from asgl.models.gguf import GgufFile
 from asgl.models.tokenizer import BYTE_ALPHABET
 
 MERGES = [
@@ -228,14 +231,14 @@ def tiny_gguf(
     path: Path,
     *,
     seed: int = 0,
-    quantize: str = "F32",
+    quantize: str | Mapping[str, str] = "F32",
     chat_template: str | None = CHATML,
     add_bos: bool = False,
     metadata: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Path:
-    """Writes the same model as a GGUF file: matrices in the type `quantize` (F32, F16, BF16, Q8_0,
-    Q4_0 or Q4_1).
+    """Writes the same model as a GGUF file: matrices in the type `quantize`, or each in that of the
+    part of its name, as in {"attn_v": "Q6_K", "": "Q4_K"} ("" is for all others).
 
     `metadata` replaces single keys of the file's (None: leaves them out).
     """
@@ -268,13 +271,38 @@ def tiny_gguf(
         "tokenizer.chat_template": chat_template,
         **(metadata or {}),
     }
-    tensors = [
-        (_gguf_name(name), *_encoded(_reordered(name, weight, config), quantize))
-        for name, weight in tiny_weights(config, seed).items()
-    ]
+    types = {"": quantize} if isinstance(quantize, str) else quantize
+    tensors: list[tuple[str, tuple[int, ...], int, bytes]] = []
+    for name, weight in tiny_weights(config, seed).items():
+        stored = _gguf_name(name)
+        kind = next((types[part] for part in types if part and part in stored), types[""])
+        tensors.append((stored, *_encoded(_reordered(name, weight, config), kind)))
     return write_gguf(
         path, {key: value for key, value in pairs.items() if value is not None}, tensors
     )
+
+
+def split_gguf(path: Path, source: Path, count: int) -> list[Path]:
+    """Writes the model of a GGUF file as parts, in files called after `path`: the tensors in turn,
+    the metadata in the first."""
+    file = GgufFile(source)
+    infos = list(file.tensors.values())
+    paths: list[Path] = []
+    for part in range(count):
+        metadata = {"split.no": part, "split.count": count, "split.tensors.count": len(infos)}
+        if part == 0:
+            metadata = {**file.metadata, **metadata}
+        paths.append(path.with_name(f"{path.stem}-{part + 1:05}-of-{count:05}.gguf"))
+        write_gguf(
+            paths[-1],
+            metadata,
+            [
+                (info.name, info.shape, info.type, bytes(file.raw(info.name)))
+                for info in infos[part::count]
+            ],
+        )
+    file.close()
+    return paths
 
 
 def write_gguf(
@@ -301,31 +329,10 @@ def write_gguf(
     return path
 
 
-def quantized(weight: torch.Tensor, kind: str) -> bytes:
-    """The matrix in blocks of 32, by the format's definition, one block at a time."""
-    out = bytearray()
-    for block in weight.double().numpy().reshape(-1, 32):
-        largest = block[np.abs(block).argmax()]
-        if kind == "Q8_0":
-            scale = np.float16(abs(largest) / 127)
-            out += (
-                struct.pack("<e", scale)
-                + _rounded(block, scale, 0, -127, 127).astype(np.int8).tobytes()
-            )
-            continue
-        if kind == "Q4_0":
-            scale, low = np.float16(largest / -8), None
-            quants = _rounded(block, scale, 8, 0, 15)
-        else:
-            scale, low = np.float16((block.max() - block.min()) / 15), np.float16(block.min())
-            quants = _rounded(block - float(low), scale, 0, 0, 15)
-        out += struct.pack("<e", scale) + (b"" if low is None else struct.pack("<e", low))
-        out += (quants[:16] | quants[16:] << 4).astype(np.uint8).tobytes()
-    return bytes(out)
-
-
-def _rounded(block: np.ndarray, scale: np.float16, shift: int, low: int, high: int) -> np.ndarray:
-    return np.clip(np.rint(block / (float(scale) or 1.0)) + shift, low, high).astype(int)
+def quantized(weight: np.ndarray | torch.Tensor, kind: str) -> bytes:
+    """The matrix in blocks of that type, as ggml's own C code makes them."""
+    rows = np.ascontiguousarray(weight, dtype=np.float32)
+    return libgguf.quantize_rows(rows, GGMLQuantizationType[kind]).tobytes()
 
 
 def _encoded(weight: torch.Tensor, kind: str) -> tuple[tuple[int, ...], int, bytes]:
@@ -336,7 +343,7 @@ def _encoded(weight: torch.Tensor, kind: str) -> tuple[tuple[int, ...], int, byt
         return shape, 1, weight.half().numpy().tobytes()
     if kind == "BF16":
         return shape, 30, weight.bfloat16().view(torch.int16).numpy().tobytes()
-    return shape, {"Q4_0": 2, "Q4_1": 3, "Q8_0": 8}[kind], quantized(weight, kind)
+    return shape, int(GGMLQuantizationType[kind]), quantized(weight, kind)
 
 
 def _reordered(name: str, weight: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:

@@ -198,7 +198,6 @@ class Runtime:
         """Reads the model and packs its weights. On the device thread."""
         # here, as they need torch, and rich: `import asgl` is to be quick
         from asgl.execution.runner import make_runner
-        from asgl.kernels.api import ModelShape
         from asgl.kernels.select import make_kernels
         from asgl.models.fingerprint import fingerprint
         from asgl.models.registry import open_checkpoint
@@ -209,15 +208,7 @@ class Runtime:
         try:
             with ProgressBar(counts="things") as progress:
                 config = checkpoint.config
-                shape = ModelShape(
-                    config.head_dim,
-                    config.heads // config.kv_heads,
-                    (
-                        config.hidden_size,
-                        config.heads * config.head_dim,
-                        config.intermediate_size,
-                    ),
-                )
+                shape = config.shape
                 kernels = make_kernels(
                     self._kernels,
                     self._device,

@@ -3,15 +3,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_hub import FakeHub, serving
 from fake_wheel import CONTENT, MODEL, NAME, environment, write_wheel
+from huggingface_hub import constants
 from typer.testing import CliRunner
 
 import asgl.cli
 from asgl.cli.commands import app
+from asgl.errors import ModelError
 from asgl.models.pull import REGISTERED
+from tiny import split_gguf, tiny_directory, tiny_gguf
 
 
 @pytest.fixture
@@ -23,17 +28,61 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def test_models_says_what_is_cached(cache: Path) -> None:
-    def rows() -> dict[str, list[str]]:
-        result = CliRunner().invoke(app, ["models"], env={"COLUMNS": "200"})
-        assert result.exit_code == 0
-        assert f"cache: {cache}" in result.stdout
-        return {words[0]: words for line in result.stdout.splitlines() if (words := line.split())}
+def listed() -> dict[str, list[str]]:
+    """The rows of `asgl models` by name."""
+    result = CliRunner().invoke(app, ["models"], env={"COLUMNS": "400"})
+    assert result.exit_code == 0, result.output
+    return {words[0]: words for line in result.stdout.splitlines() if (words := line.split())}
 
-    assert rows()[NAME][1] == "no"
+
+def test_models_says_what_is_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "none"))
+    assert listed()[NAME][1:5] == ["2", "MB", "not", "cached:"]
     assert CliRunner().invoke(app, ["pull", NAME]).exit_code == 0
-    assert rows()[NAME][1] == "yes"
-    assert rows()["smollm2-135m"][1:5] == ["no", "98", "MB", "Apache-2.0"]
+    assert listed()[NAME][1:] == ["2", "MB", "?", "damaged", str(MODEL.path)]
+    assert listed()["smollm2-135m"][1:5] == ["98", "MB", "not", "cached:"]
+    assert listed()["cache:"] == ["cache:", str(cache)]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    tiny_directory(tmp_path / "whole")
+    file = tiny_gguf(tmp_path / "a-Q8_0.gguf", quantize="Q8_0", metadata={"general.file_type": 7})
+    split_gguf(tmp_path / "b.gguf", file, 2)
+    repositories = {
+        "org/whole": {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()},
+        "org/files": {path.name: path.read_bytes() for path in tmp_path.glob("*.gguf")},
+    }
+    with serving(FakeHub(repositories)) as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield served
+
+
+def test_models_of_the_hub(cache: Path, hub: FakeHub) -> None:
+    for name in ("org/whole", "org/files:Q8_0", "org/files/b-00001-of-00002.gguf"):
+        pulled = CliRunner().invoke(app, ["pull", name])
+        assert pulled.exit_code == 0, pulled.output
+        assert Path(pulled.stdout.strip()).exists()
+    assert {name: row[3:6] for name, row in listed().items() if name.startswith("org/")} == {
+        "org/whole": ["llama", "safetensors", "float32"],
+        "org/files/a-Q8_0.gguf": ["llama", "GGUF", "Q8_0"],
+        "org/files/b-00001-of-00002.gguf": ["llama", "GGUF", "Q8_0"],
+    }
+    with pytest.raises(ModelError, match="'org/files' has no GGUF file of Q2_K"):
+        CliRunner().invoke(app, ["pull", "org/files:Q2_K"], catch_exceptions=False)
+    with pytest.raises(ModelError, match="--from is for registered names"):
+        CliRunner().invoke(app, ["pull", "org/whole", "--from", "x"], catch_exceptions=False)
+
+
+def test_the_hub_that_the_environment_names(hub: FakeHub, tmp_path: Path) -> None:
+    """As users have it: in a process of its own."""
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-m", "asgl", "pull", "org/files:Q8_0"]
+    pulled = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert Path(pulled.stdout.strip()).is_relative_to(tmp_path / "hf" / "hub")
 
 
 def test_pull_prints_the_path(cache: Path, tmp_path: Path) -> None:

@@ -147,3 +147,11 @@ async def test_any_shape_opens(tmp_path: Path, sizes: dict[str, int], chosen: st
             await select
             found.append([number for option in select.token_logprobs for number in option])
     assert found[0] == pytest.approx(found[1], abs=0.1)
+
+
+def test_a_fall_back_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    shape = ModelShape(48, 3, (64,))
+    assert make_kernels(device="cpu", shape=shape).name == "reference"
+    (record,) = caplog.records
+    assert "heads of a multiple of 32, not of 48" in record.message
+    assert "many times slower" in record.message

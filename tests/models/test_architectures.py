@@ -362,7 +362,6 @@ def test_gguf_architectures(
         ({"general.type": "adapter"}, "general.type is 'adapter'"),
         ({"llama.expert_count": 8}, "llama.expert_count is 8"),
         ({"llama.logit_scale": 0.5}, "llama.logit_scale is 0.5"),
-        ({"llama.attention.sliding_window": -64}, "a sliding window of -64 tokens"),
         ({"llama.attention.causal": False}, "attention.causal is False"),
         ({"llama.attention.value_length": 8}, "attention.value_length is 8"),
         ({"llama.tensor_data_layout": "other"}, "tensor_data_layout is 'other'"),

@@ -130,7 +130,7 @@ def test_a_tensor_that_is_missing_or_would_be_ignored(tmp_path: Path) -> None:
         ({"llama.attention.head_count": [4, 4]}, "an integer is needed"),
         ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8"),
         ({"llama.rope.freq_base": float("nan")}, "llama.rope.freq_base is nan"),
-        ({"split.count": 4}, "split over 4 files"),
+        ({"split.count": 4}, "part of a model in 4 files, .* call them NAME-00001-of-00004.gguf"),
     ],
 )
 def test_metadata_that_is_wrong(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:

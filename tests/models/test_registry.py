@@ -3,9 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
 
 from asgl.errors import ModelError
@@ -93,39 +91,17 @@ def test_files_and_directories_of_another_kind(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "weights.bin")
     with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
         open_checkpoint(tmp_path)
-    tiny_gguf(tmp_path / "inside.gguf")
-    with pytest.raises(ModelError, match=r"name one, such as .*inside\.gguf"):
-        open_checkpoint(tmp_path)
-
-
-def test_a_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, Any]] = []
-
-    def snapshot_download(repository: str, **how: Any) -> str:
-        asked.append((repository, how["allow_patterns"]))
-        return str(tiny_directory(tmp_path / "snapshots" / "0123abcd"))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.chdir(tmp_path)
-    checkpoint = open_checkpoint("some-org/Some_Model-1.0")
-    assert checkpoint.name == "some-org/Some_Model-1.0"
-    assert checkpoint.tokenizer.encode("a") == [97]
-    ((repository, patterns),) = asked
-    assert repository == "some-org/Some_Model-1.0"
-    assert {"*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"} == set(patterns)
-
-
-def test_a_hub_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def snapshot_download(repository: str, **how: Any) -> str:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "files").mkdir()
+    tiny_gguf(tmp_path / "files" / "inside.gguf")
+    (tmp_path / "files" / "config.json").write_text("{}")
+    assert isinstance(open_checkpoint(tmp_path / "files"), GgufCheckpoint)
+    tiny_gguf(tmp_path / "files" / "inside-Q4_K_M.gguf", num_hidden_layers=1)
+    assert open_checkpoint(tmp_path / "files").config.layers == 1
+    (tmp_path / "files" / "inside-Q4_K_M.gguf").rename(tmp_path / "files" / "other.gguf")
     with pytest.raises(
-        ModelError, match=r"'org/model' is no file.*no route to host.*smollm2-135m"
-    ) as raised:
-        open_checkpoint("org/model")
-    assert isinstance(raised.value.__cause__, OSError)
+        ModelError, match=r"files has no GGUF file of Q4_K_M; it has inside\.gguf, "
+    ):
+        open_checkpoint(tmp_path / "files")
 
 
 def test_naming_models_loads_nothing_heavy() -> None:

@@ -57,7 +57,7 @@ def edited(path: Path, file: str, change: Callable[[dict[str, Any]], Any]) -> Pa
         ({"num_attention_heads": 0}, "heads is 0"),
         ({"num_hidden_layers": -1}, "layers is -1"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"quantization_config": {"bits": 4}}, "quantized"),
+        ({"quantization_config": {"bits": 4}}, "quant_method is None"),
         ({"vocab_size": None}, "vocab_size is None"),
         ({"rms_norm_eps": 0.0}, "norm_eps is 0"),
         ({"rope_theta": -1.0}, "rope_theta is -1.0"),

@@ -96,7 +96,8 @@ class ModelShape:
     widths: tuple[int, ...]
     """Inputs of its linear layers."""
     features: frozenset[str] = frozenset()
-    """Of "window", "softcap", "sinks" (see `Attending`) and "experts" those that it has."""
+    """What it has that not every back end has: "sliding windows", "caps of attention", "sinks of
+    attention" (see `Attending`), "experts"."""
 
 
 Activation = Literal["silu", "gelu_tanh", "clamped"]

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _CACHED = 2**19
 """So many elements are worked on at once: what is in between stays in the CPU's cache."""
 
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+"""The codebook of MXFP4: numbers with one bit of mantissa, doubled to be integers."""
+
 
 class QuantFormat(NamedTuple):
     """How a quantized matrix is written, but for its numbers.
@@ -62,6 +65,14 @@ class QuantizedTensor:
         origin = self.scale * -self.zero
         return origin if self.offset is None else origin + self.offset
 
+    def is_finite(self) -> bool:
+        """Whether whatever the quants are, the values are finite numbers."""
+        levels = self.codebook or (-self.zero, (1 << self.bits) - 1 - self.zero)
+        widest = self.scale * max(map(abs, levels))
+        if self.offset is not None:
+            widest = widest.abs() + self.offset.abs()
+        return bool(widest.isfinite().all())
+
     def rows(self, order: Tensor | slice) -> QuantizedTensor:
         """Those rows, in that order."""
         offset = None if self.offset is None else self.offset[order]
@@ -71,18 +82,19 @@ class QuantizedTensor:
         """The dense matrix [n, k]."""
         n, k = self.shape
         dense = self.scale.new_empty((n, k), dtype=dtype)
-        origin = self.origin if self.codebook is None else self.offset
         levels = None if self.codebook is None else self.scale.new_tensor(self.codebook)
         step = max(1, _CACHED // k)
         for begin in range(0, n, step):
             rows = slice(begin, begin + step)
             if levels is None:
                 values = self.quants[rows].to(self.scale.dtype)
+                if self.zero:  # first, so that scale * level is rounded once, as files mean it
+                    values -= self.zero
             else:
                 values = levels[self.quants[rows].int()]
             values = values.unflatten(1, (-1, self.group)).mul_(self.scale[rows].unsqueeze(2))
-            if origin is not None:
-                values = values.add_(origin[rows].unsqueeze(2))
+            if self.offset is not None:
+                values = values.add_(self.offset[rows].unsqueeze(2))
             dense[rows] = values.flatten(1)
         return dense
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ from asgl.kernels.reference import ReferenceKernels
 KernelName = Literal["auto", "reference", "cpu", "triton"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
+_LOG = logging.getLogger("asgl")
 _LAZY = {
     "cpu": ("asgl.kernels.cpu.kernels", "CpuKernels", "numba"),
     "triton": ("asgl.kernels.triton.kernels", "TritonKernels", "triton"),
@@ -90,7 +92,8 @@ def _automatic(where: torch.device, dtype: DTypeName, shape: ModelShape | None) 
     if shape is not None:
         try:
             _back_end(own).check_shape(shape, _dtype(own, where, dtype), where)
-        except ConfigError:
+        except ConfigError as error:
+            _LOG.warning("%s, which are many times slower: kernels='auto' takes them now", error)
             return "reference"
     return own
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from asgl.kernels.api import ModelShape
+
 QKV = frozenset({"q", "k", "v"})
 """Parts that may have biases: the most usual ones."""
 
@@ -94,6 +96,28 @@ class ModelConfig:
     def kv_bytes_per_token(self) -> int:
         """With keys and values of two bytes."""
         return self.layers * 2 * self.kv_heads * self.head_dim * 2
+
+    @property
+    def shape(self) -> ModelShape:
+        """What a back end may be unable to compute."""
+        experts = self.experts
+        widths = [self.hidden_size, self.heads * self.head_dim]
+        if experts is None or experts.layers is not None:
+            widths.append(self.intermediate_size)
+        if experts is not None:
+            widths += filter(None, (experts.width, experts.shared_width))
+        features = {
+            "sliding windows": any(window is not None for window in self.windows),
+            "caps of attention": self.attention_softcap is not None,
+            "sinks of attention": self.sinks,
+            "experts": experts is not None,
+        }
+        return ModelShape(
+            self.head_dim,
+            self.heads // self.kv_heads,
+            tuple(widths),
+            frozenset(name for name, has in features.items() if has),
+        )
 
     def window(self, layer: int) -> int | None:
         """How many tokens a token of that layer sees; None: all."""

@@ -9,8 +9,8 @@ the file's true size bounds.
     tensors:  name string | dims u32 | dim u64 ... | type u32 | offset u64
     padding to `general.alignment`, then the data; offsets count from here
 
-The format is described in the GGUF specification of the ggml project; block layouts in its
-`ggml-common.h`.
+The format is described in the GGUF specification of the ggml project. `gguf_blocks` has the types
+of tensors.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from asgl.errors import ModelError
 from asgl.kernels.quantized import QuantizedTensor
+from asgl.models.gguf_blocks import TYPES, BlockType, DenseType, type_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_ITEMS = 1 << 23
 """Metadata values of a file, elements of arrays included. The largest vocabularies have about 2**20
@@ -57,26 +59,6 @@ _SCALARS: Mapping[int, np.dtype[Any]] = {
 }
 _PAIR_BYTES = 8 + 4 + 1
 _TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
-
-
-@dataclass(frozen=True, slots=True)
-class BlockType:
-    """`elements` consecutive elements of a row are stored in `bytes` bytes."""
-
-    name: str
-    elements: int
-    bytes: int
-
-
-TYPES: Mapping[int, BlockType] = {
-    0: BlockType("F32", 1, 4),
-    1: BlockType("F16", 1, 2),
-    2: BlockType("Q4_0", 32, 18),
-    3: BlockType("Q4_1", 32, 20),
-    8: BlockType("Q8_0", 32, 34),
-    30: BlockType("BF16", 1, 2),
-}
-"""The tensor types that can be read, by their number in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,29 +105,36 @@ class GgufFile:
         self._data.close()
 
     def tensor(self, name: str) -> Tensor | QuantizedTensor:
-        """A copy of the tensor: dense in the dtype of the file, or quantized. Of no other type:
-        ModelError."""
+        """A copy of the tensor: dense in the dtype of the file, or quantized. ModelError if it is
+        of another type, or has scales that are no numbers."""
         info = self.tensors.get(name)
         if info is None:
             raise ModelError(f"{self.path}: there is no tensor {name!r}")
-        block = TYPES.get(info.type)
-        if block is None:
-            known = ", ".join(sorted(kind.name for kind in TYPES.values()))
-            raise ModelError(
-                f"{self.path}: tensor {name!r} at offset {info.offset} has type {info.type}, which "
-                f"cannot be read; convert the file to one of {known}"
-            )
+        block = self.block_type(name)
         if self._data.closed:
             raise ModelError(
                 f"{self.path}: tensor {name!r} was asked for after the file was closed"
             )
-        elements = math.prod(info.shape)
-        raw = np.frombuffer(self._raw(info, block), np.uint8)
-        if block.elements == 1:
-            dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[block.name]
-            return torch.from_numpy(raw.copy()).view(dtype).view(info.shape)
-        columns = info.shape[-1]
-        return _dequantizable(block.name, raw, elements // columns, columns)
+        tensor = block.read(self._raw(info, block), info.shape)
+        if isinstance(tensor, QuantizedTensor) and not tensor.is_finite():
+            raise ModelError(
+                f"{self.path}: tensor {name!r} at offset {info.offset} has scales that are NaN or "
+                "infinite; the file is damaged, fetch it again"
+            )
+        return tensor
+
+    def block_type(self, name: str) -> DenseType | BlockType:
+        """The type of that tensor of the file. ModelError if tensors of it cannot be read."""
+        info = self.tensors[name]
+        block = TYPES.get(info.type)
+        if block is None:
+            known = ", ".join(kind.name for kind in TYPES.values())
+            raise ModelError(
+                f"{self.path}: tensor {name!r} at offset {info.offset} has type "
+                f"{type_name(info.type)}, which cannot be read; take a file of other types, or "
+                f"convert it to one of {known}"
+            )
+        return block
 
     def raw(self, name: str) -> memoryview:
         """A tensor's bytes as they lie in the file, no copy; none of a type that cannot be read.
@@ -153,52 +142,11 @@ class GgufFile:
         The file cannot be closed before the view is released.
         """
         info = self.tensors[name]
-        return self._raw(info, TYPES.get(info.type, BlockType("", 1, 0)))
+        return self._raw(info, TYPES.get(info.type))
 
-    def _raw(self, info: TensorInfo, block: BlockType) -> memoryview:
-        size = math.prod(info.shape) // block.elements * block.bytes
+    def _raw(self, info: TensorInfo, block: DenseType | BlockType | None) -> memoryview:
+        size = math.prod(info.shape) // block.elements * block.bytes if block is not None else 0
         return memoryview(self._data)[info.offset : info.offset + size]
-
-
-def _dequantizable(kind: str, raw: np.ndarray, rows: int, columns: int) -> QuantizedTensor:
-    """Takes blocks of 32 elements apart: a float16 scale, for Q4_1 a float16 minimum, then the
-    quants."""
-    group = 32
-    shape = (rows, columns // group)
-    offset: Tensor | None = None
-    if kind == "Q8_0":
-        blocks = raw.view(np.dtype([("d", "<f2"), ("q", "u1", 32)]))
-        quants, bits, zero = blocks["q"] ^ np.uint8(0x80), 8, 128
-    elif kind == "Q4_1":
-        blocks = raw.view(np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)]))
-        quants, bits, zero = _nibbles(raw, 20, 4), 4, 0
-        offset = torch.from_numpy(blocks["m"].astype(np.float32).reshape(shape))
-    else:
-        blocks = raw.view(np.dtype([("d", "<f2"), ("q", "u1", 16)]))
-        quants, bits, zero = _nibbles(raw, 18, 2), 4, 8
-    return QuantizedTensor(
-        quants=torch.from_numpy(quants.reshape(rows, columns)),
-        scale=torch.from_numpy(blocks["d"].astype(np.float32).reshape(shape)),
-        offset=offset,
-        bits=bits,
-        group=group,
-        zero=zero,
-    )
-
-
-def _nibbles(raw: np.ndarray, block_bytes: int, skip: int) -> np.ndarray:
-    """The 4-bit quants of each block, one a byte: elements 0-15 are its bytes' low halves, 16-31
-    the high ones.
-
-    Works on columns of 16-bit words, not on 16 bytes at a time: numpy's cost is per inner loop.
-    """
-    words = raw.view("<u2").reshape(-1, block_bytes // 2)[:, skip // 2 :]
-    quants = np.empty((words.shape[0], 16), "<u2")
-    for column in range(8):
-        packed = np.ascontiguousarray(words[:, column])
-        quants[:, column] = packed & 0x0F0F
-        quants[:, column + 8] = (packed >> 4) & 0x0F0F
-    return quants.view(np.uint8)
 
 
 class _Header:

@@ -14,7 +14,7 @@ from asgl.errors import ModelError
 from asgl.kernels.quantized import QuantizedTensor
 from asgl.models.architectures import gguf_layout
 from asgl.models.config import ModelConfig
-from asgl.models.gguf import GgufFile
+from asgl.models.gguf_parts import GgufParts
 from asgl.models.layout import (
     FileLayout,
     check_config,
@@ -35,7 +35,7 @@ class GgufCheckpoint:
     that is not known."""
 
     def __init__(self, path: str | os.PathLike[str], name: str | None = None) -> None:
-        self._file = GgufFile(path)
+        self._file = GgufParts(path)
         try:
             metadata = self._file.metadata
             self.name = name or str(metadata.get("general.name") or self._file.path.stem)
@@ -81,43 +81,32 @@ class GgufCheckpoint:
             yield f"{name} {info.type} {list(info.shape)}", self._file.raw(name)
 
     def close(self) -> None:
-        """Unmaps the file. Tensors given out stay valid: they are copies."""
+        """Unmaps the files. Tensors given out stay valid: they are copies."""
         self._file.close()
 
     def _check_names(self) -> None:
-        """ModelError unless the tensors are those that the model needs, in its shapes."""
+        """ModelError unless the tensors are those that the model needs, in its shapes, and of types
+        that can be read."""
         path, there = self._file.path, self._file.tensors
         layout = self._layout
-        needed = self._stored_shapes()
+        needed = layout.stored_shapes(self._shapes)
         ignored = {name for name in there if name.endswith((layout.rope_factors, *layout.ignored))}
         check_tensor_names(path, self.config, needed.keys(), there.keys() - ignored)
         for name, shape in needed.items():
+            file = self._file.file(name)
+            file.block_type(name)
             if _flat(there[name].shape, shape) != shape:
                 raise ModelError(
-                    f"{path}: tensor {name!r} at offset {there[name].offset} has shape "
+                    f"{file.path}: tensor {name!r} at offset {there[name].offset} has shape "
                     f"{list(there[name].shape)}, where the model's config needs {list(shape)}"
                 )
 
-    def _stored_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor of the file, experts one below the other."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, shape in self._shapes.items():
-            stored = self._layout.stored(name)
-            before = shapes.get(stored, (0,))[0]  # parts of one tensor lie one below the other
-            shapes[stored] = (before + shape[0], *shape[1:])
-        return shapes
 
-
-def _config(file: GgufFile, layout: FileLayout) -> ModelConfig:
+def _config(file: GgufParts, layout: FileLayout) -> ModelConfig:
     metadata, path = file.metadata, file.path
     architecture = metadata["general.architecture"]
     if metadata.get("general.type", "model") != "model":
         raise ModelError(f"{path}: general.type is {metadata['general.type']!r}, not a model")
-    if metadata.get("split.count", 1) not in (0, 1):
-        raise ModelError(
-            f"{path}: the model is split over {metadata['split.count']} files; join them with "
-            "llama.cpp's llama-gguf-split --merge"
-        )
     embedding = file.tensors.get(_EMBEDDING)
     if embedding is None:
         raise ModelError(
@@ -145,7 +134,7 @@ def _flat(shape: tuple[int, ...], needed: tuple[int, ...]) -> tuple[int, ...]:
     return (1, *shape) if len(shape) == len(needed) - 1 and needed[0] == 1 else shape
 
 
-def _rope_factors(file: GgufFile, name: str, frequencies: int) -> list[float]:
+def _rope_factors(file: GgufParts, name: str, frequencies: int) -> list[float]:
     stored = file.tensor(name)
     if isinstance(stored, QuantizedTensor) or tuple(stored.shape) != (frequencies,):
         raise ModelError(

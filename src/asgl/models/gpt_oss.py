@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
+from torch import Tensor
+
+from asgl.kernels.quantized import QuantizedTensor
 from asgl.models import llama
 from asgl.models.config import QKV, Experts, ModelConfig
 from asgl.models.layout import FileLayout, both
@@ -46,13 +48,16 @@ def _gguf(settings: Settings, tensors: Collection[str]) -> ModelConfig:
     )
 
 
-def _transposed(whole: Any) -> Any:
-    """Of experts [count, in, out] the rows [count * out, in]."""
-    return whole.transpose(1, 2).flatten(0, 1)
+def _rows(whole: Tensor | QuantizedTensor) -> Tensor | QuantizedTensor:
+    """Experts [count, in, out] as rows [count * out, in]; quantized ones are rows."""
+    return whole.transpose(1, 2).flatten(0, 1) if isinstance(whole, Tensor) else whole
 
 
-def _flat(whole: Any) -> Any:
-    return whole.flatten()
+def _every_other(whole: Tensor | QuantizedTensor, first: int) -> Tensor | QuantizedTensor:
+    """The gates (0) or the other factors (1) of experts: rows take turns."""
+    if isinstance(whole, QuantizedTensor):
+        return whole.rows(slice(first, None, 2))
+    return _rows(whole[..., first::2])
 
 
 HUGGING_FACE = FileLayout(
@@ -67,12 +72,12 @@ HUGGING_FACE = FileLayout(
     },
     _hugging_face,
     views={
-        "experts_gate": ("experts_gate_up", lambda whole: _transposed(whole[..., 0::2])),
-        "experts_up": ("experts_gate_up", lambda whole: _transposed(whole[..., 1::2])),
+        "experts_gate": ("experts_gate_up", lambda whole: _every_other(whole, 0)),
+        "experts_up": ("experts_gate_up", lambda whole: _every_other(whole, 1)),
         "experts_gate_bias": ("experts_gate_up_bias", lambda whole: whole[:, 0::2].flatten()),
         "experts_up_bias": ("experts_gate_up_bias", lambda whole: whole[:, 1::2].flatten()),
-        "experts_down": ("experts_down", _transposed),
-        "experts_down_bias": ("experts_down_bias", _flat),
+        "experts_down": ("experts_down", _rows),
+        "experts_down_bias": ("experts_down_bias", lambda whole: whole.flatten()),
     },
     neutral={
         "attention_bias": (True,),

@@ -68,6 +68,15 @@ class FileLayout:
         whole = next((whole for whole, parts in self.fused.items() if part in parts), part)
         return self.names[whole].replace("{}", layer, 1)
 
+    def stored_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors of the file, as matrices: parts of one, and the experts of
+        one, lie one below the other."""
+        found: dict[str, tuple[int, ...]] = {}
+        for name, shape in shapes.items():
+            stored = self.stored(name)
+            found[stored] = (found.get(stored, (0,))[0] + shape[0], *shape[1:])
+        return found
+
     def rows(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> slice:
         """Which rows of the stored tensor are the tensor of that name."""
         before, _, part = name.rpartition(".")

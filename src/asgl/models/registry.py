@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asgl.errors import ModelError
+from asgl.models.hub import Reference, choose, fetch, parse_reference
 from asgl.models.pull import REGISTERED, Progress, pull
 
 if TYPE_CHECKING:
     from asgl.models.checkpoint import Checkpoint
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]
-
 
 def open_checkpoint(
     model: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> Checkpoint:
-    """Opens a model: a registered name, a .gguf file, a directory in Hugging Face's layout, or a
-    repo id of its hub.
+    """Opens a model: a registered name, a .gguf file, a directory with one or in Hugging Face's
+    layout, or one of its hub: "org/repo", "org/repo:Q4_K_M" or "org/repo/file.gguf".
 
     A registered name wins over a file or directory of that name ("./name" is the file). What has to
     be fetched is fetched into the cache, with news of it to `progress`. ModelError if there is no
@@ -46,10 +43,12 @@ def open_checkpoint(
                 f"{path}: a model is a .gguf file or a directory with config.json and *.safetensors"
             )
         return _file(path, None)
+    reference = parse_reference(model) if isinstance(model, str) else None
+    if reference is not None and not (reference.file and path.parent.is_dir()):
+        fetched = fetch(reference, progress=progress)
+        return (_directory if fetched.is_dir() else _file)(fetched, str(reference))
     if not isinstance(model, str) or _is_path(model):
         raise _no_such_path(model, path)
-    if _REPOSITORY.fullmatch(model):
-        return _directory(_snapshot(model), model)
     raise _no_such_model(model)
 
 
@@ -63,24 +62,13 @@ def _file(path: Path, name: str | None) -> Checkpoint:
 def _directory(path: Path, name: str | None) -> Checkpoint:
     from asgl.models.safetensors_checkpoint import SafetensorsCheckpoint  # only here: as above
 
-    if not (path / "config.json").exists() and (files := sorted(path.glob("*.gguf"))):
-        raise ModelError(f"{path}: the directory has GGUF files; name one, such as {files[0]}")
+    names = [file.name for file in path.iterdir() if file.is_file()]
+    if not any(name.endswith(".safetensors") for name in names) and any(
+        name.lower().endswith(".gguf") for name in names
+    ):
+        choice = choose(names, Reference(path.name), f"the directory {path}")
+        return _file(path / (choice.model or ""), name)
     return SafetensorsCheckpoint(path, name)
-
-
-def _snapshot(repository: str) -> Path:
-    """The local copy of a repository of the Hugging Face hub; the hub's library shows its own
-    progress."""
-    import huggingface_hub  # only here: few need the hub, and it takes a second
-
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES))
-    except Exception as error:  # of many kinds: of the hub, of HTTP, of files
-        raise ModelError(
-            f"{repository!r} is no file, directory or registered name here, and cannot be fetched "
-            f"from the Hugging Face hub: {error}. Check the name and the network, or give a "
-            f"directory that has its files; registered names are {', '.join(sorted(REGISTERED))}"
-        ) from error
 
 
 def _is_path(model: str) -> bool:
@@ -115,5 +103,6 @@ def _no_such_model(model: str) -> ModelError:
         hint = " A repo id is written without the address of the hub."
     return ModelError(
         f"there is no model {model!r}: not a registered name ({names}), not a .gguf file, not a "
-        f"directory, not a Hugging Face repo id (org/name).{hint}"
+        f"directory, not a model of the Hugging Face hub (org/repo, org/repo:Q4_K_M, "
+        f"org/repo/file.gguf).{hint}"
     )

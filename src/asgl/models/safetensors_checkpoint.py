@@ -4,6 +4,7 @@ chat template."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from asgl.errors import ModelError
+from asgl.kernels.quantized import QuantizedTensor, stacked
 from asgl.models.architectures import hugging_face_layout
 from asgl.models.config import ModelConfig
 from asgl.models.layout import (
@@ -23,6 +25,7 @@ from asgl.models.layout import (
     expected_shapes,
     panics_refused,
 )
+from asgl.models.quantization import MatrixFormat, quantization
 from asgl.models.settings import HUGGING_FACE_HARMLESS, HUGGING_FACE_NEUTRAL, Settings
 from asgl.models.tokenizer_directory import open_tokenizer, read_json
 
@@ -44,10 +47,13 @@ class SafetensorsCheckpoint:
                 "delete its files if the weights have it already"
             )
         self._layout = hugging_face_layout(path, config.get("model_type"))
+        stated = config.pop("quantization_config", None)
+        self._formats = quantization(path, str(config["model_type"]), stated)
         self._files: dict[str, Any] = {}
         self._where = self._find_tensors()
         self.config = self._with_head(self._config(path, config))
         self._shapes = expected_shapes(self.config)
+        self._stored_shapes = self._layout.stored_shapes(self._shapes)
         self._check_names()
         generation = read_json(self._directory / "generation_config.json", optional=True)
         with panics_refused(self._directory):
@@ -57,31 +63,54 @@ class SafetensorsCheckpoint:
                 end_tokens=_ids(config) | _ids(generation),
             )
 
-    def tensor(self, name: str) -> Tensor:
-        """The tensor of that name, in the dtype of the file."""
+    def tensor(self, name: str) -> Tensor | QuantizedTensor:
+        """The tensor of that name, in the dtype of the file, or quantized."""
         shape = self._shapes.get(name)
         if shape is None:
             raise ModelError(f"{self._directory}: the model has no tensor {name!r}")
-        layout, stored = self._layout, self._layout.stored(name)
-        part = name.rpartition(".")[2]
-        if "{}" in stored:
-            tensor = torch.cat([self._checked(one) for one in self._of_experts(stored)])
-            stored = stored.replace("{}", "0")
-        else:
-            tensor = self._checked(stored)
+        layout, part = self._layout, name.rpartition(".")[2]
+        stored, rows = layout.stored(name), layout.rows(name, self._shapes)
+        tensor = self._whole(stored)
         if part in layout.views:
-            tensor = layout.views[part][1](tensor).contiguous()
-        tensor = tensor[layout.rows(name, self._shapes)]
-        if tensor.dim() > len(shape):
-            tensor = tensor.reshape(shape)
-        check_tensor(self._where[stored], stored, tensor, shape)
-        # in float32, as transformers adds them
-        return tensor.float() + 1 if layout.less_one and part.endswith("norm") else tensor
+            tensor = layout.views[part][1](tensor)
+        if isinstance(tensor, QuantizedTensor):
+            tensor = tensor if rows == slice(None) else tensor.rows(rows)
+        else:
+            tensor = tensor[rows].reshape(shape) if tensor.dim() > len(shape) else tensor[rows]
+            if layout.less_one and part.endswith("norm"):
+                tensor = tensor.float() + 1  # in float32, as transformers adds them
+        check_tensor(self._directory, stored, tensor, shape)
+        return tensor
+
+    def _whole(self, stored: str) -> Tensor | QuantizedTensor:
+        """The tensor of the files of that name; of those that experts have each, all rows one below
+        the other."""
+        shape = self._stored_shapes[stored]
+        if "{}" not in stored:
+            return self._one(stored, shape)
+        names = self._of_experts(stored)
+        parts = [self._one(name, (shape[0] // len(names), *shape[1:])) for name in names]
+        quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
+        if quantized and len({part.format for part in quantized}) == 1 and quantized == parts:
+            return stacked(quantized)
+        return torch.cat(
+            [
+                part.dequantize(torch.float32) if isinstance(part, QuantizedTensor) else part
+                for part in parts
+            ]
+        )
 
     def _of_experts(self, stored: str) -> list[str]:
         """The names of a tensor that each expert has one of."""
         experts = self.config.experts
         return [stored.replace("{}", str(i)) for i in range(experts.count if experts else 0)]
+
+    def _one(self, stored: str, shape: tuple[int, ...]) -> Tensor | QuantizedTensor:
+        """One tensor; `shape` is that of a matrix which is held in several."""
+        for form in self._formats:
+            if names := form.names(stored, self._where):
+                return self._quantized(stored, form, names, shape)
+        return self._checked(stored)
 
     def _checked(self, stored: str) -> Tensor:
         tensor = self._read(stored)
@@ -90,6 +119,28 @@ class SafetensorsCheckpoint:
                 f"{self._where[stored]}: tensor {stored!r} is of {tensor.dtype}; only float32, "
                 "float16 and bfloat16 can be read"
             )
+        return tensor
+
+    def _quantized(
+        self, stored: str, form: MatrixFormat, names: Mapping[str, str], shape: tuple[int, ...]
+    ) -> Tensor | QuantizedTensor:
+        """The matrix that the tensors of those names make; all dimensions but the last are rows."""
+        path = self._where[next(iter(names.values()))]
+        try:
+            parts = {end: self._read(name) for end, name in names.items()}
+            tensor = form.read(parts, (math.prod(shape[:-1]), shape[-1]))
+        except (ValueError, RuntimeError, IndexError) as error:  # torch's, of shapes and types
+            raise ModelError(
+                f"{path}: {form.stem(stored)!r}, a quantized matrix of {list(shape)}, cannot be "
+                f"read: {error}"
+            ) from error
+        finite = (
+            tensor.is_finite()
+            if isinstance(tensor, QuantizedTensor)
+            else bool(tensor.isfinite().all())
+        )
+        if not finite:
+            raise ModelError(f"{path}: {form.stem(stored)!r} has scales that are NaN or infinite")
         return tensor
 
     def raw(self) -> Iterator[tuple[str, memoryview]]:
@@ -169,11 +220,6 @@ class SafetensorsCheckpoint:
             raise ModelError(f"{path}: tensor {stored!r} cannot be read: {error}") from error
 
     def _config(self, path: Path, config: Mapping[str, Any]) -> ModelConfig:
-        if config.get("quantization_config"):
-            raise ModelError(
-                f"{path}: the weights are quantized (quantization_config), which is read from "
-                "GGUF files only"
-            )
         settings = Settings(path, config["model_type"], config)
         read = check_config(path, self._layout.config(settings, self._where.keys()))
         settings.finish(HUGGING_FACE_HARMLESS, {**HUGGING_FACE_NEUTRAL, **self._layout.neutral})
@@ -194,10 +240,12 @@ class SafetensorsCheckpoint:
     def _check_names(self) -> None:
         """ModelError if a tensor is missing, or one would be ignored."""
         needed: set[str] = set()
-        for stored in map(self._layout.stored, self._shapes):
-            needed |= set(self._of_experts(stored)) if "{}" in stored else {stored}
+        for whole in self._stored_shapes:
+            for stored in self._of_experts(whole) if "{}" in whole else (whole,):
+                forms = (form.names(stored, self._where).values() for form in self._formats)
+                needed.update(next(filter(None, forms), (stored,)))
         head = self._layout.stored("head")
-        if not self.config.tied_head and head not in self._where:
+        if head in needed - self._where.keys():
             raise ModelError(
                 f"{self._directory}: tensor {head!r} is missing; a file of the model may be. If "
                 "the model's head is its embedding, set tie_word_embeddings to true in config.json"
@@ -207,6 +255,11 @@ class SafetensorsCheckpoint:
         ignored = {name for name in self._where if name.endswith(ends)}
         if self.config.tied_head:
             ignored.add(head)
+        if self._formats:  # packers of GPTQ write biases for all matrices
+            extra = self._where.keys() - needed
+            ignored |= {
+                name for name in extra if name.endswith(".bias") and not self._read(name).any()
+            }
         check_tensor_names(self._directory, self.config, needed, self._where.keys() - ignored)
 
 

@@ -94,6 +94,10 @@ class Settings:
         """The value of that key, which does not count as read; None without one."""
         return self._values.get(key)
 
+    def keys(self) -> list[str]:
+        """All keys."""
+        return list(self._values)
+
     def integer(self, key: str, default: Any = _REQUIRED) -> Any:
         """The int of that key; without one the default, or ModelError if there is none."""
         return self._get(key, int, "an integer", default)

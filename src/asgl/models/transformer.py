@@ -103,6 +103,11 @@ class Transformer:
             self.after_attention(verbs, layer, attended)
         return verbs.norm(self._norm)
 
+    @property
+    def recorded(self) -> bool:
+        """Whether all layers run in one call."""
+        return self._recorded is not None
+
     def queries(self, verbs: Verbs, layer: Layer) -> Any:
         """The queries of a layer, whose keys and values are stored."""
         x = verbs.norm(layer.attention_norm)
@@ -167,7 +172,8 @@ class _Reader:
         tensor = self.read(name)
         if isinstance(tensor, QuantizedTensor):
             return tensor.dequantize(torch.float32).to(self._kernels.device)
-        return tensor.float().to(self._kernels.device)
+        # a copy: what a checkpoint gave is gone when the checkpoint is closed
+        return tensor.to(self._kernels.device, torch.float32, copy=True)
 
     def layer(self, i: int) -> Layer:
         config, at = self._config, f"layers.{i}."
