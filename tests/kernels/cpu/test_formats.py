@@ -65,6 +65,8 @@ def test_scales_that_are_no_float16_are_off_by_its_rounding(make, name: str) -> 
 @pytest.mark.parametrize(("name", "bits"), SIZES.items())
 def test_tiles_are_as_small_as_files(make, name: str, bits: float) -> None:
     packed = make(weights="auto").pack_linear(quantized(name, 64, 512)).parts[0]
+    if name in ("IQ4_NL", "MXFP4") and not TARGET.shuffle_words:
+        bits = 8.5  # what levels are, where no instruction looks them up
     assert packed.memory.nbytes * 8 / (64 * 512) <= bits
     table = make(weights="auto").pack_embedding(quantized(name, 64, 512))
     assert table.memory.nbytes == packed.memory.nbytes

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from asgl.errors import InternalError
 from asgl.kernels.cpu.multiply import Tell, compile_product
 from asgl.kernels.cpu.tiles import DENSE, Tiling
 
@@ -46,7 +47,7 @@ class Formats:
         if tiling not in self._codes:
             code = len(self._codes)
             if code == _MOST:
-                raise AssertionError(f"more than {_MOST} formats of weights in one process")
+                raise InternalError(f"these kernels have weights in more than {_MOST} formats")
             row = self.table[code]
             row[: ENDS // 8 + 1] = (
                 tiling.group_bytes, 0, 0, tiling.bits, tiling.group, tiling.zero, tiling.offsets,

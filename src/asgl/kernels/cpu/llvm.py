@@ -214,17 +214,6 @@ def round_bf16(builder: Any, value: Any) -> Any:
     return builder.add(bits, builder.add(odd, const(0x7FFF)))
 
 
-def pair(builder: Any, low: Any, high: Any) -> Any:
-    """Words with bfloat16 of `low` in their lower halves and of `high` in their upper halves, by
-    AVX512-BF16."""
-    both = call(
-        builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(I16, 2 * LANES), high, low
-    )
-    order = [index for lane in range(LANES) for index in (lane, LANES + lane)]
-    zipped = builder.shuffle_vector(both, both, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
-    return builder.bitcast(zipped, IVEC)
-
-
 def transpose(builder: Any, rows: list[Any]) -> list[Any]:
     """16 vectors of 16 words, transposed, in four rounds of butterflies."""
     step = 1

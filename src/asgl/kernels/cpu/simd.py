@@ -24,7 +24,7 @@ from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
 from asgl.kernels.cpu import llvm
-from asgl.kernels.cpu.llvm import BVEC, F32, F64, FVEC, I16, I32, I64, IVEC, LANES, const
+from asgl.kernels.cpu.llvm import F32, F64, FVEC, I16, I32, I64, IVEC, LANES, const
 from asgl.kernels.cpu.target import TARGET
 
 kernel = njit(nogil=True, error_model="numpy")
@@ -215,12 +215,6 @@ def load_bf16(builder: Any, address: Any) -> Any:
     return builder.bitcast(llvm.load_bf16(builder, address), FVEC)
 
 
-@operation(f32x16, i64)
-def load_bytes(builder: Any, address: Any) -> Any:
-    """16 unsigned bytes, converted to float32."""
-    return builder.uitofp(llvm.load(builder, address, BVEC, 1), FVEC)
-
-
 @operation(void, i64, f32x16)
 def store_bf16(builder: Any, address: Any, value: Any) -> None:
     """Stores 16 bfloat16, rounded to nearest even."""
@@ -234,14 +228,6 @@ def store_elements(builder: Any, address: Any, value: Any) -> None:
         llvm.store_bf16(builder, address, value)
     else:
         llvm.store(builder, address, value, 4)
-
-
-@operation(f32x16, i64)
-def load_elements(builder: Any, address: Any) -> Any:
-    """16 elements as `store_elements` left them, as float32."""
-    if TARGET.bf16_dot:
-        return builder.bitcast(llvm.load_bf16(builder, address), FVEC)
-    return llvm.load(builder, address, FVEC, 4)
 
 
 # --- arithmetic ---
