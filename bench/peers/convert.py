@@ -33,7 +33,7 @@ def convert(model: str, directory: Path) -> None:
     from asgl.models.gguf_checkpoint import GgufCheckpoint
     from asgl.models.layout import expected_shapes
     from asgl.models.pull import pull
-    from asgl.models.tokenizer_gguf import _byte_level_bpe
+    from asgl.models.tokenizer_gguf import byte_level_bpe
 
     path = pull(model)
     checkpoint = GgufCheckpoint(path)
@@ -46,7 +46,7 @@ def convert(model: str, directory: Path) -> None:
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     metadata = GgufFile(path).metadata
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    definition = _byte_level_bpe(
+    definition = byte_level_bpe(
         metadata["tokenizer.ggml.pre"], tokens, types, metadata["tokenizer.ggml.merges"]
     )
     definition["model"]["vocab"] = {text: number for number, text in enumerate(tokens)}

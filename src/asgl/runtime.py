@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from asgl import checks
 from asgl.errors import ConfigError, EngineClosedError, EngineError
@@ -53,8 +53,10 @@ class Runtime:
     is entered once, and belongs to the event loop that it is entered on.
 
     Args:
-        model: A registered name such as "smollm2-135m" (fetched on first use), a directory in
-            Hugging Face's layout, a .gguf file, or a repo id of the Hugging Face hub.
+        model: A registered name such as "smollm2-135m", a directory in Hugging Face's layout, a
+            .gguf file (of one in several parts any), or a model of the Hugging Face hub:
+            "org/repo", "org/repo:Q4_K_M" or "org/repo/file.gguf". What has to be fetched is fetched
+            on first use.
         device: "auto", "cpu", "cuda" or "cuda:1".
         dtype: Of activations, keys and values.
         weights: How the weights of the linear layers are held.
@@ -73,7 +75,9 @@ class Runtime:
             docs/scheduling.md.
         deterministic: Logits that do not depend on what else is computed, to the last bit, at some
             cost.
-        sampling: Defaults for all prompts.
+        sampling: Defaults for all prompts; None takes what the model's makers recommend
+            (generation_config.json, general.sampling of a GGUF file), and SamplingParams() the
+            library's own, temperature 1.
         tracers: Hear of every event, see `asgl.trace`.
     """
 
@@ -129,7 +133,7 @@ class Runtime:
         self._max_batch_tokens = max_batch_tokens
         self._max_waiting = max_waiting
         self._policy = policy
-        self._sampling = (sampling or SamplingParams()).over(LIBRARY_DEFAULTS)
+        self._sampling = sampling
         self._tracers = checked_tracers(tracers)
         self._resources: OpenResources | None = None
         self._entered = False
@@ -161,6 +165,8 @@ class Runtime:
             batch_tokens = self._max_batch_tokens or (
                 _GPU_BATCH_TOKENS if kernels.device.type == "cuda" else _CPU_BATCH_TOKENS
             )
+            recommended = checkpoint.sampling if self._sampling is None else self._sampling
+            defaults = recommended.over(LIBRARY_DEFAULTS)
             engine = Engine(
                 runner,
                 Scheduler(
@@ -176,11 +182,11 @@ class Runtime:
                 tokenizer=checkpoint.tokenizer,
                 context_length=checkpoint.config.context_length,
                 chat_template=checkpoint.chat_template,
-                defaults=self._sampling,
+                defaults=defaults,
                 tracers=Tracers((*self._tracers, *default_tracers.get())),
                 fingerprint=fingerprint,
             )
-            engine.check_sampling(self._sampling)
+            engine.check_sampling(defaults)
         except BaseException:
             await device.close()
             raise
@@ -276,6 +282,7 @@ class Runtime:
         priority: int = 0,
         deadline: float | None = None,
         budget: Budget | None = None,
+        template: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> PromptStream:
         """A new prompt stream that begins with `text`.
@@ -290,6 +297,8 @@ class Runtime:
             deadline: Seconds from the moment that an op asks the engine: a request that has not
                 ended by then is cancelled, and the op ends with BudgetError.
             budget: Bounds all ops of the prompt and its forks, see `asgl.budget`.
+            template: Values for variables that the model's chat template reads, such as
+                {"enable_thinking": False}. One that it does not read raises ConfigError.
             name: For traces and error messages, and part of what seeds of its ops derive from.
         """
         return self._running.session.prompt(
@@ -299,6 +308,7 @@ class Runtime:
             priority=priority,
             deadline=deadline,
             budget=budget,
+            template=template,
             name=name,
         )
 
@@ -329,6 +339,7 @@ class Runtime:
         priority: int = 0,
         deadline: float | None = None,
         budget: Budget | None = None,
+        template: Mapping[str, Any] | None = None,
     ) -> PromptStream:
         """The prompt that `PromptStream.save` wrote: its text, tokens, variables and messages, and
         its place in the derivation of seeds, so that it goes on as the one that was saved would
@@ -347,6 +358,7 @@ class Runtime:
             priority=priority,
             deadline=deadline,
             budget=budget,
+            template=template,
         )
 
     async def save_cache(self, path: str | os.PathLike[str]) -> int:

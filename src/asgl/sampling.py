@@ -52,7 +52,7 @@ class SamplingSpec(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How to generate. A field left None is unset, and is taken from the next level: op, stream,
-    Runtime, library.
+    Runtime, library. A Runtime without any takes those that the model's makers recommend.
 
     Raises ConfigError for a value out of range, naming it.
     """

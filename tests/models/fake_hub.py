@@ -20,13 +20,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class FakeHub:
     """repositories: the files of each. gated: those that want an agreement. break_after: bytes
     after which the next answers end too early, one for each. forged: files that come with other
-    bytes. ignores_ranges: whole files are sent whatever is asked for. asked: (method, path, range)
-    of all requests."""
+    bytes. empty: those of which nothing comes. ignores_ranges: whole files are sent whatever is
+    asked for. fails: nothing is answered. asked: (method, path, range) of all requests."""
 
     repositories: Mapping[str, Mapping[str, bytes]]
     gated: set[str] = field(default_factory=set)
     break_after: list[int] = field(default_factory=list)
     forged: set[str] = field(default_factory=set)
+    empty: set[str] = field(default_factory=set)
     ignores_ranges: bool = False
     fails: bool = False
     url: str = ""
@@ -75,6 +76,8 @@ def serving(hub: FakeHub) -> Iterator[FakeHub]:
             headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(name, content)}"'}
             if name in hub.forged:
                 content = content[:-1] + bytes([content[-1] ^ 1])
+            if name in hub.empty and self.command == "GET":
+                return self._send(206, headers, b"")
             asked = self.headers.get("Range")
             if asked is None or hub.ignores_ranges:
                 return self._send(200, headers, content)

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import itertools
 from datetime import datetime
+from typing import Any
 
 import pytest
 
-from asgl.errors import ModelError
+from asgl.errors import ConfigError, ModelError
 from asgl.models.chat_template import ChatTemplate
 from asgl.models.registry import open_checkpoint
 from asgl.types import WHITE_SPACE, Message
@@ -310,3 +311,44 @@ def test_the_template_of_the_model() -> None:
     parts = template.parts(("user", "assistant"), "user")
     assert checkpoint.tokenizer.split(parts.prefix) == [1, "user\n"]
     assert checkpoint.tokenizer.split(parts.suffix) == [2, "\n"]
+
+
+THINKING = (
+    "{% set end = '<|im_end|>\n' %}{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + end }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+def test_arguments() -> None:
+    template = ChatTemplate(THINKING)
+    quick = template.with_arguments({"enable_thinking": False})
+    assert template.generation(("user",)) == "<|im_start|>assistant\n"
+    assert quick.generation(("user",)) == "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert quick.render([{"role": "user", "content": "a"}], True).endswith("</think>\n\n")
+    assert template.with_arguments({"enable_thinking": False}) is quick
+    assert template.with_arguments({"enable_thinking": True}) is not quick
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"enable_thinkin": 1}, "does not read 'enable_thinkin'; what it reads: enable_thinking"),
+        ({"end": "x"}, None),
+        ({"messages": []}, "'messages' of the chat template is set by itself"),
+        ({"bos_token": "x"}, "'bos_token' of the chat template is set by itself"),
+        ({"enable_thinking": object()}, "must be JSON"),
+        ({"enable_thinking": float("nan")}, "must be JSON"),
+    ],
+)
+def test_arguments_that_the_template_does_not_take(
+    arguments: dict[str, Any], message: str | None
+) -> None:
+    if message is None:  # it sets this one itself, so that nothing changes
+        changed = ChatTemplate(THINKING).with_arguments(arguments)
+        assert changed.parts((), "user").suffix == "<|im_end|>\n"
+        return
+    with pytest.raises(ConfigError, match=message):
+        ChatTemplate(THINKING).with_arguments(arguments)

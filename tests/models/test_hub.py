@@ -134,6 +134,13 @@ def test_a_hub_that_cannot_send_a_part(hub: FakeHub) -> None:
     assert path.read_bytes() == hub.repositories["org/files"]["tiny-Q8_0.gguf"]
 
 
+def test_a_hub_that_sends_nothing(hub: FakeHub) -> None:
+    hub.empty.add("tiny-Q8_0.gguf")
+    with pytest.raises(ModelError, match=r"cannot be reached: .*: 0 of \d+ bytes came"):
+        fetch(Reference("org/files", "Q8_0"))
+    assert len(hub.sent("tiny-Q8_0.gguf")) == 3
+
+
 def test_other_bytes_than_the_hub_says(hub: FakeHub, tmp_path: Path) -> None:
     hub.forged.add("tiny-Q8_0.gguf")
     with pytest.raises(ModelError, match=r"tiny-Q8_0\.gguf: what came is another file, with sha"):
@@ -172,6 +179,13 @@ def test_without_the_hub_the_cache_is_taken(
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     hub.fails = True
     open_checkpoint("org/files:Q8_0").close()
+    hub.fails = False
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    before = len(hub.asked)
+    open_checkpoint("org/files:Q8_0").close()
+    with pytest.raises(ModelError, match=r"'org/split' .*HF_HUB_OFFLINE is set"):
+        open_checkpoint("org/split")
+    assert len(hub.asked) == before
 
 
 @pytest.mark.parametrize(

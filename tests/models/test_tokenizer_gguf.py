@@ -345,6 +345,66 @@ def test_sentencepiece_pieces_that_are_wrong() -> None:
         tokenizer_gguf(PATH, metadata | {"tokenizer.ggml.scores": [0.0]})
 
 
+def test_several_unknown_pieces() -> None:
+    """Phi-3's files call unused tokens unknown, and the unknown one a control token."""
+    model, metadata = sentencepiece_metadata(train())
+    types = list(metadata["tokenizer.ggml.token_type"])
+    unknown, last = types.index(2), len(types) - 1
+    types[unknown], types[last] = 3, 2
+    named = {"tokenizer.ggml.token_type": types, "tokenizer.ggml.unknown_token_id": unknown}
+    tokenizer = tokenizer_gguf(PATH, metadata | named)
+    assert {unknown, last} <= tokenizer.control_tokens
+    assert tokenizer.encode_run(["the other"]) == model.encode("the other")
+
+
+def spaced(**changes: Any) -> Tokenizer:
+    """Of Gemma 4's kind: characters, a few merges, the bytes."""
+    tokens = [
+        "<bos>",
+        "<eos>",
+        "<turn|>",
+        "</s>",
+        "\u2581",
+        "\n",
+        "\n\n",
+        "a",
+        "b",
+        "ab",
+        "\u2581ab",
+    ]
+    types = [3, 3, 4, 1, 1, 1, 1, 1, 1, 1, 1] + [6] * 256
+    metadata: dict[str, Any] = {
+        "model": "gemma4",
+        "tokens": tokens + [f"<0x{byte:02X}>" for byte in range(256)],
+        "token_type": types,
+        "merges": ["\n \n", "a b", "\u2581 ab"],
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        **changes,
+    }
+    return tokenizer_gguf(PATH, {"tokenizer.ggml." + key: value for key, value in metadata.items()})
+
+
+def test_bpe_over_characters_with_marks_for_spaces() -> None:
+    tokenizer = spaced()
+    assert tokenizer.adds_bos
+    assert tokenizer.encode("ab ab\n\n\nab") == [9, 10, 6, 5, 9]
+    assert tokenizer.encode("\u00e9") == [11 + 0xC3, 11 + 0xA9]
+    assert tokenizer.decode(tokenizer.encode(" ab \n é")) == " ab \n é"
+    assert tokenizer.end_tokens == (1, 2)
+    assert 3 not in tokenizer.control_tokens, "a tag of HTML is data there"
+
+
+def test_the_end_of_a_message_is_not_the_end_of_an_answer() -> None:
+    """Of gpt-oss: its answers have several messages."""
+    tokens = [*"ab", "ab", "<|end|>", "<|return|>", "<|call|>", "<|start|>"]
+    one = {"merges": ["a b"], "eos_token_id": 3}
+    harmony = byte_level(tokens=tokens, token_type=[1, 1, 1, 3, 3, 3, 3], **one)
+    assert [tokens[id] for id in harmony.end_tokens] == ["<|return|>", "<|call|>"]
+    phi = byte_level(tokens=tokens[:4], token_type=[1, 1, 1, 3], **one)
+    assert phi.end_tokens == (3,)
+
+
 STRANGE = st.sampled_from(
     [None, True, -1, 0, 7, 10**20, 1.5, "", "gpt2", "llama", [], [1], ["a"], [[]]]
 )

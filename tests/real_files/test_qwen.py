@@ -9,47 +9,16 @@ import torch
 from dequantized import logprobs, model
 from fetched import QWEN
 from pydantic import BaseModel, Field
+from scored import errors, tokens
 
 import asgl
-
-TEXT = """def fibonacci(n: int) -> list[int]:
-    \"\"\"The first n Fibonacci numbers.\"\"\"
-    numbers = [0, 1]
-    while len(numbers) < n:
-        numbers.append(numbers[-1] + numbers[-2])
-    return numbers[:n]
-
-# The river Rhine rises in the Swiss Alps and flows through Germany and the Netherlands into the
-# North Sea. Die Donau fließt von Westen nach Osten. 12 * 12 = 144, and 3 < 5.
-"""
-PLACES = 100
-"""Tokens at the end of the text whose log-probabilities are compared."""
 
 
 @pytest.fixture(scope="module")
 def expected() -> torch.Tensor:
     """The log-probabilities of transformers after each token of the text, in float32."""
-    return logprobs(model(QWEN.fetch()), tokens())
-
-
-def tokens() -> list[int]:
-    from asgl.models.registry import open_checkpoint
-
-    checkpoint = open_checkpoint(QWEN.fetch())
-    try:
-        return checkpoint.tokenizer.encode(TEXT)
-    finally:
-        checkpoint.close()
-
-
-async def scored(rt: asgl.Runtime) -> torch.Tensor:
-    """What the Runtime says of the last tokens of the text, one after the other."""
-    ids = tokens()
-    s = rt.prompt(rt.tokenizer.decode(ids[:-PLACES]))
-    handle = s.select(None, [rt.tokenizer.decode(ids[-PLACES:])], method="sum")
-    await handle
-    assert s.token_ids == ids
-    return torch.tensor(handle.token_logprobs[0])
+    path = QWEN.fetch()
+    return logprobs(model(path), tokens(path))
 
 
 @pytest.mark.parametrize(
@@ -63,12 +32,9 @@ async def scored(rt: asgl.Runtime) -> torch.Tensor:
 async def test_log_probabilities(
     expected: torch.Tensor, options: dict[str, str], mean: float, most: float
 ) -> None:
-    right = expected[-PLACES:].gather(1, torch.tensor(tokens()[-PLACES:])[:, None])[:, 0]
-    async with asgl.Runtime(str(QWEN.fetch()), kv_cache_tokens=2048, **options) as rt:
-        error = (await scored(rt) - right).abs()
-    print(f"off by {error.mean():.5f} nat on average, {error.max():.5f} at most")
-    assert error.mean() < mean
-    assert error.max() < most
+    found = await errors(QWEN.fetch(), expected, **options)
+    assert found.mean() < mean
+    assert found.max() < most
 
 
 class Level(enum.Enum):

@@ -59,6 +59,8 @@ class ChatTemplate(Protocol):
 
     def generation(self, before: Sequence[str]) -> str: ...
 
+    def with_arguments(self, arguments: Mapping[str, Any], /) -> ChatTemplate: ...
+
 
 class Grammars(Protocol):
     """Grammars by their sources. What they are is the engine's own business."""

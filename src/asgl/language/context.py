@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
-from asgl.errors import ConfigError
-from asgl.language.backend import Engine
+from asgl.errors import ConfigError, ModelError
+from asgl.language.backend import ChatTemplate, Engine
 from asgl.language.budget import Budget
 from asgl.language.failures import Failure, unseen_errors
 from asgl.language.operation import Operation
@@ -22,9 +23,9 @@ _MOST_FAILURES = 1024
 class StreamOptions:
     """How a prompt was asked for; its forks have the same options.
 
-    name, cache_salt, priority, deadline: those of `Runtime.prompt`. origin: name and initial text,
-    which seeds derive from. budgets: bound all ops, besides the budgets that are open where they
-    are submitted.
+    name, cache_salt, priority, deadline, template: those of `Runtime.prompt`. origin: name and
+    initial text, which seeds derive from. budgets: bound all ops, besides the budgets that are open
+    where they are submitted.
     """
 
     name: str | None = None
@@ -34,6 +35,7 @@ class StreamOptions:
     priority: int = 0
     deadline: float | None = None
     budgets: tuple[Budget, ...] = ()
+    template: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class SessionContext:
@@ -100,6 +102,17 @@ class StreamContext:
         self.path = path
         self.id = session.next_id()
         self.root = self.id if root is None else root
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The model's chat template, with the prompt's arguments; ModelError if it has none."""
+        template = self.engine.chat_template
+        if template is None:
+            raise ModelError(
+                "this model has no chat template, so it knows no roles: write the prompt as plain "
+                "text instead"
+            )
+        return template.with_arguments(self.options.template) if self.options.template else template
 
     def describe(self) -> str:
         """The stream, as error messages call it."""

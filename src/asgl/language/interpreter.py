@@ -42,7 +42,7 @@ def interpret(op: Operation, transcript: Transcript, context: StreamContext) -> 
         transcript.turn is None or transcript.turn.opened_by is not message
     ):
         generated = op.kind in ("gen", "select")
-        messages.begin_turn(transcript, context.engine, message, message.role, generated=generated)
+        messages.begin_turn(transcript, context, message, message.role, generated=generated)
     op.start_of_text = transcript.text_length
     value = yield from _content(op, op.spec, transcript, context)
     op.text = transcript.text[op.start_of_text :]
@@ -101,7 +101,7 @@ def close_message(
     """Ends the message of a role block. One without content is written empty, unless an exception
     or an op that failed is why it is empty."""
     if transcript.turn is None and not (by_exception or message.failed):
-        messages.begin_turn(transcript, context.engine, message, message.role)
+        messages.begin_turn(transcript, context, message, message.role)
     if transcript.turn is not None and transcript.turn.opened_by is message:
         messages.end_turn(transcript, context.engine)
 
@@ -110,7 +110,7 @@ def _role(op: Operation, spec: Role, transcript: Transcript, context: StreamCont
     first = spec.content[0] if spec.content else None
     parts, told = messages.begin_turn(
         transcript,
-        context.engine,
+        context,
         op,
         spec.role,
         tools=spec.tools,

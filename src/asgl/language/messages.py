@@ -13,6 +13,7 @@ from typing import Any
 
 from asgl.errors import ModelError
 from asgl.language.backend import ChatTemplate, Engine
+from asgl.language.context import StreamContext
 from asgl.language.tools import Tool, described, function_schemas
 from asgl.language.transcript import Transcript, Turn
 from asgl.types import Message, RoleParts
@@ -20,7 +21,7 @@ from asgl.types import Message, RoleParts
 
 def begin_turn(
     transcript: Transcript,
-    engine: Engine,
+    context: StreamContext,
     opened_by: object,
     role: str,
     *,
@@ -36,7 +37,7 @@ def begin_turn(
     Returns what the template writes around the message, and what is to follow its content.
     ModelError if the model has no template, or one that does not know the role.
     """
-    template = template_of(engine)
+    template, engine = context.chat_template, context.engine
     parts, told = template.parts(transcript.roles, role), ""
     if tools and template.tool_parts is not None:
         parts = _with_tools(template, engine, tools)
@@ -87,16 +88,6 @@ def end_of_turn(transcript: Transcript, engine: Engine) -> tuple[int, ...]:
         return ()
     suffix = engine.tokenizer.split(transcript.turn.suffix)
     return tuple(part for part in suffix if isinstance(part, int))[:1]
-
-
-def template_of(engine: Engine) -> ChatTemplate:
-    """The model's chat template; ModelError if it has none."""
-    if engine.chat_template is None:
-        raise ModelError(
-            "this model has no chat template, so it knows no roles: write the prompt as plain text "
-            "instead"
-        )
-    return engine.chat_template
 
 
 def write(transcript: Transcript, engine: Engine, text: str) -> None:

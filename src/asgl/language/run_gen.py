@@ -115,11 +115,11 @@ def _with_feedback(
     draft.restore(transcript.snapshot())
     draft.append(rejected)
     messages.end_turn(draft, engine)
-    messages.begin_turn(draft, engine, None, "user")
+    messages.begin_turn(draft, context, None, "user")
     draft.append(feedback)
     messages.end_turn(draft, engine)
     given = transcript.text[turn.start :]
-    messages.begin_turn(draft, engine, None, turn.role, generated=not given)
+    messages.begin_turn(draft, context, None, turn.role, generated=not given)
     draft.append(given)
     draft.seal()
     return draft.tokens

@@ -25,6 +25,7 @@ async def save(executor: Executor, path: Path, kv: bool) -> None:
         "origin": options.origin,
         "path": executor.context.path,
         "ops": ops,
+        "template": dict(options.template),
     }
     tokens = snapshot.tokens if kv else None
     await engine.saved.save_prompt(path, state, tokens, options.cache_salt)
@@ -38,6 +39,7 @@ class SavedPrompt(NamedTuple):
     origin: tuple[str | None, str]
     path: tuple[int, ...]
     ops: int
+    template: dict[str, Any]
 
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -89,6 +91,7 @@ def from_json(state: Mapping[str, Any], where: str) -> SavedPrompt:
             origin,
             tuple(map(int, state["path"])),
             int(state["ops"]),
+            dict(state.get("template") or {}),
         )
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{where}: the saved prompt is damaged: {error!r}") from error

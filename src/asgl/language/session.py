@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from asgl.checks import integer, number
 from asgl.errors import ConfigError, EngineClosedError
@@ -23,7 +24,8 @@ class PromptOptions(TypedDict, total=False):
 
     sampling: defaults for the ops of the prompt. cache_salt: keys and values are shared only with
     streams of the same salt. priority: higher ones are admitted first. deadline: seconds that each
-    request to the engine may take. budget: bounds all ops of the prompt and its forks.
+    request to the engine may take. budget: bounds all ops of the prompt and its forks. template:
+    values for variables of the model's chat template.
     """
 
     sampling: SamplingParams | None
@@ -31,6 +33,7 @@ class PromptOptions(TypedDict, total=False):
     priority: int
     deadline: float | None
     budget: Budget | None
+    template: Mapping[str, Any] | None
 
 
 class Session:
@@ -48,6 +51,7 @@ class Session:
         _check("text", text, str)
         _check("name", name, str, optional=True)
         executor = Executor(self.context, stream_options(name, (name, text), **options))
+        self._check_template(executor)
         executor.context.emit_stream("opened")
         stream = PromptStream(executor)
         if text:
@@ -63,12 +67,14 @@ class Session:
         stream_options(None, (None, ""), **options)  # what is wrong with them is said first
         state, has_kv = self.context.engine.saved.read_prompt(path, kv)
         prompt = from_json(state, str(path))
+        options["template"] = options.get("template") or prompt.template
         executor = Executor(
             self.context,
             stream_options(prompt.name, prompt.origin, **options),
             path=prompt.path,
             ops=prompt.ops,
         )
+        self._check_template(executor)
         executor.context.emit_stream("opened")
         executor.enqueue(StartFromFile(prompt.snapshot, path if has_kv else None))
         return PromptStream(executor)
@@ -98,6 +104,11 @@ class Session:
         """How many failures were not kept, because a thousand others had not been seen."""
         return self.context.lost_failures
 
+    def _check_template(self, executor: Executor) -> None:
+        """Raises for template arguments that the model's template does not take."""
+        if executor.context.options.template:
+            _ = executor.context.chat_template
+
     def _check_open(self) -> None:
         self.context.check_loop()
         if self.context.closed is not None:
@@ -113,6 +124,7 @@ def stream_options(
     priority: int = 0,
     deadline: float | None = None,
     budget: Budget | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> StreamOptions:
     """Checks the options of a prompt; a budget's time begins. ConfigError for a bad one."""
     _check("sampling", sampling, SamplingParams, optional=True)
@@ -121,6 +133,10 @@ def stream_options(
     if deadline is not None:
         number("deadline", deadline, 0, above=True)
     _check("budget", budget, Budget, optional=True)
+    if template is not None and not (
+        isinstance(template, Mapping) and all(isinstance(key, str) for key in template)
+    ):
+        raise ConfigError(f"template must map names of variables to values, not be {template!r}")
     if budget is not None:
         budget.start()
     return StreamOptions(
@@ -131,6 +147,7 @@ def stream_options(
         priority=priority,
         deadline=deadline,
         budgets=() if budget is None else (budget,),
+        template=template or {},
     )
 
 

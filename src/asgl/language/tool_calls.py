@@ -12,8 +12,9 @@ import anyio
 
 from asgl.checks import number
 from asgl.errors import ConfigError, ModelError, OutputError, StreamError, ToolError
-from asgl.language import messages, ops
-from asgl.language.backend import Engine
+from asgl.language import ops
+from asgl.language.backend import ChatTemplate, Engine
+from asgl.language.context import StreamContext
 from asgl.language.executor import Executor
 from asgl.language.failures import cancelled
 from asgl.language.handle import Handle
@@ -72,10 +73,14 @@ class _ChatStyle(_Style):
     """As messages, each result one of its own."""
 
     def __init__(
-        self, tools: Mapping[str, Tool[..., Any]], parallel: bool, engine: Engine, roles: list[str]
+        self,
+        tools: Mapping[str, Tool[..., Any]],
+        parallel: bool,
+        template: ChatTemplate,
+        roles: list[str],
     ) -> None:
         super().__init__(tools, parallel)
-        self._template, self._roles = messages.template_of(engine), roles
+        self._template, self._roles = template, roles
         try:
             self._template.parts([*roles, "assistant"], "tool")
             self._role = "tool"
@@ -180,7 +185,7 @@ async def call_tools(
     await executor.sync()
     before = executor.submit(TakeSnapshot(), grows=False)
     await executor.ended(before)
-    style = _style_of(executor.engine, list(before.result().roles), named, parallel)
+    style = _style_of(executor.context, list(before.result().roles), named, parallel)
     try:
         executor.submit(style.opening())
         handle = Handle[str](executor.make(ops.gen, None, {**options, **style.constraint}))
@@ -195,14 +200,14 @@ async def call_tools(
 
 
 def _style_of(
-    engine: Engine, roles: list[str], tools: Mapping[str, Tool[..., Any]], parallel: bool
+    context: StreamContext, roles: list[str], tools: Mapping[str, Tool[..., Any]], parallel: bool
 ) -> _Style:
     if not roles:
         return _Style(tools, parallel)
-    parts = messages.template_of(engine).tool_parts
-    if parts is None:
-        return _ChatStyle(tools, parallel, engine, roles)
-    return _OwnStyle(tools, parallel, engine, parts)
+    template = context.chat_template
+    if (parts := template.tool_parts) is None:
+        return _ChatStyle(tools, parallel, template, roles)
+    return _OwnStyle(tools, parallel, context.engine, parts)
 
 
 def _asked(text: str, finish_reason: str, style: _Style) -> list[_Asked]:

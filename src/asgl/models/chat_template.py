@@ -17,13 +17,14 @@ template that changes what it wrote before is refused.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from asgl.errors import ModelError
+from asgl.errors import ConfigError, ModelError
 from asgl.models import tool_template
 from asgl.models.template_sandbox import CompiledTemplate
 from asgl.types import WHITE_SPACE, Message, RoleParts, ToolParts
@@ -34,6 +35,13 @@ _TRIMMED = ("", WHITE_SPACE, "\n", " ")
 """Characters that templates take off at an end of contents."""
 _COMMON_ROLES = frozenset({"system", "user", "assistant", "tool"})
 """Roles that any template may be asked for. Others must be named in it."""
+_NOT_ARGUMENTS = frozenset(
+    {"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now", "namespace"}
+    | {"range", "dict", "loop", "lipsum", "cycler", "joiner", "tools_in_user_message", "caller"}
+)
+"""Variables that programs cannot give a template."""
+_KEPT = 32
+"""So many sets of arguments keep what was found out of the template."""
 _GOES_ON: Mapping[str, Sequence[tuple[str, ...]]] = {
     "user": (("assistant", "user", "assistant"), ("assistant", "user"), ("assistant",), ()),
     "assistant": (("user", "assistant", "user"), ("user", "assistant"), ("user",), ()),
@@ -70,10 +78,46 @@ class ChatTemplate:
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self.source, self._bos, self._now = source, bos, now
+        self._arguments: Mapping[str, Any] = {}
+        self._with_arguments: dict[str, ChatTemplate] = {}
         self._tokens = {**(tokens or {}), "bos_token": bos, "eos_token": eos}
         self._found: dict[tuple[tuple[str, ...], str], RoleParts] = {}
         self._rendered: dict[tuple[tuple[str, ...], bool], str | ModelError] = {}
         self._times: tuple[str, ...] = ()
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> ChatTemplate:
+        """The template with values for variables that it reads, such as enable_thinking.
+
+        ConfigError for a variable that it does not read, or that is not for programs to set, and
+        for values that are no JSON.
+        """
+        given = dict(arguments)
+        for name in given:
+            if name in _NOT_ARGUMENTS or name in self._tokens:
+                raise ConfigError(f"the variable {name!r} of the chat template is set by itself")
+            if name not in self._compiled.names:
+                read = self._compiled.names - self._compiled.own_names - self._tokens.keys()
+                known = ", ".join(sorted(read - _NOT_ARGUMENTS)) or "none"
+                raise ConfigError(
+                    f"the model's chat template does not read {name!r}; what it reads: {known}"
+                )
+        try:
+            key = json.dumps(given, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"arguments of a chat template must be JSON: {error}") from error
+        if key not in self._with_arguments:
+            if len(self._with_arguments) >= _KEPT:
+                self._with_arguments.clear()
+            template = ChatTemplate(
+                self.source,
+                bos=self._bos,
+                eos=self._tokens["eos_token"],
+                tokens=self._tokens,
+                now=self._now,
+            )
+            template._arguments = json.loads(key)
+            self._with_arguments[key] = template
+        return self._with_arguments[key]
 
     def render(
         self,
@@ -169,11 +213,12 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         variables = {
+            "documents": None,
+            **self._arguments,
             **self._tokens,
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
             "tools": tools,
-            "documents": None,
         }
         if bos is not None:
             variables["bos_token"] = bos

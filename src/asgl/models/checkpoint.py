@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from asgl.models.chat_template import ChatTemplate
     from asgl.models.config import ModelConfig
     from asgl.models.tokenizer import Tokenizer
+    from asgl.sampling import SamplingParams
 
 
 class Checkpoint(Protocol):
@@ -34,6 +35,8 @@ class Checkpoint(Protocol):
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     """None if the model has none."""
+    sampling: SamplingParams
+    """What the model's makers recommend; unset where they say nothing."""
 
     def tensor(self, name: str) -> Tensor | QuantizedTensor:
         """The tensor of that name. ModelError if the file lacks it or its shape is not what the

@@ -23,6 +23,7 @@ from asgl.models.layout import (
     expected_shapes,
     panics_refused,
 )
+from asgl.models.recommended import recommended_gguf
 from asgl.models.rope import with_rope_factors
 from asgl.models.settings import GGUF_HARMLESS, GGUF_NEUTRAL, Settings
 from asgl.models.tokenizer_gguf import chat_template_gguf, tokenizer_gguf
@@ -43,6 +44,7 @@ class GgufCheckpoint:
             self.config = _config(self._file, self._layout)
             self._shapes = expected_shapes(self.config)
             self._check_names()
+            self.sampling = recommended_gguf(self._file.path, metadata)
             with panics_refused(self._file.path):
                 self.chat_template = chat_template_gguf(metadata)
                 self.tokenizer = tokenizer_gguf(self._file.path, metadata, self.chat_template)

@@ -282,10 +282,12 @@ def _download(repository: str, name: str, listing: _Listing, folder: Path, repor
 
 def _fetch_on(url: str, file: _RemoteFile, part: Path, report: _Report) -> None:
     """Fetches what `part` lacks of the file, and compares the whole with its hash."""
+    from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     digest = hashlib.sha256()
     failures = 0
+    why: Exception | None = None
     with open(part, "ab+") as output:
         output.seek(0)
         while chunk := output.read(_CHUNK):
@@ -297,7 +299,11 @@ def _fetch_on(url: str, file: _RemoteFile, part: Path, report: _Report) -> None:
             headers = {**build_hf_headers(), **asked}
             try:
                 with get_session().stream(
-                    "GET", url, headers=headers, follow_redirects=True
+                    "GET",
+                    url,
+                    headers=headers,
+                    follow_redirects=True,
+                    timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
                 ) as response:
                     hf_raise_for_status(response)
                     if begin and response.status_code != 206:  # the whole file comes
@@ -310,10 +316,11 @@ def _fetch_on(url: str, file: _RemoteFile, part: Path, report: _Report) -> None:
                         report(len(chunk))
             except OSError:  # of the disk, or of the hub: what it says will not change
                 raise
-            except Exception:  # the connection broke
-                failures = 0 if output.tell() > begin else failures + 1
-                if failures == _TRIES:
-                    raise
+            except Exception as error:  # the connection broke
+                why = error
+            failures = 0 if output.tell() > begin else failures + 1
+            if failures == _TRIES:
+                raise why or ConnectionError(f"{url}: {output.tell()} of {file.size} bytes came")
     if digest.hexdigest() != file.sha256:
         part.unlink()
         raise ModelError(

@@ -26,6 +26,7 @@ from asgl.models.layout import (
     panics_refused,
 )
 from asgl.models.quantization import MatrixFormat, quantization
+from asgl.models.recommended import recommended_hugging_face
 from asgl.models.settings import HUGGING_FACE_HARMLESS, HUGGING_FACE_NEUTRAL, Settings
 from asgl.models.tokenizer_directory import open_tokenizer, read_json
 
@@ -55,7 +56,9 @@ class SafetensorsCheckpoint:
         self._shapes = expected_shapes(self.config)
         self._stored_shapes = self._layout.stored_shapes(self._shapes)
         self._check_names()
-        generation = read_json(self._directory / "generation_config.json", optional=True)
+        path = self._directory / "generation_config.json"
+        generation = read_json(path, optional=True)
+        self.sampling = recommended_hugging_face(path, generation)
         with panics_refused(self._directory):
             self.tokenizer, self.chat_template = open_tokenizer(
                 self._directory,

@@ -360,6 +360,11 @@ class CompiledTemplate:
             + [node.data for node in tree.find_all(nodes.TemplateData)]
         )
         """The texts that the template has in it: its string constants, and what it writes as is."""
+        names = list(tree.find_all(nodes.Name))
+        self.names: frozenset[str] = frozenset(one.name for one in names if one.ctx == "load")
+        """The variables that it reads."""
+        self.own_names: frozenset[str] = frozenset(one.name for one in names if one.ctx != "load")
+        """Those that it sets itself."""
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """The text. ModelError, with the reason, if the template raises or costs too much."""

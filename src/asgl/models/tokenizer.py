@@ -47,10 +47,20 @@ END_OF_GENERATION = frozenset(
         "<|end▁of▁sentence|>",
         "<|eot|>",
         "<|endofturn|>",
+        "<turn|>",
+        "<|tool_response>",
+        "<|flush|>",
+        "<|calls|>",
+        "<end_of_utterance>",
+        "[EOS]",
+        "[EOT]",
+        "[e~[",
     }
 )
 """Texts of control tokens that end a generation in one model family or another, whatever the file
 declares as its one."""
+_GOES_ON = ("<|end|>", ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"}))
+"""The end of a message, after which the answer goes on where there are tokens that end it."""
 
 
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
@@ -130,9 +140,11 @@ class Tokenizer:
         """Whether a prompt of plain text begins with `bos`. What a chat template writes never does
         by this."""
         named = {token for text, token in self.special_tokens.items() if text in END_OF_GENERATION}
-        self.end_tokens: tuple[int, ...] = tuple(
-            sorted(id for id in named.union(end_tokens) if id < self.vocabulary)
-        )
+        ends = named.union(end_tokens)
+        inner, outer = _GOES_ON
+        if any(self.special_tokens.keys() >= texts for texts in outer):
+            ends.discard(self.special_tokens.get(inner, -1))
+        self.end_tokens: tuple[int, ...] = tuple(sorted(id for id in ends if id < self.vocabulary))
         """All tokens that end a generation: of a text, of a turn, of a message."""
         self.space_prefix = space_prefix
         """What the model was trained to find before the first text of a prompt: " " for many

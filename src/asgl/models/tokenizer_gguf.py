@@ -1,9 +1,9 @@
 """Tokenizers from the metadata of a GGUF file.
 
-`tokenizer.ggml.model` says the kind ("gpt2" is byte-level BPE, "llama" SentencePiece),
-`tokenizer.ggml.pre` how byte-level BPE cuts a text into words before it merges. The cutting is not
-in the file: it is known by name only, and a name that is not known must be refused, for a wrong one
-gives wrong tokens silently. Names and expressions are those of llama.cpp.
+`tokenizer.ggml.model` says the kind ("gpt2" is byte-level BPE, "llama" SentencePiece, "gemma4" BPE
+over characters), `tokenizer.ggml.pre` how byte-level BPE cuts a text into words before it merges.
+The cutting is not in the file: it is known by name only (see `tokenizer_words`), and a name that is
+not known must be refused, for a wrong one gives wrong tokens silently.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from asgl.models.tokenizer import (
     END_OF_GENERATION,
     Spacing,
     Tokenizer,
+    byte_fallback_piece,
     byte_level_piece,
     is_marker,
+    spaced_piece,
 )
 from asgl.models.tokenizer_json import (
     answer_ends,
@@ -34,35 +36,10 @@ from asgl.models.tokenizer_sentencepiece import (
     USER_DEFINED,
     tokenizer_pieces,
 )
+from asgl.models.tokenizer_words import WORDS
 
 _NAMED = ("bos", "eos", "eot", "eom", "padding", "unknown", "seperator", "cls", "mask")
 """Tokens that metadata names by id; llama.cpp spells the separator so."""
-
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LLAMA3 = (
-    _CASELESS
-    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace("{1,3}", "")
-
-_WORDS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ["gpt-2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "modern-bert"], (_GPT2,)
-    ),
-    **dict.fromkeys(
-        ["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"], (r"\p{N}", _GPT2)
-    ),
-    **dict.fromkeys(
-        ["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe", "dbrx"], (_LLAMA3,)
-    ),
-    **dict.fromkeys(["qwen2", "stablelm2", "deepseek-r1-qwen", "megrez"], (_QWEN2,)),
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
-}
-"""The expressions that cut a text, each cutting further what the ones before it left."""
-_WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"})
-"""A word that is a token is taken whole, without merging."""
-_BOS_BY_DEFAULT = _WHOLE_WORDS_FIRST - {"falcon3"}
 
 
 def tokenizer_gguf(
@@ -73,9 +50,10 @@ def tokenizer_gguf(
     kind = _get(path, metadata, "model", str, None)
     if kind is None:
         raise ModelError(f"{path}: the file has no tokenizer (tokenizer.ggml.model is missing)")
-    if kind not in ("gpt2", "llama"):
+    if kind not in ("gpt2", "llama", "gemma4"):
         raise ModelError(
-            f"{path}: tokenizers of the kind {kind!r} are not known, only 'gpt2' and 'llama'"
+            f"{path}: tokenizers of the kind {kind!r} are not known, only 'gpt2', 'llama' and "
+            "'gemma4'"
         )
     tokens = _list(path, metadata, "tokens", str, None)
     types = _list(path, metadata, "token_type", int, len(tokens))
@@ -92,19 +70,22 @@ def tokenizer_gguf(
             path,
             tokens,
             scores,
-            types,
+            _with_one_unknown(types, ids["unknown"]),
             bos=ids["bos"],
             end_tokens=ends,
             adds_bos=_get(path, metadata, "add_bos_token", bool, True),
             space_prefix=_get(path, metadata, "add_space_prefix", bool, True),
         )
+    merges = _list(path, metadata, "merges", str, None)
+    if kind == "gemma4":
+        return _spaced_bpe(path, metadata, tokens, types, merges, control, ids["bos"], ends)
     pre = _get(path, metadata, "pre", str, "default")
-    if pre not in _WORDS:
+    if pre not in WORDS:
         raise ModelError(
             f"{path}: the pre-tokenizer {pre!r} (tokenizer.ggml.pre) is not known; known are "
-            f"{', '.join(sorted(_WORDS))}"
+            f"{', '.join(sorted(WORDS))}"
         )
-    definition = _byte_level_bpe(pre, tokens, types, _list(path, metadata, "merges", str, None))
+    definition = byte_level_bpe(pre, tokens, types, merges)
     pieces = [
         text.encode() if kind == USER_DEFINED else byte_level_piece(text)
         for text, kind in zip(tokens, types, strict=True)
@@ -115,9 +96,59 @@ def tokenizer_gguf(
         control,
         bos=ids["bos"],
         end_tokens=ends,
-        adds_bos=_get(path, metadata, "add_bos_token", bool, pre in _BOS_BY_DEFAULT),
+        adds_bos=_get(path, metadata, "add_bos_token", bool, WORDS[pre].adds_bos),
         space_prefix=" " if _get(path, metadata, "add_space_prefix", bool, False) else "",
         spacing=Spacing(after_control=True),
+    )
+
+
+def byte_level_bpe(
+    pre: str, tokens: list[str], types: list[int], merges: list[str]
+) -> dict[str, Any]:
+    """The definition, in the shape of a `tokenizer.json`, of byte-level BPE that cuts words in the
+    way called `pre`, without control tokens."""
+    cuts = [
+        {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False}
+        for cut in WORDS[pre].expressions
+    ]
+    to_bytes = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    return _bpe(
+        tokens,
+        types,
+        merges,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [*cuts, to_bytes]},
+        whole_first=WORDS[pre].whole_first,
+    )
+
+
+def _spaced_bpe(
+    path: Path,
+    metadata: Mapping[str, Any],
+    tokens: list[str],
+    types: list[int],
+    merges: list[str],
+    control: Mapping[int, str],
+    bos: int | None,
+    ends: set[int],
+) -> Tokenizer:
+    """Gemma 4's: BPE over characters, with U+2581 for a space, and bytes of those it lacks."""
+    lines = {"type": "Split", "pattern": {"Regex": r"\n+"}, "behavior": "Isolated", "invert": False}
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    definition = _bpe(
+        tokens, types, merges, pre_tokenizer=lines, normalizer=spaces, byte_fallback=True
+    )
+    return Tokenizer(
+        backend_encode(path, json.dumps(definition)),
+        [byte_fallback_piece(text) or spaced_piece(text) for text in tokens],
+        control,
+        bos=bos,
+        end_tokens=ends,
+        adds_bos=_get(path, metadata, "add_bos_token", bool, True),
     )
 
 
@@ -144,15 +175,36 @@ def _with_markers(
     that are named or known to end a generation."""
     defined = [text for text, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
     markers = markers_written(template, defined) | END_OF_GENERATION
-    markers |= {tokens[id] for id in named if id is not None and is_marker(tokens[id])}
+    named_texts = {tokens[id] for id in named if id is not None and is_marker(tokens[id])}
+    if "<eos>" in named_texts:  # where that ends texts, HTML's tags are words, and "</s>" is one
+        markers -= {"</s>"}
+    markers |= named_texts
     return [
         CONTROL if text in markers and kind != UNKNOWN else kind
         for text, kind in zip(tokens, types, strict=True)
     ]
 
 
-def _byte_level_bpe(
-    pre: str, tokens: list[str], types: list[int], merges: list[str]
+def _with_one_unknown(types: list[int], unknown: int | None) -> list[int]:
+    """The types of tokens, where one alone is the unknown one: that which is named, or the first
+    one; files call tokens so that nobody uses."""
+    if unknown is None:
+        unknown = types.index(UNKNOWN) if UNKNOWN in types else -1
+    return [
+        UNKNOWN if id == unknown else CONTROL if kind == UNKNOWN else kind
+        for id, kind in enumerate(types)
+    ]
+
+
+def _bpe(
+    tokens: list[str],
+    types: list[int],
+    merges: list[str],
+    *,
+    pre_tokenizer: dict[str, Any],
+    normalizer: dict[str, Any] | None = None,
+    whole_first: bool = False,
+    byte_fallback: bool = False,
 ) -> dict[str, Any]:
     """The definition in the shape of a `tokenizer.json`, without control tokens. User-defined
     tokens are found in text."""
@@ -170,24 +222,14 @@ def _byte_level_bpe(
         for id, (text, kind) in enumerate(zip(tokens, types, strict=True))
         if kind == USER_DEFINED
     ]
-    cuts = [
-        {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False}
-        for words in _WORDS[pre]
-    ]
-    to_bytes = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": False,
-    }
     vocab = {text: id for id, text in enumerate(tokens) if text not in control}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*cuts, to_bytes]},
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
         "decoder": None,
         "model": {
@@ -197,8 +239,8 @@ def _byte_level_bpe(
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre in _WHOLE_WORDS_FIRST,
+            "byte_fallback": byte_fallback,
+            "ignore_merges": whole_first,
             "vocab": vocab,
             "merges": without_control(merges, control),
         },

@@ -17,7 +17,7 @@ from typing import Any, cast
 from asgl import checks
 from asgl.language.session import Session
 from asgl.runtime import OpenResources, Runtime
-from asgl.sampling import SamplingParams
+from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
 from asgl.testing.engine import ScriptedEngine
 from asgl.testing.script import Answer, Answers, Asked, Script, ScriptedAnswers, ScriptError
 from asgl.trace import Tracer, Tracers, default_tracers
@@ -64,7 +64,7 @@ class ScriptedRuntime(Runtime):
     async def _open(self) -> OpenResources:
         engine = ScriptedEngine(
             self._answers,
-            self._sampling,
+            (self._sampling or SamplingParams()).over(LIBRARY_DEFAULTS),
             self._context_length,
             Tracers((*self._tracers, *default_tracers.get())),
         )

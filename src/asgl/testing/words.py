@@ -82,5 +82,8 @@ class ChatML:
     def generation(self, before: Sequence[str]) -> str:
         return self.parts(before, "assistant").prefix
 
+    def with_arguments(self, arguments: Mapping[str, Any], /) -> ChatML:
+        return self
+
     def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> RoleParts:
         raise ModelError("ChatML tells the model of tools in text")
