@@ -31,6 +31,7 @@ from asgl.errors import (
     StreamClosedError,
     StreamError,
     ToolError,
+    TraceError,
     VariableError,
 )
 from asgl.language import (
@@ -102,6 +103,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "ToolError",
+    "TraceError",
     "Tracer",
     "VariableError",
     "arg",

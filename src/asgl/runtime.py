@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -15,7 +16,7 @@ from asgl.language.session import Session
 from asgl.language.stream import PromptStream
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
 from asgl.scheduling.scheduler import Scheduler
-from asgl.trace import Tracer, Tracers, checked_tracers, default_tracers
+from asgl.trace import RuntimeEvent, Tracer, Tracers, checked_tracers, default_tracers
 from asgl.types import EngineStatistics, ModelInfo
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class Runtime:
         from asgl.engine.device import DeviceThread
         from asgl.engine.engine import Engine
 
+        tracers = Tracers((*self._tracers, *default_tracers.get()), clock=time.perf_counter)
         device = DeviceThread()
         try:
             checkpoint, kernels, runner, fingerprint = await device.run(self._load)
@@ -177,19 +179,22 @@ class Runtime:
                 context_length=checkpoint.config.context_length,
                 chat_template=checkpoint.chat_template,
                 defaults=self._sampling,
-                tracers=Tracers((*self._tracers, *default_tracers.get())),
+                tracers=tracers,
                 fingerprint=fingerprint,
+                clock=time.perf_counter,
             )
             engine.check_sampling(self._sampling)
         except BaseException:
             await device.close()
             raise
         engine.start()
+        tell_opened(tracers, runner.info, runner.capacity, engine.scheduler.max_running)
 
         async def close() -> None:
             try:
                 await engine.close()
             finally:
+                tell_closed(tracers)
                 await device.close()
 
         return OpenResources(engine, Session(engine), checkpoint.tokenizer, runner.info, close)
@@ -410,3 +415,25 @@ class Runtime:
         """`encode(text)` gives the token ids of text, which it takes as data; `decode(ids)` the
         text of tokens; `special_tokens` the ids of control tokens by their texts."""
         return self._running.tokenizer
+
+
+def tell_opened(tracers: Tracers, model: ModelInfo, capacity: int, max_running: int) -> None:
+    """Tells tracers that a Runtime is open. capacity: of its KV cache, in tokens."""
+    if tracers:
+        tracers.emit(
+            RuntimeEvent(
+                "opened",
+                model.name,
+                model.device,
+                model.kernels,
+                capacity,
+                max_running,
+                time.time(),
+            )
+        )
+
+
+def tell_closed(tracers: Tracers) -> None:
+    """Tells tracers that the Runtime is closed: nothing follows."""
+    if tracers:
+        tracers.emit(RuntimeEvent("closed"))

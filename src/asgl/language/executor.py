@@ -388,12 +388,14 @@ class Executor:
     def _roll_back(self) -> None:
         assert self._savepoint is not None
         self.transcript.roll_back(self._savepoint)
+        self.context.emit_text("undone", self.transcript.tokens, 0)
 
     def _release(self, op: Operation) -> None:
         """Forgets what was kept while the op ran."""
         self._steps = self._savepoint = None
         if op.allowance is not None:
             op.allowance.end()
+            self.context.emit_budgets(op)
         self._forget_names(op)
 
     def _forget_names(self, op: Operation) -> None:
