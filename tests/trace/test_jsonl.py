@@ -12,6 +12,7 @@ from dataclasses import MISSING, fields
 from typing import get_args
 
 import pytest
+from any_events import VALUES, events
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,41 +29,6 @@ from asgl.trace import (
     Tracers,
     read,
 )
-from asgl.types import TokenLogprob
-
-FINITE = st.floats(-1e9, 1e9)
-VALUES = {
-    "int": st.integers(0, 10**9),
-    "int | None": st.none() | st.integers(0, 10**9),
-    "float": FINITE,
-    "float | None": st.none() | FINITE,
-    "str": st.text(),
-    "str | None": st.none() | st.text(),
-    "tuple[str, ...]": st.lists(st.text()).map(tuple),
-    "tuple[tuple[int, int], ...]": st.lists(st.tuples(st.integers(0), st.integers(0))).map(tuple),
-    "tuple[TokenLogprob, ...]": st.lists(
-        st.builds(TokenLogprob, st.integers(0), st.text(), FINITE, st.just(()))
-    ).map(tuple),
-    "Mapping[str, Any]": st.dictionaries(
-        st.text(), st.text() | st.integers() | st.lists(st.integers())
-    ),
-}
-
-
-def events() -> st.SearchStrategy[Event]:
-    """Any event of any kind."""
-
-    def of(kind):
-        return st.builds(
-            kind,
-            **{
-                field.name: VALUES.get(kind.__annotations__[field.name], st.text())
-                for field in fields(kind)
-                if field.name not in ("time", "run")
-            },
-        )
-
-    return st.one_of(*map(of, get_args(Event)))
 
 
 @given(st.lists(events(), max_size=8))
