@@ -10,9 +10,8 @@ part of one, makes a model: what an event refers to and was not told of is made 
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from asgl.trace.events import (
@@ -34,11 +33,12 @@ from asgl.trace.events import (
 from asgl.trace.nodes import (
     ACTIVE,
     ENDED,
+    RATE_SECONDS,
     Op,
     Rejected,
     Request,
+    Run,
     Segment,
-    State,
     Stream,
     Token,
     ToolCall,
@@ -46,73 +46,10 @@ from asgl.trace.nodes import (
     state_of,
 )
 
-RATE_SECONDS = 0.5
-"""How long a slot of `Run.rates` is."""
 _TAIL = 400
 """So many characters are kept of what a live request says."""
 _LIVE_STEPS, _LIVE_RATES, _LIVE_ENDED, _LIVE_OPS = 1024, 256, 1000, 64
 """What a live model keeps: steps, rates, programs that are over, and ops of each stream."""
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """What one Runtime did."""
-
-    key: int
-    live: bool
-    model: str = ""
-    device: str = ""
-    kernels: str = ""
-    capacity: int = 0
-    max_running: int = 0
-    started_at: float = 0.0
-    opened_at: float = 0.0
-    closed_at: float | None = None
-    now: float = 0.0
-    """The time of its last event."""
-    streams: dict[int, Stream] = field(default_factory=dict[int, Stream])
-    roots: list[Stream] = field(default_factory=list[Stream])
-    requests: dict[int, Request] = field(default_factory=dict[int, Request])
-    steps: deque[StepEvent] = field(default_factory=deque[StepEvent])
-    rates: dict[int, int] = field(default_factory=dict[int, int])
-    """Generated tokens for each half second, by number: int(time / RATE_SECONDS)."""
-    counts: Counter[State] = field(default_factory=Counter[State])
-    """Of all streams, those that were forgotten included."""
-    active: dict[int, Stream] = field(default_factory=dict[int, Stream])
-    failed: dict[int, Stream] = field(default_factory=dict[int, Stream])
-    ended: dict[int, Stream] = field(default_factory=dict[int, Stream])
-    """Roots that are over, and all below them is: the oldest first."""
-    forgotten: Counter[State] = field(default_factory=Counter[State])
-    """Roots that a live model no longer has."""
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated: int = 0
-    forced: int = 0
-    evicted: int = 0
-    retractions: int = 0
-    evictions: list[EvictionEvent] = field(default_factory=list[EvictionEvent])
-
-    @property
-    def hit_rate(self) -> float | None:
-        """The share of the prompt tokens of admitted requests that was cached."""
-        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
-
-    @property
-    def last_step(self) -> StepEvent | None:
-        return self.steps[-1] if self.steps else None
-
-    def rate(self, seconds: float = 2.0) -> float:
-        """Generated tokens a second, over the last whole half seconds."""
-        last, count = int(self.now / RATE_SECONDS), max(int(seconds / RATE_SECONDS), 1)
-        first = max(last - count, int(self.opened_at / RATE_SECONDS))
-        if last <= first:
-            return self.rates.get(last, 0) / RATE_SECONDS
-        slots = sum(self.rates.get(slot, 0) for slot in range(first, last))
-        return slots / ((last - first) * RATE_SECONDS)
-
-    def ops(self) -> Iterator[Op]:
-        for stream in self.streams.values():
-            yield from stream.ops.values()
 
 
 class Model:
