@@ -7,6 +7,9 @@
 Importing asgl is quick: torch and the rest are imported when a Runtime is entered.
 """
 
+import importlib
+from types import ModuleType
+
 from asgl.compile.function import Function, function
 from asgl.compile.graph import Graph
 from asgl.compile.symbols import arg
@@ -61,6 +64,14 @@ from asgl.trace import JsonlTracer, Tracer
 from asgl.types import EngineStatistics, Message, ModelInfo, TokenLogprob
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`asgl.viewer` without an import of its own, and without the cost of it for others."""
+    if name == "viewer":
+        return importlib.import_module("asgl.viewer")
+    raise AttributeError(f"module 'asgl' has no attribute {name!r}")
+
 
 __all__ = [
     "AsglError",

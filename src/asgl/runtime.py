@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
@@ -156,7 +156,7 @@ class Runtime:
         from asgl.engine.device import DeviceThread
         from asgl.engine.engine import Engine
 
-        tracers = Tracers((*self._tracers, *default_tracers.get()), clock=time.perf_counter)
+        tracers = Tracers(self._tracers_attached, clock=time.perf_counter)
         device = DeviceThread()
         try:
             checkpoint, kernels, runner, fingerprint = await device.run(self._load)
@@ -316,6 +316,10 @@ class Runtime:
             name=name,
         )
 
+    @property
+    def _tracers_attached(self) -> tuple[Tracer, ...]:
+        return (*self._tracers, *default_tracers.get())
+
     def statistics(self) -> EngineStatistics:
         """A snapshot of the engine. Raises EngineClosedError if the Runtime is not open."""
         return self._running.engine.statistics()
@@ -325,6 +329,8 @@ class Runtime:
     ) -> AbstractContextManager[Callable[[], object]]:
         """A bar in the terminal for a batch of `total` programs; what entering it gives is called
         after each of them."""
+        if any(getattr(tracer, "shows_progress", False) for tracer in self._tracers_attached):
+            return nullcontext(lambda: None)
         from asgl.progress import BatchBar  # here, as it needs rich: `import asgl` is to be quick
 
         return BatchBar(total, what, self.statistics)

@@ -39,6 +39,9 @@ def check(model: Model) -> None:
             assert not any(forgotten.values())
         assert set(run.active) == {stream.id for stream in streams if stream.state in ACTIVE}
         assert set(run.failed) == {stream.id for stream in streams if stream.state == "failed"}
+        roots = run.root_states.copy()
+        roots.subtract(Counter(root.state for root in run.roots))
+        assert all(count >= 0 for count in roots.values())
         assert len(streams) == sum(1 for root in run.roots for _ in root.walk())
         for stream in streams:
             below = [one for one in stream.walk() if one is not stream]

@@ -20,7 +20,7 @@ from asgl.runtime import OpenResources, Runtime, tell_closed, tell_opened
 from asgl.sampling import SamplingParams
 from asgl.testing.engine import ScriptedEngine
 from asgl.testing.script import Answer, Answers, Asked, Script, ScriptedAnswers, ScriptError
-from asgl.trace import Tracer, Tracers, default_tracers
+from asgl.trace import Tracer, Tracers
 from asgl.types import ModelInfo
 
 __all__ = ["Answer", "Answers", "Asked", "Script", "ScriptError", "ScriptedRuntime"]
@@ -62,7 +62,7 @@ class ScriptedRuntime(Runtime):
         return list(self._answers.asked)
 
     async def _open(self) -> OpenResources:
-        tracers = Tracers((*self._tracers, *default_tracers.get()))
+        tracers = Tracers(self._tracers_attached)
         engine = ScriptedEngine(
             self._answers,
             self._sampling,

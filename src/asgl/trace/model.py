@@ -116,6 +116,7 @@ class Model:
             run.streams[number] = stream
             run.roots.append(stream)
             run.counts[stream.state] += 1
+            run.root_states[stream.state] += 1
         return stream
 
     def _op_of(self, run: Run, stream_id: int, number: int, time: float) -> Op:
@@ -168,8 +169,9 @@ class Model:
             and event.parent_id is not None
             and event.parent_id != event.stream_id
         ):
+            run.roots.pop()  # it was just made
+            run.root_states[stream.state] -= 1
             parent = self._stream_of(run, event.parent_id, event.time)
-            run.roots.remove(stream)  # the last one: it was just made
             stream.parent, stream.index = parent, len(parent.children)
             parent.children.append(stream)
             parent.child_states[stream.state] += 1
@@ -341,9 +343,9 @@ class Model:
         run.counts[old] -= 1
         run.counts[new] += 1
         parent = stream.parent
-        if parent is not None:
-            parent.child_states[old] -= 1
-            parent.child_states[new] += 1
+        states = run.root_states if parent is None else parent.child_states
+        states[old] -= 1
+        states[new] += 1
         if (new in ACTIVE) != (old in ACTIVE):
             change = 1 if new in ACTIVE else -1
             if change > 0:
@@ -377,7 +379,6 @@ class Model:
         if not self.live or len(run.ended) <= _LIVE_ENDED:
             return
         oldest = run.ended.pop(next(iter(run.ended)))
-        run.forgotten[oldest.state] += 1
         run.roots.remove(oldest)
         for below in oldest.walk():
             run.streams.pop(below.id, None)

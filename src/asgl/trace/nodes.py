@@ -366,12 +366,12 @@ class Run:
     """Generated tokens for each half second, by number: int(time / RATE_SECONDS)."""
     counts: Counter[State] = field(default_factory=Counter[State])
     """Of all streams, those that were forgotten included."""
+    root_states: Counter[State] = field(default_factory=Counter[State])
+    """Of those that were not forked from another."""
     active: dict[int, Stream] = field(default_factory=dict[int, Stream])
     failed: dict[int, Stream] = field(default_factory=dict[int, Stream])
     ended: dict[int, Stream] = field(default_factory=dict[int, Stream])
     """Roots that are over, and all below them is: the oldest first."""
-    forgotten: Counter[State] = field(default_factory=Counter[State])
-    """Roots that a live model no longer has."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated: int = 0
