@@ -307,3 +307,18 @@ def test_a_live_model_forgets_what_is_long_over_and_keeps_failures():
     assert run.counts["done"] == 2997
     assert set(run.failed) == {0, 1000, 2000}
     check(model)
+
+
+def test_a_live_model_forgets_nothing_that_goes_on():
+    model = Model(live=True)
+    for number in range(1500):
+        model.apply(StreamEvent("opened", number))
+        if number % 2:
+            model.apply(ProgramEvent("started", number, "p", number))
+    for number in range(1500):
+        model.apply(OpEvent("submitted", number, 0, "gen"))
+    run = model.run
+    assert run is not None
+    assert len(run.streams) == 1500
+    assert run.counts["waiting"] == 1500
+    check(model)

@@ -304,7 +304,7 @@ class Model:
             request.waited_before = request.waited
         request.generated += 1
         if request.op is not None:
-            request.op.stream.generated += 1
+            _add_generated(request.op.stream, 1)
         request.tail = (request.tail + event.text)[-_TAIL:]
         if not self.live:
             request.tokens.append(
@@ -350,6 +350,7 @@ class Model:
             change = 1 if new in ACTIVE else -1
             if change > 0:
                 run.active[stream.id] = stream
+                run.ended.pop(stream.id, None)
             else:
                 run.active.pop(stream.id, None)
             above = parent
@@ -371,7 +372,8 @@ class Model:
         while root.parent is not None:
             root = root.parent
         run = root.run
-        if root.state not in ("done", "cancelled", "idle") or root.active_below:
+        runs = root.state == "idle" and root.program is not None
+        if runs or root.state not in ("done", "cancelled", "idle") or root.active_below:
             run.ended.pop(root.id, None)
             return
         run.ended.pop(root.id, None)
@@ -393,7 +395,13 @@ def _count(stream: Stream, request: Request) -> None:
     if request.admitted_at is not None:
         stream.prompt_total += request.prompt_tokens
         stream.cached_total += request.cached_tokens
-    stream.generated += request.generated
+    _add_generated(stream, request.generated)
+
+
+def _add_generated(stream: Stream | None, tokens: int) -> None:
+    while stream is not None:
+        stream.generated += tokens
+        stream = stream.parent
 
 
 def _forget_ops(run: Run, stream: Stream) -> None:

@@ -235,7 +235,7 @@ class Stream:
     cached_total: int = 0
     """Tokens of the prompts of all its requests, and those that were cached."""
     generated: int = 0
-    """Tokens that all its requests have generated."""
+    """Tokens that all its requests have generated, and those of what was forked from it."""
     segments: list[Segment] = field(default_factory=list[Segment])
     joined_to: int | None = None
 
@@ -443,7 +443,8 @@ def _rest_of(stream: Stream) -> State:
     last = stream.last_op
     if last is not None and last.state == "failed":
         return "failed"
-    if last is not None and last.state == "cancelled" and stream.closed:
+    over = stream.closed or stream.run.closed_at is not None or stream.parent is not None
+    if last is not None and last.state == "cancelled" and over:
         return "cancelled"
     if stream.closed or stream.run.closed_at is not None or stream.joined_to is not None:
         return "done"

@@ -109,7 +109,7 @@ class Live:
         if self._loop is None:
             return
         if self._terminal is not None:
-            self.view.paused = self.view.help = self.view.keys = False
+            self.view = View(self.model)
             width, height = self._space()
             frame = self.view.frame(width, height, self._clock())
             self._stop_keys()

@@ -76,8 +76,7 @@ def _tree(streams: Iterable[Stream], chosen: set[int] | None, ops: bool) -> Iter
             continue
         yield Row("", stream)
         if ops:
-            for op in stream.ops.values():
-                yield Row("│ " if stream.children else "  ", stream, op)
+            yield from _ops(stream, "")
         yield from _branches(stream, chosen, ops, "")
 
 
@@ -95,6 +94,12 @@ def _branches(stream: Stream, chosen: set[int] | None, ops: bool, prefix: str) -
             stack.append(_level(row.stream, chosen, ops, below))
 
 
+def _ops(stream: Stream, prefix: str) -> Iterator[Row]:
+    for op in stream.ops.values():
+        if op.kind != "snapshot":  # what a fork starts from: it has rows of its own
+            yield Row(prefix + ("│ " if stream.children else "  "), stream, op)
+
+
 def _level(stream: Stream, chosen: set[int] | None, ops: bool, prefix: str) -> Iterator[Row]:
     shown = [child for child in stream.children if chosen is None or child.id in chosen]
     hidden = len(stream.children) - len(shown)
@@ -102,9 +107,7 @@ def _level(stream: Stream, chosen: set[int] | None, ops: bool, prefix: str) -> I
         last = index == len(shown) - 1 and not hidden
         yield Row(prefix + ("└╴" if last else "├╴"), child)
         if ops:
-            margin = prefix + ("  " if last else "│ ")
-            for op in child.ops.values():
-                yield Row(margin + ("│ " if child.children else "  "), child, op)
+            yield from _ops(child, prefix + ("  " if last else "│ "))
     if hidden and chosen is not None:
         folded = stream.child_states.copy()
         folded.subtract(Counter(child.state for child in shown))
@@ -116,14 +119,14 @@ def _folded(run: Run, ops: bool, limit: int) -> list[Row]:
     while True:
         chosen = _choose(run, take)
         roots = [root for root in run.roots if root.id in chosen] if take < 64 else run.roots
-        rows = list(_tree(roots, chosen, ops and take < limit))
+        rows = list(_tree(roots, chosen, ops))
         hidden = run.root_states.copy()
         hidden.subtract(Counter(root.state for root in run.roots if root.id in chosen))
         if hidden := +hidden:
             rows.append(Row("", folded=hidden))
         if len(rows) <= limit or take <= 1:
             return rows[:limit]
-        take = max(take - (len(rows) - limit), 1)
+        take = max(min(take - 1, take * limit // len(rows)), 1)
 
 
 def _choose(run: Run, most: int) -> set[int]:
