@@ -13,7 +13,7 @@ ended last.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -48,10 +48,10 @@ def rows_of(run: Run, choice: Choice, limit: int) -> list[Row]:
     if limit <= 0:
         return []
     if choice.filter:
-        return _window(_matching(run, choice), choice, limit)
+        return _window(lambda: _matching(run, choice), choice, limit)
     everything = len(run.streams) + _op_count(run, choice.ops, limit)
     if not choice.folded or choice.offset or everything <= limit:
-        return _window(_tree(run.roots, None, choice.ops), choice, limit)
+        return _window(lambda: _tree(run.roots, None, choice.ops), choice, limit)
     return _folded(run, choice.ops, limit)
 
 
@@ -61,12 +61,12 @@ def _op_count(run: Run, ops: bool, limit: int) -> int:
     return sum(len(stream.ops) for stream in run.streams.values())
 
 
-def _window(rows: Iterator[Row], choice: Choice, limit: int) -> list[Row]:
-    shown = list(islice(rows, choice.offset, choice.offset + limit))
-    while not shown and choice.offset:  # what was below is gone: as far down as there is something
-        choice.offset = max(choice.offset - limit, 0)
-        shown = list(islice(rows, choice.offset, choice.offset + limit))
-    return shown
+def _window(rows: Callable[[], Iterator[Row]], choice: Choice, limit: int) -> list[Row]:
+    while True:
+        shown = list(islice(rows(), choice.offset, choice.offset + limit))
+        if shown or not choice.offset:
+            return shown
+        choice.offset = max(choice.offset - limit, 0)  # what was there is gone
 
 
 def _tree(streams: Iterable[Stream], chosen: set[int] | None, ops: bool) -> Iterator[Row]:

@@ -201,6 +201,10 @@ class Terminal:
 
     def size(self) -> tuple[int, int]:
         """Columns and rows, as they are now."""
+        with suppress(OSError, ValueError):
+            columns, rows = os.get_terminal_size(self.console.file.fileno())
+            if columns and rows:
+                return columns, rows
         return self.console.size
 
     def draw(self, lines: Sequence[Line], width: int, *, last: bool = False) -> None:

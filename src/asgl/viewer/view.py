@@ -157,27 +157,28 @@ def header(run: Run, model: Model, width: int, now: float) -> list[Line]:
     end = now if run.closed_at is None else run.closed_at
     title: Line = [("asgl ", "title"), (harmless(run.model) or "a run", "")]
     if run.device:
-        title.append((f" on {run.device}", "muted"))
+        title.append((f" on {harmless(run.device)}", "muted"))
     if len(model.runs) > 1:
         place = list(model.runs).index(run.key) + 1
         title.append((f" (Runtime {place} of {len(model.runs)})", "muted"))
     title.append((f"  {seconds(max(end - run.opened_at, 0.0))}", ""))
-    chips = [title, list(counted(run.counts)), *_engine_chips(run, now)]
-    lines = flowed([chip for chip in chips if chip], width)
+    states: list[Line] = [[part] for part in counted(run.counts)]
+    # states come and go: on a line of their own, so that the rest stays where it is
+    lines = flowed([title, *_engine_chips(run, now)], width) + flowed(states, width)
     lines.append([("─" * width, "muted")])
     return lines
 
 
 def _engine_chips(run: Run, now: float) -> Iterator[Line]:
     step = run.last_step
-    rate = run.rate() if run.closed_at is None else 0.0
     if run.closed_at is None:
         last = int(now / RATE_SECONDS)
         values = [run.rates.get(slot, 0) for slot in range(last - _SPARK, last)]
-        yield [(sparkline(values, _SPARK), "generating"), (f" {rate:.0f} tok/s", "title")]
+        yield [(sparkline(values, _SPARK), "generating"), (f" {run.rate():.0f} tok/s", "title")]
     else:
-        spent = max(run.closed_at - run.opened_at, 1e-9)
-        yield [(f"{run.generated} tokens", "title"), (f", {run.generated / spent:.0f}/s", "muted")]
+        spent = run.closed_at - run.opened_at
+        rate = run.generated / spent if spent > 0.01 else 0.0
+        yield [(f"{run.generated} tokens", "title"), (f", {rate:.0f}/s", "muted")]
     if step is not None:
         yield [("batch ", "muted"), (str(len(step.rows)), "title")]
         yield [("waiting ", "muted"), (str(step.waiting), "waiting" if step.waiting else "")]
@@ -206,13 +207,10 @@ def _kv_bar(running: int, cached: int, capacity: int, width: int = 20) -> Line:
 
 
 def counted(states: Counter[State]) -> Iterator[tuple[str, str]]:
-    """How many streams there are in each state."""
-    first = True
-    for state in STATES:
+    """How many streams there are in each state; first how many have failed."""
+    for state in ("failed", *STATES[:-1]):
         if number := states[state]:
-            yield ("" if first else "  ", "")
             yield (f"{ICONS[state]} {number} {state}", state)
-            first = False
 
 
 def _help(width: int) -> list[Line]:
@@ -246,8 +244,10 @@ class Layout:
     def line(self, row: Row, now: float) -> Line:
         if row.folded is not None:
             more = sum(row.folded.values())
-            line: Line = [(row.prefix, "muted"), (f"… {more} more: ", "muted")]
-            return cropped([*line, *counted(row.folded)], self.width)
+            line: Line = [(row.prefix, "muted"), (f"… {more} more:", "muted")]
+            for part in counted(row.folded):
+                line += [(" ", ""), part]
+            return cropped(line, self.width)
         assert row.stream is not None
         if row.op is not None:
             return self._op(row.prefix, row.op, now)
@@ -285,7 +285,7 @@ class Layout:
         if op.state == "failed":
             line.append((head(harmless(op.reason), self.text), "error"))
         else:
-            line.append((tail(harmless(op.shown), self.text), "muted"))
+            line.append((tail(harmless(op.shown.lstrip()), self.text), "muted"))
         share = None
         if request is not None and request.admitted_at is not None and request.prompt_tokens:
             share = request.cached_tokens / request.prompt_tokens
@@ -325,7 +325,7 @@ def _said(stream: Stream) -> tuple[str, str]:
         return "", ""
     if stream.state == "retrying" and op.rejected:
         return f"not valid: {op.rejected[-1].reason}", "waiting"
-    return op.shown, "" if stream.state in ("generating", "computing") else "muted"
+    return op.shown.lstrip(), "" if stream.state in ("generating", "computing") else "muted"
 
 
 def _arguments(arguments: dict[str, object]) -> str:
