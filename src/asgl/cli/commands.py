@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from asgl.cli import trace
 from asgl.cli.run import run
 from asgl.models.pull import REGISTERED, home
 from asgl.models.pull import pull as pull_model
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(trace.app, name="trace")
 app.command(context_settings={"ignore_unknown_options": True})(run)
 
 

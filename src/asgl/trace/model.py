@@ -230,6 +230,9 @@ class Model:
             for index, (other, op, since) in enumerate(stream.waits):
                 if (other, op) == (event.for_stream, event.for_op):
                     stream.waited += event.time - since
+                    for op_behind in stream.open_ops.values():
+                        op_behind.waited += event.time - since
+                        break
                     del stream.waits[index]
                     break
         self._settle(stream)
@@ -250,7 +253,7 @@ class Model:
 
     def _validation(self, run: Run, event: ValidationEvent) -> None:
         op = self._op_of(run, event.stream_id, event.number, event.time)
-        op.rejected.append(Rejected(event.attempt, event.text, event.reason))
+        op.rejected.append(Rejected(event.time, event.attempt, event.text, event.reason))
         self._settle(op.stream)
 
     def _budget(self, run: Run, event: BudgetEvent) -> None:

@@ -125,6 +125,7 @@ class ToolCall:
 class Rejected(NamedTuple):
     """A text that was not valid."""
 
+    time: float
     attempt: int
     text: str
     reason: str
@@ -148,6 +149,8 @@ class Op:
     rejected: list[Rejected] = field(default_factory=list[Rejected])
     tools: list[ToolCall] = field(default_factory=list[ToolCall])
     budgets: list[BudgetEvent] = field(default_factory=list[BudgetEvent])
+    waited: float = 0.0
+    """Seconds that its stream waited for others while it was the next."""
 
     @property
     def request(self) -> Request | None:
