@@ -21,6 +21,7 @@ from asgl.trace.model import Model
 from asgl.trace.perfetto import trace_events
 from asgl.trace.stats import PARTS, OpStatistics, percentile, statistics_of
 from asgl.viewer.canvas import harmless
+from asgl.viewer.page import page_of
 
 app = typer.Typer(help="Look at traces, which asgl.JsonlTracer writes.", no_args_is_help=True)
 _Path = Annotated[Path, typer.Argument(help="A trace.")]
@@ -181,6 +182,13 @@ def perfetto(path: _Path, output: _Output = None) -> None:
     """Write it for ui.perfetto.dev, or chrome://tracing."""
     target = output or path.with_suffix(".perfetto.json")
     write(target, json.dumps(trace_events(Model(events_of(path))), default=repr))
+
+
+@app.command()
+def html(path: _Path, output: _Output = None) -> None:
+    """Write it as a page to open in a browser, which needs no network."""
+    target = output or path.with_suffix(".html")
+    write(target, page_of(Model(events_of(path)), f"asgl: {path.name}"))
 
 
 def write(path: Path, text: str) -> None:
