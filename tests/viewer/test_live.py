@@ -14,6 +14,7 @@ import sys
 import termios
 import threading
 from io import StringIO
+from types import SimpleNamespace
 
 import pyte
 import pytest
@@ -342,3 +343,26 @@ def test_a_view_that_hears_of_no_runtime_draws_nothing():
     live = Live()
     live.event(StreamEvent("opened", 0))
     assert live.model.run is not None
+
+
+async def test_in_a_notebook_it_is_the_output_of_the_cell(monkeypatch):
+    drawn: list[str] = []
+
+    class Handle:
+        def update(self, html: str) -> None:
+            drawn.append(html)
+
+    def display(html: str, *, display_id: bool) -> Handle:
+        assert display_id
+        return Handle()
+
+    fake = SimpleNamespace(HTML=str, display=display)
+    monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    console = Console(file=StringIO(), force_jupyter=True)
+    async with ScriptedRuntime({"x": "<b>"}, tracers=[Live(console=console)]) as rt:
+        await rt.prompt("Say: ", name="say").gen("x")
+    assert len(drawn) >= 2
+    assert "asgl" in drawn[0]
+    assert "✓" in drawn[-1]
+    assert "&lt;b&gt;" in drawn[-1]
+    assert "<b>" not in drawn[-1]

@@ -417,6 +417,15 @@ class Executor:
         return text if self._savepoint is None else text[: self._savepoint.text]
 
     @property
+    def origins(self) -> list[tuple[str, str]]:
+        text, start, parts = self.text, 0, list[tuple[str, str]]()
+        for end, how in (*self.transcript.origins, (len(text), "given")):
+            if start < min(end, len(text)):
+                parts.append((text[start:end], how))
+                start = end
+        return parts
+
+    @property
     def token_ids(self) -> list[int]:
         return self.transcript.token_ids(self._savepoint)
 

@@ -204,7 +204,7 @@ def _join(op: Operation, spec: Join, transcript: Transcript, context: StreamCont
             completes = transcript.tokens[-4:] == base.tokens[-4:]
             text = branch.text[len(base.text) - 1 :]
             text = text if completes else context.engine.tokenizer.decode(tokens)
-        transcript.append_tokens(tokens, text, completes=completes)
+        transcript.append_tokens(tokens, text, "joined", completes=completes)
         context.emit_text("joined", transcript.tokens, len(tokens))
         transcript.messages += branch.messages[len(base.messages) :]
         transcript.roles += branch.roles[len(base.roles) :]

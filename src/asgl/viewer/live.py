@@ -12,6 +12,7 @@ from asgl import checks
 from asgl.errors import ConfigError
 from asgl.trace.events import Event, RuntimeEvent
 from asgl.trace.model import Model
+from asgl.viewer.notebook import COLUMNS, ROWS, Cell
 from asgl.viewer.plain import PlainLines
 from asgl.viewer.terminal import Terminal, is_terminal
 from asgl.viewer.view import View
@@ -19,6 +20,8 @@ from asgl.viewer.view import View
 _SHARE = 0.02
 """The share of one core that drawing may take: when frames are dear they come less often."""
 _PLAIN_SECONDS = 5.0
+_CELL_SECONDS = 0.25
+"""How often the output of a notebook's cell is drawn."""
 _STILL_SECONDS = 1.0
 """How often a frame is drawn while nothing happens."""
 
@@ -29,9 +32,9 @@ class Live:
         async with asgl.Runtime("smollm2-135m", tracers=[asgl.viewer.Live()]) as rt: ...
 
     A header, and the tree of programs, streams and forks, at the bottom of the terminal; what the
-    program prints goes above it. Without a terminal it prints a line every five seconds, and one
-    for each failure. `NO_COLOR` is heeded. It ends when the Runtime is closed, and leaves its last
-    frame.
+    program prints goes above it. In a notebook it is the output of the cell. Without either it
+    prints a line every five seconds, and one for each failure. `NO_COLOR` is heeded. It ends when
+    the Runtime is closed, and leaves its last frame.
 
     Keys: p pauses the view, f folds and unfolds, o shows ops, / filters by name or state, arrows
     scroll, q leaves the view (the program goes on), ? helps.
@@ -67,6 +70,7 @@ class Live:
         self.view = View(self.model)
         self._plain = PlainLines()
         self._terminal: Terminal | None = None
+        self._cell: Cell | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._open: set[int] = set()
@@ -96,7 +100,10 @@ class Live:
         self._loop = asyncio.get_running_loop()
         if self._console is None:
             self._console = Console(stderr=True)
-        if is_terminal(self._console):
+        if self._console.is_jupyter:
+            self._cell = Cell()
+            self._draw_cell()
+        elif is_terminal(self._console):
             self._terminal = Terminal(self._console, keys=self._wants_keys)
             if (keys := self._terminal.keys_from) is not None:
                 self._loop.add_reader(keys, self._pressed)
@@ -114,6 +121,8 @@ class Live:
             frame = self.view.frame(width, height, self._clock())
             self._stop_keys()
             self._terminal.leave(frame.lines, width)
+        elif self._cell is not None:
+            self._cell.draw(self.view.frame(COLUMNS, ROWS, self._clock()).lines)
         elif not self._left:
             self._say(last=True)
         self._stop()
@@ -122,7 +131,7 @@ class Live:
         """Draws no more."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._terminal = self._loop = None
+        self._timer = self._terminal = self._cell = self._loop = None
 
     def _stop_keys(self) -> None:
         keys = self._terminal.keys_from if self._terminal is not None else None
@@ -158,6 +167,17 @@ class Live:
             return
         self._drawn_events, self._drawn_at, self._size = self.model.events, now, size
         terminal.draw(self.view.frame(*size, now).lines, size[0])
+
+    def _draw_cell(self) -> None:
+        assert self._loop is not None
+        assert self._cell is not None
+        began = time.perf_counter()
+        if self.model.events != self._drawn_events:
+            self._drawn_events = self.model.events
+            self._cell.draw(self.view.frame(COLUMNS, ROWS, self._clock()).lines)
+        cost = time.perf_counter() - began
+        delay = max(self._period, _CELL_SECONDS, cost / _SHARE)
+        self._timer = self._loop.call_later(delay, self._draw_cell)
 
     def _pressed(self) -> None:
         """Keys were pressed."""
