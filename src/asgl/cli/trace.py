@@ -90,10 +90,14 @@ def stats(path: _Path) -> None:
 
 
 def _ops_table(entries: Sequence[OpStatistics]) -> Table:
-    table = Table(
-        "op", "count", "failed", "retried", "tokens", "cached", "first token", "tokens/s", "seconds"
+    heads = ["op", "count", "bad", "again", "tokens", "cached"]
+    for name in ("ttft", "tok/s", "secs"):
+        heads += [f"{name}\np50", "\np99"]
+    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
+    table.caption = (
+        "bad: failed or cancelled; again: texts that were not valid;\n"
+        "ttft: seconds to the first token; tok/s: of each request; secs: of each op"
     )
-    table.caption = "first token, tokens/s and seconds: p50 / p99 of the ops"
     for entry in entries:
         share = entry.cached_share
         table.add_row(
@@ -103,17 +107,17 @@ def _ops_table(entries: Sequence[OpStatistics]) -> Table:
             str(entry.retried or ""),
             str(entry.generated),
             "" if share is None else f"{share:.0%}",
-            _both(entry.first_token, 3),
-            _both(entry.rates, 1),
-            _both(entry.seconds, 3),
+            *_both(entry.first_token, 2),
+            *_both(entry.rates, 1),
+            *_both(entry.seconds, 2),
         )
     for column in table.columns[1:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     return table
 
 
 def _times_table(entries: Sequence[OpStatistics]) -> Table:
-    table = Table("where the time went, in seconds", *PARTS)
+    table = Table("seconds spent", *PARTS, box=None)
     for entry in entries:
         shown = [f"{entry.spent[part]:.3f}" if entry.spent[part] else "" for part in PARTS]
         table.add_row(Text(harmless(entry.title)), *shown)
@@ -122,9 +126,10 @@ def _times_table(entries: Sequence[OpStatistics]) -> Table:
     return table
 
 
-def _both(values: Sequence[float], digits: int) -> str:
-    middle, high = percentile(values, 0.5), percentile(values, 0.99)
-    return "" if middle is None else f"{middle:.{digits}f} / {high:.{digits}f}"
+def _both(values: Sequence[float], digits: int) -> tuple[str, str]:
+    found = (percentile(values, 0.5), percentile(values, 0.99))
+    first, second = ("" if value is None else f"{value:.{digits}f}" for value in found)
+    return first, second
 
 
 @app.command()
