@@ -67,9 +67,10 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> ModuleType:
-    """`asgl.viewer` without an import of its own, and without the cost of it for others."""
-    if name == "viewer":
-        return importlib.import_module("asgl.viewer")
+    """`asgl.viewer` and `asgl.telemetry` without imports of their own, and without the cost of
+    them for others."""
+    if name in ("viewer", "telemetry"):
+        return importlib.import_module(f"asgl.{name}")
     raise AttributeError(f"module 'asgl' has no attribute {name!r}")
 
 

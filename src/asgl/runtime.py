@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -17,6 +18,7 @@ from asgl.language.stream import PromptStream
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
 from asgl.scheduling.scheduler import Scheduler
 from asgl.trace import RuntimeEvent, Tracer, Tracers, checked_tracers, default_tracers
+from asgl.trace.logs import LogTracer, logger
 from asgl.types import EngineStatistics, ModelInfo
 
 if TYPE_CHECKING:
@@ -318,11 +320,26 @@ class Runtime:
 
     @property
     def _tracers_attached(self) -> tuple[Tracer, ...]:
-        return (*self._tracers, *default_tracers.get())
+        logs = (LogTracer(),) if logger.isEnabledFor(logging.INFO) else ()
+        return (*self._tracers, *default_tracers.get(), *logs)
 
     def statistics(self) -> EngineStatistics:
         """A snapshot of the engine. Raises EngineClosedError if the Runtime is not open."""
         return self._running.engine.statistics()
+
+    def metrics(self) -> str:
+        """What `asgl.telemetry.Metrics`, one of the tracers, has counted, in Prometheus' text
+        format. ConfigError if there is none among them: nothing is counted that nobody asked
+        for."""
+        from asgl.telemetry.metrics import Metrics  # here: who does not ask need not wait for it
+
+        for tracer in self._tracers_attached:
+            if isinstance(tracer, Metrics):
+                return tracer.text()
+        raise ConfigError(
+            "this Runtime counts nothing: open it with "
+            "asgl.Runtime(..., tracers=[asgl.telemetry.Metrics()])"
+        )
 
     def batch_progress(
         self, total: int, what: str, /

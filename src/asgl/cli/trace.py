@@ -93,7 +93,7 @@ def _ops_table(entries: Sequence[OpStatistics]) -> Table:
     heads = ["op", "count", "bad", "again", "tokens", "cached"]
     for name in ("ttft", "tok/s", "secs"):
         heads += [f"{name}\np50", "\np99"]
-    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
+    table = Table(*heads, box=None, padding=(0, 1, 0, 0))
     table.caption = (
         "bad: failed or cancelled; again: texts that were not valid;\n"
         "ttft: seconds to the first token; tok/s: of each request; secs: of each op"
