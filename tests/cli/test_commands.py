@@ -158,3 +158,16 @@ def test_a_script_that_is_not_there(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert done.stderr.startswith(f"error: the script '{path}' {told}")
+
+
+def test_no_trace_holds_a_secret_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "a-very-secret-token")
+    trace = tmp_path / "run.jsonl"
+    assert run_script(tmp_path, "--trace", str(trace)).returncode == 0
+    made = CliRunner().invoke(app, ["trace", "html", str(trace), "-o", "-"])
+    assert "a b c" in trace.read_text()
+    for text in (trace.read_text(), made.output):
+        assert "secret" not in text
+        assert str(tmp_path) not in text

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import sys
 import termios
@@ -232,6 +233,27 @@ async def test_batches_draw_no_bar_of_their_own(screen):
         await say.batch(rt, [{}] * 3)
     assert "programs/s" not in screen.text
     assert "say[2]" in screen.text
+
+
+async def test_ctrl_z_gives_the_terminal_back_until_the_program_goes_on(screen, monkeypatch):
+    before, seen = termios.tcgetattr(screen.stdin.fileno()), []
+
+    def stop(number: int, what: int) -> None:
+        assert signal.getsignal(what) is signal.SIG_DFL
+        seen.append(termios.tcgetattr(screen.stdin.fileno()) == before)
+        seen.append(b"\x1b[?25h" in screen.raw + os.read(screen.master, 1 << 16))
+
+    async with watched(screen):
+        await screen.until("agent")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "kill", stop)
+            signal.raise_signal(signal.SIGTSTP)
+        assert seen == [True, True]
+        assert termios.tcgetattr(screen.stdin.fileno()) != before
+        screen.type("?")
+        await screen.until("stop the program")
+    assert signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL
+    assert termios.tcgetattr(screen.stdin.fileno()) == before
 
 
 def test_ctrl_c_stops_the_program_and_leaves_the_terminal_clean():

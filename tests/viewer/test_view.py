@@ -10,6 +10,7 @@ import pytest
 from any_events import random_events
 from demo_run import demo_events
 from rich.console import Console
+from test_page import data_of
 
 from asgl.trace import OpEvent, ProgramEvent, RequestEvent, RuntimeEvent, StreamEvent
 from asgl.trace.model import Model
@@ -26,6 +27,7 @@ from asgl.viewer.canvas import (
     tail,
     width_of,
 )
+from asgl.viewer.page import page_of
 from asgl.viewer.view import View, count, seconds
 
 FRAMES = Path(__file__).parent / "frames"
@@ -88,6 +90,17 @@ def test_any_events_are_drawn_at_any_size(seed):
                 said = "".join(text for line in frame.lines for text, _ in line)
                 assert "\x1b" not in said
                 assert "\n" not in said
+
+
+def test_any_prefix_of_a_run_is_drawn_and_makes_a_page():
+    model, live = Model(), Model(live=True)
+    views = [after(View(model), "o"), View(live)]
+    for event in demo_events(closed=True):
+        model.apply(event)
+        live.apply(event)
+        for view in views:
+            assert view.frame(100, 30, model.now).lines
+        data_of(page_of(model, "a prefix"))
 
 
 def crowd(streams: int, failed: int = 0) -> Model:

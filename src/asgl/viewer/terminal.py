@@ -6,8 +6,10 @@ import atexit
 import io
 import os
 import queue
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -64,8 +66,14 @@ class Writer:
         self._given += 1
         self._queue.put(text)
 
-    def close(self, seconds: float = 2.0) -> None:
+    def wait(self, seconds: float = 0.2) -> None:
         """Waits until all is written, for so long."""
+        until = time.monotonic() + seconds
+        while self.busy and time.monotonic() < until:
+            time.sleep(0.001)
+
+    def close(self, seconds: float = 2.0) -> None:
+        """Waits until all is written, for so long, and writes no more."""
         self._queue.put(None)
         self._thread.join(seconds)
 
@@ -136,6 +144,7 @@ class Terminal:
         """The file descriptor that keys come from; None if there are none."""
         self._capture()
         self._open = True
+        self._handles_stop = self._watch_for_stop()
         atexit.register(self.close)
 
     # --- what the program prints
@@ -193,6 +202,29 @@ class Terminal:
             text = text[size:]
         return found
 
+    # --- Ctrl-Z
+
+    def _watch_for_stop(self) -> bool:
+        """Lets Ctrl-Z give the terminal back before it stops the program; whether it does."""
+        stop = getattr(signal, "SIGTSTP", None)
+        with suppress(ValueError):  # only the main thread may
+            if stop is not None and signal.getsignal(stop) is signal.SIG_DFL:
+                signal.signal(stop, self._stopped)
+                return True
+        return False
+
+    def _stopped(self, number: int, frame: object) -> None:
+        if self._restore is not None:
+            self._restore()
+        self._writer.write("\r\n" + _SHOW)
+        self._writer.wait()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # here it stops, until the shell lets it go on
+        signal.signal(number, self._stopped)
+        if self._restore is not None:
+            self._read_keys()
+        self._drawn = []  # what the shell has written since stays
+
     # --- drawing
 
     @property
@@ -241,6 +273,8 @@ class Terminal:
             return
         self._open = False
         atexit.unregister(self.close)
+        if self._handles_stop:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         for name, file, printed in self._replaced:
             if getattr(sys, name) is printed:
                 setattr(sys, name, file)
