@@ -15,7 +15,7 @@ import pytest
 
 import asgl
 from asgl.execution.serial_runner import SerialRunner
-from asgl.trace import StepEvent, default_tracers
+from asgl.trace import StepEvent, default_tracers, read
 from asgl.types import EngineStatistics
 from tiny import tiny_directory
 
@@ -522,11 +522,9 @@ async def test_default_tracers_of_the_context_are_attached(model, tmp_path):
                 await rt.prompt("abc").gen("x")
         finally:
             default_tracers.reset(token)
-    kinds = [
-        line.split('"type": "')[1].split('"')[0]
-        for line in (tmp_path / "trace.jsonl").read_text().splitlines()
-    ]
-    assert set(kinds) == {"StreamEvent", "OpEvent", "RequestEvent", "StepEvent"}
+    kinds = [type(event).__name__ for event in read(tmp_path / "trace.jsonl")]
+    assert {kinds[0], kinds[-1]} == {"RuntimeEvent"}
+    assert {"StreamEvent", "OpEvent", "RequestEvent", "TokenEvent", "StepEvent"} < set(kinds)
 
 
 async def test_nothing_is_left_after_a_runtime(model):

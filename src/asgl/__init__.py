@@ -7,6 +7,9 @@
 Importing asgl is quick: torch and the rest are imported when a Runtime is entered.
 """
 
+import importlib
+from types import ModuleType
+
 from asgl.compile.function import Function, function
 from asgl.compile.graph import Graph
 from asgl.compile.symbols import arg
@@ -31,6 +34,7 @@ from asgl.errors import (
     StreamClosedError,
     StreamError,
     ToolError,
+    TraceError,
     VariableError,
 )
 from asgl.language import (
@@ -60,6 +64,15 @@ from asgl.trace import JsonlTracer, Tracer
 from asgl.types import EngineStatistics, Message, ModelInfo, TokenLogprob
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`asgl.viewer` and `asgl.telemetry` without imports of their own, and without the cost of
+    them for others."""
+    if name in ("viewer", "telemetry"):
+        return importlib.import_module(f"asgl.{name}")
+    raise AttributeError(f"module 'asgl' has no attribute {name!r}")
+
 
 __all__ = [
     "AsglError",
@@ -102,6 +115,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "ToolError",
+    "TraceError",
     "Tracer",
     "VariableError",
     "arg",

@@ -17,6 +17,7 @@
         NumericalError            the model computed NaN or infinity for the request; others go on
       ToolError                   .tool .arguments; a tool raised or timed out (chained)
       CompileError                a program that cannot be compiled: the line, and what to write
+      TraceError                  a trace on disk that cannot be read: which file, which line
       EngineError
         EngineClosedError
         EngineCrashedError        the step raised; every waiter gets it, with the cause
@@ -152,6 +153,10 @@ class ToolError(AsglError):
 
 class CompileError(AsglError):
     """A program that cannot be compiled: the line, and what to write instead."""
+
+
+class TraceError(AsglError):
+    """A trace on disk that cannot be read: which file and line, and what is wrong with it."""
 
 
 class EngineError(AsglError):

@@ -119,6 +119,8 @@ class SampledToken(NamedTuple):
     for."""
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens and their log-probabilities, likeliest first."""
+    forced: bool = False
+    """It was not sampled: a grammar allowed nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
@@ -15,7 +17,8 @@ from asgl.language.session import Session
 from asgl.language.stream import PromptStream
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
 from asgl.scheduling.scheduler import Scheduler
-from asgl.trace import Tracer, Tracers, checked_tracers, default_tracers
+from asgl.trace import RuntimeEvent, Tracer, Tracers, checked_tracers, default_tracers
+from asgl.trace.logs import LogTracer, logger
 from asgl.types import EngineStatistics, ModelInfo
 
 if TYPE_CHECKING:
@@ -159,6 +162,7 @@ class Runtime:
         from asgl.engine.device import DeviceThread
         from asgl.engine.engine import Engine
 
+        tracers = Tracers(self._tracers_attached, clock=time.perf_counter)
         device = DeviceThread()
         try:
             checkpoint, kernels, runner, fingerprint = await device.run(self._load)
@@ -183,19 +187,22 @@ class Runtime:
                 context_length=checkpoint.config.context_length,
                 chat_template=checkpoint.chat_template,
                 defaults=defaults,
-                tracers=Tracers((*self._tracers, *default_tracers.get())),
+                tracers=tracers,
                 fingerprint=fingerprint,
+                clock=time.perf_counter,
             )
             engine.check_sampling(defaults)
         except BaseException:
             await device.close()
             raise
         engine.start()
+        tell_opened(tracers, runner.info, runner.capacity, engine.scheduler.max_running)
 
         async def close() -> None:
             try:
                 await engine.close()
             finally:
+                tell_closed(tracers)
                 await device.close()
 
         return OpenResources(engine, Session(engine), checkpoint.tokenizer, runner.info, close)
@@ -312,15 +319,36 @@ class Runtime:
             name=name,
         )
 
+    @property
+    def _tracers_attached(self) -> tuple[Tracer, ...]:
+        logs = (LogTracer(),) if logger.isEnabledFor(logging.INFO) else ()
+        return (*self._tracers, *default_tracers.get(), *logs)
+
     def statistics(self) -> EngineStatistics:
         """A snapshot of the engine. Raises EngineClosedError if the Runtime is not open."""
         return self._running.engine.statistics()
+
+    def metrics(self) -> str:
+        """What `asgl.telemetry.Metrics`, one of the tracers, has counted, in Prometheus' text
+        format. ConfigError if there is none among them: nothing is counted that nobody asked
+        for."""
+        from asgl.telemetry.metrics import Metrics  # here: who does not ask need not wait for it
+
+        for tracer in self._tracers_attached:
+            if isinstance(tracer, Metrics):
+                return tracer.text()
+        raise ConfigError(
+            "this Runtime counts nothing: open it with "
+            "asgl.Runtime(..., tracers=[asgl.telemetry.Metrics()])"
+        )
 
     def batch_progress(
         self, total: int, what: str, /
     ) -> AbstractContextManager[Callable[[], object]]:
         """A bar in the terminal for a batch of `total` programs; what entering it gives is called
         after each of them."""
+        if any(getattr(tracer, "shows_progress", False) for tracer in self._tracers_attached):
+            return nullcontext(lambda: None)
         from asgl.progress import BatchBar  # here, as it needs rich: `import asgl` is to be quick
 
         return BatchBar(total, what, self.statistics)
@@ -413,3 +441,25 @@ class Runtime:
         """`encode(text)` gives the token ids of text, which it takes as data; `decode(ids)` the
         text of tokens; `special_tokens` the ids of control tokens by their texts."""
         return self._running.tokenizer
+
+
+def tell_opened(tracers: Tracers, model: ModelInfo, capacity: int, max_running: int) -> None:
+    """Tells tracers that a Runtime is open. capacity: of its KV cache, in tokens."""
+    if tracers:
+        tracers.emit(
+            RuntimeEvent(
+                "opened",
+                model.name,
+                model.device,
+                model.kernels,
+                capacity,
+                max_running,
+                time.time(),
+            )
+        )
+
+
+def tell_closed(tracers: Tracers) -> None:
+    """Tells tracers that the Runtime is closed: nothing follows."""
+    if tracers:
+        tracers.emit(RuntimeEvent("closed"))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_hub import FakeHub, serving
@@ -16,6 +17,7 @@ import asgl.cli
 from asgl.cli.commands import app
 from asgl.errors import ModelError
 from asgl.models.pull import REGISTERED
+from asgl.trace import RuntimeEvent, read
 from tiny import split_gguf, tiny_directory, tiny_gguf
 
 
@@ -147,3 +149,74 @@ def test_the_command_loads_nothing_heavy() -> None:
     code = f"import sys, asgl.cli; print(*sorted({heavy} & set(sys.modules)))"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.split() == []
+
+
+# --- asgl run -------------------------------------------------------------------------------------
+
+SCRIPT = """
+import asyncio, sys
+from asgl.testing import ScriptedRuntime
+
+async def main():
+    async with ScriptedRuntime({"x": "a b c"}) as rt:
+        print(await rt.prompt("Say: ").gen("x"), *sys.argv[1:], __name__)
+
+asyncio.run(main())
+"""
+
+
+def run_script(tmp_path: Path, *arguments: str, script: str = SCRIPT) -> Any:
+    (tmp_path / "beside.py").write_text("value = 5\n")
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    command = [sys.executable, "-m", "asgl", "run", str(path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_run_attaches_tracers_to_the_runtimes_of_a_script(tmp_path: Path) -> None:
+    trace = tmp_path / "run.jsonl"
+    done = run_script(tmp_path, "--view", "--trace", str(trace), "--own", "5", "--", "--view")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "a b c --own 5 --view __main__\n"
+    assert "1 done; 4 tokens" in done.stderr
+    assert read(trace)[-1] == RuntimeEvent("closed")
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "told"),
+    [
+        ("import asgl\nraise asgl.ModelError('none')", 1, "ModelError: none"),
+        ("raise SystemExit(7)", 7, ""),
+        ("raise KeyboardInterrupt", 130, ""),
+        ("1 / 0", 1, "ZeroDivisionError"),
+        ("import beside\nassert beside.value == 5", 0, ""),
+    ],
+)
+def test_a_script_ends_as_python_would_end_it(
+    tmp_path: Path, script: str, code: int, told: str
+) -> None:
+    done = run_script(tmp_path, script=script)
+    assert done.returncode == code
+    assert told in done.stderr
+    assert bool(done.stderr) == bool(told)
+
+
+def test_a_script_that_is_not_there(tmp_path: Path) -> None:
+    for path, told in ((tmp_path, "is a directory"), (tmp_path / "no.py", "is not there")):
+        command = [sys.executable, "-m", "asgl", "run", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: the script '{path}' {told}")
+
+
+def test_no_trace_holds_a_secret_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "a-very-secret-token")
+    trace = tmp_path / "run.jsonl"
+    assert run_script(tmp_path, "--trace", str(trace)).returncode == 0
+    made = CliRunner().invoke(app, ["trace", "html", str(trace), "-o", "-"])
+    assert "a b c" in trace.read_text()
+    for text in (trace.read_text(), made.output):
+        assert "secret" not in text
+        assert str(tmp_path) not in text

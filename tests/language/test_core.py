@@ -427,10 +427,12 @@ async def test_events() -> None:
     assert ops == [
         ("submitted", 0, "gen", "x", ""),
         ("started", 0, "gen", "x", ""),
+        ("requested", 0, "gen", "x", ""),
         ("submitted", 1, "gen", "y", ""),
         ("submitted", 2, "gen", "z", ""),
         ("finished", 0, "gen", "x", "one"),
         ("started", 1, "gen", "y", ""),
+        ("requested", 1, "gen", "y", ""),
         ("failed", 1, "gen", "y", ""),
         ("cancelled", 2, "gen", "z", ""),
         ("submitted", 3, "snapshot", None, ""),

@@ -165,7 +165,7 @@ def test_a_state_rolls_back_to_where_it_was() -> None:
     point = state.savepoint()
     state.append("cd")
     state.seal()
-    state.append_tokens([1, 2], "??")
+    state.append_tokens([1, 2], "??", "joined")
     assert state.bos_added
     state.roll_back(point)
     assert (state.text, list(state.tokens), state.run.parts, state.bos_added) == (

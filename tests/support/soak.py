@@ -62,6 +62,9 @@ class LetterTokenizer:
     def cut_bytes(self, ids: Sequence[int]) -> bytes:
         return b""
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes((token_id % 256,))
+
     def encode_run(self, parts: Sequence[str | int], after: int | None) -> list[int]:
         return [
             id for part in parts for id in ([part] if isinstance(part, int) else self.encode(part))

@@ -16,6 +16,7 @@ from asgl.engine.engine import Engine
 from asgl.engine.kv_files import SavedState
 from asgl.language import backend
 from asgl.models.tokenizer import Tokenizer
+from asgl.telemetry import Metrics
 from asgl.testing import ScriptedRuntime
 from asgl.testing.engine import ScriptedEngine
 from asgl.testing.saved import SavedAsJson
@@ -113,6 +114,7 @@ ON_RUNTIME: dict[str, Callable[[ScriptedRuntime, Path], Any]] = {
         == "a"
     ),
     "statistics": lambda rt, _: isinstance(rt.statistics(), asgl.EngineStatistics),
+    "metrics": lambda rt, _: "asgl:num_requests_running" in rt.metrics(),
     "batch_progress": lambda rt, _: rt.batch_progress(2, "programs") is not None,
     "flush_cache": lambda rt, _: rt.flush_cache(),
     "load": saved,
@@ -180,7 +182,8 @@ def test_the_tables_have_every_public_name() -> None:
 
 @pytest.mark.parametrize("name", ON_RUNTIME)
 async def test_what_a_runtime_can_do(name: str, tmp_path: Path) -> None:
-    async with ScriptedRuntime({"x": ["one", "one"]} if name == "load" else {}) as rt:
+    script = {"x": ["one", "one"]} if name == "load" else {}
+    async with ScriptedRuntime(script, tracers=[Metrics()]) as rt:
         assert await done(ON_RUNTIME[name](rt, tmp_path / "file")) in (
             True,
             None,

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from asgl.cli import trace
+from asgl.cli.run import run
 from asgl.errors import ModelError
 from asgl.models.cached import cached_models
 from asgl.models.hub import fetch, parse_reference
@@ -22,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(trace.app, name="trace")
+app.command(context_settings={"ignore_unknown_options": True})(run)
 
 
 @app.command()

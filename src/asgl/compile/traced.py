@@ -116,7 +116,7 @@ class TracedQueue:
     def text(self) -> NoReturn:
         self._unknown()
 
-    token_ids = messages = variables = engine = text
+    token_ids = messages = variables = engine = origins = text
 
     # --- submitting
 

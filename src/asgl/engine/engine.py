@@ -12,7 +12,7 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio.to_thread
 
@@ -31,7 +31,7 @@ from asgl.plan import INT, StepResult
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
 from asgl.scheduling.request import Request
 from asgl.scheduling.scheduler import Scheduler
-from asgl.trace import StepEvent, Tracers
+from asgl.trace import EvictionEvent, StepEvent, Tracers
 from asgl.types import EngineStatistics, NamespaceStatistics
 
 T = TypeVar("T")
@@ -88,7 +88,8 @@ class Engine:
         """Saves what is cached to files, and loads it."""
         self._clock = clock
         self._inputs = InputProcessor(tokenizer, context_length)
-        self._outputs = OutputProcessor(self.tracers, clock)
+        self._outputs = OutputProcessor(self.tracers, clock, lambda ids: tokenizer.decode(ids))
+        self._evictions_told = 0
         self._next_id = 0
         self._pins: dict[int, asyncio.TimerHandle] = {}
         self._cancelled = 0
@@ -215,7 +216,11 @@ class Engine:
 
     def flush_cache(self) -> int:
         """Evicts all that no running request reads. Returns how many tokens that was."""
-        return self.scheduler.kv_cache.flush()
+        flushed = self.scheduler.kv_cache.flush()
+        if self.tracers and flushed:
+            self._evictions_told = self.scheduler.kv_cache.cache.evicted
+            self.tracers.emit(EvictionEvent(flushed, "flush"))
+        return flushed
 
     def pin(self, tokens: Sequence[int], *, namespace: str | None = None, seconds: float) -> int:
         """Keeps what is cached of `tokens` from eviction for so many seconds, unless a request
@@ -284,6 +289,8 @@ class Engine:
             while self.end is None or self._pipeline.in_flight:
                 began = self._clock()
                 plan = self.scheduler.plan()
+                if self.tracers:
+                    self._tell_of_evictions("room", None if plan is None else plan.number)
                 settled = self._deliver()
                 planned = self._clock()
                 self._plan_seconds += planned - began
@@ -328,12 +335,14 @@ class Engine:
     def _commit(self, step: PlannedStep, result: StepResult) -> bool:
         """Takes what a step gave, and delivers it; whether any ticket was settled."""
         began = self._clock()
+        rows = self.scheduler.rows_in_flight() if self.tracers else ()
         self.scheduler.commit(result)
         settled = self._deliver()
         self._run_seconds += result.seconds
         self._plan_seconds += self._clock() - began
         if self.tracers:
-            self._emit_step(step, result)
+            self._tell_of_evictions("poisoned")
+            self._emit_step(step, result, rows)
         return settled
 
     def _deliver(self) -> bool:
@@ -389,7 +398,17 @@ class Engine:
             },
         )
 
-    def _emit_step(self, step: PlannedStep, result: StepResult) -> None:
+    def _tell_of_evictions(
+        self, cause: Literal["room", "poisoned"], step: int | None = None
+    ) -> None:
+        evicted = self.scheduler.kv_cache.cache.evicted
+        if new := evicted - self._evictions_told:
+            self._evictions_told = evicted
+            self.tracers.emit(EvictionEvent(new, cause, step))
+
+    def _emit_step(
+        self, step: PlannedStep, result: StepResult, rows: tuple[tuple[int, int], ...]
+    ) -> None:
         scheduler, plan = self.scheduler, step.plan
         self.tracers.emit(
             StepEvent(
@@ -403,5 +422,6 @@ class Engine:
                 scheduler.kv_cache.cache.evictable,
                 step.plan_seconds,
                 result.seconds,
+                rows,
             )
         )

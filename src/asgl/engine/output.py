@@ -136,6 +136,19 @@ class OutputText:
         self.text = self._text[len(self._given) : self._certain()]
         return None
 
+    def piece(self, index: int) -> str:
+        """What the token `index` adds to the text, by what is known now: a stop may still cut it.
+        "" if it ends in the middle of a character, which the token that completes it has."""
+        given = len(self._given)
+        end = self._boundaries[index] if index < len(self._boundaries) else None
+        if end is None:
+            return ""
+        start = None
+        while start is None and index > 0:
+            index -= 1
+            start = self._boundaries[index]
+        return self._text[max(start or 0, given) : max(end, given)]
+
     def finish(self) -> None:
         """Generation ended for another reason than a stop: what was held back is text after all."""
         if len(self._text) < len(

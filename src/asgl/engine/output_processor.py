@@ -5,22 +5,29 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
+from asgl.engine.events import RequestKind, tell_of_request, tell_of_token
 from asgl.engine.ticket import Ticket
 from asgl.errors import GrammarError, RequestError
 from asgl.scheduling.sequence import SequenceState, Update
-from asgl.trace import RequestEvent, Tracers
+from asgl.trace import Tracers
 from asgl.types import FinishReason
 
 
 class OutputProcessor:
-    """The tickets that are not settled yet. clock: gives seconds, for the times in tickets."""
+    """The tickets that are not settled yet. clock: gives seconds, for the times in tickets. decode:
+    the text of tokens, for the tracers."""
 
-    def __init__(self, tracers: Tracers, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        tracers: Tracers,
+        clock: Callable[[], float],
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:
         self._tracers = tracers
         self._clock = clock
+        self._decode = decode
         self._tickets: dict[int, Ticket] = {}
         self._updates: deque[Update] = deque()
         """Taken from the scheduler, and not handed out yet."""
@@ -50,12 +57,15 @@ class OutputProcessor:
         if ticket is None:
             return  # cancelled by a callback of another request, just now
         if update.event is not None:
-            self.emit(update.event, ticket)
+            self.emit(update.event, ticket, update.cause)
             return
         if update.token is not None:
             if ticket.first_token_at is None:
                 ticket.first_token_at = self._clock()
             ticket.tokens.append(update.token)
+            if self._tracers:
+                constrained = update.sequence.grammar is not None
+                tell_of_token(self._tracers, ticket, update.token, constrained, self._decode)
         if not update.ended:
             if ticket.on_progress is not None:
                 _tell(ticket.on_progress, ticket)
@@ -88,18 +98,10 @@ class OutputProcessor:
         ticket.withdraw(self._clock())
         self.emit("cancelled", ticket)
 
-    def emit(self, kind: Any, ticket: Ticket, reason: str = "") -> None:
+    def emit(self, kind: RequestKind, ticket: Ticket, reason: str = "") -> None:
         if self._tracers:
-            self._tracers.emit(
-                RequestEvent(
-                    kind,
-                    ticket.request_id,
-                    ticket.prompt_tokens,
-                    ticket.cached_tokens,
-                    ticket.generated_tokens,
-                    reason,
-                )
-            )
+            generated = ticket.generated_tokens
+            tell_of_request(self._tracers, kind, ticket, reason, generated=generated)
 
 
 def _error_of_output(ticket: Ticket, sequence: SequenceState) -> RequestError | None:

@@ -86,6 +86,13 @@ class Budget:
         """How many tokens may still be generated; None for any number."""
         return None if self.tokens is None else max(0, self.tokens - self.spent)
 
+    @property
+    def passed(self) -> float:
+        """Seconds since its time began."""
+        if self._began is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._began
+
     # --- for allowances
 
     def start(self) -> None:
@@ -103,7 +110,7 @@ class Budget:
         loop = asyncio.get_running_loop()
         if self.seconds is not None:
             assert self._began is not None
-            if (passed := loop.time() - self._began) >= self.seconds:
+            if (passed := self.passed) >= self.seconds:
                 raise self._out_of_time(passed)
             if self._timer is None:
                 self._timer = loop.call_at(self._began + self.seconds, self._time_is_over)
@@ -144,8 +151,7 @@ class Budget:
 
     def _time_is_over(self) -> None:
         self._timer = None
-        assert self._began is not None
-        passed = asyncio.get_running_loop().time() - self._began
+        passed = self.passed
         for allowance in list(self._running):
             allowance.interrupt(self._out_of_time(passed))
 
@@ -179,6 +185,10 @@ class Allowance:
         self._clamped_by: Budget | None = None
         self._interrupt: Callable[[BudgetError], None] | None = None
         self.generating = False
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return self._budgets
 
     def begin(self, interrupt: Callable[[BudgetError], None]) -> None:
         """The op starts; `interrupt` ends it with an error."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import codecs
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
@@ -14,9 +15,19 @@ from asgl.language.budget import Budget
 from asgl.language.failures import Failure, unseen_errors
 from asgl.language.operation import Operation
 from asgl.sampling import SamplingParams
-from asgl.trace import OpEvent, StreamEvent
+from asgl.trace import (
+    BudgetEvent,
+    OpEvent,
+    ProgramEvent,
+    StreamEvent,
+    TextEvent,
+    ValidationEvent,
+    WaitEvent,
+)
 
 _MOST_FAILURES = 1024
+_MOST_PIECES = 8192
+"""Of a longer text tracers hear as a whole: token by token it would hold up the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,7 @@ class SessionContext:
         """How many failures were dropped, because a thousand others had not been seen."""
         self._failures: list[Failure] = []
         self._ids = count()
+        self._control: dict[int, str] | None = None
 
     def next_id(self) -> int:
         return next(self._ids)
@@ -70,6 +82,17 @@ class SessionContext:
         """The failures of ops that nobody has seen, oldest first; each is given once."""
         failures, self._failures = self._failures, []
         return unseen_errors(failures)
+
+    def pieces(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """The text of each token; a character of several tokens belongs to its last."""
+        tokenizer = self.engine.tokenizer
+        if self._control is None:
+            self._control = {token: text for text, token in tokenizer.special_tokens.items()}
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return tuple(
+            self._control.get(token) or decoder.decode(tokenizer.token_bytes(token))
+            for token in token_ids
+        )
 
     def check_loop(self) -> None:
         """ConfigError if this is not the event loop of the Runtime."""
@@ -120,21 +143,34 @@ class StreamContext:
         path = ".".join(map(str, self.path[1::2]))
         return f"branch {path} of {name}" if path else name
 
+    # --- what tracers are told
+
     def emit_stream(
         self, kind: Literal["opened", "forked", "joined", "closed"], parent: int | None = None
     ) -> None:
-        """Tells the tracers; `parent` is the id of the stream that it was forked from or joined
-        to."""
+        """`parent` is the id of the stream that it was forked from or joined to."""
         if tracers := self.engine.tracers:
             tracers.emit(StreamEvent(kind, self.id, parent, self.options.name))
 
+    def emit_program(
+        self,
+        kind: Literal["started", "finished", "failed", "cancelled"],
+        program: str,
+        item: int | None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Tells of the program that runs on this stream; `item` is its place in a batch."""
+        if tracers := self.engine.tracers:
+            reason = repr(error) if error is not None else ""
+            tracers.emit(ProgramEvent(kind, self.id, program, item, reason))
+
     def emit_op(
         self,
-        kind: Literal["submitted", "started", "finished", "failed", "cancelled"],
+        kind: Literal["submitted", "started", "requested", "finished", "failed", "cancelled"],
         op: Operation,
         reason: str = "",
     ) -> None:
-        """Tells the tracers of a numbered op."""
+        """Tells of a numbered op."""
         if op.number is None or not (tracers := self.engine.tracers):
             return
         tracers.emit(
@@ -149,3 +185,51 @@ class StreamContext:
                 reason,
             )
         )
+
+    def emit_budgets(self, op: Operation) -> None:
+        """Tells what the budgets of an op that ends have spent."""
+        if op.allowance is None or op.number is None or not (tracers := self.engine.tracers):
+            return
+        for one in op.allowance.budgets:
+            tracers.emit(
+                BudgetEvent(self.id, op.number, one.spent, one.tokens, one.passed, one.seconds)
+            )
+
+    def emit_wait(
+        self, kind: Literal["waits", "goes on"], op: Operation, source: Operation
+    ) -> None:
+        """Tells that the op waits for another one, or no longer."""
+        if tracers := self.engine.tracers:
+            other = source.owner.context.id
+            tracers.emit(WaitEvent(kind, self.id, op.kind, other, _named(source)))
+
+    def emit_validation(
+        self, kind: Literal["retried", "refused"], op: Operation, attempt: int, text: str, why: str
+    ) -> None:
+        """Tells that a text which the op has generated is not valid."""
+        if op.number is not None and (tracers := self.engine.tracers):
+            tracers.emit(ValidationEvent(kind, self.id, op.number, attempt, text, why))
+
+    def emit_text(
+        self,
+        source: Literal["prompt", "generated", "selected", "joined", "loaded", "rewound", "undone"],
+        tokens: Sequence[int],
+        count: int,
+        text: str | None = None,
+        request_id: int | None = None,
+    ) -> None:
+        """Tells that the last `count` of the stream's `tokens` are new. text: theirs, where the
+        text of each token is known from elsewhere."""
+        if not (tracers := self.engine.tracers):
+            return
+        position, pieces = len(tokens) - count, ()
+        new = tokens[position:]
+        if text is None and count > _MOST_PIECES:
+            text = self.engine.tokenizer.decode(new)
+        elif text is None:
+            pieces = self.session.pieces(new)
+        tracers.emit(TextEvent(source, self.id, position, count, text or "", pieces, request_id))
+
+
+def _named(op: Operation) -> str:
+    return f"{op.kind} {op.names[0]!r}" if op.names else op.kind

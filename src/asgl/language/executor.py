@@ -388,12 +388,14 @@ class Executor:
     def _roll_back(self) -> None:
         assert self._savepoint is not None
         self.transcript.roll_back(self._savepoint)
+        self.context.emit_text("undone", self.transcript.tokens, 0)
 
     def _release(self, op: Operation) -> None:
         """Forgets what was kept while the op ran."""
         self._steps = self._savepoint = None
         if op.allowance is not None:
             op.allowance.end()
+            self.context.emit_budgets(op)
         self._forget_names(op)
 
     def _forget_names(self, op: Operation) -> None:
@@ -413,6 +415,15 @@ class Executor:
     def text(self) -> str:
         text = self.transcript.text
         return text if self._savepoint is None else text[: self._savepoint.text]
+
+    @property
+    def origins(self) -> list[tuple[str, str]]:
+        text, start, parts = self.text, 0, list[tuple[str, str]]()
+        for end, how in (*self.transcript.origins, (len(text), "given")):
+            if start < min(end, len(text)):
+                parts.append((text[start:end], how))
+                start = end
+        return parts
 
     @property
     def token_ids(self) -> list[int]:

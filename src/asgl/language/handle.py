@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Generator
 from typing import Any, Generic, TypeVar
 
@@ -11,6 +12,7 @@ from asgl.engine.ticket import Ticket
 from asgl.language.failures import telling
 from asgl.language.operation import Operation
 from asgl.language.ops import Content, Gen, Op, Role, Select, TextOf
+from asgl.shown import Piece, card_html, legend_html, table_html, text_html
 from asgl.types import FinishReason, TokenLogprob
 
 T_co = TypeVar("T_co", covariant=True)
@@ -144,6 +146,26 @@ class Handle(Content, Generic[T_co]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._op}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text by its tokens, and how it came to be."""
+        op, ticket = self._op, self._ticket
+        facts: list[tuple[str, str]] = []
+        if ticket is not None:
+            facts.append(
+                ("prompt", f"{ticket.prompt_tokens} tokens, {ticket.cached_tokens} cached")
+            )
+        if self.finish_reason is not None:
+            facts.append(("finished by", self.finish_reason))
+        if self.elapsed is not None:
+            facts.append(("seconds", f"{self.elapsed:.3f}"))
+        if op.error is not None:
+            facts.append(("error", repr(op.error)))
+        for name, value in op.values.items():
+            facts.append((name, repr(value)))
+        pieces = _pieces_of(op)
+        hows = dict.fromkeys(piece.how for piece in pieces)
+        return card_html(str(op), text_html(pieces), legend_html(hows), table_html(facts))
+
     @property
     def _shown(self) -> str:
         return repr(self)
@@ -238,3 +260,23 @@ def _asks_for_logprobs(spec: object) -> bool:
         asking = [part for part in spec.content if isinstance(part, Gen | Select)]
         return bool(asking) and _asks_for_logprobs(asking[-1])
     return isinstance(spec, Gen) and spec.logprobs > 0
+
+
+def _pieces_of(op: Operation) -> list[Piece]:
+    """The text of an op, by tokens where they are known to be all of it."""
+    text, ticket = op.owner.text_of(op), op.ticket
+    if isinstance(op.spec, Select):
+        return [Piece(text, "selected")]
+    if not isinstance(op.spec, Gen) or ticket is None or ticket.output is None:
+        return [Piece(text)]
+    how = "sampled" if op.spec.constraint is None else "constrained"
+    pieces: list[Piece] = []
+    left = text
+    for index, token in enumerate(ticket.tokens):
+        piece = ticket.output.piece(index)
+        if not left.startswith(piece):
+            break
+        told = "" if token.logprob is None else f"{100 * math.exp(token.logprob):.1f} %"
+        pieces.append(Piece(piece, "forced" if token.forced else how, told))
+        left = left[len(piece) :]
+    return [*pieces, Piece(left, how)] if left else pieces

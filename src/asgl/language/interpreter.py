@@ -56,6 +56,7 @@ def _start(
     op: Operation, spec: StartFrom, transcript: Transcript, context: StreamContext
 ) -> Steps[None]:
     transcript.restore((yield from other_op(op, spec.snapshot)).result())
+    context.emit_text("rewound", transcript.tokens, 0)
 
 
 def _load(
@@ -65,10 +66,12 @@ def _load(
         load = context.engine.saved.load_prompt
         yield from task(load(spec.kv, spec.snapshot.tokens, context.options.cache_salt))
     transcript.restore(spec.snapshot)
+    context.emit_text("loaded", transcript.tokens, len(transcript.tokens))
 
 
 def _rewind(spec: Rewind, transcript: Transcript, context: StreamContext) -> None:
     transcript.restore(spec.snapshot.result())
+    context.emit_text("rewound", transcript.tokens, 0)
 
 
 def _set(
@@ -201,7 +204,8 @@ def _join(op: Operation, spec: Join, transcript: Transcript, context: StreamCont
             completes = transcript.tokens[-4:] == base.tokens[-4:]
             text = branch.text[len(base.text) - 1 :]
             text = text if completes else context.engine.tokenizer.decode(tokens)
-        transcript.append_tokens(tokens, text, completes=completes)
+        transcript.append_tokens(tokens, text, "joined", completes=completes)
+        context.emit_text("joined", transcript.tokens, len(tokens))
         transcript.messages += branch.messages[len(base.messages) :]
         transcript.roles += branch.roles[len(base.roles) :]
 

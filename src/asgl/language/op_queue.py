@@ -126,6 +126,11 @@ class OpQueue(Protocol):
     def text(self) -> str: ...
 
     @property
+    def origins(self) -> Sequence[tuple[str, str]]:
+        """The text in parts, each with where it comes from: see `transcript.Origin`."""
+        ...
+
+    @property
     def token_ids(self) -> list[int]: ...
 
     @property

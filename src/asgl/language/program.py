@@ -94,7 +94,7 @@ class Program(ABC, Generic[T_co]):
         if isinstance(where, PromptStream):
             return await self._body(where, *args, **kwargs)
         _check_source(where)
-        return await self._run(where, self._name, *args, **kwargs)
+        return await self._run(where, self._name, None, *args, **kwargs)
 
     @overload
     async def batch(
@@ -183,18 +183,25 @@ class Program(ABC, Generic[T_co]):
             raise ConfigError(
                 f"item {index} does not fit {self._name}{self._signature}: {error}"
             ) from None
-        return lambda: self._run(rt, f"{self._name}[{index}]", *args, **kwargs)
+        return lambda: self._run(rt, f"{self._name}[{index}]", index, *args, **kwargs)
 
     async def _run(
-        self, rt: Source, name: str, /, *args: Any, **kwargs: Any
+        self, rt: Source, name: str, item: int | None, /, *args: Any, **kwargs: Any
     ) -> ProgramStream[T_co]:
         stream: ProgramStream[T_co] = ProgramStream(rt.prompt(name=name)._queue)
+        tell = stream._queue.context.emit_program
+        tell("started", self._name, item)
         try:
             stream.returned = await self._body(stream, *args, **kwargs)
             await stream.sync()
-        except BaseException:
+        except BaseException as error:
             stream._queue.close("its program failed or was cancelled")
+            if isinstance(error, asyncio.CancelledError):
+                tell("cancelled", self._name, item)
+            else:
+                tell("failed", self._name, item, error)
             raise
+        tell("finished", self._name, item)
         return stream
 
 

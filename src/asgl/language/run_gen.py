@@ -33,7 +33,10 @@ def run_gen(op: Operation, spec: Gen, transcript: Transcript, context: StreamCon
         value, verdict = _judge(spec, ticket)
         if verdict.valid or op.cancel_reason is not None:
             break
-        if attempt == spec.retries or ticket.finish_reason == "stopped":
+        gives_up = attempt == spec.retries or ticket.finish_reason == "stopped"
+        kind = "refused" if gives_up else "retried"
+        context.emit_validation(kind, op, attempt, ticket.text, str(verdict))
+        if gives_up:
             if isinstance(verdict.error, OutputError) and not attempt:
                 raise verdict.error
             raise OutputError(
@@ -49,7 +52,11 @@ def run_gen(op: Operation, spec: Gen, transcript: Transcript, context: StreamCon
     if output.remainder:  # a stop cut a token in two: what is left of it is tokenized anew
         tokens += context.engine.tokenizer.encode(output.remainder)
     completes = bool(tokens) and not output.healed and not feedback and transcript.cut
-    start = transcript.append_tokens(tokens, ticket.text, healed=output.healed, completes=completes)
+    how = "sampled" if spec.constraint is None else "constrained"
+    start = transcript.append_tokens(
+        tokens, ticket.text, how, healed=output.healed, completes=completes
+    )
+    context.emit_text("generated", transcript.tokens, len(tokens), ticket.text, ticket.request_id)
     op.start_of_text = min(op.start_of_text, start)  # it may have completed a character
     op.token_ids += tokens
     if spec.name is not None:

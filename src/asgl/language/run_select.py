@@ -34,7 +34,8 @@ def run_select(
     op.index = best(op.scores)
     op.token_logprobs = logprobs
     choice = spec.choices[op.index]
-    transcript.append_tokens(options[op.index], choice, healed=healed)
+    transcript.append_tokens(options[op.index], choice, "selected", healed=healed)
+    context.emit_text("selected", transcript.tokens, len(options[op.index]))
     op.token_ids += options[op.index]
     if spec.name is not None:
         op.values[spec.name] = choice

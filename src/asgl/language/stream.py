@@ -44,6 +44,7 @@ from asgl.language.ops import (
 )
 from asgl.language.tool_calls import OnToolError, call_tools
 from asgl.language.tools import Tool, ToolCall
+from asgl.shown import Piece, card_html, legend_html, table_html, text_html
 from asgl.types import Message
 
 P = ParamSpec("P")
@@ -576,3 +577,16 @@ class PromptStream:
 
     def __repr__(self) -> str:
         return f"<PromptStream: {self._queue}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: messages and text by where they come from, and the variables."""
+        queue = self._queue
+        pieces = [Piece(text, how) for text, how in queue.origins]
+        hows = dict.fromkeys(piece.how for piece in pieces)
+        told = [(message["role"], message["content"]) for message in queue.messages]
+        variables = [(name, repr(value)) for name, value in queue.variables.items()]
+        parts = [text_html(pieces), legend_html(hows)]
+        for title, rows in (("messages", told), ("variables", variables)):
+            if rows:
+                parts.append(f"<div><b>{title}</b></div>{table_html(rows)}")
+        return card_html(queue.context.describe(), *parts)

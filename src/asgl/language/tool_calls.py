@@ -29,6 +29,7 @@ from asgl.language.tools import (
     list_schema,
     result_text,
 )
+from asgl.trace import ToolEvent
 from asgl.types import Message, ToolParts
 
 OnToolError: TypeAlias = Literal["model", "program"]
@@ -188,10 +189,11 @@ async def call_tools(
     style = _style_of(executor.context, list(before.result().roles), named, parallel)
     try:
         executor.submit(style.opening())
-        handle = Handle[str](executor.make(ops.gen, None, {**options, **style.constraint}))
+        op = executor.make(ops.gen, None, {**options, **style.constraint})
+        handle = Handle[str](op)
         await handle
         asked = _asked(handle.text, handle.finish_reason or "", style)
-        calls = await _run(asked, on_error, timeout)
+        calls = await _run(asked, on_error, timeout, _Telling(executor.context, op))
         executor.submit(style.answer(handle.text, calls))
     except BaseException:
         _take_back(executor, before)
@@ -226,8 +228,46 @@ def _asked(text: str, finish_reason: str, style: _Style) -> list[_Asked]:
         ) from error
 
 
+class _Telling:
+    """Tells tracers of the calls that an op has generated."""
+
+    def __init__(self, context: StreamContext, op: Operation) -> None:
+        assert op.number is not None
+        self._context, self._number = context, op.number
+        self._began: dict[int, float] = {}
+
+    def __call__(
+        self,
+        kind: Literal["started", "finished", "failed", "cancelled"],
+        index: int,
+        tool: Tool[..., Any],
+        arguments: dict[str, Any],
+        *,
+        result: Any = None,
+        error: str = "",
+    ) -> None:
+        if not (tracers := self._context.engine.tracers):
+            return
+        now = self._context.session.loop.time()
+        seconds = now - self._began.setdefault(index, now)
+        told = result_text(result) if kind == "finished" else ""
+        tracers.emit(
+            ToolEvent(
+                kind,
+                self._context.id,
+                self._number,
+                index,
+                tool.name,
+                arguments,
+                seconds,
+                told,
+                error,
+            )
+        )
+
+
 async def _run(
-    asked: Sequence[_Asked], on_error: OnToolError, timeout: float | None
+    asked: Sequence[_Asked], on_error: OnToolError, timeout: float | None, tell: _Telling
 ) -> list[ToolCall]:
     """Runs all calls at once. ToolError at the first failure if the program is to hear of it: the
     others are cancelled."""
@@ -235,12 +275,14 @@ async def _run(
     failures: list[ToolError] = []
 
     async def run(index: int, tool: Tool[..., Any], arguments: dict[str, Any]) -> None:
+        tell("started", index, tool, arguments)
         try:
             values = tool.arguments(arguments)
             with anyio.move_on_after(timeout):
                 result = await tool.function(**values)
                 result_text(result)  # what is no JSON fails here
                 calls[index] = ToolCall(tool, arguments, result)
+                tell("finished", index, tool, arguments, result=result)
                 return
             failed(
                 index, tool, arguments, TimeoutError(), f"did not end within {timeout:g} seconds"
@@ -248,6 +290,7 @@ async def _run(
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
+                tell("cancelled", index, tool, arguments)
                 raise
             failed(
                 index,
@@ -266,6 +309,7 @@ async def _run(
         what: str = "",
     ) -> None:
         calls[index] = ToolCall(tool, arguments, error=error)
+        tell("failed", index, tool, arguments, error=what or repr(error))
         if on_error == "program":
             failure = ToolError(
                 f"the tool {tool.name!r} {what or f'raised {error!r}'}",

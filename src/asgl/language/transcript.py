@@ -126,6 +126,14 @@ class Savepoint(NamedTuple):
     """The last tokens, which token healing may take away."""
 
 
+class Origin(NamedTuple):
+    """Where text comes from that ends at a place of the stream's text: "given" by the program,
+    "sampled", "constrained", "selected", or "joined". It begins where the one before ends."""
+
+    end: int
+    how: str
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A whole state at a place where its run was sealed. Shared by all that start from it, and
@@ -138,6 +146,7 @@ class Snapshot:
     turn: Turn | None = None
     roles: tuple[str, ...] = ()
     bos_added: bool = False
+    origins: tuple[Origin, ...] = ()
 
 
 class Transcript:
@@ -149,6 +158,7 @@ class Transcript:
         "_tokenizer",
         "bos_added",
         "messages",
+        "origins",
         "roles",
         "run",
         "text_length",
@@ -204,23 +214,28 @@ class Transcript:
         self._say(text)
 
     def append_tokens(
-        self, token_ids: Sequence[int], text: str, *, healed: int = 0, completes: bool = False
+        self,
+        token_ids: Sequence[int],
+        text: str,
+        how: str,
+        *,
+        healed: int = 0,
+        completes: bool = False,
     ) -> int:
         """Appends tokens to a transcript whose run is sealed, and the text that they stand for.
 
-        healed: how many of the last tokens the new ones stand for too; `text` begins after them.
-        completes: the tokens before end in the middle of a character, which shows as U+FFFD, and
-        `text` begins with the whole character, which takes its place. Returns where in the stream's
-        text `text` begins.
+        how: where they come from, see `Origin`. healed: how many of the last tokens the new ones
+        stand for too; `text` begins after them. completes: the tokens before end in the middle of a
+        character, which shows as U+FFFD, and `text` begins with the whole character, which takes
+        its place. Returns where in the stream's text `text` begins.
         """
         if healed:
             del self.tokens[len(self.tokens) - healed :]
         if completes:
-            self._texts = [self.text[:-1]]
-            self.text_length -= 1
+            self._cut(self.text_length - 1)
         start = self.text_length
         self.tokens.extend(token_ids)
-        self._say(text)
+        self._say(text, how)
         return start
 
     def seal(self) -> None:
@@ -263,8 +278,7 @@ class Transcript:
         so they stand."""
         del self.tokens[point.tokens - len(point.end) :]
         self.tokens.extend(point.end)
-        self._texts = [self.text[: point.text]]
-        self.text_length = point.text
+        self._cut(point.text)
         self.run.reset(point.parts)
         del self.messages[point.messages :]
         self.turn = point.turn
@@ -281,6 +295,7 @@ class Transcript:
             self.turn,
             tuple(self.roles),
             self.bos_added,
+            tuple(self.origins),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -289,6 +304,9 @@ class Transcript:
         self.run = Run()
         self._texts = [snapshot.text]
         self.text_length = len(snapshot.text)
+        self.origins = list(snapshot.origins)
+        """Of all of the text; of what is not in it, because a file did not have it, it is not
+        known."""
         self.variables = dict(snapshot.variables)
         self.messages = list(snapshot.messages)
         self.turn = snapshot.turn
@@ -297,9 +315,22 @@ class Transcript:
         self.bos_added = snapshot.bos_added
         """Whether the first token is a beginning-of-text token that no program wrote."""
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, how: str = "given") -> None:
         self._texts.append(text)
         self.text_length += len(text)
+        if self.origins and self.origins[-1].how == how:
+            self.origins.pop()
+        self.origins.append(Origin(self.text_length, how))
+
+    def _cut(self, length: int) -> None:
+        """Takes back the text from there on."""
+        self._texts = [self.text[:length]]
+        self.text_length = length
+        while self.origins and self.origins[-1].end > length:
+            last = self.origins.pop()
+            if length and (not self.origins or self.origins[-1].end < length):
+                self.origins.append(Origin(length, last.how))
+                break
 
     def _run_ids(self, run: Run, tokens: array[int]) -> list[int]:
         """The tokens of the run, after `tokens`; with a beginning-of-text token where the tokenizer

@@ -64,7 +64,12 @@ def in_thread(context: StreamContext, function: Callable[..., Any], *args: Any) 
 def other_op(op: Operation, source: Operation) -> Steps[Operation]:
     """Another op, once it is finished. If it does not finish, `op` fails as a consequence."""
     if not source.settled:
-        yield source
+        context = op.owner.context
+        context.emit_wait("waits", op, source)
+        try:
+            yield source
+        finally:
+            context.emit_wait("goes on", op, source)
     if source.error is not None:
         op.root = source.failure
         raise cancelled(
@@ -82,6 +87,7 @@ def request(
     ticket = submit(namespace=context.options.cache_salt, priority=context.options.priority)
     op.ticket = ticket
     op.live = ticket if live else None
+    context.emit_op("requested", op)
     deadline, timer = context.options.deadline, None
     try:
         if not ticket.settled:
@@ -120,4 +126,6 @@ def seal(transcript: Transcript, context: StreamContext) -> Steps[None]:
         return
     if run.size > SYNCHRONOUS_BYTES and not run.knows(parts, after):
         run.learn(parts, after, (yield from in_thread(context, tokenizer.encode_run, parts, after)))
+    before = len(transcript.tokens)
     transcript.seal()
+    context.emit_text("prompt", transcript.tokens, len(transcript.tokens) - before)

@@ -63,7 +63,7 @@ class Generation:
             for token_id in forced[:room]:
                 if last is not None:
                     self._updates.append(Update(sequence, last))
-                last = SampledToken(token_id)
+                last = SampledToken(token_id, forced=True)
                 self._counters.forced_tokens += 1
                 reason = self._take(sequence, last)
                 if reason is not None:

@@ -164,6 +164,14 @@ class Scheduler:
         else:
             self.admission.withdraw(sequence)
 
+    def rows_in_flight(self) -> tuple[tuple[int, int], ...]:
+        """The requests of the oldest step in flight, each with how many of its tokens that step
+        computes."""
+        counts: dict[int, int] = {}
+        for row in self._flights[0].rows if self._flights else ():
+            counts[row.sequence.id] = counts.get(row.sequence.id, 0) + len(row.tokens)
+        return tuple(counts.items())
+
     def take_updates(self) -> list[Update]:
         """What happened since the last call."""
         updates = self._updates[:]
@@ -310,7 +318,11 @@ class Scheduler:
     def _make_room_for_decodes(self) -> None:
         while self._decodes_wanted() > self.kv_cache.available:
             if not self.kv_cache.drop_pin():
-                self.retract(self._victim())
+                self.retract(
+                    self._victim(),
+                    f"{self._decodes_wanted()} running requests need a slot for their next token, "
+                    f"and {self.kv_cache.available} are free or can be made free",
+                )
 
     def _make_any_room(self) -> bool:
         """Makes a pin, or one of the running requests, give way, which hold all slots so that none
@@ -322,7 +334,10 @@ class Scheduler:
                 return True
         if len(self.running) == 1:
             return False
-        self.retract(self._victim())
+        self.retract(
+            self._victim(),
+            f"the {len(self.running)} running requests hold all slots, and none could go on",
+        )
         return True
 
     def _victim(self) -> SequenceState:
@@ -331,16 +346,16 @@ class Scheduler:
         candidates = [each for each in self.running if not each.retracted] or self.running
         return min(reversed(candidates), key=lambda sequence: sequence.request.priority)
 
-    def retract(self, sequence: SequenceState) -> None:
+    def retract(self, sequence: SequenceState, cause: str = "") -> None:
         """Puts a running request back in the queue. Its tokens stay, its keys and values become
-        evictable."""
+        evictable. cause: is told with the news of it."""
         self.counters.retractions += 1
         self.admission.reserve_more()
         self.running.remove(sequence)
         self.kv_cache.release(sequence)
         sequence.retracted = True
         sequence.state = "waiting"
-        self._updates.append(Update(sequence, event="retracted"))
+        self._updates.append(Update(sequence, event="retracted", cause=cause))
         self.admission.wait(sequence)
 
     # --- parts of a commit ------------------------------------------------------------------------

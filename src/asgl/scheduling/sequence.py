@@ -184,3 +184,5 @@ class Update(NamedTuple):
     event: Literal["admitted", "retracted"] | None = None
     error: RequestError | None = None
     """Why it ended, if that is no finish."""
+    cause: str = ""
+    """Why it was retracted."""

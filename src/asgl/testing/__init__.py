@@ -16,11 +16,11 @@ from typing import Any, cast
 
 from asgl import checks
 from asgl.language.session import Session
-from asgl.runtime import OpenResources, Runtime
+from asgl.runtime import OpenResources, Runtime, tell_closed, tell_opened
 from asgl.sampling import LIBRARY_DEFAULTS, SamplingParams
 from asgl.testing.engine import ScriptedEngine
 from asgl.testing.script import Answer, Answers, Asked, Script, ScriptedAnswers, ScriptError
-from asgl.trace import Tracer, Tracers, default_tracers
+from asgl.trace import Tracer, Tracers
 from asgl.types import ModelInfo
 
 __all__ = ["Answer", "Answers", "Asked", "Script", "ScriptError", "ScriptedRuntime"]
@@ -62,11 +62,12 @@ class ScriptedRuntime(Runtime):
         return list(self._answers.asked)
 
     async def _open(self) -> OpenResources:
+        tracers = Tracers(self._tracers_attached)
         engine = ScriptedEngine(
             self._answers,
             (self._sampling or SamplingParams()).over(LIBRARY_DEFAULTS),
             self._context_length,
-            Tracers((*self._tracers, *default_tracers.get())),
+            tracers,
         )
         model = ModelInfo(
             name="scripted",
@@ -79,8 +80,14 @@ class ScriptedRuntime(Runtime):
             kernels="none",
             weights="none",
         )
+        tell_opened(tracers, model, 0, 0)
+
+        async def close() -> None:
+            await engine.close()
+            tell_closed(tracers)
+
         return OpenResources(
-            cast(Any, engine), Session(engine), cast(Any, engine.tokenizer), model, engine.close
+            cast(Any, engine), Session(engine), cast(Any, engine.tokenizer), model, close
         )
 
     async def __aexit__(

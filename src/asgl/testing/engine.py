@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
+from asgl.engine.events import RequestKind, tell_of_request, tell_of_token
 from asgl.engine.output import OutputText
 from asgl.engine.ticket import Ticket
 from asgl.errors import ContextLengthError, EngineClosedError
@@ -19,7 +20,7 @@ from asgl.testing.constraints import ByteVocabulary
 from asgl.testing.saved import SavedAsJson
 from asgl.testing.script import ScriptedAnswers
 from asgl.testing.words import EOS, ChatML, Words, WordTokenizer
-from asgl.trace import Tracers
+from asgl.trace import StepEvent, Tracers
 from asgl.types import EngineStatistics, FinishReason
 
 
@@ -105,7 +106,7 @@ class ScriptedEngine:
         priority: int = 0,
         asked: object = None,
     ) -> Ticket:
-        ticket = self._ticket(prompt, asked)
+        ticket = self._ticket(prompt, asked, options=options)
         if len(prompt) + max(map(len, options)) > self._context_length:
             return self._refuse(ticket, self._too_long(prompt))
         chosen = -1
@@ -141,6 +142,7 @@ class ScriptedEngine:
             del self._running[ticket]
             self._cancelled += 1
             ticket.withdraw(self._loop.time())
+            self._tell("cancelled", ticket)
 
     def stop(self, ticket: Ticket, /) -> None:
         if not ticket.settled:
@@ -197,8 +199,11 @@ class ScriptedEngine:
         output: OutputText | None = None,
         max_tokens: int = 0,
         grammar: Matcher | None = None,
+        options: Sequence[Sequence[int]] | None = None,
     ) -> Ticket:
-        request = Request(next(self._ids), prompt, max_tokens=max_tokens, grammar=grammar)
+        request = Request(
+            next(self._ids), prompt, max_tokens=max_tokens, grammar=grammar, options=options
+        )
         return Ticket(request, output, self._loop.time(), asked)
 
     def _too_long(self, prompt: Sequence[int]) -> ContextLengthError:
@@ -210,6 +215,7 @@ class ScriptedEngine:
         )
 
     def _refuse(self, ticket: Ticket, error: BaseException) -> Ticket:
+        self._tell("failed", ticket, repr(error))
         ticket.finish(self._loop.time(), error=error)
         return ticket
 
@@ -218,6 +224,8 @@ class ScriptedEngine:
             return self._refuse(ticket, self.end)
         self._running[ticket] = tokens
         self._prompt_tokens += ticket.prompt_tokens
+        self._tell("submitted", ticket)
+        self._tell("admitted", ticket)
         self._tick()
         return ticket
 
@@ -228,8 +236,11 @@ class ScriptedEngine:
 
     def _step(self) -> None:
         """One token for every request that runs."""
+        rows = list(self._running.items())
+        if self.tracers:
+            self._tell_of_step([ticket for ticket, _ in rows])
         self._steps += 1
-        for ticket, tokens in list(self._running.items()):
+        for ticket, tokens in rows:
             if ticket.settled:
                 continue
             if ticket.output is None:
@@ -245,6 +256,9 @@ class ScriptedEngine:
         self._generated_tokens += 1
         reason = output.push(token)
         matcher = ticket.request.grammar
+        if self.tracers:
+            constrained, decode = matcher is not None, self.tokenizer.decode
+            tell_of_token(self.tracers, ticket, ticket.tokens[-1], constrained, decode)
         if reason is None and matcher is not None:
             for byte in self.tokenizer.token_bytes(token):
                 matcher.push(byte)
@@ -267,4 +281,20 @@ class ScriptedEngine:
         self._running.pop(ticket, None)
         if ticket.output is not None and reason in ("length", "stopped", "grammar"):
             ticket.output.finish()
+        if error is not None:
+            self._tell("failed", ticket, repr(error))
+        else:
+            self._tell("finished", ticket, reason or "")
         ticket.finish(self._loop.time(), reason=reason, error=error)
+
+    # --- what tracers are told
+
+    def _tell(self, kind: RequestKind, ticket: Ticket, reason: str = "") -> None:
+        if self.tracers:
+            tell_of_request(self.tracers, kind, ticket, reason, generated=len(ticket.tokens))
+
+    def _tell_of_step(self, tickets: list[Ticket]) -> None:
+        rows = tuple((ticket.request_id, 1) for ticket in tickets)
+        self.tracers.emit(
+            StepEvent(self._steps, len(rows), 0, len(rows), len(rows), 0, 0, 0, 0.0, 0.0, rows)
+        )
