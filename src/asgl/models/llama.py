@@ -28,7 +28,7 @@ def hugging_face(
     `hugging_face_rope`. head_dim, eps: if the file does not say it; None: what follows from the
     number of heads."""
     heads, hidden = settings.integer("num_attention_heads"), settings.integer("hidden_size")
-    head_dim = settings.integer("head_dim", head_dim or hidden // max(heads, 1))
+    size: int = settings.integer("head_dim", head_dim or hidden // max(heads, 1))
     context = settings.integer("max_position_embeddings")
     return ModelConfig(
         architecture=settings.architecture,
@@ -37,12 +37,12 @@ def hugging_face(
         intermediate_size=settings.integer("intermediate_size"),
         heads=heads,
         kv_heads=settings.integer("num_key_value_heads", heads),
-        head_dim=head_dim,
+        head_dim=size,
         vocabulary=settings.integer("vocab_size"),
         context_length=context,
         rope=hugging_face_rope(
             settings,
-            head_dim,
+            size,
             context,
             kinds=kinds,
             partial=partial,

@@ -221,7 +221,8 @@ class Recorder:
         row = [0] * operations.WIDTH
         row[0], row[1] = operations.KINDS[name], self.phases
         fields |= {"wanted": self._wanted, "x": x, "out": out.register}
-        kinds = dict(part.partition(":")[::2] for part in operations.FIELDS[name].split())
+        parts = [part.partition(":") for part in operations.FIELDS[name].split()]
+        kinds = {field: kind for field, _, kind in parts}
         if fields.keys() != kinds.keys():
             raise TypeError(f"{name} takes {', '.join(kinds)}, not {', '.join(fields)}")
         for column, (field, kind) in enumerate(kinds.items(), operations.FIRST):
@@ -282,9 +283,9 @@ class Recorder:
         described, size, _ = self._inputs(x, first, used)
         table = np.zeros((len(weights), experts.EXPERT), np.int64)
         for row, weight in zip(table, weights, strict=True):
-            if len(weight.parts) > 1 or weight.parts[0].code != first.code:
+            part, *others = weight.parts
+            if others or part.code != first.code:
                 raise Unrecordable("experts of several formats")
-            part = weight.parts[0]
             _, multiply = self._multiplier(part, exact=False)
             bias = 0 if weight.bias is None else weight.bias.data_ptr()
             row[:] = multiply, part.address, bias
