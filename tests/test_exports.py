@@ -18,6 +18,8 @@ PUBLIC = {
     "Handle",
     "JsonlTracer",
     "Mark",
+    "OpInfo",
+    "Run",
     "Message",
     "ModelInfo",
     "ProgramStream",

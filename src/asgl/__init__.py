@@ -53,7 +53,9 @@ from asgl.language import (
     tool,
     user,
 )
-from asgl.language.program import Completed, ProgramStream
+from asgl.language.op_info import OpInfo
+from asgl.language.program import Completed
+from asgl.language.run import ProgramStream, Run
 from asgl.runtime import Runtime
 from asgl.sampling import SamplingParams
 from asgl.trace import JsonlTracer, Tracer
@@ -87,11 +89,13 @@ __all__ = [
     "ModelInfo",
     "NumericalError",
     "OpCancelledError",
+    "OpInfo",
     "OutputError",
     "ProgramStream",
     "PromptStream",
     "QueueFullError",
     "RequestError",
+    "Run",
     "Runtime",
     "SamplingParams",
     "SelectHandle",

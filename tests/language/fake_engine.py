@@ -383,8 +383,8 @@ class Source:
         self.session = Session(engine)
         self.shown: list[tuple[int, str, int]] = []
 
-    def prompt(self, text: str = "", *, name: str | None = None) -> PromptStream:
-        return self.session.prompt(text, name=name)
+    def prompt(self, text: str = "", *, name: str | None = None, **options: Any) -> PromptStream:
+        return self.session.prompt(text, name=name, **options)
 
     def batch_progress(
         self, total: int, what: str, /

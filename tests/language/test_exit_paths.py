@@ -221,7 +221,7 @@ PRIMITIVES = {
     ),
     "program": Primitive(lambda w: program(w.s), lambda w: program(3), ()),  # type: ignore[call-overload]
 }
-READING = {"text", "token_ids", "variables", "name", "cache_salt", "error", "messages"}
+READING = {"text", "token_ids", "variables", "name", "cache_salt", "error", "messages", "info"}
 
 
 def rows(condition: Callable[[Primitive], bool] = lambda _: True) -> Any:

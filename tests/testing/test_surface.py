@@ -82,6 +82,12 @@ async def later(s: asgl.PromptStream) -> Any:
     return await s.get("y"), s["y"], "y" in s, dict(s.variables)
 
 
+async def told(s: asgl.PromptStream) -> asgl.OpInfo:
+    await s.gen("x", logprobs=1)
+    assert len(s.info("x").logprobs or ()) == len(s.info("x").token_ids) + 1  # the end token
+    return s.info("x")
+
+
 async def closed(s: asgl.PromptStream) -> bool:
     await s.aclose()
     with pytest.raises(asgl.StreamClosedError):
@@ -149,6 +155,7 @@ ON_STREAM: dict[str, Callable[[asgl.PromptStream, Path], Any]] = {
     "cache_salt": lambda s, _: s.cache_salt is None,
     "error": lambda s, _: s.error is None,
     "pieces": lambda s, _: pieces(s),
+    "info": lambda s, _: told(s),
     "sync": lambda s, _: s.sync(),
     "prefetch": lambda s, _: s.prefetch(),
     "mark": lambda s, _: back(s),

@@ -4,6 +4,7 @@ submitted instead of carrying it out."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, Protocol
 
 from asgl.compile.nodes import Call, Fork, Node
@@ -117,6 +118,12 @@ class TracedQueue:
         self._unknown()
 
     token_ids = messages = variables = engine = text
+
+    def info(self, name: str) -> NoReturn:
+        self._unknown()
+
+    def owned(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     # --- submitting
 

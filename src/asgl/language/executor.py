@@ -85,6 +85,7 @@ class Executor(ExecutorState):
         for name in op.names:
             self._submitted[name] = op
         self.context.emit_op("submitted", op)
+        self.changed.notify()
         self._advance()
         return op
 
@@ -260,7 +261,7 @@ class Executor(ExecutorState):
 
     def _finish(self, value: Any) -> None:
         op = self.queue.popleft()
-        self.transcript.variables.update(op.values)
+        self.transcript.set_variables(op.values, op.infos)
         self._release(op)
         self.context.emit_op("finished", op)
         op.finish(value)

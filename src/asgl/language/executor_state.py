@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from asgl.completion import Completion, Signal
@@ -15,6 +16,7 @@ from asgl.language.context import SessionContext, StreamContext, StreamOptions
 from asgl.language.failures import Failure, telling
 from asgl.language.handle import Handle, SelectHandle
 from asgl.language.internal_ops import FIRST_OPS, SetVariable
+from asgl.language.op_info import OpInfo
 from asgl.language.op_queue import ForkBlock
 from asgl.language.operation import OpenMessage, Operation
 from asgl.language.ops import Computed
@@ -54,6 +56,8 @@ class ExecutorState:
         self.group: ForkBlock | None = None
         self.on_failure: Callable[[Any, Failure], object] | None = None
         self.base: Operation | None = None
+        self.owners: list[asyncio.Task[Any] | None] = []
+        """The tasks of the programs that run on the stream, and may still submit to it."""
         self.error: BaseException | None = None
         self._submitted: dict[str, Operation] = {}
         """For each variable that is not finished, the op that was submitted last for it."""
@@ -135,6 +139,43 @@ class ExecutorState:
     def handle(self, op: Operation) -> Handle[Any]:
         return SelectHandle(op) if op.kind == "select" else Handle(op)
 
+    def info(self, name: str) -> OpInfo:
+        self.variable(name)
+        if name not in self.transcript.infos:
+            raise VariableError(
+                f"the variable {name!r} was set, not generated: there is nothing to tell of it",
+                stream=self.stream,
+                name=name,
+            )
+        return self.transcript.infos[name]
+
+    def submitted(self, name: str) -> Operation | None:
+        """The op that was submitted last for a variable that is not finished."""
+        return self._submitted.get(name)
+
+    # --- who writes to it
+
+    @contextmanager
+    def owned(self) -> Generator[None]:
+        """While a program runs on the stream, in the task that calls this."""
+        owner = asyncio.current_task()
+        self.owners.append(owner)
+        try:
+            yield
+        finally:
+            self.owners.remove(owner)
+            self.changed.notify()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether more may come that the task which asks need not submit itself."""
+        if self.queue:
+            return True
+        if not self.owners:
+            return False
+        task = asyncio.current_task()
+        return any(owner is not task for owner in self.owners)
+
     # --- waiting
 
     async def ended(self, op: Operation) -> Operation:
@@ -156,8 +197,9 @@ class ExecutorState:
             (await self.ended(self.queue[0])).result()
         op = self._submitted.get(name)
         if op is None or _is_set(op):
+            value = self.variable(name)  # as it is now: others may submit for it meanwhile
             await asyncio.sleep(0)
-            return self.variable(name)
+            return value
         (await self.ended(op)).result()
         return op.values[name]
 
@@ -173,50 +215,7 @@ class ExecutorState:
             raise last.failure.error if last.failure is not None else last.error
         return None
 
-    def pieces(self) -> StreamPieces:
-        """Iterates over the text of the stream as it comes: see `PromptStream.pieces`."""
-        return StreamPieces(self)
-
 
 def _is_set(op: Operation) -> bool:
     """Whether the op sets its variable to a value that is known before its turn comes."""
     return isinstance(op.spec, SetVariable) and not isinstance(op.spec.value, Computed)
-
-
-class StreamPieces:
-    """Iterates over the text of a stream."""
-
-    def __init__(self, executor: ExecutorState) -> None:
-        self._executor = executor
-        self._given = 0
-
-    def __aiter__(self) -> StreamPieces:
-        return self
-
-    async def __anext__(self) -> str:
-        executor = self._executor
-        executor.check_loop()
-        waited = False
-        while not (piece := self._new()) and executor.queue:
-            waited = True
-            await executor.changed.wait()
-            # an op that failed has taken its text back
-            length = executor.transcript.text_length + len(executor.live_text)
-            self._given = min(self._given, length)
-        if not waited:
-            await asyncio.sleep(0)
-        failure = executor.failure
-        if not piece and failure is not None and not failure.seen:
-            failure.see()
-            raise failure.error
-        if not piece:
-            raise StopAsyncIteration
-        self._given += len(piece)
-        return piece
-
-    def _new(self) -> str:
-        """All text from where the last piece ended, that of the running op included."""
-        transcript, live = self._executor.transcript, self._executor.live_text
-        if self._given >= transcript.text_length:
-            return live[self._given - transcript.text_length :]
-        return transcript.text[self._given :] + live

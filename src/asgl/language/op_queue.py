@@ -7,12 +7,14 @@ handles and fork blocks know no more of either than this.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, TypeAlias
 
 from asgl.errors import ConfigError, StreamClosedError
 from asgl.language.context import StreamContext
 from asgl.language.failures import Failure
 from asgl.language.handle import Handle
+from asgl.language.op_info import OpInfo
 from asgl.language.operation import OpenMessage, Operation, Spec
 from asgl.language.ops import Extend, Role, TextOf
 from asgl.types import Message
@@ -136,6 +138,14 @@ class OpQueue(Protocol):
 
     def variable(self, name: str) -> Any:
         """VariableError if it is not there."""
+
+    def info(self, name: str) -> OpInfo:
+        """How the variable came about. VariableError if it is not there, or was not generated."""
+        ...
+
+    def owned(self) -> AbstractContextManager[None]:
+        """While a program runs on the stream: what is read as it comes does not end before."""
+        ...
 
     def handle(self, op: Operation) -> Handle[Any]: ...
 

@@ -8,7 +8,8 @@ from functools import partial
 from asgl.errors import StreamError
 from asgl.language.choices import best, scores_of
 from asgl.language.context import StreamContext
-from asgl.language.operation import Operation
+from asgl.language.op_info import info_of_select
+from asgl.language.operation import Choice, Operation
 from asgl.language.ops import Select
 from asgl.language.transcript import SYNCHRONOUS_BYTES, Transcript
 from asgl.language.waiting import Steps, in_thread, request, seal
@@ -30,15 +31,17 @@ def run_select(
         ticket = op.ticket
         alone = yield from _score_alone(op, options, context)
         op.ticket = ticket  # the handle tells of the request that saw the prompt
-    op.scores = scores_of(spec.method, logprobs, alone)
-    op.index = best(op.scores)
-    op.token_logprobs = logprobs
-    choice = spec.choices[op.index]
-    transcript.append_tokens(options[op.index], choice, healed=healed)
-    op.token_ids += options[op.index]
+    scores = scores_of(spec.method, logprobs, alone)
+    index = best(scores)
+    op.choice = Choice(index, scores, logprobs)
+    option, tokens = spec.choices[index], options[index]
+    transcript.append_tokens(tokens, option, healed=healed)
+    op.token_ids += tokens
     if spec.name is not None:
-        op.values[spec.name] = choice
-    return choice
+        op.values[spec.name] = option
+        assert op.ticket is not None
+        op.infos[spec.name] = info_of_select(op.ticket, option, tokens, index, scores, logprobs)
+    return option
 
 
 def _encoded_options(

@@ -85,8 +85,14 @@ class Session:
     async def aclose(self) -> None:
         """Closes all streams and cancels what runs on them. Idempotent."""
         self.context.closed = "the Runtime was left"
-        for executor in list(self.context.busy):
-            executor.close(self.context.closed)
+        try:
+            for task in self.context.tasks:
+                task.cancel()
+            while tasks := self.context.tasks:
+                await asyncio.wait(tasks)
+        finally:
+            for executor in list(self.context.busy):
+                executor.close(self.context.closed)
         await asyncio.sleep(0)
 
     def unseen_failures(self) -> list[BaseException]:

@@ -9,7 +9,9 @@ from typing import Any
 
 from asgl.errors import ConfigError, VariableError
 from asgl.language.internal_ops import SetVariable
+from asgl.language.op_info import OpInfo
 from asgl.language.op_queue import OpQueue
+from asgl.language.pieces import StreamPieces
 from asgl.types import Message
 
 
@@ -47,6 +49,15 @@ class StreamState:
         cancel the op."""
         return await self._queue.get(name)
 
+    def info(self, name: str) -> OpInfo:
+        """How a finished variable was generated: its tokens, log-probabilities, finish reason, the
+        prompt's and the cached tokens, times. It is kept as long as the variable is.
+
+        VariableError if there is none of that name, or it was set and not generated. A prompt that
+        was saved and loaded has none.
+        """
+        return self._queue.info(name)
+
     @property
     def text(self) -> str:
         """What the stream says so far, role headers included; what still runs is not in it."""
@@ -80,12 +91,12 @@ class StreamState:
 
     def pieces(self) -> AsyncIterator[str]:
         """All text of the stream from its beginning, as it comes, until nothing that was submitted
-        is left.
+        is left, and no program of another task runs on the stream.
 
-        Raises the error of an op that fails. Text that a failed op had shown is taken back from the
-        stream, not from here.
+        Raises the error of an op that fails, unless a program was there to see it. Text that a
+        failed op had shown is taken back from the stream, not from here.
         """
-        return self._queue.executor("pieces").pieces()
+        return StreamPieces(self._queue.executor("pieces"))
 
     async def sync(self) -> None:
         """Waits for all that is submitted. Raises the failure that nobody has seen yet. Cancelling

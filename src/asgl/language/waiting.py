@@ -95,7 +95,7 @@ def request(
             timer.cancel()
         if not ticket.settled:
             context.engine.cancel(ticket)
-        op.live = None
+        op.live = op.live_name = None
 
 
 def _expire(op: Operation, deadline: float) -> None:

@@ -52,9 +52,9 @@ async def ops(s: asgl.PromptStream) -> None:
     verdict = s.select("verdict", ["yes", "no"])
     assert_type(verdict, asgl.SelectHandle)
     assert_type(await verdict, str)
-    assert_type(verdict.index, int | None)
-    assert_type(verdict.scores, list[float] | None)
-    assert_type(verdict.token_logprobs, list[list[float]] | None)
+    assert_type(verdict.index, int)
+    assert_type(verdict.scores, list[float])
+    assert_type(verdict.token_logprobs, list[list[float]])
     assert_type(await s.select(None, ("a", "b"), method="sum", token_healing=True), str)
     assert_type(
         verdict.finish_reason, Literal["stop", "eos", "length", "grammar", "stopped"] | None
@@ -247,3 +247,45 @@ async def check() -> None:
     async with ScriptedRuntime({"x": ["a", "b"], None: "c", "f": lambda prompt: prompt}) as rt:
         assert_type(rt, ScriptedRuntime)
         await programs(rt, rt.prompt())
+
+
+class Teller:
+    @asgl.function
+    async def tell(self, s: asgl.PromptStream, topic: str, n: int = 3) -> float:
+        return n * 0.5 + len(topic)
+
+    @asgl.function()
+    async def again(self, s: asgl.PromptStream) -> str:
+        return await s.gen()
+
+
+@asgl.function()
+async def short(s: asgl.PromptStream, topic: str) -> int:
+    return len(topic)
+
+
+async def runs(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
+    run = short.start(rt, "x")
+    assert_type(run, asgl.Run[int])
+    assert_type(await run, asgl.ProgramStream[int])
+    assert_type((await run).returned, int)
+    async for piece in run:
+        assert_type(piece, str)
+    async for piece in run.stream("reply"):
+        assert_type(piece, str)
+    info = run.info("reply")
+    assert_type(info, asgl.OpInfo)
+    assert_type(info.logprobs, list[asgl.TokenLogprob] | None)
+    assert_type(s.info("x").scores, tuple[float, ...])
+    greedy = asgl.SamplingParams(temperature=0)
+    assert_type(await short(rt, "x", sampling=greedy, name="a"), asgl.ProgramStream[int])
+    assert_type(await short(rt, topic="x", priority=1), asgl.ProgramStream[int])
+    assert_type(short.start(rt, "x", budget=asgl.budget(tokens=3)), asgl.Run[int])
+    assert_type(
+        await short.batch(rt, ["x"], sampling=greedy, budget=None), list[asgl.ProgramStream[int]]
+    )
+    teller = Teller()
+    assert_type(await teller.tell(rt, "x", n=2), asgl.ProgramStream[float])
+    assert_type(await teller.tell(s, "x"), float)
+    assert_type(teller.tell.start(rt, "x"), asgl.Run[float])
+    assert_type(await teller.again(s), str)
