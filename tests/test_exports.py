@@ -38,6 +38,7 @@ PUBLIC = {
     "extend",
     "function",
     "gen",
+    "messages",
     "role",
     "select",
     "system",

@@ -53,6 +53,7 @@ from asgl.language import (
     tool,
     user,
 )
+from asgl.language.message_list import messages
 from asgl.language.op_info import OpInfo
 from asgl.language.program import Completed
 from asgl.language.run import ProgramStream, Run
@@ -114,6 +115,7 @@ __all__ = [
     "extend",
     "function",
     "gen",
+    "messages",
     "role",
     "select",
     "system",

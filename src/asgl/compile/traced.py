@@ -17,7 +17,7 @@ from asgl.language.handle import SelectHandle
 from asgl.language.internal_ops import Join, Rewind, SetVariable, TakeSnapshot
 from asgl.language.op_queue import ForkBlock, OnError, OpQueue, check_not_forked, check_op
 from asgl.language.operation import OpenMessage, Operation, Spec
-from asgl.language.ops import Gen, Role, Select, gen
+from asgl.language.ops import Calls, Gen, Role, Select, gen
 
 _NEEDS_A_RUN = {
     "call_tools": "a tool runs on what the model says, which a graph has no place for: run the "
@@ -137,6 +137,11 @@ class TracedQueue:
     def submit(self, spec: Spec, *, grows: bool = True) -> Operation:
         check_op(self, spec)
         self.check_accepts(grows=grows)
+        if isinstance(spec, Calls):
+            self.trace.symbols.refuse(
+                "calls of tools that were made before have no place in a graph: append them to the "
+                "stream, and run the graph on that"
+            )
         return self.enqueue(spec)
 
     def make(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from asgl.errors import StreamError
 from asgl.language import messages
 from asgl.language.context import StreamContext
 from asgl.language.failures import cancelled
@@ -24,9 +25,10 @@ from asgl.language.internal_ops import (
     StartFromFile,
 )
 from asgl.language.operation import OpenMessage, Operation
-from asgl.language.ops import Computed, Extend, Gen, Role, Select, Text, TextOf
+from asgl.language.ops import Calls, Computed, Extend, Gen, Role, Select, Text, TextOf
 from asgl.language.run_gen import run_gen
 from asgl.language.run_select import run_select
+from asgl.language.tool_styles import Answered, calls_in, style_of
 from asgl.language.transcript import Snapshot, Transcript, Turn
 from asgl.language.waiting import Steps, other_op, request, seal, task
 
@@ -89,6 +91,17 @@ def _append_turn(spec: AppendTurn, transcript: Transcript, context: StreamContex
     transcript.messages += spec.messages
     transcript.roles += spec.roles
     transcript.turn = Turn(spec, "assistant", transcript.text_length) if spec.opens else None
+
+
+def _calls(spec: Calls, transcript: Transcript, context: StreamContext) -> None:
+    engine, before = context.engine, calls_in(transcript.messages)
+    if not transcript.roles:
+        raise StreamError("calls of tools come after a message that asks for them, and none does")
+    style = style_of(engine, list(transcript.roles), {}, parallel=len(spec.calls) > 1)
+    calls = [Answered.of_text(*call) for call in spec.calls]
+    _append_turn(style.opening(), transcript, context)
+    transcript.append(style.text_of(calls))
+    _append_turn(style.answer(calls, before), transcript, context)
 
 
 def _close(spec: CloseMessage, transcript: Transcript, context: StreamContext) -> None:
@@ -232,6 +245,7 @@ def _beyond(base: array[int], branch: array[int], context: StreamContext) -> arr
 _AT_ONCE: dict[str, Callable[..., None]] = {
     "rewind": _rewind,
     "turn": _append_turn,
+    "calls": _calls,
     "close": _close,
 }
 _WHOLE: dict[str, Callable[..., Steps[Any]]] = {

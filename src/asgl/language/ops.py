@@ -14,6 +14,7 @@ from typing import (
     Any,
     ClassVar,
     Generic,
+    NamedTuple,
     NoReturn,
     TypeAlias,
     TypedDict,
@@ -193,7 +194,24 @@ class Role(Single):
         return tuple(source for part in self.content for source in part.sources)
 
 
-Op: TypeAlias = Text | TextOf | Computed | Extend | Gen | Select | Role
+class WrittenCall(NamedTuple):
+    """A call of a tool that somebody made, and its result, as messages have them."""
+
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+    result: str
+
+
+@dataclass(frozen=True)
+class Calls(Single):
+    """Appends calls of tools and their results, as the model's chat template writes them."""
+
+    kind: ClassVar[str] = "calls"
+    calls: tuple[WrittenCall, ...]
+
+
+Op: TypeAlias = Text | TextOf | Computed | Extend | Gen | Select | Role | Calls
 
 
 def ops_of(content: object) -> tuple[Op, ...]:
@@ -358,7 +376,7 @@ def role(role: str, content: str | Content) -> Role:
     if not isinstance(role, str) or not role:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"a role must be a string such as 'user', not {role!r}")
     parts = ops_of(content)
-    inner = tuple(part for part in parts if not isinstance(part, Role))
+    inner = tuple(part for part in parts if not isinstance(part, Role | Calls))
     if len(inner) != len(parts):
         raise ConfigError(
             f"a message of the role {role!r} cannot hold another message: add them with +"

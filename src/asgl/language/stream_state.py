@@ -3,6 +3,7 @@ appends nothing."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -109,7 +110,6 @@ class StreamState:
         return list((await self._queue.executor("prefetch").prefetch()).tokens)
 
     def messages(self) -> list[Message]:
-        """The whole messages so far. A system message that the template adds by itself is not among
-        them."""
-        messages = self._queue.messages
-        return [Message(role=message["role"], content=message["content"]) for message in messages]
+        """The whole messages so far, in the shape of the OpenAI API, calls of tools included. A
+        system message that the template adds by itself is not among them."""
+        return copy.deepcopy(list(self._queue.messages))

@@ -289,3 +289,13 @@ async def runs(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
     assert_type(await teller.tell(s, "x"), float)
     assert_type(teller.tell.start(rt, "x"), asgl.Run[float])
     assert_type(await teller.again(s), str)
+
+
+async def message_lists(rt: asgl.Runtime) -> None:
+    s = rt.prompt([{"role": "user", "content": "hi"}])
+    history = s.messages()
+    s = rt.prompt(history, name="again")
+    s += asgl.messages(history, tools=[weather])
+    for message in history:
+        for call in message.get("tool_calls", []):
+            assert_type(call["function"]["arguments"], str)
