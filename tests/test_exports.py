@@ -9,6 +9,9 @@ import asgl
 from asgl import errors
 
 PUBLIC = {
+    "AnyTool",
+    "ToolCalls",
+    "Turn",
     "Branches",
     "Budget",
     "Completed",

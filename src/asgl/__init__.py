@@ -34,6 +34,7 @@ from asgl.errors import (
     VariableError,
 )
 from asgl.language import (
+    AnyTool,
     Branches,
     Budget,
     Handle,
@@ -43,6 +44,8 @@ from asgl.language import (
     TaskHandle,
     Tool,
     ToolCall,
+    ToolCalls,
+    Turn,
     assistant,
     budget,
     extend,
@@ -65,6 +68,7 @@ from asgl.types import EngineStatistics, Message, ModelInfo, TokenLogprob
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnyTool",
     "AsglError",
     "Branches",
     "Budget",
@@ -106,8 +110,10 @@ __all__ = [
     "TokenLogprob",
     "Tool",
     "ToolCall",
+    "ToolCalls",
     "ToolError",
     "Tracer",
+    "Turn",
     "VariableError",
     "arg",
     "assistant",

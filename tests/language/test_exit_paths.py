@@ -216,7 +216,7 @@ PRIMITIVES = {
     "call_tools": Primitive(
         lambda w: w.s.call_tools([double]),
         lambda w: w.s.call_tools([]),
-        ("call_tools",),
+        ("call_tools", "agent"),
         answer='{"name": "double", "arguments": {"number": 4}}',
     ),
     "program": Primitive(lambda w: program(w.s), lambda w: program(3), ()),  # type: ignore[call-overload]

@@ -82,6 +82,10 @@ async def later(s: asgl.PromptStream) -> Any:
     return await s.get("y"), s["y"], "y" in s, dict(s.variables)
 
 
+async def turns_of(s: asgl.PromptStream) -> list[asgl.Turn]:
+    return [turn async for turn in s.agent([double], max_turns=1)]
+
+
 async def told(s: asgl.PromptStream) -> asgl.OpInfo:
     await s.gen("x", logprobs=1)
     assert len(s.info("x").logprobs or ()) == len(s.info("x").token_ids) + 1  # the end token
@@ -141,6 +145,7 @@ ON_STREAM: dict[str, Callable[[asgl.PromptStream, Path], Any]] = {
     ),
     "select": lambda s, _: s.select("x", ["two", "one"], token_healing=True),
     "sample": lambda s, _: s.sample("x", n=2),
+    "agent": lambda s, _: turns_of(s),
     "call_tools": lambda s, _: s.call_tools([double], parallel=False),
     "system": lambda s, _: role(s),
     "user": lambda s, _: role(s),

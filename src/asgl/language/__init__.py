@@ -6,9 +6,11 @@ from asgl.language.handle import Handle, SelectHandle
 from asgl.language.ops import assistant, extend, gen, role, select, system, user
 from asgl.language.session import Session
 from asgl.language.stream import Branches, Mark, PromptStream
-from asgl.language.tools import Tool, ToolCall, tool
+from asgl.language.tool_calls import ToolCalls, Turn
+from asgl.language.tools import AnyTool, Tool, ToolCall, tool
 
 __all__ = [
+    "AnyTool",
     "Branches",
     "Budget",
     "Handle",
@@ -19,6 +21,8 @@ __all__ = [
     "TaskHandle",
     "Tool",
     "ToolCall",
+    "ToolCalls",
+    "Turn",
     "assistant",
     "budget",
     "extend",

@@ -90,7 +90,8 @@ def _append_turn(spec: AppendTurn, transcript: Transcript, context: StreamContex
             transcript.append(piece.text)
     transcript.messages += spec.messages
     transcript.roles += spec.roles
-    transcript.turn = Turn(spec, "assistant", transcript.text_length) if spec.opens else None
+    start = transcript.text_length
+    transcript.turn = Turn(spec, "assistant", start, spec.suffix) if spec.opens else None
 
 
 def _calls(spec: Calls, transcript: Transcript, context: StreamContext) -> None:

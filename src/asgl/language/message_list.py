@@ -9,14 +9,14 @@ from typing import Any, TypeAlias
 
 from asgl.errors import ConfigError
 from asgl.language.ops import Calls, Ops, Role, Text, WrittenCall
-from asgl.language.tools import Tool, by_name
+from asgl.language.tools import AnyTool, by_name
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 """Messages as the OpenAI API has them: dicts with "role", "content" and, of tools, "tool_calls" and
 "tool_call_id"; or objects of its client."""
 
 
-def messages(messages: Messages, *, tools: Sequence[Tool[..., Any]] = ()) -> Ops:
+def messages(messages: Messages, *, tools: Sequence[AnyTool] = ()) -> Ops:
     """The ops that append whole messages: `s += asgl.messages(history)`. `s.messages()` gives them
     back.
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from asgl.errors import ModelError
 from asgl.language.backend import ChatTemplate, Engine
-from asgl.language.tools import Tool, described, function_schemas
+from asgl.language.tools import AnyTool, described, function_schemas
 from asgl.language.transcript import Transcript, Turn
 from asgl.types import Message, RoleParts
 
@@ -24,7 +23,7 @@ def begin_turn(
     opened_by: object,
     role: str,
     *,
-    tools: Sequence[Tool[..., Any]] = (),
+    tools: Sequence[AnyTool] = (),
     generated: bool = False,
 ) -> tuple[RoleParts, str]:
     """Writes the header of a message; that of the first has in it what the template puts before
@@ -56,9 +55,7 @@ def begin_turn(
     return parts, told
 
 
-def _with_tools(
-    template: ChatTemplate, engine: Engine, tools: Sequence[Tool[..., Any]]
-) -> RoleParts:
+def _with_tools(template: ChatTemplate, engine: Engine, tools: Sequence[AnyTool]) -> RoleParts:
     schemas = function_schemas(tools)
     said = json.dumps(schemas, ensure_ascii=False)
     if any(token in said for token in engine.tokenizer.special_tokens):

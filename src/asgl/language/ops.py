@@ -29,7 +29,7 @@ from asgl.errors import ConfigError
 from asgl.language.choices import SelectMethod
 from asgl.language.constraint import Constraint, JsonSchema, ValueType, checked_choices, constraint
 from asgl.language.operation import Operation
-from asgl.language.tools import Tool, by_name
+from asgl.language.tools import AnyTool, by_name
 from asgl.sampling import SamplingParams
 
 T_co = TypeVar("T_co", covariant=True)
@@ -183,7 +183,7 @@ class Role(Single):
     kind: ClassVar[str] = "role"
     role: str
     content: tuple[Text | TextOf | Computed | Extend | Gen | Select, ...]
-    tools: tuple[Tool[..., Any], ...] = ()
+    tools: tuple[AnyTool, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -384,7 +384,7 @@ def role(role: str, content: str | Content) -> Role:
     return Role(role, inner)
 
 
-def system(content: str | Content, *, tools: Sequence[Tool[..., Any]] = ()) -> Role:
+def system(content: str | Content, *, tools: Sequence[AnyTool] = ()) -> Role:
     """A whole system message. It tells the model of `tools`: in its own way if its chat template
     has one, else in text."""
     if tools:

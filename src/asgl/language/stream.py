@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import (
@@ -30,8 +30,16 @@ from asgl.language.op_queue import ForkBlock, OnError
 from asgl.language.operation import OpenMessage, Operation
 from asgl.language.ops import GenOptions
 from asgl.language.stream_ops import StreamOps
-from asgl.language.tool_calls import OnToolError, call_tools
-from asgl.language.tools import Tool, ToolCall
+from asgl.language.tool_calls import (
+    OnToolError,
+    ToolCalls,
+    ToolChoice,
+    Turn,
+    agent,
+    call_tools,
+    checked,
+)
+from asgl.language.tools import AnyTool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -127,20 +135,26 @@ class PromptStream(StreamOps):
 
     async def call_tools(
         self,
-        tools: Sequence[Tool[..., Any]],
+        tools: Sequence[AnyTool],
         *,
+        choice: ToolChoice = "required",
         on_error: OnToolError = "model",
         timeout: float | None = None,
         parallel: bool = False,
+        on_text: Callable[[str], object] | None = None,
         **options: Unpack[GenOptions],
-    ) -> list[ToolCall]:
+    ) -> ToolCalls:
         """Lets the model call a tool, runs it, and appends the result: see `asgl.language.tools`.
-        Returns the calls.
+        Returns the calls, a list whose `text` is what the model said beside them.
 
         The call is generated after all that is submitted, constrained to the tools' schemas, in a
         message of the assistant if the stream has messages. `options` are those of `gen`;
         `max_tokens` must be enough for the call. With parallel=True the model may make up to 8
         calls, which run at once.
+
+        choice: "required", the model calls one of the tools; a tool, this one; "auto", it calls or
+        answers, as its own tokens say, and an answer, which makes no calls, is a message of its
+        own; "none", it answers. `on_text` is called with each piece of an answer as it comes.
 
         What a tool raises, also TimeoutError after `timeout` seconds, the model is told instead of
         a result, and is in `ToolCall.error`. With on_error="program" it is raised as ToolError,
@@ -149,7 +163,31 @@ class PromptStream(StreamOps):
         submitted to the stream meanwhile. Raises OutputError for a call that max_tokens cut short.
         """
         executor = self._queue.executor("call_tools")
-        return await call_tools(executor, tools, on_error, timeout, parallel, options)
+        how = checked(tools, choice, on_error, timeout, parallel, on_text, options)
+        return await call_tools(executor, how)
+
+    def agent(
+        self,
+        tools: Sequence[AnyTool],
+        *,
+        max_turns: int = 8,
+        on_error: OnToolError = "model",
+        timeout: float | None = None,
+        parallel: bool = False,
+        on_text: Callable[[str], object] | None = None,
+        **options: Unpack[GenOptions],
+    ) -> AsyncIterator[Turn]:
+        """`async for turn in s.agent(tools):` lets the model call tools until it answers, or has
+        made `max_turns` turns: `turn.end` of the last says which.
+
+        A turn is a `call_tools` with choice="auto", with its other arguments, and like that it
+        happens wholly or not at all: what it raises leaves the stream as the turn before left it.
+        To break out of the loop is to leave it at the end of a turn. A budget that is open bounds
+        the turns. What else the program submits between them, a word of the user, say, they see.
+        """
+        executor = self._queue.executor("call_tools")
+        how = checked(tools, "auto", on_error, timeout, parallel, on_text, options)
+        return agent(executor, how, integer("max_turns", max_turns, 1))
 
     # --- going back, going apart
 

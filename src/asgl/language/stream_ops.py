@@ -26,7 +26,7 @@ from asgl.language.ops import (
     ValueT,
 )
 from asgl.language.stream_state import StreamState
-from asgl.language.tools import Tool
+from asgl.language.tools import AnyTool
 
 T = TypeVar("T")
 StreamT = TypeVar("StreamT", bound=StreamState)
@@ -201,9 +201,7 @@ class StreamOps(StreamState):
 
     # --- roles
 
-    def system(
-        self, content: str | Content, *, tools: Sequence[Tool[..., Any]] = ()
-    ) -> Handle[str]:
+    def system(self, content: str | Content, *, tools: Sequence[AnyTool] = ()) -> Handle[str]:
         """A whole system message, which tells the model of `tools`; the handle's value is its
         content."""
         return self.submit(ops.system(content, tools=tools))

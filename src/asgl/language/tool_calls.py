@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import anyio
@@ -15,40 +16,108 @@ from asgl.language import ops
 from asgl.language.executor import Executor
 from asgl.language.failures import cancelled
 from asgl.language.handle import Handle
-from asgl.language.internal_ops import Rewind, TakeSnapshot
+from asgl.language.internal_ops import AppendTurn, Rewind, TakeSnapshot, TurnText
 from asgl.language.operation import Operation
 from asgl.language.tool_styles import Answered, Style, calls_in, style_of
 from asgl.language.tools import (
-    Tool,
+    AnyTool,
     ToolCall,
     by_name,
     result_text,
 )
+from asgl.sampling import SamplingParams
 
 OnToolError: TypeAlias = Literal["model", "program"]
+ToolChoice: TypeAlias = Literal["auto", "required", "none"] | AnyTool
 
 
 class _Asked(NamedTuple):
     """A call as it was generated."""
 
-    tool: Tool[..., Any]
+    tool: AnyTool
     arguments: dict[str, Any]
 
 
-async def call_tools(
-    executor: Executor,
-    tools: Sequence[Tool[..., Any]],
+class ToolCalls(list[ToolCall]):
+    """The calls that a model made, in order. `text` is what it said beside them: without a call,
+    its answer."""
+
+    text: str = ""
+    """What the model said beside its calls, or instead of any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn of an agent: see `PromptStream.agent`."""
+
+    index: int
+    """0 for the first."""
+    text: str
+    """What the model said: its answer, or what it said before its calls."""
+    calls: tuple[ToolCall, ...]
+    """The calls that it made, with their results; none in the last turn, if it ended by itself."""
+    end: Literal["answer", "max_turns"] | None
+    """Why this turn is the last: the model answered, or so many turns were made; None if it is
+    not."""
+
+
+class How(NamedTuple):
+    """The arguments of `call_tools`, checked."""
+
+    tools: dict[str, AnyTool]
+    choice: Literal["auto", "required", "none"]
+    on_error: OnToolError
+    timeout: float | None
+    parallel: bool
+    on_text: Callable[[str], object] | None
+    options: Mapping[str, Any]
+
+
+def checked(
+    tools: Sequence[AnyTool],
+    choice: ToolChoice,
     on_error: OnToolError,
     timeout: float | None,
     parallel: bool,
+    on_text: Callable[[str], object] | None,
     options: Mapping[str, Any],
-) -> list[ToolCall]:
-    """See `PromptStream.call_tools`."""
+) -> How:
+    """ConfigError for an argument that is none."""
     named = by_name(tools)
+    if isinstance(choice, AnyTool):
+        if choice not in named.values():
+            raise ConfigError(f"the choice {choice!r} is none of the tools: {', '.join(named)}")
+        named, choice = {choice.name: choice}, "required"
+    if choice not in ("auto", "required", "none"):
+        raise ConfigError(f"choice must be 'auto', 'required', 'none' or a tool, not {choice!r}")
     if on_error not in get_args(OnToolError):
         raise ConfigError(f"on_error must be 'model' or 'program', not {on_error!r}")
     if timeout is not None:
         number("timeout", timeout, 0, above=True, finite=False)
+    if on_text is not None and not callable(on_text):  # pyright: ignore[reportUnnecessaryComparison]
+        raise ConfigError(f"on_text must be a function of a piece of text, not {on_text!r}")
+    if choice == "auto" and options.get("keep_stop"):
+        raise ConfigError("keep_stop has no meaning where a stop tells that a call begins")
+    ops.gen(None, **options)
+    return How(named, choice, on_error, timeout, parallel, on_text, options)
+
+
+async def agent(executor: Executor, how: How, max_turns: int) -> AsyncIterator[Turn]:
+    """See `PromptStream.agent`."""
+    for index in range(max_turns):
+        calls = await call_tools(executor, how)
+        end: Literal["answer", "max_turns"] | None = None
+        if not calls:
+            end = "answer"
+        elif index == max_turns - 1:
+            end = "max_turns"
+        yield Turn(index, calls.text, tuple(calls), end)
+        if end is not None:
+            return
+
+
+async def call_tools(executor: Executor, how: How) -> ToolCalls:
+    """See `PromptStream.call_tools`."""
     if executor.message is not None:
         raise ConfigError(
             f"call_tools writes messages of its own, and a {executor.message.role!r} message is "
@@ -57,18 +126,68 @@ async def call_tools(
     await executor.sync()
     before = executor.submit(TakeSnapshot(), grows=False)
     await executor.ended(before)
-    style = style_of(executor.engine, list(before.result().roles), named, parallel)
+    style = style_of(executor.engine, list(before.result().roles), how.tools, how.parallel)
+    made, called = ToolCalls(), None
     try:
-        executor.submit(style.opening())
-        handle = Handle[str](executor.make(ops.gen, None, {**options, **style.constraint}))
-        await handle
-        asked = _asked(handle.text, handle.finish_reason or "", style)
-        calls = await _run(asked, on_error, timeout)
-        executor.submit(style.answer(list(map(_answered, calls)), calls_in(executor.messages)))
+        if how.choice == "required":
+            executor.submit(style.opening())
+        else:
+            said = await _say(executor, style, how)
+            if how.choice == "none" or not style.is_call(said.text, said.matched_stop):
+                executor.submit(style.ending(said.text))
+                made.text = said.text
+                return made
+            if style.marker:
+                executor.submit(AppendTurn((TurnText(style.marker, True),), opens=True))
+                made.text = said.text
+            else:
+                called = said
+        if called is None:
+            called = _gen(executor, {**how.options, **style.constraint})
+            await called
+        asked = _asked(called.text, called.finish_reason or "", style)
+        made += await _run(asked, how.on_error, how.timeout)
+        first = calls_in(executor.messages)
+        executor.submit(style.answer(list(map(_answered, made)), first, made.text))
     except BaseException:
         _take_back(executor, before)
         raise
-    return calls
+    return made
+
+
+async def _say(executor: Executor, style: Style, how: How) -> Handle[str]:
+    """Lets the model say what it will; the call that it begins, if it begins one, is whole only
+    where no marker comes before it."""
+    executor.submit(style.beginning())
+    options: dict[str, Any] = dict(how.options)
+    if how.choice == "auto" and style.trigger is not None:
+        name = "stop" if isinstance(style.trigger, str) else "stop_token_ids"
+        options[name] = [*_inherited(executor, options, name), style.trigger]
+    elif how.choice == "auto":
+        options |= style.choice
+    said = _gen(executor, options)
+    if how.on_text is None:
+        await said
+        return said
+    text, shown = "", 0
+    async for piece in said:
+        text += piece
+        called = how.choice == "auto" and style.is_call(text, None)
+        if text.strip() and not called:
+            how.on_text(text[shown:])
+            shown = len(text)
+    return said
+
+
+def _gen(executor: Executor, options: Mapping[str, Any]) -> Handle[str]:
+    return Handle[str](executor.make(ops.gen, None, options))
+
+
+def _inherited(executor: Executor, options: Mapping[str, Any], name: str) -> Sequence[Any]:
+    """The stops of a generation, by the levels that it has them from."""
+    given = SamplingParams(**{name: options.get(name)})
+    params = given.over(executor.context.options.sampling).over(executor.engine.defaults)
+    return getattr(params, name) or ()
 
 
 def _asked(text: str, finish_reason: str, style: Style) -> list[_Asked]:
@@ -95,11 +214,10 @@ async def _run(
     calls: dict[int, ToolCall] = {}
     failures: list[ToolError] = []
 
-    async def run(index: int, tool: Tool[..., Any], arguments: dict[str, Any]) -> None:
+    async def run(index: int, tool: AnyTool, arguments: dict[str, Any]) -> None:
         try:
-            values = tool.arguments(arguments)
             with anyio.move_on_after(timeout):
-                result = await tool.function(**values)
+                result = await tool.run(arguments)
                 result_text(result)  # what is no JSON fails here
                 calls[index] = ToolCall(tool, arguments, result)
                 return
@@ -121,7 +239,7 @@ async def _run(
 
     def failed(
         index: int,
-        tool: Tool[..., Any],
+        tool: AnyTool,
         arguments: dict[str, Any],
         error: Exception,
         what: str = "",

@@ -12,7 +12,7 @@ from asgl.errors import ModelError
 from asgl.language import messages
 from asgl.language.backend import Engine
 from asgl.language.internal_ops import AppendTurn, TurnText
-from asgl.language.tools import Tool, call_schema, json_value, list_schema, result_text
+from asgl.language.tools import AnyTool, call_schema, json_value, list_schema, result_text
 from asgl.types import FunctionCall, Message, MessageToolCall, ToolParts
 
 MOST_CALLS = 8
@@ -58,16 +58,57 @@ class Style:
 
     name_key, arguments_key = "name", "arguments"
 
-    def __init__(self, tools: Mapping[str, Tool[..., Any]], parallel: bool) -> None:
+    def __init__(self, tools: Mapping[str, AnyTool], parallel: bool) -> None:
         self.tools, self.parallel = tools, parallel
 
     @property
     def constraint(self) -> dict[str, Any]:
         """Of the generation, as an argument of `gen`."""
-        schema = call_schema(list(self.tools.values()), self.name_key, self.arguments_key)
+        schema = self._call_schema
         return {"json_schema": list_schema(schema, MOST_CALLS) if self.parallel else schema}
 
+    @property
+    def _call_schema(self) -> dict[str, Any]:
+        return call_schema(list(self.tools.values()), self.name_key, self.arguments_key)
+
+    marker = ""
+    """What the template writes between the header of the assistant's message and the calls."""
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """Of a generation that may call or say anything else, where no marker tells: what begins
+        as a call is one."""
+        schema = json.dumps(
+            list_schema(self._call_schema, MOST_CALLS) if self.parallel else self._call_schema
+        )
+        first = r"\[" if self.parallel else "{"
+        return {
+            "grammar": f"start: call | said\ncall: %json {schema}\n"
+            rf"said: /\s*[^{first}\s](.|\n)*/"
+        }
+
+    @property
+    def trigger(self) -> str | int | None:
+        """What ends the generation because a call begins: text, or a control token, that the marker
+        begins with. None where there is no marker."""
+        return None
+
+    def is_call(self, text: str, matched_stop: str | int | None) -> bool:
+        """Whether the model has begun a call."""
+        if self.trigger is not None:
+            return matched_stop == self.trigger
+        return text.lstrip().startswith("[" if self.parallel else "{")
+
+    def beginning(self) -> AppendTurn:
+        """Opens what the model says, a call or not."""
+        return AppendTurn(())
+
+    def ending(self, text: str) -> AppendTurn:
+        """Ends what the model said, which was no call."""
+        return AppendTurn(())
+
     def opening(self) -> AppendTurn:
+        """Opens a call."""
         return AppendTurn(())
 
     def calls_of(self, text: str) -> list[Any]:
@@ -79,22 +120,44 @@ class Style:
         said = [json.dumps(self._object(call), ensure_ascii=False) for call in calls]
         return f"[{', '.join(said)}]" if self.parallel else said[0]
 
-    def answer(self, calls: Sequence[Answered], first: int) -> AppendTurn:
-        """What is written after the calls; `first` is the number of the first in the stream."""
+    def answer(self, calls: Sequence[Answered], first: int, said: str = "") -> AppendTurn:
+        """What is written after the calls. `first` is the number of the first in the stream, `said`
+        what the model said before them."""
         return AppendTurn((TurnText("\n" + "".join(f"{call.line}\n" for call in calls), False),))
 
     def _object(self, call: Answered) -> dict[str, Any]:
         return {self.name_key: call.name, self.arguments_key: dict(call.arguments)}
 
 
-class _ChatStyle(Style):
-    """As messages, each result one of its own."""
+class _InMessages(Style):
+    """In a message of the assistant."""
 
     def __init__(
-        self, tools: Mapping[str, Tool[..., Any]], parallel: bool, engine: Engine, roles: list[str]
+        self, tools: Mapping[str, AnyTool], parallel: bool, engine: Engine, roles: list[str]
     ) -> None:
         super().__init__(tools, parallel)
         self._template, self._roles = messages.template_of(engine), roles
+
+    def beginning(self) -> AppendTurn:
+        header = TurnText(self._template.generation(self._roles), True)
+        return AppendTurn((header,), opens=True, suffix=self._suffix)
+
+    def ending(self, text: str) -> AppendTurn:
+        said = Message(role="assistant", content=text)
+        return AppendTurn((TurnText(self._suffix, True),), (said,), ("assistant",))
+
+    @property
+    def _suffix(self) -> str:
+        return self._template.parts(self._roles, "assistant").suffix
+
+
+class _ChatStyle(_InMessages):
+    """As messages, each result one of its own."""
+
+    def __init__(
+        self, tools: Mapping[str, AnyTool], parallel: bool, engine: Engine, roles: list[str]
+    ) -> None:
+        super().__init__(tools, parallel, engine, roles)
         try:
             self._template.parts([*roles, "assistant"], "tool")
             self._role = "tool"
@@ -104,9 +167,9 @@ class _ChatStyle(Style):
     def opening(self) -> AppendTurn:
         return AppendTurn((TurnText(self._template.generation(self._roles), True),), opens=True)
 
-    def answer(self, calls: Sequence[Answered], first: int) -> AppendTurn:
+    def answer(self, calls: Sequence[Answered], first: int, said: str = "") -> AppendTurn:
         roles = [*self._roles, "assistant"]
-        pieces = [TurnText(self._template.parts(self._roles, "assistant").suffix, True)]
+        pieces = [TurnText(self._suffix, True)]
         for call in calls:
             around = self._template.parts(roles, self._role)
             pieces += [
@@ -116,21 +179,26 @@ class _ChatStyle(Style):
             ]
             roles.append(self._role)
         added = tuple(roles[len(self._roles) :])
-        return AppendTurn(tuple(pieces), _spoken(calls, first), added)
+        return AppendTurn(tuple(pieces), _spoken(calls, first, said), added)
 
 
-class _OwnStyle(Style):
+class _OwnStyle(_InMessages):
     """As the model's own template writes them."""
 
     def __init__(
         self,
-        tools: Mapping[str, Tool[..., Any]],
+        tools: Mapping[str, AnyTool],
         parallel: bool,
         engine: Engine,
+        roles: list[str],
         parts: ToolParts,
     ) -> None:
-        super().__init__(tools, parallel)
+        super().__init__(tools, parallel, engine, roles)
         self._parts = parts
+        header = self._template.generation(roles)
+        self._tokenizer = engine.tokenizer
+        if parts.before.startswith(header):
+            self.marker = parts.before[len(header) :]
         self.name_key, self.arguments_key = parts.name_key, parts.arguments_key
         special = engine.tokenizer.special_tokens
         if parallel and (
@@ -141,10 +209,19 @@ class _OwnStyle(Style):
             )
 
     @property
+    def trigger(self) -> str | int | None:
+        for part in self._tokenizer.split(self.marker):
+            if isinstance(part, int):
+                return part
+            if part.strip():
+                return part.strip()
+        return None
+
+    @property
     def constraint(self) -> dict[str, Any]:
         if not self.parallel:
             return super().constraint
-        schema = call_schema(list(self.tools.values()), self.name_key, self.arguments_key)
+        schema = self._call_schema
         spacing = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         call = json.dumps(schema | {"x-guidance": spacing})
         more = f"({json.dumps(self._parts.between_calls)} call){{0,{MOST_CALLS - 1}}}"
@@ -166,16 +243,16 @@ class _OwnStyle(Style):
         said = [json.dumps(self._object(call), ensure_ascii=False) for call in calls]
         return (self._parts.between_calls or "").join(said)
 
-    def answer(self, calls: Sequence[Answered], first: int) -> AppendTurn:
+    def answer(self, calls: Sequence[Answered], first: int, said: str = "") -> AppendTurn:
         pieces: list[TurnText] = [TurnText(self._parts.middle, True)]
         for index, call in enumerate(calls):
             pieces += [TurnText(self._parts.between_results, True)] if index else []
             quoted = json.dumps(call.content, ensure_ascii=False)
             pieces.append(TurnText(quoted if self._parts.quoted else call.content, False))
-        return AppendTurn((*pieces, TurnText(self._parts.after, True)), _spoken(calls, first))
+        return AppendTurn((*pieces, TurnText(self._parts.after, True)), _spoken(calls, first, said))
 
 
-def _spoken(calls: Sequence[Answered], first: int) -> tuple[Message, ...]:
+def _spoken(calls: Sequence[Answered], first: int, said: str) -> tuple[Message, ...]:
     """The messages of an exchange, in the shape of the OpenAI API."""
     names = [f"call_{first + index}" for index in range(len(calls))]
     asked = [
@@ -189,7 +266,7 @@ def _spoken(calls: Sequence[Answered], first: int) -> tuple[Message, ...]:
         for name, call in zip(names, calls, strict=True)
     ]
     return (
-        Message(role="assistant", content="", tool_calls=asked),
+        Message(role="assistant", content=said, tool_calls=asked),
         *(
             Message(role="tool", content=call.content, tool_call_id=name)
             for name, call in zip(names, calls, strict=True)
@@ -203,7 +280,7 @@ def calls_in(said: Sequence[Message]) -> int:
 
 
 def style_of(
-    engine: Engine, roles: list[str], tools: Mapping[str, Tool[..., Any]], parallel: bool
+    engine: Engine, roles: list[str], tools: Mapping[str, AnyTool], parallel: bool
 ) -> Style:
     """How the stream writes calls: `roles` are those of its messages. ModelError if its template
     writes one call at a time, and `parallel` asks for more."""
@@ -212,4 +289,4 @@ def style_of(
     parts = messages.template_of(engine).tool_parts
     if parts is None:
         return _ChatStyle(tools, parallel, engine, roles)
-    return _OwnStyle(tools, parallel, engine, parts)
+    return _OwnStyle(tools, parallel, engine, roles, parts)

@@ -117,6 +117,17 @@ async def search(query: str) -> str:
     return query
 
 
+@asgl.tool
+def plain(query: str) -> int:
+    return len(query)
+
+
+class Shop:
+    @asgl.tool
+    async def price(self, item: str) -> float:
+        return len(item) / 2
+
+
 async def tools(s: asgl.PromptStream) -> None:
     s.system("Be brief.", tools=[weather, search])
     s += asgl.system("Be brief.", tools=[weather])
@@ -128,7 +139,21 @@ async def tools(s: asgl.PromptStream) -> None:
         max_tokens=60,
         temperature=0,
     )
-    assert_type(calls, list[asgl.ToolCall])
+    assert_type(calls, asgl.ToolCalls)
+    assert_type([one.result for one in calls], list[Any])
+    assert_type((await s.call_tools([weather], choice="auto")).text, str)
+    await s.call_tools([weather, search], choice=search)
+    await s.call_tools([weather, search, plain])
+    both: list[asgl.AnyTool] = [weather, search, plain]
+    await s.call_tools(both)
+    assert_type(plain("x"), int)
+    async for turn in s.agent(both, max_turns=3, on_text=print, max_tokens=60):
+        assert_type(turn, asgl.Turn)
+        assert_type(turn.calls, tuple[asgl.ToolCall, ...])
+        assert_type(turn.end, Literal["answer", "max_turns"] | None)
+    shop = Shop()
+    assert_type(await shop.price("tea"), float)
+    await s.call_tools([shop.price, weather])
     (call,) = await s.call_tools([weather])
     assert_type(call.arguments, Mapping[str, Any])
     assert_type(call.error, Exception | None)
