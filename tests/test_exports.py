@@ -9,6 +9,8 @@ import asgl
 from asgl import errors
 
 PUBLIC = {
+    "Option",
+    "BeamResult",
     "AnyTool",
     "ToolCalls",
     "Turn",

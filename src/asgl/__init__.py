@@ -35,10 +35,12 @@ from asgl.errors import (
 )
 from asgl.language import (
     AnyTool,
+    BeamResult,
     Branches,
     Budget,
     Handle,
     Mark,
+    Option,
     PromptStream,
     SelectHandle,
     TaskHandle,
@@ -70,6 +72,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AnyTool",
     "AsglError",
+    "BeamResult",
     "Branches",
     "Budget",
     "BudgetError",
@@ -95,6 +98,7 @@ __all__ = [
     "NumericalError",
     "OpCancelledError",
     "OpInfo",
+    "Option",
     "OutputError",
     "ProgramStream",
     "PromptStream",

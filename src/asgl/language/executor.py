@@ -356,6 +356,13 @@ class Executor(ExecutorState):
 
     # --- what takes ops of its own
 
+    def ask(self, spec: Spec, *, grows: bool = False) -> Operation:
+        """Queues an op that asks the model and has no seed of its own: seeds of others do not
+        depend on it."""
+        self.check_loop()
+        self.check_accepts(grows=grows)
+        return self.enqueue(spec, bound=self._allowance())
+
     async def snapshot(self) -> Snapshot:
         """The transcript, once all that is submitted by now is done."""
         return (await self.ended(self.submit(TakeSnapshot(), grows=False))).result()

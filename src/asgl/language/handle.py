@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from asgl.completion import Signal
 from asgl.engine.ticket import Ticket
 from asgl.errors import StreamError
+from asgl.language.choices import probabilities
 from asgl.language.failures import telling
 from asgl.language.op_info import seconds, seconds_to_first, with_texts
 from asgl.language.operation import Choice, Operation
@@ -162,6 +163,12 @@ class SelectHandle(Handle[str]):
     def token_logprobs(self) -> list[list[float]]:
         """For each option the log-probabilities of its tokens."""
         return [list(option) for option in self._chosen.token_logprobs]
+
+    @property
+    def probabilities(self) -> list[float]:
+        """The share of each option in the probability that the model gives to all of them,
+        whatever the method."""
+        return probabilities(self._chosen.token_logprobs)
 
     @property
     def _chosen(self) -> Choice:

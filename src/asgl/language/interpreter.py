@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from asgl.errors import StreamError
-from asgl.language import messages
+from asgl.language import messages, run_probe
 from asgl.language.context import StreamContext
 from asgl.language.failures import cancelled
 from asgl.language.internal_ops import (
@@ -43,7 +43,7 @@ def interpret(op: Operation, transcript: Transcript, context: StreamContext) -> 
     if message is not None and (
         transcript.turn is None or transcript.turn.opened_by is not message
     ):
-        generated = op.kind in ("gen", "select")
+        generated = op.kind in ("gen", "select", "next token", "beam")
         messages.begin_turn(transcript, context.engine, message, message.role, generated=generated)
     op.start_of_text = transcript.text_length
     value = yield from _content(op, op.spec, transcript, context)
@@ -263,6 +263,7 @@ _CONTENT: dict[str, Callable[..., Steps[Any]]] = {
     "select": run_select,
     "join": _join,
     "snapshot": _snapshot,
+    **run_probe.RUN,
 }
 """By `Spec.kind`: ops that never wait; ops that stand outside of messages, or are one; ops whose
 text goes into the message that is open, if one is."""

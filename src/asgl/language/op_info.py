@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asgl.engine.ticket import Ticket
+from asgl.language.choices import probabilities
 from asgl.plan import SampledToken
 from asgl.types import FinishReason, TokenLogprob
 
@@ -40,6 +41,12 @@ class OpInfo:
     """For each option the log-probabilities of its tokens."""
     _sampled: Sequence[SampledToken] | None = field(default=None, repr=False)
     _decode: Callable[[list[int]], str] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def probabilities(self) -> list[float]:
+        """Of a select, the share of each option in the probability that the model gives to all of
+        them; empty for a gen."""
+        return probabilities(self.token_logprobs) if self.token_logprobs else []
 
     @property
     def logprobs(self) -> list[TokenLogprob] | None:

@@ -26,7 +26,7 @@ from typing import (
 
 from asgl.checks import flag, integer
 from asgl.errors import ConfigError
-from asgl.language.choices import SelectMethod
+from asgl.language.choices import NamedMethod, SelectMethod
 from asgl.language.constraint import Constraint, JsonSchema, ValueType, checked_choices, constraint
 from asgl.language.operation import Operation
 from asgl.language.tools import AnyTool, by_name
@@ -362,9 +362,10 @@ def select(
     taken off, and each option is tokenized with their text before it.
     """
     options = checked_choices(choices)
-    if method not in get_args(SelectMethod):
+    if not callable(method) and method not in get_args(NamedMethod):
         raise ConfigError(
-            f"method must be one of {', '.join(get_args(SelectMethod))}, not {method!r}"
+            f"method must be one of {', '.join(get_args(NamedMethod))}, or a function of the "
+            f"options, not {method!r}"
         )
     flag("token_healing", token_healing)
     return Select(_checked_name(name), options, method, token_healing)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from asgl.errors import StreamError
-from asgl.language.choices import best, scores_of
+from asgl.language.choices import Option, best, scores_by, scores_of
 from asgl.language.context import StreamContext
 from asgl.language.op_info import info_of_select
 from asgl.language.operation import Choice, Operation
@@ -31,7 +31,11 @@ def run_select(
         ticket = op.ticket
         alone = yield from _score_alone(op, options, context)
         op.ticket = ticket  # the handle tells of the request that saw the prompt
-    scores = scores_of(spec.method, logprobs, alone)
+    scores = (
+        scores_by(spec.method, list(map(Option, spec.choices, logprobs)))
+        if callable(spec.method)
+        else scores_of(spec.method, logprobs, alone)
+    )
     index = best(scores)
     op.choice = Choice(index, scores, logprobs)
     option, tokens = spec.choices[index], options[index]

@@ -25,8 +25,11 @@ from asgl.language.ops import (
     TypedGen,
     ValueT,
 )
+from asgl.language.run_probe import Score
+from asgl.language.stream_probes import StreamProbes
 from asgl.language.stream_state import StreamState
 from asgl.language.tools import AnyTool
+from asgl.types import TokenLogprob
 
 T = TypeVar("T")
 StreamT = TypeVar("StreamT", bound=StreamState)
@@ -63,7 +66,7 @@ class RoleBlock(Generic[StreamT]):
         queue.enqueue(CloseMessage(self._message, error is not None or queue.broken))
 
 
-class StreamOps(StreamState):
+class StreamOps(StreamProbes):
     """A stream as one writes it: see `asgl.PromptStream`."""
 
     __slots__ = ()
@@ -100,10 +103,23 @@ class StreamOps(StreamState):
         for op in ops.ops_of(content):
             self._queue.submit(op)
 
-    def extend(self, content: str | Content) -> Handle[None]:
+    @overload
+    def extend(self, content: str | Content) -> Handle[None]: ...
+    @overload
+    def extend(self, content: str, *, logprobs: int) -> Handle[list[TokenLogprob]]: ...
+    def extend(self, content: str | Content, *, logprobs: int | None = None) -> Handle[Any]:
         """Appends text and computes its KV; awaiting it waits for that. `await s.extend("")`
-        computes what is there."""
-        return self.submit(ops.extend(content))
+        computes what is there.
+
+        With `logprobs=k`, the value is the log-probability of each token of the text, with the k
+        likeliest tokens of its place, as `score` gives them. The text then is tokenized on its own.
+        """
+        if logprobs is None:
+            return self.submit(ops.extend(content))
+        if not isinstance(content, str):
+            raise ConfigError(f"log-probabilities are those of a text, not of {content!r}")
+        spec = Score(content, integer("logprobs", logprobs, 0), True)
+        return Handle(self._queue.executor("score").ask(spec, grows=True))
 
     @overload
     def gen(
