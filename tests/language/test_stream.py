@@ -72,7 +72,7 @@ async def test_ops_are_values() -> None:
     s += select("c", ["u"]) + extend("!")
     await s.sync()
     assert s["c"] == "u"
-    assert s.text == "1, 2; 3u!"
+    assert s.text == "1, 2; 3 u!"
     assert len(engine.requests) == 5
 
 

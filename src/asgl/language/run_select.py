@@ -24,6 +24,8 @@ def run_select(
     if spec.token_healing:
         healed, before = context.engine.heal(prompt)
         prompt = prompt[: len(prompt) - healed]
+    space = "" if spec.token_healing or not _wants_space(transcript.text, spec.choices) else " "
+    before += space
     options = yield from _encoded_options(spec, before, after, context)
     logprobs = yield from _score(op, prompt, options, context, spec)
     alone: list[list[float]] = []
@@ -39,13 +41,19 @@ def run_select(
     index = best(scores)
     op.choice = Choice(index, scores, logprobs)
     option, tokens = spec.choices[index], options[index]
-    transcript.append_tokens(tokens, option, healed=healed)
+    transcript.append_tokens(tokens, space + option, healed=healed)
     op.token_ids += tokens
     if spec.name is not None:
         op.values[spec.name] = option
         assert op.ticket is not None
         op.infos[spec.name] = info_of_select(op.ticket, option, tokens, index, scores, logprobs)
     return option
+
+
+def _wants_space(text: str, choices: Sequence[str]) -> bool:
+    """Whether a space is meant between the prompt and the options: it ends with a word, and all of
+    them begin with one."""
+    return text[-1:].isalnum() and all(choice[0].isalnum() for choice in choices)
 
 
 def _encoded_options(
