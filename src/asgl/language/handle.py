@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Generator
 from typing import Any, Generic, TypeVar
 
@@ -10,6 +11,7 @@ from asgl.completion import Signal
 from asgl.engine.ticket import Ticket
 from asgl.errors import StreamError
 from asgl.language.choices import probabilities
+from asgl.language.constraint import partial_value
 from asgl.language.failures import telling
 from asgl.language.op_info import seconds, seconds_to_first, with_texts
 from asgl.language.operation import Choice, Operation
@@ -41,6 +43,21 @@ class Handle(Content, Generic[T_co]):
 
     def __aiter__(self) -> AsyncIterator[str]:
         return _Pieces(self._op)
+
+    async def partials(self) -> AsyncIterator[Any]:
+        """The JSON value of a typed generation as it comes: what the text so far has of it, each
+        time that this changes, as plain lists, dicts, strings and numbers; the last is whole.
+
+        A number at the end may still grow, and a string. Ends without one for text that is no JSON.
+        Raises, and is cancelled, as iterating over the handle does.
+        """
+        text, last = "", None
+        async for piece in self:
+            text += piece
+            value = partial_value(text)
+            if value is not None and value != last:
+                last = value
+                yield copy.deepcopy(value)
 
     def done(self) -> bool:
         """Whether the op has ended: with a value, with an error, or cancelled."""

@@ -33,7 +33,6 @@ from asgl.language.tools import AnyTool, by_name
 from asgl.sampling import SamplingParams
 
 T_co = TypeVar("T_co", covariant=True)
-ScalarT = TypeVar("ScalarT", bound=int | float)
 ValueT = TypeVar("ValueT")
 
 
@@ -284,8 +283,12 @@ class GenOptions(SamplingOptions, total=False):
 
 @overload
 def gen(
-    name: str | None = None, *, dtype: type[ScalarT], **options: Unpack[GenOptions]
-) -> TypedGen[ScalarT]: ...
+    name: str | None = None, *, dtype: ValueType[ValueT], **options: Unpack[GenOptions]
+) -> TypedGen[ValueT]: ...
+@overload
+def gen(
+    name: str | None = None, *, dtype: object, **options: Unpack[GenOptions]
+) -> TypedGen[Any]: ...
 @overload
 def gen(
     name: str | None = None, *, json_schema: ValueType[ValueT], **options: Unpack[GenOptions]
@@ -308,7 +311,7 @@ def gen(
     json_schema: object = None,
     grammar: str | None = None,
     choices: Sequence[str] | None = None,
-    dtype: type | None = None,
+    dtype: object = None,
     **sampling: Unpack[SamplingOptions],
 ) -> Gen:
     """Generates text; its value is the text, a str. `asgl.SamplingParams` explains the parameters;
@@ -320,7 +323,8 @@ def gen(
     a regular expression; `json_schema`, a JSON schema, or a type that pydantic makes of JSON (a
     model, a dataclass, list[Model], a Literal, a TypeAdapter), of which the value then is one;
     `grammar`, a grammar in Lark's notation; `choices`, a list of texts;
-    `dtype`, int, float or bool, of which the value then is one. GrammarError if it does not
+    `dtype`, a type: int, float and bool are written bare, str is the text itself without a
+    constraint, and any other, as for `json_schema`, is written as JSON. GrammarError if it does not
     compile; OutputError, which has the text, if max_tokens cut the text short.
 
     `validate` is called with the value. It is invalid if it raises, or returns False, or a None

@@ -19,7 +19,6 @@ from asgl.language.ops import (
     Gen,
     GenOptions,
     Role,
-    ScalarT,
     Select,
     SelectMethod,
     TypedGen,
@@ -123,8 +122,12 @@ class StreamOps(StreamProbes):
 
     @overload
     def gen(
-        self, name: str | None = None, *, dtype: type[ScalarT], **options: Unpack[GenOptions]
-    ) -> Handle[ScalarT]: ...
+        self, name: str | None = None, *, dtype: ValueType[ValueT], **options: Unpack[GenOptions]
+    ) -> Handle[ValueT]: ...
+    @overload
+    def gen(
+        self, name: str | None = None, *, dtype: object, **options: Unpack[GenOptions]
+    ) -> Handle[Any]: ...
     @overload
     def gen(
         self,
@@ -176,9 +179,18 @@ class StreamOps(StreamProbes):
         name: str | None = None,
         *,
         n: int,
-        dtype: type[ScalarT],
+        dtype: ValueType[ValueT],
         **options: Unpack[GenOptions],
-    ) -> list[ScalarT]: ...
+    ) -> list[ValueT]: ...
+    @overload
+    async def sample(
+        self,
+        name: str | None = None,
+        *,
+        n: int,
+        dtype: object,
+        **options: Unpack[GenOptions],
+    ) -> list[Any]: ...
     @overload
     async def sample(
         self,

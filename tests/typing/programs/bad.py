@@ -19,7 +19,6 @@ async def weather(city: str) -> str:
 async def program(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
     s.gen("x", max_token=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     s.gen("x", max_tokens="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    s.gen("x", dtype=str)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
     s.select("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     s.select("x", ["a"], method="best")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     number: int = await s.gen("x")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
@@ -37,7 +36,7 @@ async def program(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
     await s.call_tools([weather], max_token=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await weather(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await s.sample("x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    names: list[str] = await s.sample("x", n=2, dtype=int)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    names: list[str] = await s.sample("x", n=2, dtype=int)  # pyright: ignore[reportAssignmentType]
     print(names)
     s.fork("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     s.fork(3, on_error="raise")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
