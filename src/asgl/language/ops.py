@@ -315,7 +315,7 @@ def gen(
     **sampling: Unpack[SamplingOptions],
 ) -> Gen:
     """Generates text; its value is the text, a str. `asgl.SamplingParams` explains the parameters;
-    None is unset.
+    None is unset, and what nobody sets is max_tokens=128 and temperature=1.0.
 
     `logprobs=k` reports each generated token's log-probability beside those of the k likeliest.
 

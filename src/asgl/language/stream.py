@@ -28,7 +28,7 @@ from asgl.language.fork import TaskHandle
 from asgl.language.internal_ops import Rewind, TakeSnapshot
 from asgl.language.op_queue import ForkBlock, OnError
 from asgl.language.operation import OpenMessage, Operation
-from asgl.language.ops import GenOptions
+from asgl.language.ops import Content, GenOptions
 from asgl.language.stream_ops import StreamOps
 from asgl.language.tool_calls import (
     OnToolError,
@@ -101,10 +101,22 @@ class Branches(Sequence["PromptStream"]):
         if self._branches is None:
             warnings.warn(f"a fork was never entered: {_ENTER}", RuntimeWarning, stacklevel=2)
 
-    def gather(self, name: str) -> list[Any]:
-        """The variable of each branch, in order. VariableError if a branch lacks it: nothing is
-        ever left out."""
-        return [branch[name] for branch in self._opened]
+    def __iadd__(self, content: str | Content) -> Self:
+        """`branches += content` appends it to each of them."""
+        for branch in self._opened:
+            branch.append(content)
+        return self
+
+    @overload
+    def gather(self, name: str, /) -> list[Any]: ...
+    @overload
+    def gather(self, name: str, other: str, /, *names: str) -> list[dict[str, Any]]: ...
+    def gather(self, *names: str) -> list[Any]:
+        """The variable of each branch, in order; of several names, a dict of them for each branch.
+        VariableError if a branch lacks one: nothing is ever left out."""
+        if len(names) == 1:
+            return [branch[names[0]] for branch in self._opened]
+        return [{name: branch[name] for name in names} for branch in self._opened]
 
     async def __aenter__(self) -> Branches:
         self._branches = [PromptStream(queue) for queue in await self._block.open()]

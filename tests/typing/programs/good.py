@@ -178,6 +178,10 @@ async def length(s: asgl.PromptStream, topic: str) -> int:
 async def forks(s: asgl.PromptStream) -> None:
     async with s.fork(3) as branches:
         assert_type(branches, asgl.Branches)
+        branches += "text" + asgl.gen("x")
+        assert_type(branches, asgl.Branches)
+        assert_type(branches.gather("x"), list[Any])
+        assert_type(branches.gather("x", "y"), list[dict[str, Any]])
         assert_type(branches[0], asgl.PromptStream)
         task = branches[0].start_soon(length, "topic")
         assert_type(task, asgl.TaskHandle[int])
