@@ -47,6 +47,8 @@ PUBLIC = {
     "role",
     "select",
     "system",
+    "token",
+    "tokens",
     "tool",
     "user",
 }

@@ -55,6 +55,8 @@ from asgl.language import (
     role,
     select,
     system,
+    token,
+    tokens,
     tool,
     user,
 )
@@ -129,6 +131,8 @@ __all__ = [
     "role",
     "select",
     "system",
+    "token",
+    "tokens",
     "tool",
     "user",
 ]

@@ -51,6 +51,7 @@ class FakeTokenizer:
     def __init__(self, *, bos: int | None = BOS, adds_bos: bool = False) -> None:
         self.special_tokens = CONTROL
         self.end_tokens = (EOS,)
+        self.vocabulary = 2048
         self.bos = bos
         self.adds_bos = adds_bos
         self.encoded: list[str] = []

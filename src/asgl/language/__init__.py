@@ -4,7 +4,7 @@ from asgl.language.budget import Budget, budget
 from asgl.language.choices import Option
 from asgl.language.fork import TaskHandle
 from asgl.language.handle import Handle, SelectHandle
-from asgl.language.ops import assistant, extend, gen, role, select, system, user
+from asgl.language.ops import assistant, extend, gen, role, select, system, token, tokens, user
 from asgl.language.run_probe import BeamResult
 from asgl.language.session import Session
 from asgl.language.stream import Branches, Mark, PromptStream
@@ -34,6 +34,8 @@ __all__ = [
     "role",
     "select",
     "system",
+    "token",
+    "tokens",
     "tool",
     "user",
 ]

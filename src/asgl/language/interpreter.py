@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from asgl.errors import StreamError
+from asgl.errors import ModelError, StreamError
 from asgl.language import messages, run_probe
 from asgl.language.context import StreamContext
 from asgl.language.failures import cancelled
@@ -25,7 +25,7 @@ from asgl.language.internal_ops import (
     StartFromFile,
 )
 from asgl.language.operation import OpenMessage, Operation
-from asgl.language.ops import Calls, Computed, Extend, Gen, Role, Select, Text, TextOf
+from asgl.language.ops import Calls, Computed, Extend, Gen, Role, Select, Text, TextOf, Tokens
 from asgl.language.run_gen import run_gen
 from asgl.language.run_select import run_select
 from asgl.language.tool_styles import Answered, calls_in, style_of
@@ -170,6 +170,30 @@ def _append_computed(
     transcript.append((yield from _computed(op, spec)))
 
 
+def _tokens(
+    op: Operation, spec: Tokens, transcript: Transcript, context: StreamContext
+) -> Steps[None]:
+    tokenizer = context.engine.tokenizer
+    for token in spec.tokens:
+        if isinstance(token, str) and token not in tokenizer.special_tokens:
+            known = ", ".join(list(tokenizer.special_tokens)[:20]) or "none"
+            raise ModelError(f"the model has no control token {token!r}; those it has: {known}")
+        if isinstance(token, int) and token >= tokenizer.vocabulary:
+            raise ModelError(
+                f"there is no token {token}: the model's vocabulary has {tokenizer.vocabulary}"
+            )
+    yield from seal(transcript, context)
+    ids = [
+        tokenizer.special_tokens[token] if isinstance(token, str) else token
+        for token in spec.tokens
+    ]
+    if transcript.cut:
+        raise StreamError("tokens cannot be appended in the middle of a character")
+    text = tokenizer.decode(ids)
+    transcript.append_tokens(ids, text)
+    op.token_ids += ids
+
+
 def _computed(op: Operation, spec: Computed) -> Steps[Any]:
     done: list[Operation] = []
     for source in spec.values_of:
@@ -259,6 +283,7 @@ _CONTENT: dict[str, Callable[..., Steps[Any]]] = {
     "text of": _text_of,
     "computed": _append_computed,
     "extend": _extend,
+    "tokens": _tokens,
     "gen": run_gen,
     "select": run_select,
     "join": _join,

@@ -24,7 +24,7 @@ from typing import (
     overload,
 )
 
-from asgl.checks import flag, integer
+from asgl.checks import flag, integer, token_ids
 from asgl.errors import ConfigError
 from asgl.language.choices import NamedMethod, SelectMethod
 from asgl.language.constraint import Constraint, JsonSchema, ValueType, checked_choices, constraint
@@ -127,6 +127,14 @@ class Computed(Single):
 
 
 @dataclass(frozen=True)
+class Tokens(Single):
+    """Appends tokens by what they are: the texts of control tokens, or ids."""
+
+    kind: ClassVar[str] = "tokens"
+    tokens: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
 class Extend(Single):
     """Appends, and computes the keys and values of all that the stream says so far."""
 
@@ -181,7 +189,7 @@ class Role(Single):
 
     kind: ClassVar[str] = "role"
     role: str
-    content: tuple[Text | TextOf | Computed | Extend | Gen | Select, ...]
+    content: tuple[Text | TextOf | Computed | Tokens | Extend | Gen | Select, ...]
     tools: tuple[AnyTool, ...] = ()
 
     @property
@@ -210,7 +218,7 @@ class Calls(Single):
     calls: tuple[WrittenCall, ...]
 
 
-Op: TypeAlias = Text | TextOf | Computed | Extend | Gen | Select | Role | Calls
+Op: TypeAlias = Text | TextOf | Computed | Tokens | Extend | Gen | Select | Role | Calls
 
 
 def ops_of(content: object) -> tuple[Op, ...]:
@@ -236,6 +244,24 @@ def map_gens(op: Op, change: Callable[[Gen], Gen]) -> Op:
             content=tuple(change(part) if isinstance(part, Gen) else part for part in op.content),
         )
     return op
+
+
+def token(text: str) -> Tokens:
+    """A control token of the model, by its text: `s += asgl.token("<think>")`. This is the way to
+    write what no data can ever be; give it no text of a user.
+
+    ModelError where the op is awaited if the model has no such control token: those that it has are
+    in `rt.tokenizer.special_tokens`.
+    """
+    if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"a control token is given by its text, such as '<think>', not {text!r}")
+    return Tokens((text,))
+
+
+def tokens(ids: Sequence[int]) -> Tokens:
+    """Tokens of the model by their ids, control tokens among them. ModelError where the op is
+    awaited if the model's vocabulary does not have them all."""
+    return Tokens(token_ids("tokens", ids))
 
 
 def extend(content: str | Content) -> Extend:
