@@ -40,7 +40,7 @@ async def test_the_agent_calls_tools_hears_of_errors_and_answers(
         "    weather('Oslo') -> {'city': 'Oslo', 'day': 'today', 'weather': 'sunny'}\n"
     )
     contents = [message["content"] for message in s.messages()]
-    assert contents[3] == '{"name": "altitude", "error": "KeyError: \'Oslo\'"}'
+    assert contents[3] == '{"error": "KeyError: \'Oslo\'"}'
     assert contents[-1] == "It is sunny."
     assert not any("know enough" in content for content in contents)
 

@@ -9,6 +9,11 @@ import asgl
 from asgl import errors
 
 PUBLIC = {
+    "Option",
+    "BeamResult",
+    "AnyTool",
+    "ToolCalls",
+    "Turn",
     "Branches",
     "Budget",
     "Completed",
@@ -18,6 +23,8 @@ PUBLIC = {
     "Handle",
     "JsonlTracer",
     "Mark",
+    "OpInfo",
+    "Run",
     "Message",
     "ModelInfo",
     "ProgramStream",
@@ -36,9 +43,12 @@ PUBLIC = {
     "extend",
     "function",
     "gen",
+    "messages",
     "role",
     "select",
     "system",
+    "token",
+    "tokens",
     "tool",
     "user",
 }

@@ -83,7 +83,8 @@ def undocumented(kind: type, source: dict[str, str]) -> list[str]:
     """The public members of a class that no docstring says anything of."""
     missing = [
         f"{kind.__name__}.{name}"
-        for name, member in vars(kind).items()
+        for base in _our_own(kind)
+        for name, member in vars(base).items()
         if not name.startswith("_")
         and (
             isinstance(member, property | classmethod | staticmethod) or inspect.isfunction(member)
@@ -91,6 +92,11 @@ def undocumented(kind: type, source: dict[str, str]) -> list[str]:
         and not (inspect.getdoc(getattr(kind, name)) or "").strip()
     ]
     return missing + [f"{kind.__name__}.{name}" for name, said in source.items() if not said]
+
+
+def _our_own(kind: type) -> list[type]:
+    """The class, and the parts that it is made of."""
+    return [base for base in kind.__mro__ if base is kind or base.__module__.startswith("asgl.")]
 
 
 def fields_of(kind: type) -> dict[str, str]:

@@ -38,15 +38,20 @@ from asgl.errors import (
     VariableError,
 )
 from asgl.language import (
+    AnyTool,
+    BeamResult,
     Branches,
     Budget,
     Handle,
     Mark,
+    Option,
     PromptStream,
     SelectHandle,
     TaskHandle,
     Tool,
     ToolCall,
+    ToolCalls,
+    Turn,
     assistant,
     budget,
     extend,
@@ -54,10 +59,15 @@ from asgl.language import (
     role,
     select,
     system,
+    token,
+    tokens,
     tool,
     user,
 )
-from asgl.language.program import Completed, ProgramStream
+from asgl.language.message_list import messages
+from asgl.language.op_info import OpInfo
+from asgl.language.program import Completed
+from asgl.language.run import ProgramStream, Run
 from asgl.runtime import Runtime
 from asgl.sampling import SamplingParams
 from asgl.trace import JsonlTracer, Tracer
@@ -75,7 +85,9 @@ def __getattr__(name: str) -> ModuleType:
 
 
 __all__ = [
+    "AnyTool",
     "AsglError",
+    "BeamResult",
     "Branches",
     "Budget",
     "BudgetError",
@@ -100,11 +112,14 @@ __all__ = [
     "ModelInfo",
     "NumericalError",
     "OpCancelledError",
+    "OpInfo",
+    "Option",
     "OutputError",
     "ProgramStream",
     "PromptStream",
     "QueueFullError",
     "RequestError",
+    "Run",
     "Runtime",
     "SamplingParams",
     "SelectHandle",
@@ -114,9 +129,11 @@ __all__ = [
     "TokenLogprob",
     "Tool",
     "ToolCall",
+    "ToolCalls",
     "ToolError",
     "TraceError",
     "Tracer",
+    "Turn",
     "VariableError",
     "arg",
     "assistant",
@@ -124,9 +141,12 @@ __all__ = [
     "extend",
     "function",
     "gen",
+    "messages",
     "role",
     "select",
     "system",
+    "token",
+    "tokens",
     "tool",
     "user",
 ]

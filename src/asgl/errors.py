@@ -11,7 +11,7 @@
         ContextLengthError        .tokens .limit
         CapacityError             can never fit the KV cache: .needed .capacity
         GrammarError              a constraint that does not compile, or compiles past its limits
-        OutputError               .text .finish_reason; a value cut short, or not valid
+        OutputError               .text .finish_reason .partial; a value cut short, or not valid
         BudgetError               .spent .limit
         QueueFullError            .waiting .limit
         NumericalError            the model computed NaN or infinity for the request; others go on
@@ -106,14 +106,20 @@ class GrammarError(RequestError):
 
 
 class OutputError(RequestError):
-    """A typed value that was cut short, or that no retry made valid. `text` is what was
-    generated."""
+    """A typed value that was cut short, or that no retry made valid. `text` is what was generated,
+    `partial` the JSON value that it has so far; None if it has none, or was not to be JSON."""
 
     def __init__(
-        self, message: str, *, text: str, finish_reason: str, request_id: int | None = None
+        self,
+        message: str,
+        *,
+        text: str,
+        finish_reason: str,
+        partial: object = None,
+        request_id: int | None = None,
     ) -> None:
         super().__init__(message, request_id=request_id)
-        self.text, self.finish_reason = text, finish_reason
+        self.text, self.finish_reason, self.partial = text, finish_reason, partial
 
 
 class BudgetError(RequestError):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from asgl.kernels.api import ActivationFormat, Kernels, WeightFormat
     from asgl.kernels.select import DTypeName, KernelName
     from asgl.language.budget import Budget
+    from asgl.language.message_list import Messages
     from asgl.models.checkpoint import Checkpoint
     from asgl.models.tokenizer import Tokenizer
 
@@ -282,7 +283,7 @@ class Runtime:
 
     def prompt(
         self,
-        text: str = "",
+        text: str | Messages = "",
         *,
         sampling: SamplingParams | None = None,
         cache_salt: str | None = None,
@@ -292,12 +293,13 @@ class Runtime:
         template: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> PromptStream:
-        """A new prompt stream that begins with `text`.
+        """A new prompt stream that begins with `text`, or with a list of messages.
 
         Raises ConfigError for a bad argument, and EngineClosedError if the Runtime is not open.
 
         Args:
-            text: Taken as data: what looks like a control token in it is none.
+            text: Taken as data: what looks like a control token in it is none. A list has
+                messages in the shape of the OpenAI API, see `asgl.messages`.
             sampling: Defaults for its ops.
             cache_salt: Prompts share cached prefixes only with those of the same salt.
             priority: Higher is admitted first.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 FinishReason = Literal["stop", "eos", "length", "grammar", "stopped"]
 """Why a generation ended: a stop string or stop token, the model's end token, `max_tokens` or the
@@ -23,6 +23,22 @@ class GrammarSource(NamedTuple):
     another word begins."""
 
 
+class FunctionCall(TypedDict):
+    """The function of a call of a tool, in the shape of the OpenAI API."""
+
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+
+
+class MessageToolCall(TypedDict):
+    """A call of a tool in a message, in the shape of the OpenAI API."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class Message(TypedDict):
     """A chat message, in the shape of the OpenAI API."""
 
@@ -30,6 +46,10 @@ class Message(TypedDict):
     """"system", "user", "assistant", "tool", or whatever else the model's chat template knows."""
     content: str
     """What the message says, without what the template writes around it."""
+    tool_calls: NotRequired[list[MessageToolCall]]
+    """Of the assistant: the tools that it calls; `content` is then empty."""
+    tool_call_id: NotRequired[str]
+    """Of a tool: which call it answers."""
 
 
 WHITE_SPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())

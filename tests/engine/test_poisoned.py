@@ -80,7 +80,7 @@ async def test_scores(model: Path, kernels: str) -> None:
     async with opened(model, kernels) as rt:
 
         async def scores(prompts: list[str], options: list[str]) -> list[Any]:
-            handles = [rt.prompt(prompt).select("x", options) for prompt in prompts]
+            handles = [rt.prompt(prompt + ".").select("x", options) for prompt in prompts]
             chosen = await asyncio.gather(*handles, return_exceptions=True)
             return [
                 handle.scores if isinstance(answer, str) else answer

@@ -51,6 +51,7 @@ class FakeTokenizer:
     def __init__(self, *, bos: int | None = BOS, adds_bos: bool = False) -> None:
         self.special_tokens = CONTROL
         self.end_tokens = (EOS,)
+        self.vocabulary = 2048
         self.bos = bos
         self.adds_bos = adds_bos
         self.encoded: list[str] = []
@@ -383,8 +384,8 @@ class Source:
         self.session = Session(engine)
         self.shown: list[tuple[int, str, int]] = []
 
-    def prompt(self, text: str = "", *, name: str | None = None) -> PromptStream:
-        return self.session.prompt(text, name=name)
+    def prompt(self, text: str = "", *, name: str | None = None, **options: Any) -> PromptStream:
+        return self.session.prompt(text, name=name, **options)
 
     def batch_progress(
         self, total: int, what: str, /

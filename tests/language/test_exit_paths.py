@@ -209,6 +209,33 @@ PRIMITIVES = {
     ),
     "rewind": Primitive(rewind, lambda w: w.s.rewind("here"), ("mark", "rewind")),  # type: ignore[arg-type]
     "prefetch": Primitive(lambda w: w.s.prefetch(), None, ("prefetch",), generates=False),
+    "next_token": Primitive(
+        lambda w: w.s.next_token(top=3),
+        lambda w: w.s.next_token(top=0),
+        ("next_token",),
+        appends=False,
+        generates=False,
+    ),
+    "score": Primitive(
+        lambda w: w.s.score("more", top=1),
+        lambda w: w.s.score(3),  # type: ignore[arg-type]
+        ("score",),
+        appends=False,
+        generates=False,
+    ),
+    "scored text": Primitive(
+        lambda w: w.s.extend("more", logprobs=2),
+        lambda w: w.s.extend("more", logprobs=-1),
+        ("extend",),
+        generates=False,
+    ),
+    "beam": Primitive(
+        lambda w: w.s.beam(2, max_tokens=3),
+        lambda w: w.s.beam(2, width=1),
+        ("beam",),
+        appends=False,
+        generates=False,
+    ),
     "save": Primitive(save, None, ("save",), behind=True, owned=False),
     "pieces": Primitive(pieces, None, ("pieces",), owned=False),
     "get": Primitive(get, None, ("get",), owned=False),
@@ -216,12 +243,12 @@ PRIMITIVES = {
     "call_tools": Primitive(
         lambda w: w.s.call_tools([double]),
         lambda w: w.s.call_tools([]),
-        ("call_tools",),
+        ("call_tools", "agent"),
         answer='{"name": "double", "arguments": {"number": 4}}',
     ),
     "program": Primitive(lambda w: program(w.s), lambda w: program(3), ()),  # type: ignore[call-overload]
 }
-READING = {"text", "token_ids", "variables", "name", "cache_salt", "error", "messages"}
+READING = {"text", "token_ids", "variables", "name", "cache_salt", "error", "messages", "info"}
 
 
 def rows(condition: Callable[[Primitive], bool] = lambda _: True) -> Any:

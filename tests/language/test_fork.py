@@ -10,7 +10,7 @@ import pytest
 from fake_engine import BOS, FakeEngine, FakeTemplate, FakeTokenizer
 
 from asgl.errors import ConfigError, OpCancelledError, StreamClosedError, VariableError
-from asgl.language import PromptStream, Session, user
+from asgl.language import PromptStream, Session, gen, user
 
 
 async def turns(n: int = 5) -> None:
@@ -509,3 +509,25 @@ async def test_a_task_is_not_its_value() -> None:
         with pytest.raises(TypeError, match="await"):
             assert task == 3
     assert await task == 3
+
+
+async def test_what_is_appended_to_all_branches_and_gathered_from_them() -> None:
+    engine = FakeEngine(["one", "two", "three", "four"])
+    s = Session(engine).prompt("a")
+    async with s.fork(2) as branches:
+        same = branches
+        branches += ": " + gen("x") + ", " + gen("y")
+        assert branches is same
+    assert sorted(branches.gather("x")) == ["one", "two"]
+    for told in branches.gather("x", "y"):
+        assert list(told) == ["x", "y"]
+    assert [told["y"] for told in branches.gather("x", "y")] == branches.gather("y")
+    assert all(branch.text == f"a: {branch['x']}, {branch['y']}" for branch in branches)
+    with pytest.raises(VariableError):
+        branches.gather("x", "z")
+    unopened = s.fork(1)
+    with pytest.raises(ConfigError, match="no branches yet"):
+        unopened += "x"
+    with pytest.warns(RuntimeWarning, match="never entered"):
+        del unopened
+    engine.check()

@@ -22,7 +22,6 @@ async def turns(n: int = 5) -> None:
 async def test_bad_arguments() -> None:
     session = Session(FakeEngine())
     for wrong in (
-        {"text": 3},
         {"sampling": {}},
         {"cache_salt": 1},
         {"priority": "high"},
@@ -31,6 +30,8 @@ async def test_bad_arguments() -> None:
     ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             session.prompt(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a prompt is text, or a list of messages"):
+        session.prompt(3)  # type: ignore[arg-type]  # pyright: ignore
     assert session.prompt("a", sampling=SamplingParams(), name="n").name == "n"
 
 

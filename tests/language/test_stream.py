@@ -72,7 +72,7 @@ async def test_ops_are_values() -> None:
     s += select("c", ["u"]) + extend("!")
     await s.sync()
     assert s["c"] == "u"
-    assert s.text == "1, 2; 3u!"
+    assert s.text == "1, 2; 3 u!"
     assert len(engine.requests) == 5
 
 
@@ -119,7 +119,7 @@ async def test_bad_arguments_raise_at_the_call_and_queue_nothing() -> None:
         {"logit_bias": {5000: 1.0}},
         {"regex": "a", "dtype": int},
         {"regex": 3},
-        {"dtype": str},
+        {"dtype": "str"},
         {"choices": []},
         {"choices": "ab"},
         {"json_schema": 3},

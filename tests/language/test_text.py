@@ -6,12 +6,13 @@ import asyncio
 import itertools
 
 import pytest
-from fake_engine import BOS, END, START, FakeEngine, FakeTokenizer
+from fake_engine import BOS, END, EOS, START, FakeEngine, FakeTemplate, FakeTokenizer, Source
 from hypothesis import given
 from hypothesis import strategies as st
 
+import asgl
 from asgl.errors import StreamError
-from asgl.language import Session
+from asgl.language import PromptStream, Session
 from asgl.language.transcript import Run, Transcript
 
 texts = st.text(alphabet="abcé \n", max_size=30)
@@ -181,3 +182,60 @@ async def test_a_lone_surrogate_is_in_the_text_what_it_is_in_the_tokens() -> Non
     s += "\udc80"
     await s.extend("c\udfff")
     assert s.text == "a?b?c?"
+
+
+# --- tokens, on purpose
+
+
+async def test_control_tokens_are_appended_by_name() -> None:
+    engine = FakeEngine(["ok"])
+    s = Session(engine).prompt("ab<eos>")
+    s += asgl.token("<|end|>") + "cd" + asgl.gen("x")
+    await s.sync()
+    assert s.text == "ab<eos><|end|>cdok"
+    assert s.token_ids.count(END) == 1
+    assert EOS not in s.token_ids
+    engine.check()
+
+
+async def test_tokens_are_appended_by_their_ids() -> None:
+    s = Session(FakeEngine()).prompt("ab")
+    handle = s.submit(asgl.tokens([END, ord("x")]))
+    await handle
+    assert (handle.token_ids, handle.text, s.text) == ([END, ord("x")], "<|end|>x", "ab<|end|>x")
+    assert s.token_ids[-2:] == [END, ord("x")]
+
+
+async def test_tokens_that_the_model_does_not_have() -> None:
+    s = Session(FakeEngine()).prompt("ab")
+    for wrong, match in (
+        (asgl.token("<think>"), "no control token '<think>'; those it has: <s>"),
+        (asgl.token("ab"), "no control token"),
+        (asgl.tokens([97, 2048]), "no token 2048: the model's vocabulary has 2048"),
+    ):
+        with pytest.raises(asgl.ModelError, match=match):
+            await s.submit(wrong)
+        assert s.text == "ab"
+    for make in (lambda: asgl.token(""), lambda: asgl.tokens([-1]), lambda: asgl.tokens("ab")):  # type: ignore[arg-type]
+        with pytest.raises(asgl.ConfigError):
+            make()
+
+
+async def test_tokens_inside_a_message_and_in_a_graph() -> None:
+    engine = FakeEngine(["ok"] * 2, template=FakeTemplate())
+
+    @asgl.function
+    async def program(s: PromptStream, topic: str) -> str:
+        s += asgl.user(topic)
+        s += asgl.assistant(asgl.token("<eos>") + asgl.gen("x"))
+        s += asgl.token("<s>")
+        return await s.get("x")
+
+    source = Source(engine)
+    direct = await program(source, "hi")
+    graph = program.graph(asgl.arg)
+    compiled = await graph(source, "hi")
+    assert (direct.text, direct.token_ids) == (compiled.text, compiled.token_ids)
+    assert EOS in direct.token_ids
+    assert "tokens" in str(graph)
+    assert "<s>" in str(graph)

@@ -513,9 +513,20 @@ async def test_a_call_runs_and_its_result_is_appended_as_messages() -> None:
     assert s.messages() == [
         {"role": "system", "content": "Be good.\n\n" + described([add])},
         {"role": "user", "content": "1 + 41?"},
-        {"role": "assistant", "content": call("add", a=1, b=41)},
-        {"role": "tool", "content": '{"name": "add", "result": 42}'},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {
+                    "id": "call_0",
+                    "type": "function",
+                    "function": {"name": "add", "arguments": '{"a": 1, "b": 41}'},
+                }
+            ],
+        },
+        {"role": "tool", "content": "42", "tool_call_id": "call_0"},
     ]
+    assert call("add", a=1, b=41) in s.text
     assert s.text.endswith('<|end|>\n<|start|>tool\n{"name": "add", "result": 42}<|end|>\n')
 
 
@@ -536,10 +547,13 @@ async def test_the_model_is_told_of_errors_and_timeouts() -> None:
     s.user("go")
     (failed,) = await s.call_tools([fails, hangs])
     assert isinstance(failed.error, LookupError)
-    assert s.messages()[-1]["content"] == '{"name": "fails", "error": "LookupError: no such page"}'
+    assert s.messages()[-1]["content"] == '{"error": "LookupError: no such page"}'
+    assert '{"name": "fails", "error": "LookupError: no such page"}' in s.text
     (late,) = await s.call_tools([fails, hangs], timeout=0.01)
     assert isinstance(late.error, TimeoutError)
-    assert s.messages()[-1]["content"] == '{"name": "hangs", "error": "timed out"}'
+    assert s.messages()[-1]["content"] == '{"error": "timed out"}'
+    assert s.messages()[-1].get("tool_call_id") == "call_1"
+    assert '{"name": "hangs", "error": "timed out"}' in s.text
 
 
 async def test_the_program_gets_a_tool_error_and_the_stream_is_as_before() -> None:
@@ -695,6 +709,9 @@ async def test_calls_in_the_model_s_own_format(tmp_path: Path) -> None:
             "assistant",
             *["tool"] * len(many),
         ]
+        again = rt.prompt()
+        again += asgl.messages(s.messages(), tools=[turn, rest])
+        assert (again.text, again.messages()) == (s.text, s.messages())
 
 
 async def test_the_text_of_a_tool_is_no_control_token(tmp_path: Path) -> None:
@@ -748,6 +765,9 @@ async def test_what_is_written_is_what_the_template_would_write(
         assert [message["content"] for message in s.messages() if message["role"] == "tool"] == [
             message["content"] for message in said if message["role"] == "tool"
         ]
+        again = rt.prompt()
+        again += asgl.messages(s.messages(), tools=[quotes] if tells else [])
+        assert (again.text, again.messages()) == (s.text, s.messages())
         ends = s.token_ids.count(rt.tokenizer.special_tokens["<|im_end|>"])
         assert ends == own.render(said).count("<|im_end|>") - 2, "what a tool returns is data"
 
@@ -760,4 +780,5 @@ async def test_a_template_that_wants_ids_is_used_as_one_that_knows_no_tools(tmp_
         call_text = json.dumps({"name": "turn", "arguments": dict(made.arguments)})
         result = json.dumps({"name": "turn", "result": made.result})
         assert s.text == f"<|bos|>[INST] Go.[/INST]{call_text}<|im_end|>[INST] {result}[/INST]"
-        assert [message["role"] for message in s.messages()] == ["user", "assistant", "user"]
+        assert [message["role"] for message in s.messages()] == ["user", "assistant", "tool"]
+        assert rt.prompt(s.messages()).text == s.text

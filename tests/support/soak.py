@@ -218,10 +218,12 @@ class Life:
     async def _select(self, s: asgl.PromptStream) -> None:
         prompt = list(s.token_ids)
         options = [self._text() for _ in range(self.generator.randint(1, 5))]
+        words = s.text[-1:].isalnum() and all(option[0].isalnum() for option in options)
+        space = " " if words else ""  # a word after a word
         handle = s.select(None, options)
         await handle
         assert handle.token_logprobs == [
-            expected_scores(prompt, option.encode()) for option in options
+            expected_scores(prompt, (space + option).encode()) for option in options
         ]
         self.checked += 1
 

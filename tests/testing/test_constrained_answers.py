@@ -3,7 +3,9 @@ pydantic judge its answers in JSON."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from datetime import date
 from typing import Annotated, Any, Literal
 
 import jsonschema
@@ -176,3 +178,58 @@ async def test_the_error_says_where_it_goes_wrong(
 async def test_constraints_that_do_not_compile(options: dict[str, Any]) -> None:
     with pytest.raises(asgl.GrammarError):
         await said("a", **options)
+
+
+async def test_partial_values_come_one_by_one_and_the_last_is_whole() -> None:
+    class Note(pydantic.BaseModel):
+        title: str
+        tags: list[str]
+
+    said = {"title": "On tea and milk", "tags": ["a", "b c"]}
+    async with ScriptedRuntime({"note": said}) as rt:
+        s = rt.prompt("x")
+        parts = [part async for part in s.gen("note", dtype=Note).partials()]
+        assert parts[-1] == said
+        assert s["note"] == Note(**said)
+    assert len(parts) > 4
+    assert parts[0] == {}  # as soon as it is an object
+    for before, after in itertools.pairwise(parts):
+        assert before != after
+        assert set(before) <= set(after)
+        assert after.get("title", "").startswith(before.get("title", ""))
+
+
+async def test_what_was_cut_has_its_partial_value() -> None:
+    async with ScriptedRuntime({"many": [["one two", "three"]] * 2, "text": "five six"}) as rt:
+        s = rt.prompt("x")
+        with pytest.raises(asgl.OutputError, match="cut the value short") as caught:
+            await s.gen("many", dtype=list[str], max_tokens=2)
+        assert caught.value.partial == ["one two"]
+        with pytest.raises(asgl.OutputError) as caught:
+            await s.gen("many", json_schema=list[str], max_tokens=1)
+        assert caught.value.partial == ["one"]
+        with pytest.raises(asgl.OutputError) as caught:
+            await s.gen("text", choices=["five six"], max_tokens=1)
+        assert caught.value.partial is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said", "value"),
+    [
+        (str, "free text", "free text"),
+        (Literal["a", 3], "3", 3),
+        (date, '"2024-02-29"', date(2024, 2, 29)),
+        (int | None, "null", None),
+        (dict[str, int], '{"a": 1}', {"a": 1}),
+        (pydantic.TypeAdapter(list[int]), "[1, 2]", [1, 2]),
+    ],
+)
+async def test_a_dtype_of_any_kind(dtype: Any, said: str, value: Any) -> None:
+    async with ScriptedRuntime({"x": said}) as rt:
+        assert await rt.prompt("x").gen("x", dtype=dtype) == value
+
+
+@pytest.mark.parametrize("wrong", [{"type": "object"}, "int", 3, print])
+def test_what_is_no_dtype(wrong: Any) -> None:
+    with pytest.raises(asgl.ConfigError, match="dtype"):
+        asgl.gen(dtype=wrong)

@@ -17,7 +17,7 @@ from asgl.engine.kv_files import SavedState
 from asgl.language import backend
 from asgl.models.tokenizer import Tokenizer
 from asgl.telemetry import Metrics
-from asgl.testing import ScriptedRuntime
+from asgl.testing import ScriptedRuntime, ScriptError
 from asgl.testing.engine import ScriptedEngine
 from asgl.testing.saved import SavedAsJson
 from asgl.testing.words import WordTokenizer
@@ -83,6 +83,22 @@ async def later(s: asgl.PromptStream) -> Any:
     return await s.get("y"), s["y"], "y" in s, dict(s.variables)
 
 
+async def turns_of(s: asgl.PromptStream) -> list[asgl.Turn]:
+    return [turn async for turn in s.agent([double], max_turns=1)]
+
+
+async def unscripted(asked: Awaitable[Any]) -> bool:
+    with pytest.raises(ScriptError, match="no distribution"):
+        await asked
+    return True
+
+
+async def told(s: asgl.PromptStream) -> asgl.OpInfo:
+    await s.gen("x", logprobs=1)
+    assert len(s.info("x").logprobs or ()) == len(s.info("x").token_ids) + 1  # the end token
+    return s.info("x")
+
+
 async def closed(s: asgl.PromptStream) -> bool:
     await s.aclose()
     with pytest.raises(asgl.StreamClosedError):
@@ -137,6 +153,10 @@ ON_STREAM: dict[str, Callable[[asgl.PromptStream, Path], Any]] = {
     ),
     "select": lambda s, _: s.select("x", ["two", "one"], token_healing=True),
     "sample": lambda s, _: s.sample("x", n=2),
+    "score": lambda s, _: s.score("b c"),
+    "next_token": lambda s, _: unscripted(s.next_token(top=2)),
+    "beam": lambda s, _: unscripted(s.beam(2)),
+    "agent": lambda s, _: turns_of(s),
     "call_tools": lambda s, _: s.call_tools([double], parallel=False),
     "system": lambda s, _: role(s),
     "user": lambda s, _: role(s),
@@ -151,6 +171,7 @@ ON_STREAM: dict[str, Callable[[asgl.PromptStream, Path], Any]] = {
     "cache_salt": lambda s, _: s.cache_salt is None,
     "error": lambda s, _: s.error is None,
     "pieces": lambda s, _: pieces(s),
+    "info": lambda s, _: told(s),
     "sync": lambda s, _: s.sync(),
     "prefetch": lambda s, _: s.prefetch(),
     "mark": lambda s, _: back(s),

@@ -12,7 +12,8 @@ from asgl.compile.listing import listing, shortened
 from asgl.compile.nodes import Node
 from asgl.compile.symbols import Symbols
 from asgl.errors import ConfigError
-from asgl.language.program import Program, ProgramStream, Source
+from asgl.language.program import Program, Source
+from asgl.language.run import ProgramStream, Run
 from asgl.language.stream import PromptStream
 
 T_co = TypeVar("T_co", covariant=True)
@@ -46,7 +47,8 @@ class Graph(Program[T_co]):
     async def __call__(
         self, where: PromptStream | Source, /, *args: Any, **kwargs: Any
     ) -> T_co | ProgramStream[T_co]:
-        """Runs the graph as the program itself would run: see `Function.__call__`.
+        """Runs the graph as the program itself would run, with the same options: see
+        `Function.__call__`.
 
         The open arguments are given by position, in the program's order, or by name; ConfigError if
         they do not fit: before anything is submitted, unless only the engine can tell. If an op
@@ -54,6 +56,10 @@ class Graph(Program[T_co]):
         ExceptionGroup.
         """
         return await self._run_on(where, args, kwargs)
+
+    def start(self, rt: Source, /, *args: Any, **kwargs: Any) -> Run[T_co]:
+        """Starts the graph as the program itself would be started: see `Function.start`."""
+        return self._start(rt, args, kwargs)
 
     @property
     def prefix(self) -> str:

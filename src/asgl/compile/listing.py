@@ -10,7 +10,7 @@ from asgl.compile.nodes import Call, Fork, Node
 from asgl.compile.symbols import Symbols, Use, label_of
 from asgl.language import ops
 from asgl.language.internal_ops import CloseMessage, Join, Rewind, SetVariable
-from asgl.language.ops import Extend, Gen, Role, Select, Text, TextOf
+from asgl.language.ops import Extend, Gen, Role, Select, Text, TextOf, Tokens
 
 _SHOWN = 96
 """Longer texts are shown by their beginning and their end."""
@@ -72,6 +72,8 @@ class _Lister:
             return "select" if spec.make is ops.select else "gen", self._asked(
                 spec.name, dict(spec.options)
             )
+        if isinstance(spec, Tokens):
+            return "tokens", " ".join(map(str, spec.tokens))
         if isinstance(spec, Fork):
             return "fork", " ".join(f"s{stream}" for stream in spec.streams)
         if isinstance(spec, Join):

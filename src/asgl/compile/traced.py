@@ -4,6 +4,7 @@ submitted instead of carrying it out."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, Protocol
 
 from asgl.compile.nodes import Call, Fork, Node
@@ -16,7 +17,7 @@ from asgl.language.handle import SelectHandle
 from asgl.language.internal_ops import Join, Rewind, SetVariable, TakeSnapshot
 from asgl.language.op_queue import ForkBlock, OnError, OpQueue, check_not_forked, check_op
 from asgl.language.operation import OpenMessage, Operation, Spec
-from asgl.language.ops import Gen, Role, Select, gen
+from asgl.language.ops import Calls, Gen, Role, Select, gen
 
 _NEEDS_A_RUN = {
     "call_tools": "a tool runs on what the model says, which a graph has no place for: run the "
@@ -118,6 +119,12 @@ class TracedQueue:
 
     token_ids = messages = variables = engine = origins = text
 
+    def info(self, name: str) -> NoReturn:
+        self._unknown()
+
+    def owned(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     # --- submitting
 
     def check_loop(self) -> None:
@@ -130,6 +137,11 @@ class TracedQueue:
     def submit(self, spec: Spec, *, grows: bool = True) -> Operation:
         check_op(self, spec)
         self.check_accepts(grows=grows)
+        if isinstance(spec, Calls):
+            self.trace.symbols.refuse(
+                "calls of tools that were made before have no place in a graph: append them to the "
+                "stream, and run the graph on that"
+            )
         return self.enqueue(spec)
 
     def make(

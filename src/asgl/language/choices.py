@@ -22,25 +22,44 @@ that were out before. Without the prompt means after the beginning-of-text token
 that has none, the first token of an option has `u = 0`, as in SGLang, and the others continue the
 option's own beginning.
 
+A method may also be a function: it is given the options, each with the log-probabilities of its
+tokens, and gives a score for each. Whatever the method, the probabilities of a select are the
+shares of the options in what the model gives to all of them, `exp(sum of l[i])`.
+
 An option that is a prefix of another, and a single option, are scored as any other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
-SelectMethod: TypeAlias = Literal[
+from asgl.errors import ConfigError
+
+
+class Option(NamedTuple):
+    """An option of a select, as a method sees it."""
+
+    text: str
+    """As it was given."""
+    logprobs: Sequence[float]
+    """Of each of its tokens, as a continuation of the prompt."""
+
+
+NamedMethod: TypeAlias = Literal[
     "token_length_normalized",
     "greedy_token_selection",
     "unconditional_likelihood_normalized",
     "sum",
 ]
+SelectMethod: TypeAlias = NamedMethod | Callable[[Sequence[Option]], Sequence[float]]
+"""A method by its name, or a function of the options that gives a score for each. It is called on
+the event loop, so it must be quick."""
 
 
 def scores_of(
-    method: SelectMethod,
+    method: NamedMethod,
     logprobs: Sequence[Sequence[float]],
     unconditional: Sequence[Sequence[float]] = (),
 ) -> list[float]:
@@ -56,6 +75,33 @@ def scores_of(
         _mean([given - alone for given, alone in zip(option, base, strict=True)])
         for option, base in zip(logprobs, unconditional, strict=True)
     ]
+
+
+def scores_by(
+    method: Callable[[Sequence[Option]], Sequence[float]], options: Sequence[Option]
+) -> list[float]:
+    """What a method of the program says. ConfigError if that is not one number for each option."""
+    given = method(options)
+    try:
+        scores = [float(score) for score in given]
+    except (TypeError, ValueError):
+        scores = []
+    if len(scores) != len(options) or any(map(math.isnan, scores)):
+        raise ConfigError(
+            f"a method of select must give a number for each of the {len(options)} options, and "
+            f"this one gave {given!r}"
+        )
+    return scores
+
+
+def probabilities(logprobs: Sequence[Sequence[float]]) -> list[float]:
+    """The share of each option in the probability that the model gives to all of them."""
+    sums = [math.fsum(option) for option in logprobs]
+    highest = max(sums)
+    if highest == -math.inf:
+        return [1 / len(sums)] * len(sums)
+    shares = [math.exp(one - highest) for one in sums]
+    return [share / math.fsum(shares) for share in shares]
 
 
 def best(scores: Sequence[float]) -> int:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args,
 
 from pydantic import BeforeValidator, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import from_json
 
 from asgl.engine.ticket import Ticket
 from asgl.errors import ConfigError, OutputError
@@ -55,6 +56,7 @@ class Constraint:
                 f"max_tokens, or the end of the model's context, cut the value short: {text!r}",
                 text=text,
                 finish_reason=reason,
+                partial=partial_value(text) if self.source.kind == "json_schema" else None,
                 request_id=ticket.request_id,
             )
         if self.parse is None:
@@ -70,12 +72,20 @@ class Constraint:
             ) from error
 
 
+def partial_value(text: str) -> Any:
+    """The value of the beginning of a JSON text, as far as it goes; None if it has none yet."""
+    try:
+        return from_json(text, allow_partial="trailing-strings")
+    except ValueError:
+        return None
+
+
 def constraint(
     regex: str | None,
     json_schema: object,
     grammar: str | None,
     choices: Sequence[str] | None,
-    dtype: type | None,
+    dtype: object,
 ) -> Constraint | None:
     """The one that was asked for, None if none was. ConfigError for several, or for one that is
     none."""
@@ -95,10 +105,14 @@ def constraint(
         # where one option begins another, it is chosen by whatever does not go on with the other
         begins = any(a != b and b.startswith(a) for a in options for b in options)
         return Constraint(GrammarSource("choices", json.dumps(options), open_end=begins))
-    if dtype is not None:
-        if dtype not in _SOURCES:
-            raise ConfigError(f"dtype must be int, float or bool, not {dtype!r}")
+    if dtype is str:
+        return None  # the text itself
+    if isinstance(dtype, type) and dtype in _SOURCES:
         return Constraint(_SOURCES[dtype], _boolean if dtype is bool else dtype)
+    if dtype is not None:
+        if isinstance(dtype, Mapping):
+            raise ConfigError("dtype is a type: give a schema as json_schema=")
+        return _of_schema(dtype, "dtype")
     return None if json_schema is None else _of_schema(json_schema)
 
 
@@ -116,16 +130,17 @@ def checked_choices(choices: Sequence[str]) -> tuple[str, ...]:
     return options
 
 
-def _of_schema(given: object) -> Constraint:
+def _of_schema(given: object, what: str = "json_schema") -> Constraint:
     if isinstance(given, Mapping):
         return _of_json(dict(given), None)
     if isinstance(given, type | TypeAdapter):
-        return _of_type(given)
-    return _of_type.__wrapped__(given)  # hints that are equal may differ: int | str == str | int
+        return _of_type(given, what)
+    # hints that are equal may differ: int | str == str | int
+    return _of_type.__wrapped__(given, what)
 
 
 @lru_cache(maxsize=256)  # to write a schema takes a millisecond
-def _of_type(given: Any) -> Constraint:
+def _of_type(given: Any, what: str) -> Constraint:
     try:
         if isinstance(given, str) or inspect.isroutine(given):
             raise TypeError("it is no type")
@@ -134,10 +149,10 @@ def _of_type(given: Any) -> Constraint:
         )
     except Exception as error:  # a type is code, and may raise anything
         raise ConfigError(
-            "json_schema must be a dict, or a type that pydantic makes from JSON, such as a model, "
-            f"not {given!r}: {first_line(error)}"
+            f"{what} must be {'a dict, or ' if what == 'json_schema' else ''}a type that pydantic "
+            f"makes from JSON, such as a model, not {given!r}: {first_line(error)}"
         ) from error
-    return _of_json(schema_of(adapter, "json_schema"), adapter.validate_json)
+    return _of_json(schema_of(adapter, what), adapter.validate_json)
 
 
 def _of_json(schema: Mapping[str, Any], parse: Callable[[str], Any] | None) -> Constraint:

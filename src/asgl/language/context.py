@@ -58,6 +58,8 @@ class SessionContext:
         self.loop = asyncio.get_running_loop()
         self.closed: str | None = None
         """Why no stream accepts ops any more."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        """The runs of programs."""
         self.busy: set[Any] = set()
         """The executors that have ops queued."""
         self.lost_failures = 0

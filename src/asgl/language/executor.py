@@ -8,101 +8,47 @@ cancelled.
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
 
-from asgl.completion import Completion, Signal
+from asgl.completion import Completion
 from asgl.errors import (
     BudgetError,
     EngineError,
     StreamClosedError,
     StreamError,
-    VariableError,
 )
 from asgl.language import seeds
-from asgl.language.backend import Engine
 from asgl.language.budget import Allowance, allowance
-from asgl.language.context import SessionContext, StreamContext, StreamOptions
-from asgl.language.failures import Failure, cancelled, telling
+from asgl.language.executor_state import ExecutorState
+from asgl.language.failures import Failure, cancelled
 from asgl.language.fork import TaskGroupFork, sample
-from asgl.language.handle import Handle, SelectHandle
+from asgl.language.handle import Handle
 from asgl.language.internal_ops import (
     FIRST_OPS,
     CloseMessage,
     Join,
-    SetVariable,
     StartFrom,
     TakeSnapshot,
 )
 from asgl.language.interpreter import close_message, interpret
 from asgl.language.op_queue import ForkBlock, OnError, OpQueue, check_not_forked, check_op
-from asgl.language.operation import OpenMessage, Operation, Spec
-from asgl.language.ops import Computed, Extend, Gen, Op, Role, Select, TextOf, map_gens
-from asgl.language.transcript import Savepoint, Snapshot, Transcript
-from asgl.language.waiting import Steps
-from asgl.types import Message
+from asgl.language.operation import Operation, Spec
+from asgl.language.ops import Extend, Gen, Op, Role, Select, TextOf, map_gens
+from asgl.language.transcript import Snapshot
 
 _NUMBERED = ("extend", "gen", "select", "role")
 """The kinds of op that may ask the engine for something: they are numbered, for seeds and tracers,
 and bound by budgets."""
 
 
-class Executor:
+class Executor(ExecutorState):
     """The `OpQueue` that carries out what is submitted."""
 
-    def __init__(
-        self,
-        session: SessionContext,
-        options: StreamOptions,
-        *,
-        path: tuple[int, ...] = (),
-        ops: int = 0,
-        parent: Executor | None = None,
-    ) -> None:
-        """`ops`: how many numbered ops the stream has had before, if it was loaded."""
-        root = parent.context.root if parent is not None else None
-        self.context = StreamContext(session, options, path, root)
-        self.parent: OpQueue | None = parent
-        self.message: OpenMessage | None = parent.message if parent is not None else None
-        self.transcript = Transcript(session.engine.tokenizer)
-        self.queue: deque[Operation] = deque()
-        self.failure: Failure | None = None
-        """The last failure of an op of this stream."""
-        self.closed: str | None = None
-        """Why the stream is closed."""
-        self.open_forks = 0
-        """How many fork blocks of this stream are open."""
-        self.changed = Signal()
-        """Notified when there is new text, and when an op ends."""
-        self.stream: Any = None
-        self.group: ForkBlock | None = None
-        self.on_failure: Callable[[Any, Failure], object] | None = None
-        self.base: Operation | None = None
-        self.error: BaseException | None = None
-        self._submitted: dict[str, Operation] = {}
-        """For each variable that is not finished, the op that was submitted last for it."""
-        self._ops = ops
-        self._steps: Steps[Any] | None = None
-        """What the running op still has to do."""
-        self._savepoint: Savepoint | None = None
-        """Where the running op began."""
-        self._waiting_for: Completion[Any] | None = None
-        self._resume_callback: Callable[[], object] | None = None
-        self._advancing = False
-        self._stepping = False
-        """Whether code of the running op is on the stack: a validator's, say."""
-
-    @property
-    def engine(self) -> Engine:
-        return self.context.engine
-
-    def check_loop(self) -> None:
-        self.context.session.check_loop()
+    failure: Failure | None
 
     # --- submitting
 
@@ -139,6 +85,7 @@ class Executor:
         for name in op.names:
             self._submitted[name] = op
         self.context.emit_op("submitted", op)
+        self.changed.notify()
         self._advance()
         return op
 
@@ -314,7 +261,7 @@ class Executor:
 
     def _finish(self, value: Any) -> None:
         op = self.queue.popleft()
-        self.transcript.variables.update(op.values)
+        self.transcript.set_variables(op.values, op.infos)
         self._release(op)
         self.context.emit_op("finished", op)
         op.finish(value)
@@ -409,115 +356,14 @@ class Executor:
             self.context.session.busy.discard(self)
         self.changed.notify()
 
-    # --- reading: what the running op has appended is not certain, and is left out
+    # --- what takes ops of its own
 
-    @property
-    def text(self) -> str:
-        text = self.transcript.text
-        return text if self._savepoint is None else text[: self._savepoint.text]
-
-    @property
-    def origins(self) -> list[tuple[str, str]]:
-        text, start, parts = self.text, 0, list[tuple[str, str]]()
-        for end, how in (*self.transcript.origins, (len(text), "given")):
-            if start < min(end, len(text)):
-                parts.append((text[start:end], how))
-                start = end
-        return parts
-
-    @property
-    def token_ids(self) -> list[int]:
-        return self.transcript.token_ids(self._savepoint)
-
-    @property
-    def messages(self) -> Sequence[Message]:
-        messages = self.transcript.messages
-        return messages if self._savepoint is None else messages[: self._savepoint.messages]
-
-    @property
-    def variables(self) -> Mapping[str, Any]:
-        return self.transcript.variables
-
-    def text_of(self, op: Operation) -> str:
-        """What the op appended, or has so far."""
-        if op.settled or not self.queue or self.queue[0] is not op:
-            return op.text
-        return self.transcript.text[op.start_of_text :] + self.live_text
-
-    @property
-    def live_text(self) -> str:
-        """What the running op has generated so far."""
-        live = self.queue[0].live if self.queue else None
-        return live.text if live is not None else ""
-
-    def variable(self, name: str) -> Any:
-        op, variables = self._submitted.get(name), self.transcript.variables
-        if op is None and name in variables:
-            return variables[name]
-        if op is not None and _is_set(op):
-            return op.spec.value
-        begins = bool(self.queue) and self.queue[0].kind in FIRST_OPS
-        what = (
-            f"the variable {name!r} is not finished: await s.get({name!r})"
-            if op is not None or begins
-            else f"there is no variable {name!r}"
-        )
-        known = ", ".join(map(repr, sorted(variables))) or "none"
-        raise VariableError(f"{what} (finished variables: {known})", stream=self.stream, name=name)
-
-    @property
-    def ops(self) -> int:
-        """How many numbered ops were submitted: seeds derive from it."""
-        return self._ops
-
-    def executor(self, what: str) -> Executor:
-        return self
-
-    def __str__(self) -> str:
-        tail = self.text[-41:]
-        shown = tail if len(tail) <= 40 else "..." + tail[1:]
-        return f"{self.context.describe()}, {len(self.queue)} submitted, {shown!r}"
-
-    def handle(self, op: Operation) -> Handle[Any]:
-        return SelectHandle(op) if op.kind == "select" else Handle(op)
-
-    # --- waiting
-
-    async def ended(self, op: Operation) -> Operation:
-        """Waits for the end of an op, however it ends. To stop waiting changes nothing."""
+    def ask(self, spec: Spec, *, grows: bool = False) -> Operation:
+        """Queues an op that asks the model and has no seed of its own: seeds of others do not
+        depend on it."""
         self.check_loop()
-        if op.settled:
-            await asyncio.sleep(0)
-        await op.wait()
-        return op
-
-    async def idle(self) -> None:
-        """Waits until nothing is submitted any more, however it ended."""
-        self.check_loop()
-        while self.queue:
-            await self.changed.wait()
-
-    async def get(self, name: str) -> Any:
-        if name not in self._submitted and self.queue and self.queue[0].kind in FIRST_OPS:
-            (await self.ended(self.queue[0])).result()
-        op = self._submitted.get(name)
-        if op is None or _is_set(op):
-            await asyncio.sleep(0)
-            return self.variable(name)
-        (await self.ended(op)).result()
-        return op.values[name]
-
-    async def sync(self) -> None:
-        if self.failure is not None and not self.failure.seen:
-            await telling(self.failure)
-            raise self.failure.error
-        if not self.queue:
-            return await asyncio.sleep(0)
-        last = await self.ended(self.queue[-1])
-        last.see()
-        if last.error is not None:
-            raise last.failure.error if last.failure is not None else last.error
-        return None
+        self.check_accepts(grows=grows)
+        return self.enqueue(spec, bound=self._allowance())
 
     async def snapshot(self) -> Snapshot:
         """The transcript, once all that is submitted by now is done."""
@@ -535,53 +381,8 @@ class Executor:
         await extend
         return (await self.ended(snapshot)).result()
 
-    def pieces(self) -> StreamPieces:
-        """Iterates over the text of the stream as it comes: see `PromptStream.pieces`."""
-        return StreamPieces(self)
-
     async def sample(self, name: str | None, n: int, options: Mapping[str, Any]) -> list[Any]:
         return await sample(self, name, n, options)
 
-
-def _is_set(op: Operation) -> bool:
-    """Whether the op sets its variable to a value that is known before its turn comes."""
-    return isinstance(op.spec, SetVariable) and not isinstance(op.spec.value, Computed)
-
-
-class StreamPieces:
-    """Iterates over the text of a stream."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._given = 0
-
-    def __aiter__(self) -> StreamPieces:
+    def executor(self, what: str) -> Executor:
         return self
-
-    async def __anext__(self) -> str:
-        executor = self._executor
-        executor.check_loop()
-        waited = False
-        while not (piece := self._new()) and executor.queue:
-            waited = True
-            await executor.changed.wait()
-            # an op that failed has taken its text back
-            length = executor.transcript.text_length + len(executor.live_text)
-            self._given = min(self._given, length)
-        if not waited:
-            await asyncio.sleep(0)
-        failure = executor.failure
-        if not piece and failure is not None and not failure.seen:
-            failure.see()
-            raise failure.error
-        if not piece:
-            raise StopAsyncIteration
-        self._given += len(piece)
-        return piece
-
-    def _new(self) -> str:
-        """All text from where the last piece ended, that of the running op included."""
-        transcript, live = self._executor.transcript, self._executor.live_text
-        if self._given >= transcript.text_length:
-            return live[self._given - transcript.text_length :]
-        return transcript.text[self._given :] + live

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from collections.abc import AsyncIterator, Generator
 from typing import Any, Generic, TypeVar
 
 from asgl.completion import Signal
 from asgl.engine.ticket import Ticket
+from asgl.errors import StreamError
+from asgl.language.choices import probabilities
+from asgl.language.constraint import partial_value
 from asgl.language.failures import telling
-from asgl.language.operation import Operation
+from asgl.language.op_info import seconds, seconds_to_first, with_texts
+from asgl.language.operation import Choice, Operation
 from asgl.language.ops import Content, Gen, Op, Role, Select, TextOf
 from asgl.shown import Piece, card_html, legend_html, table_html, text_html
 from asgl.types import FinishReason, TokenLogprob
@@ -40,6 +45,21 @@ class Handle(Content, Generic[T_co]):
 
     def __aiter__(self) -> AsyncIterator[str]:
         return _Pieces(self._op)
+
+    async def partials(self) -> AsyncIterator[Any]:
+        """The JSON value of a typed generation as it comes: what the text so far has of it, each
+        time that this changes, as plain lists, dicts, strings and numbers; the last is whole.
+
+        A number at the end may still grow, and a string. Ends without one for text that is no JSON.
+        Raises, and is cancelled, as iterating over the handle does.
+        """
+        text, last = "", None
+        async for piece in self:
+            text += piece
+            value = partial_value(text)
+            if value is not None and value != last:
+                last = value
+                yield copy.deepcopy(value)
 
     def done(self) -> bool:
         """Whether the op has ended: with a value, with an error, or cancelled."""
@@ -94,18 +114,7 @@ class Handle(Content, Generic[T_co]):
         ticket = self._ticket
         if ticket is None or not _asks_for_logprobs(self._op.spec):
             return None
-        decode = self._op.owner.engine.tokenizer.decode
-        return [
-            TokenLogprob(
-                token.token_id,
-                decode([token.token_id]),
-                token.logprob or 0.0,
-                tuple(
-                    TokenLogprob(other, decode([other]), logprob) for other, logprob in token.top
-                ),
-            )
-            for token in ticket.tokens
-        ]
+        return with_texts(ticket.tokens, self._op.owner.engine.tokenizer.decode)
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -120,20 +129,12 @@ class Handle(Content, Generic[T_co]):
     @property
     def time_to_first_token(self) -> float | None:
         """Seconds from the start of the op, when it left the stream's queue."""
-        ticket = self._ticket
-        if ticket is None or ticket.first_token_at is None:
-            return None
-        return ticket.first_token_at - ticket.submitted_at
+        return seconds_to_first(self._ticket) if self._ticket is not None else None
 
     @property
     def elapsed(self) -> float | None:
         """Seconds that the op took since it left the stream's queue; None before its end."""
-        ticket = self._ticket
-        return (
-            None
-            if ticket is None or ticket.finished_at is None
-            else ticket.finished_at - ticket.submitted_at
-        )
+        return seconds(self._ticket) if self._ticket is not None else None
 
     @property
     def _ticket(self) -> Ticket | None:
@@ -188,19 +189,32 @@ class SelectHandle(Handle[str]):
     __slots__ = ()
 
     @property
-    def index(self) -> int | None:
-        """Which option was chosen; None before that."""
-        return self._op.index
+    def index(self) -> int:
+        """Which option was chosen. This and what follows raises StreamError before that."""
+        return self._chosen.option
 
     @property
-    def scores(self) -> list[float] | None:
+    def scores(self) -> list[float]:
         """The score of each option, as `asgl.language.choices` defines it for the method."""
-        return self._op.scores
+        return list(self._chosen.scores)
 
     @property
-    def token_logprobs(self) -> list[list[float]] | None:
+    def token_logprobs(self) -> list[list[float]]:
         """For each option the log-probabilities of its tokens."""
-        return self._op.token_logprobs
+        return [list(option) for option in self._chosen.token_logprobs]
+
+    @property
+    def probabilities(self) -> list[float]:
+        """The share of each option in the probability that the model gives to all of them,
+        whatever the method."""
+        return probabilities(self._chosen.token_logprobs)
+
+    @property
+    def _chosen(self) -> Choice:
+        if self._op.choice is None:
+            ended = "did not finish" if self._op.settled else "has not chosen yet: await it first"
+            raise StreamError(f"{self!r} {ended}", stream=self._op.owner.stream)
+        return self._op.choice
 
 
 def abandon(op: Operation) -> None:

@@ -97,13 +97,15 @@ class TurnText(NamedTuple):
 class AppendTurn(Internal):
     """Appends text that is laid out already, and adds the messages that it is made of. `roles`:
     of those that are written as the template writes them. `opens`: what follows is the content of a
-    message of the assistant, which the next such op ends."""
+    message of the assistant, which the next such op ends, with `suffix` if the model may end it
+    itself."""
 
     kind: ClassVar[str] = "turn"
     pieces: tuple[TurnText, ...]
     messages: tuple[Message, ...] = ()
     roles: tuple[str, ...] = ()
     opens: bool = False
+    suffix: str = ""
 
 
 FIRST_OPS = ("start", "load")

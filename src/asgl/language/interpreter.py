@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from asgl.language import messages
+from asgl.errors import ModelError, StreamError
+from asgl.language import messages, run_probe
 from asgl.language.context import StreamContext
 from asgl.language.failures import cancelled
 from asgl.language.internal_ops import (
@@ -24,9 +25,10 @@ from asgl.language.internal_ops import (
     StartFromFile,
 )
 from asgl.language.operation import OpenMessage, Operation
-from asgl.language.ops import Computed, Extend, Gen, Role, Select, Text, TextOf
+from asgl.language.ops import Calls, Computed, Extend, Gen, Role, Select, Text, TextOf, Tokens
 from asgl.language.run_gen import run_gen
 from asgl.language.run_select import run_select
+from asgl.language.tool_styles import Answered, calls_in, style_of
 from asgl.language.transcript import Snapshot, Transcript, Turn
 from asgl.language.waiting import Steps, other_op, request, seal, task
 
@@ -41,7 +43,7 @@ def interpret(op: Operation, transcript: Transcript, context: StreamContext) -> 
     if message is not None and (
         transcript.turn is None or transcript.turn.opened_by is not message
     ):
-        generated = op.kind in ("gen", "select")
+        generated = op.kind in ("gen", "select", "next token", "beam")
         messages.begin_turn(transcript, context, message, message.role, generated=generated)
     op.start_of_text = transcript.text_length
     value = yield from _content(op, op.spec, transcript, context)
@@ -91,7 +93,19 @@ def _append_turn(spec: AppendTurn, transcript: Transcript, context: StreamContex
             transcript.append(piece.text)
     transcript.messages += spec.messages
     transcript.roles += spec.roles
-    transcript.turn = Turn(spec, "assistant", transcript.text_length) if spec.opens else None
+    start = transcript.text_length
+    transcript.turn = Turn(spec, "assistant", start, spec.suffix) if spec.opens else None
+
+
+def _calls(spec: Calls, transcript: Transcript, context: StreamContext) -> None:
+    before = calls_in(transcript.messages)
+    if not transcript.roles:
+        raise StreamError("calls of tools come after a message that asks for them, and none does")
+    style = style_of(context, list(transcript.roles), {}, parallel=len(spec.calls) > 1)
+    calls = [Answered.of_text(*call) for call in spec.calls]
+    _append_turn(style.opening(), transcript, context)
+    transcript.append(style.text_of(calls))
+    _append_turn(style.answer(calls, before), transcript, context)
 
 
 def _close(spec: CloseMessage, transcript: Transcript, context: StreamContext) -> None:
@@ -157,6 +171,31 @@ def _append_computed(
     op: Operation, spec: Computed, transcript: Transcript, context: StreamContext
 ) -> Steps[None]:
     transcript.append((yield from _computed(op, spec)))
+
+
+def _tokens(
+    op: Operation, spec: Tokens, transcript: Transcript, context: StreamContext
+) -> Steps[None]:
+    tokenizer = context.engine.tokenizer
+    for token in spec.tokens:
+        if isinstance(token, str) and token not in tokenizer.special_tokens:
+            known = ", ".join(list(tokenizer.special_tokens)[:20]) or "none"
+            raise ModelError(f"the model has no control token {token!r}; those it has: {known}")
+        if isinstance(token, int) and token >= tokenizer.vocabulary:
+            raise ModelError(
+                f"there is no token {token}: the model's vocabulary has {tokenizer.vocabulary}"
+            )
+    yield from seal(transcript, context)
+    ids = [
+        tokenizer.special_tokens[token] if isinstance(token, str) else token
+        for token in spec.tokens
+    ]
+    if transcript.cut:
+        raise StreamError("tokens cannot be appended in the middle of a character")
+    text = tokenizer.decode(ids)
+    transcript.append_tokens(ids, text, "given")
+    context.emit_text("prompt", transcript.tokens, len(ids))
+    op.token_ids += ids
 
 
 def _computed(op: Operation, spec: Computed) -> Steps[Any]:
@@ -236,6 +275,7 @@ def _beyond(base: array[int], branch: array[int], context: StreamContext) -> arr
 _AT_ONCE: dict[str, Callable[..., None]] = {
     "rewind": _rewind,
     "turn": _append_turn,
+    "calls": _calls,
     "close": _close,
 }
 _WHOLE: dict[str, Callable[..., Steps[Any]]] = {
@@ -248,10 +288,12 @@ _CONTENT: dict[str, Callable[..., Steps[Any]]] = {
     "text of": _text_of,
     "computed": _append_computed,
     "extend": _extend,
+    "tokens": _tokens,
     "gen": run_gen,
     "select": run_select,
     "join": _join,
     "snapshot": _snapshot,
+    **run_probe.RUN,
 }
 """By `Spec.kind`: ops that never wait; ops that stand outside of messages, or are one; ops whose
 text goes into the message that is open, if one is."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from asgl.errors import ModelError
 from asgl.language.backend import ChatTemplate, Engine
 from asgl.language.context import StreamContext
-from asgl.language.tools import Tool, described, function_schemas
+from asgl.language.tools import AnyTool, described, function_schemas
 from asgl.language.transcript import Transcript, Turn
 from asgl.types import Message, RoleParts
 
@@ -25,7 +24,7 @@ def begin_turn(
     opened_by: object,
     role: str,
     *,
-    tools: Sequence[Tool[..., Any]] = (),
+    tools: Sequence[AnyTool] = (),
     generated: bool = False,
 ) -> tuple[RoleParts, str]:
     """Writes the header of a message; that of the first has in it what the template puts before
@@ -57,9 +56,7 @@ def begin_turn(
     return parts, told
 
 
-def _with_tools(
-    template: ChatTemplate, engine: Engine, tools: Sequence[Tool[..., Any]]
-) -> RoleParts:
+def _with_tools(template: ChatTemplate, engine: Engine, tools: Sequence[AnyTool]) -> RoleParts:
     schemas = function_schemas(tools)
     said = json.dumps(schemas, ensure_ascii=False)
     if any(token in said for token in engine.tokenizer.special_tokens):

@@ -7,14 +7,16 @@ handles and fork blocks know no more of either than this.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, TypeAlias
 
 from asgl.errors import ConfigError, StreamClosedError
 from asgl.language.context import StreamContext
 from asgl.language.failures import Failure
 from asgl.language.handle import Handle
+from asgl.language.op_info import OpInfo
 from asgl.language.operation import OpenMessage, Operation, Spec
-from asgl.language.ops import Extend, Role, TextOf
+from asgl.language.ops import Calls, Extend, Role, TextOf
 from asgl.types import Message
 
 OnError: TypeAlias = Literal["cancel", "keep"]
@@ -22,9 +24,10 @@ OnError: TypeAlias = Literal["cancel", "keep"]
 
 def check_op(queue: OpQueue, spec: Spec) -> None:
     """ConfigError for an op that no stream takes in this place."""
-    if isinstance(spec, Role) and queue.message is not None:
+    if isinstance(spec, Role | Calls) and queue.message is not None:
+        role = spec.role if isinstance(spec, Role) else "assistant"
         raise ConfigError(
-            f"a message of the role {spec.role!r} was submitted inside a {queue.message.role!r} "
+            f"a message of the role {role!r} was submitted inside a {queue.message.role!r} "
             "message: leave that block first (a branch that was forked inside it stays inside: "
             "fork before it)"
         )
@@ -141,6 +144,14 @@ class OpQueue(Protocol):
 
     def variable(self, name: str) -> Any:
         """VariableError if it is not there."""
+
+    def info(self, name: str) -> OpInfo:
+        """How the variable came about. VariableError if it is not there, or was not generated."""
+        ...
+
+    def owned(self) -> AbstractContextManager[None]:
+        """While a program runs on the stream: what is read as it comes does not end before."""
+        ...
 
     def handle(self, op: Operation) -> Handle[Any]: ...
 

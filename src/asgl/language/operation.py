@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 from weakref import WeakSet
 
 from asgl.completion import Signal
@@ -12,6 +13,7 @@ from asgl.errors import InternalError
 from asgl.language.backend import Engine
 from asgl.language.budget import Allowance
 from asgl.language.failures import Failure, Outcome
+from asgl.language.op_info import OpInfo
 
 
 class OpState(Enum):
@@ -71,6 +73,15 @@ class OpenMessage:
         empty."""
 
 
+class Choice(NamedTuple):
+    """What a select has chosen: the option, all scores, and the log-probabilities that they come
+    from."""
+
+    option: int
+    scores: Sequence[float]
+    token_logprobs: Sequence[Sequence[float]]
+
+
 class Operation(Outcome[Any]):
     """An op of a stream. All changes of `state` are made here:
 
@@ -88,23 +99,23 @@ class Operation(Outcome[Any]):
         "allowance",
         "cancel_reason",
         "changed",
-        "index",
+        "choice",
+        "infos",
         "iterators",
         "kind",
         "live",
+        "live_name",
         "message",
         "names",
         "number",
         "owner",
         "root",
-        "scores",
         "spec",
         "start_of_text",
         "state",
         "text",
         "ticket",
         "token_ids",
-        "token_logprobs",
         "values",
     )
 
@@ -146,10 +157,12 @@ class Operation(Outcome[Any]):
         """The content that it appended, once it is finished."""
         self.token_ids: list[int] = []
         """The tokens that it generated or selected, once it is finished."""
-        self.index: int | None = None
-        self.scores: list[float] | None = None
-        self.token_logprobs: list[list[float]] | None = None
-        """Of a select: the option, all scores, and the log-probabilities that they come from."""
+        self.infos: dict[str, OpInfo] = {}
+        """How the variables among `values` that were generated or selected came about."""
+        self.live_name: str | None = None
+        """The variable that `live` is generated for."""
+        self.choice: Choice | None = None
+        """Of a select, once it has chosen."""
 
     def start(self) -> None:
         self._move(OpState.RUNNING, OpState.QUEUED)

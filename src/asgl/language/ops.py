@@ -14,6 +14,7 @@ from typing import (
     Any,
     ClassVar,
     Generic,
+    NamedTuple,
     NoReturn,
     TypeAlias,
     TypedDict,
@@ -23,16 +24,15 @@ from typing import (
     overload,
 )
 
-from asgl.checks import flag, integer
+from asgl.checks import flag, integer, token_ids
 from asgl.errors import ConfigError
-from asgl.language.choices import SelectMethod
+from asgl.language.choices import NamedMethod, SelectMethod
 from asgl.language.constraint import Constraint, JsonSchema, ValueType, checked_choices, constraint
 from asgl.language.operation import Operation
-from asgl.language.tools import Tool, by_name
+from asgl.language.tools import AnyTool, by_name
 from asgl.sampling import SamplingParams
 
 T_co = TypeVar("T_co", covariant=True)
-ScalarT = TypeVar("ScalarT", bound=int | float)
 ValueT = TypeVar("ValueT")
 
 
@@ -127,6 +127,14 @@ class Computed(Single):
 
 
 @dataclass(frozen=True)
+class Tokens(Single):
+    """Appends tokens by what they are: the texts of control tokens, or ids."""
+
+    kind: ClassVar[str] = "tokens"
+    tokens: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
 class Extend(Single):
     """Appends, and computes the keys and values of all that the stream says so far."""
 
@@ -181,8 +189,8 @@ class Role(Single):
 
     kind: ClassVar[str] = "role"
     role: str
-    content: tuple[Text | TextOf | Computed | Extend | Gen | Select, ...]
-    tools: tuple[Tool[..., Any], ...] = ()
+    content: tuple[Text | TextOf | Computed | Tokens | Extend | Gen | Select, ...]
+    tools: tuple[AnyTool, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -193,7 +201,24 @@ class Role(Single):
         return tuple(source for part in self.content for source in part.sources)
 
 
-Op: TypeAlias = Text | TextOf | Computed | Extend | Gen | Select | Role
+class WrittenCall(NamedTuple):
+    """A call of a tool that somebody made, and its result, as messages have them."""
+
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+    result: str
+
+
+@dataclass(frozen=True)
+class Calls(Single):
+    """Appends calls of tools and their results, as the model's chat template writes them."""
+
+    kind: ClassVar[str] = "calls"
+    calls: tuple[WrittenCall, ...]
+
+
+Op: TypeAlias = Text | TextOf | Computed | Tokens | Extend | Gen | Select | Role | Calls
 
 
 def ops_of(content: object) -> tuple[Op, ...]:
@@ -219,6 +244,24 @@ def map_gens(op: Op, change: Callable[[Gen], Gen]) -> Op:
             content=tuple(change(part) if isinstance(part, Gen) else part for part in op.content),
         )
     return op
+
+
+def token(text: str) -> Tokens:
+    """A control token of the model, by its text: `s += asgl.token("<think>")`. This is the way to
+    write what no data can ever be; give it no text of a user.
+
+    ModelError where the op is awaited if the model has no such control token: those that it has are
+    in `rt.tokenizer.special_tokens`.
+    """
+    if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"a control token is given by its text, such as '<think>', not {text!r}")
+    return Tokens((text,))
+
+
+def tokens(ids: Sequence[int]) -> Tokens:
+    """Tokens of the model by their ids, control tokens among them. ModelError where the op is
+    awaited if the model's vocabulary does not have them all."""
+    return Tokens(token_ids("tokens", ids))
 
 
 def extend(content: str | Content) -> Extend:
@@ -266,8 +309,12 @@ class GenOptions(SamplingOptions, total=False):
 
 @overload
 def gen(
-    name: str | None = None, *, dtype: type[ScalarT], **options: Unpack[GenOptions]
-) -> TypedGen[ScalarT]: ...
+    name: str | None = None, *, dtype: ValueType[ValueT], **options: Unpack[GenOptions]
+) -> TypedGen[ValueT]: ...
+@overload
+def gen(
+    name: str | None = None, *, dtype: object, **options: Unpack[GenOptions]
+) -> TypedGen[Any]: ...
 @overload
 def gen(
     name: str | None = None, *, json_schema: ValueType[ValueT], **options: Unpack[GenOptions]
@@ -290,11 +337,11 @@ def gen(
     json_schema: object = None,
     grammar: str | None = None,
     choices: Sequence[str] | None = None,
-    dtype: type | None = None,
+    dtype: object = None,
     **sampling: Unpack[SamplingOptions],
 ) -> Gen:
     """Generates text; its value is the text, a str. `asgl.SamplingParams` explains the parameters;
-    None is unset.
+    None is unset, and what nobody sets is max_tokens=128 and temperature=1.0.
 
     `logprobs=k` reports each generated token's log-probability beside those of the k likeliest.
 
@@ -302,7 +349,8 @@ def gen(
     a regular expression; `json_schema`, a JSON schema, or a type that pydantic makes of JSON (a
     model, a dataclass, list[Model], a Literal, a TypeAdapter), of which the value then is one;
     `grammar`, a grammar in Lark's notation; `choices`, a list of texts;
-    `dtype`, int, float or bool, of which the value then is one. GrammarError if it does not
+    `dtype`, a type: int, float and bool are written bare, str is the text itself without a
+    constraint, and any other, as for `json_schema`, is written as JSON. GrammarError if it does not
     compile; OutputError, which has the text, if max_tokens cut the text short.
 
     `validate` is called with the value. It is invalid if it raises, or returns False, or a None
@@ -344,9 +392,10 @@ def select(
     taken off, and each option is tokenized with their text before it.
     """
     options = checked_choices(choices)
-    if method not in get_args(SelectMethod):
+    if not callable(method) and method not in get_args(NamedMethod):
         raise ConfigError(
-            f"method must be one of {', '.join(get_args(SelectMethod))}, not {method!r}"
+            f"method must be one of {', '.join(get_args(NamedMethod))}, or a function of the "
+            f"options, not {method!r}"
         )
     flag("token_healing", token_healing)
     return Select(_checked_name(name), options, method, token_healing)
@@ -358,7 +407,7 @@ def role(role: str, content: str | Content) -> Role:
     if not isinstance(role, str) or not role:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"a role must be a string such as 'user', not {role!r}")
     parts = ops_of(content)
-    inner = tuple(part for part in parts if not isinstance(part, Role))
+    inner = tuple(part for part in parts if not isinstance(part, Role | Calls))
     if len(inner) != len(parts):
         raise ConfigError(
             f"a message of the role {role!r} cannot hold another message: add them with +"
@@ -366,7 +415,7 @@ def role(role: str, content: str | Content) -> Role:
     return Role(role, inner)
 
 
-def system(content: str | Content, *, tools: Sequence[Tool[..., Any]] = ()) -> Role:
+def system(content: str | Content, *, tools: Sequence[AnyTool] = ()) -> Role:
     """A whole system message. It tells the model of `tools`: in its own way if its chat template
     has one, else in text."""
     if tools:

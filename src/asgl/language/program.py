@@ -4,6 +4,7 @@
     tip = await tips(s, "health")                   # on a stream: inside it, and its value
     outcomes = await tips.batch(rt, ["health", "sleep"])
     async with tips.as_completed(rt, topics) as results: ...
+    run = tips.start(rt, "health")                  # a handle: async for piece in run
 
 `asgl.compile.function` makes programs of functions.
 """
@@ -25,6 +26,7 @@ from typing import (
     ParamSpec,
     Protocol,
     TypeVar,
+    Unpack,
     cast,
     overload,
 )
@@ -34,9 +36,12 @@ import anyio
 from asgl.checks import integer
 from asgl.completion import Signal
 from asgl.errors import ConfigError
+from asgl.language.budget import Budget
 from asgl.language.failures import cancelled
-from asgl.language.op_queue import OpQueue
+from asgl.language.run import ProgramStream, Run
+from asgl.language.session import PromptOptions
 from asgl.language.stream import PromptStream
+from asgl.sampling import SamplingParams
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,7 +51,17 @@ T_co = TypeVar("T_co", covariant=True)
 class Source(Protocol):
     """Where programs get their streams from: a Runtime."""
 
-    def prompt(self, text: str = "", *, name: str | None = None) -> PromptStream: ...
+    def prompt(
+        self,
+        text: str = "",
+        *,
+        sampling: SamplingParams | None = None,
+        cache_salt: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        budget: Budget | None = None,
+        name: str | None = None,
+    ) -> PromptStream: ...
 
     def batch_progress(
         self, total: int, what: str, /
@@ -55,16 +70,11 @@ class Source(Protocol):
         ...
 
 
-class ProgramStream(PromptStream, Generic[T_co]):
-    """The stream of a program that was run on a Runtime. All that the program submitted is done;
-    one may go on from it."""
+class RunOptions(PromptOptions, total=False):
+    """How a program is run on a Runtime: the keyword arguments of `Runtime.prompt`, of the stream
+    that the program gets. `name`: None for the program's own."""
 
-    __slots__ = ("returned",)
-
-    def __init__(self, queue: OpQueue) -> None:
-        super().__init__(queue)
-        self.returned: T_co
-        """What the program returned."""
+    name: str | None
 
 
 class Program(ABC, Generic[T_co]):
@@ -92,9 +102,47 @@ class Program(ABC, Generic[T_co]):
         self, where: PromptStream | Source, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> T_co | ProgramStream[T_co]:
         if isinstance(where, PromptStream):
-            return await self._body(where, *args, **kwargs)
-        _check_source(where)
-        return await self._run(where, self._name, None, *args, **kwargs)
+            self._refuse_options(kwargs)
+            with where._queue.owned():
+                return await self._body(where, *args, **kwargs)
+        return await self._run(*self._open(where, args, kwargs))
+
+    def _start(self, rt: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run[T_co]:
+        _check_source(rt)
+        own = {key: value for key, value in kwargs.items() if not self._is_option(key)}
+        self._check_arguments(args, own, "the arguments do")
+        stream, args, kwargs = self._open(rt, args, kwargs)
+        return Run(stream, lambda: self._run(stream, args, kwargs))
+
+    def _open(
+        self, rt: Source, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[ProgramStream[T_co], tuple[Any, ...], dict[str, Any]]:
+        """The stream of a run, and the program's own arguments."""
+        _check_source(rt)
+        own = {key: value for key, value in kwargs.items() if not self._is_option(key)}
+        options: dict[str, Any] = {key: kwargs[key] for key in kwargs.keys() - own.keys()}
+        if options.get("name") is None:
+            options["name"] = self._name
+        return ProgramStream(rt.prompt(**options)._queue), args, own
+
+    def _is_option(self, key: str) -> bool:
+        """Whether the keyword argument says how to run, unless the program has such a parameter."""
+        return key in RunOptions.__annotations__ and key not in self._signature.parameters
+
+    def _refuse_options(self, kwargs: Mapping[str, Any]) -> None:
+        given = [key for key in kwargs if self._is_option(key)]
+        variadic = inspect.Parameter.VAR_KEYWORD
+        if given and all(one.kind is not variadic for one in self._signature.parameters.values()):
+            raise ConfigError(
+                f"{given[0]}= is for a run of {self._name} on a Runtime; on a stream it goes by "
+                "what the stream was made with"
+            )
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], what: str) -> None:
+        try:
+            self._signature.bind(None, *args, **kwargs)
+        except TypeError as error:
+            raise ConfigError(f"{what} not fit {self._name}{self._signature}: {error}") from None
 
     @overload
     async def batch(
@@ -105,6 +153,7 @@ class Program(ABC, Generic[T_co]):
         concurrency: int = 64,
         progress: bool = True,
         on_error: Literal["raise"] = "raise",
+        **options: Unpack[RunOptions],
     ) -> list[ProgramStream[T_co]]: ...
     @overload
     async def batch(
@@ -115,6 +164,7 @@ class Program(ABC, Generic[T_co]):
         concurrency: int = 64,
         progress: bool = True,
         on_error: Literal["return"],
+        **options: Unpack[RunOptions],
     ) -> list[ProgramStream[T_co] | Exception]: ...
     async def batch(
         self,
@@ -124,14 +174,16 @@ class Program(ABC, Generic[T_co]):
         concurrency: int = 64,
         progress: bool = True,
         on_error: Literal["raise", "return"] = "raise",
+        **options: Unpack[RunOptions],
     ) -> Sequence[ProgramStream[T_co] | Exception]:
         """Runs the program once for each item, at most `concurrency` at a time; the finished
         streams in the items' order.
 
         An item holds the arguments: a mapping those given by name, a tuple those given by position,
         and anything else is the one argument. (A mapping that is itself the argument goes into a
-        tuple.) The streams are named after the program and the item's number, so that inherited
-        seeds give each item samples of its own.
+        tuple.) The streams are named after the program, or `name`, and the item's number, so that
+        inherited seeds give each item samples of its own. The other options are those of each
+        stream (see `Runtime.prompt`); a budget bounds all items together.
 
         on_error: "raise" cancels the rest at the first failure, in the engine too, and raises it,
         with a note that says which item it was; "return" puts the exception in the place of the
@@ -140,7 +192,7 @@ class Program(ABC, Generic[T_co]):
         """
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error must be 'raise' or 'return', not {on_error!r}")
-        running = self.as_completed(rt, items, concurrency=concurrency)
+        running = self.as_completed(rt, items, concurrency=concurrency, **options)
         running.until_failure = on_error == "raise"
         outcomes: list[ProgramStream[T_co] | Exception | None] = [None] * len(running)
         shown = (
@@ -158,7 +210,12 @@ class Program(ABC, Generic[T_co]):
         return cast("list[ProgramStream[T_co] | Exception]", outcomes)
 
     def as_completed(
-        self, rt: Source, items: Iterable[Any], *, concurrency: int = 64
+        self,
+        rt: Source,
+        items: Iterable[Any],
+        *,
+        concurrency: int = 64,
+        **options: Unpack[RunOptions],
     ) -> Completed[T_co]:
         """`async with tips.as_completed(rt, items) as results:` runs the program for each item, as
         `batch` does; iterating over `results` gives (index, outcome) as they end, an outcome being
@@ -167,33 +224,43 @@ class Program(ABC, Generic[T_co]):
         integer("concurrency", concurrency, 1)
         if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
             raise ConfigError(f"items must be a list, of one item for each run, not {items!r}")
-        calls = [self._call(rt, index, item) for index, item in enumerate(items)]
+        if unknown := options.keys() - RunOptions.__annotations__.keys():
+            raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
+        calls = [self._call(rt, index, item, options) for index, item in enumerate(items)]
         return Completed(calls, concurrency, self._name, lambda: self._prepare(rt, len(calls)))
 
     def _call(
-        self, rt: Source, index: int, item: Any
+        self, rt: Source, index: int, item: Any, options: RunOptions
     ) -> Callable[[], Awaitable[ProgramStream[T_co]]]:
         args: tuple[Any, ...] = (
             item if isinstance(item, tuple) else () if isinstance(item, Mapping) else (item,)
         )
         kwargs: dict[str, Any] = dict(item) if isinstance(item, Mapping) else {}
-        try:
-            self._signature.bind(None, *args, **kwargs)
-        except TypeError as error:
-            raise ConfigError(
-                f"item {index} does not fit {self._name}{self._signature}: {error}"
-            ) from None
-        return lambda: self._run(rt, f"{self._name}[{index}]", index, *args, **kwargs)
+        self._check_arguments(args, kwargs, f"item {index} does")
+        named: dict[str, Any] = {**options, "name": f"{options.get('name') or self._name}[{index}]"}
+
+        async def call() -> ProgramStream[T_co]:
+            stream: ProgramStream[T_co] = ProgramStream(rt.prompt(**named)._queue)
+            return await self._run(stream, args, kwargs, item=index)
+
+        return call
 
     async def _run(
-        self, rt: Source, name: str, item: int | None, /, *args: Any, **kwargs: Any
+        self,
+        stream: ProgramStream[T_co],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        item: int | None = None,
     ) -> ProgramStream[T_co]:
-        stream: ProgramStream[T_co] = ProgramStream(rt.prompt(name=name)._queue)
+        """Runs on a fresh stream, to the end of all that is submitted to it. item: its place in a
+        batch."""
         tell = stream._queue.context.emit_program
         tell("started", self._name, item)
         try:
-            stream.returned = await self._body(stream, *args, **kwargs)
-            await stream.sync()
+            with stream._queue.owned():
+                stream.returned = await self._body(stream, *args, **kwargs)
+                await stream.sync()
         except BaseException as error:
             stream._queue.close("its program failed or was cancelled")
             if isinstance(error, asyncio.CancelledError):

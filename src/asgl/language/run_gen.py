@@ -15,6 +15,7 @@ from asgl.engine.ticket import Ticket
 from asgl.errors import OutputError
 from asgl.language import messages, seeds
 from asgl.language.context import StreamContext
+from asgl.language.op_info import info_of_gen
 from asgl.language.operation import Operation
 from asgl.language.ops import Gen
 from asgl.language.transcript import Transcript
@@ -61,6 +62,8 @@ def run_gen(op: Operation, spec: Gen, transcript: Transcript, context: StreamCon
     op.token_ids += tokens
     if spec.name is not None:
         op.values[spec.name] = value
+        decode = context.engine.tokenizer.decode
+        op.infos[spec.name] = info_of_gen(ticket, tokens, spec.logprobs > 0, decode)
     return value
 
 
@@ -103,6 +106,7 @@ def _generate(
         asked=spec,
     )
     live = spec.validate is None and not spec.retries
+    op.live_name = spec.name
     ticket = yield from request(op, context, submit, live=live)
     if op.allowance is not None:
         op.allowance.finish(len(ticket.tokens), ticket.finish_reason)

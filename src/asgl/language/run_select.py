@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from asgl.errors import StreamError
-from asgl.language.choices import best, scores_of
+from asgl.language.choices import Option, best, scores_by, scores_of
 from asgl.language.context import StreamContext
-from asgl.language.operation import Operation
+from asgl.language.op_info import info_of_select
+from asgl.language.operation import Choice, Operation
 from asgl.language.ops import Select
 from asgl.language.transcript import SYNCHRONOUS_BYTES, Transcript
 from asgl.language.waiting import Steps, in_thread, request, seal
@@ -23,6 +24,8 @@ def run_select(
     if spec.token_healing:
         healed, before = context.engine.heal(prompt)
         prompt = prompt[: len(prompt) - healed]
+    space = "" if spec.token_healing or not _wants_space(transcript.text, spec.choices) else " "
+    before += space
     options = yield from _encoded_options(spec, before, after, context)
     logprobs = yield from _score(op, prompt, options, context, spec)
     alone: list[list[float]] = []
@@ -30,16 +33,28 @@ def run_select(
         ticket = op.ticket
         alone = yield from _score_alone(op, options, context)
         op.ticket = ticket  # the handle tells of the request that saw the prompt
-    op.scores = scores_of(spec.method, logprobs, alone)
-    op.index = best(op.scores)
-    op.token_logprobs = logprobs
-    choice = spec.choices[op.index]
-    transcript.append_tokens(options[op.index], choice, "selected", healed=healed)
-    context.emit_text("selected", transcript.tokens, len(options[op.index]))
-    op.token_ids += options[op.index]
+    scores = (
+        scores_by(spec.method, list(map(Option, spec.choices, logprobs)))
+        if callable(spec.method)
+        else scores_of(spec.method, logprobs, alone)
+    )
+    index = best(scores)
+    op.choice = Choice(index, scores, logprobs)
+    option, tokens = spec.choices[index], options[index]
+    transcript.append_tokens(tokens, space + option, "selected", healed=healed)
+    context.emit_text("selected", transcript.tokens, len(tokens))
+    op.token_ids += tokens
     if spec.name is not None:
-        op.values[spec.name] = choice
-    return choice
+        op.values[spec.name] = option
+        assert op.ticket is not None
+        op.infos[spec.name] = info_of_select(op.ticket, option, tokens, index, scores, logprobs)
+    return option
+
+
+def _wants_space(text: str, choices: Sequence[str]) -> bool:
+    """Whether a space is meant between the prompt and the options: it ends with a word, and all of
+    them begin with one."""
+    return text[-1:].isalnum() and all(choice[0].isalnum() for choice in choices)
 
 
 def _encoded_options(

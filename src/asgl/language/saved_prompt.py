@@ -12,7 +12,7 @@ from asgl.errors import ConfigError, ModelError
 from asgl.language.executor import Executor
 from asgl.language.transcript import Snapshot
 from asgl.plan import INT
-from asgl.types import Message
+from asgl.types import FunctionCall, Message, MessageToolCall
 
 
 async def save(executor: Executor, path: Path, kv: bool) -> None:
@@ -70,10 +70,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
 def from_json(state: Mapping[str, Any], where: str) -> SavedPrompt:
     """ModelError if the JSON is not what was saved."""
     try:
-        messages = tuple(
-            Message(role=_text(message["role"]), content=_text(message["content"]))
-            for message in state["messages"]
-        )
+        messages = tuple(map(_message, state["messages"]))
         snapshot = Snapshot(
             array(INT, state["tokens"]),
             _text(state["text"]),
@@ -95,6 +92,25 @@ def from_json(state: Mapping[str, Any], where: str) -> SavedPrompt:
         )
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{where}: the saved prompt is damaged: {error!r}") from error
+
+
+def _message(state: Mapping[str, Any]) -> Message:
+    message = Message(role=_text(state["role"]), content=_text(state["content"]))
+    if "tool_calls" in state:
+        message["tool_calls"] = [
+            MessageToolCall(
+                id=_text(call["id"]),
+                type="function",
+                function=FunctionCall(
+                    name=_text(call["function"]["name"]),
+                    arguments=_text(call["function"]["arguments"]),
+                ),
+            )
+            for call in state["tool_calls"]
+        ]
+    if "tool_call_id" in state:
+        message["tool_call_id"] = _text(state["tool_call_id"])
+    return message
 
 
 def _text(value: Any) -> str:

@@ -14,6 +14,7 @@ from asgl.language.budget import Budget
 from asgl.language.context import SessionContext, StreamOptions
 from asgl.language.executor import Executor
 from asgl.language.internal_ops import StartFromFile
+from asgl.language.message_list import Messages, messages
 from asgl.language.saved_prompt import from_json
 from asgl.language.stream import PromptStream
 from asgl.sampling import SamplingParams
@@ -43,19 +44,24 @@ class Session:
         self.context = SessionContext(engine)
 
     def prompt(
-        self, text: str = "", *, name: str | None = None, **options: Unpack[PromptOptions]
+        self,
+        text: str | Messages = "",
+        *,
+        name: str | None = None,
+        **options: Unpack[PromptOptions],
     ) -> PromptStream:
-        """A new stream that begins with `text`. ConfigError for a bad argument, EngineClosedError
-        once the Runtime was left."""
+        """A new stream that begins with `text`, or with messages. ConfigError for a bad argument,
+        EngineClosedError once the Runtime was left."""
         self._check_open()
-        _check("text", text, str)
         _check("name", name, str, optional=True)
+        content = text if isinstance(text, str) else messages(text)
+        text = text if isinstance(text, str) else ""
         executor = Executor(self.context, stream_options(name, (name, text), **options))
         self._check_template(executor)
         executor.context.emit_stream("opened")
         stream = PromptStream(executor)
-        if text:
-            stream.append(text)
+        if content != "":
+            stream.append(content)
         return stream
 
     def load(
@@ -91,8 +97,14 @@ class Session:
     async def aclose(self) -> None:
         """Closes all streams and cancels what runs on them. Idempotent."""
         self.context.closed = "the Runtime was left"
-        for executor in list(self.context.busy):
-            executor.close(self.context.closed)
+        try:
+            for task in self.context.tasks:
+                task.cancel()
+            while tasks := self.context.tasks:
+                await asyncio.wait(tasks)
+        finally:
+            for executor in list(self.context.busy):
+                executor.close(self.context.closed)
         await asyncio.sleep(0)
 
     def unseen_failures(self) -> list[BaseException]:

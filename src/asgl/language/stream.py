@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import (
     Any,
     Concatenate,
@@ -22,30 +22,25 @@ from typing import (
 )
 
 from asgl.checks import integer
-from asgl.errors import ConfigError, VariableError
-from asgl.language import ops, saved_prompt
-from asgl.language.constraint import JsonSchema, ValueType
+from asgl.errors import ConfigError
+from asgl.language import saved_prompt
 from asgl.language.fork import TaskHandle
-from asgl.language.handle import Handle, SelectHandle
-from asgl.language.internal_ops import CloseMessage, Rewind, SetVariable, TakeSnapshot
-from asgl.language.op_queue import ForkBlock, OnError, OpQueue
+from asgl.language.internal_ops import Rewind, TakeSnapshot
+from asgl.language.op_queue import ForkBlock, OnError
 from asgl.language.operation import OpenMessage, Operation
-from asgl.language.ops import (
-    Content,
-    Extend,
-    Gen,
-    GenOptions,
-    Role,
-    ScalarT,
-    Select,
-    SelectMethod,
-    TypedGen,
-    ValueT,
+from asgl.language.ops import Content, GenOptions
+from asgl.language.stream_ops import StreamOps
+from asgl.language.tool_calls import (
+    OnToolError,
+    ToolCalls,
+    ToolChoice,
+    Turn,
+    agent,
+    call_tools,
+    checked,
 )
-from asgl.language.tool_calls import OnToolError, call_tools
-from asgl.language.tools import Tool, ToolCall
+from asgl.language.tools import AnyTool
 from asgl.shown import Piece, card_html, legend_html, table_html, text_html
-from asgl.types import Message
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,37 +54,6 @@ class Mark:
 
     def __init__(self, snapshot: Operation, message: OpenMessage | None) -> None:
         self.snapshot, self.message = snapshot, message
-
-
-class RoleBlock:
-    """A `with` block whose content is one message: see `PromptStream.role`."""
-
-    __slots__ = ("_message", "_stream")
-
-    def __init__(self, stream: PromptStream, role: str) -> None:
-        self._stream = stream
-        self._message = OpenMessage(role)
-
-    def __enter__(self) -> PromptStream:
-        queue = self._stream._queue
-        if queue.message is not None:
-            raise ConfigError(
-                f"a message of the role {self._message.role!r} cannot begin inside a "
-                f"{queue.message.role!r} message"
-            )
-        queue.check_accepts(grows=True)
-        queue.message = self._message
-        return self._stream
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        queue = self._stream._queue
-        queue.message = None
-        queue.enqueue(CloseMessage(self._message, error is not None or queue.broken))
 
 
 _ENTER = "write `async with s.fork(n) as branches:`, which opens it and waits for what runs in it"
@@ -138,10 +102,22 @@ class Branches(Sequence["PromptStream"]):
         if self._branches is None:
             warnings.warn(f"a fork was never entered: {_ENTER}", RuntimeWarning, stacklevel=2)
 
-    def gather(self, name: str) -> list[Any]:
-        """The variable of each branch, in order. VariableError if a branch lacks it: nothing is
-        ever left out."""
-        return [branch[name] for branch in self._opened]
+    def __iadd__(self, content: str | Content) -> Self:
+        """`branches += content` appends it to each of them."""
+        for branch in self._opened:
+            branch.append(content)
+        return self
+
+    @overload
+    def gather(self, name: str, /) -> list[Any]: ...
+    @overload
+    def gather(self, name: str, other: str, /, *names: str) -> list[dict[str, Any]]: ...
+    def gather(self, *names: str) -> list[Any]:
+        """The variable of each branch, in order; of several names, a dict of them for each branch.
+        VariableError if a branch lacks one: nothing is ever left out."""
+        if len(names) == 1:
+            return [branch[names[0]] for branch in self._opened]
+        return [{name: branch[name] for name in names} for branch in self._opened]
 
     async def __aenter__(self) -> Branches:
         self._branches = [PromptStream(queue) for queue in await self._block.open()]
@@ -157,7 +133,7 @@ class Branches(Sequence["PromptStream"]):
         return False
 
 
-class PromptStream:
+class PromptStream(StreamOps):
     """A prompt that grows. Made by `Runtime.prompt`, and by forking another.
 
     Ops are submitted in order: each call queues at once and returns a handle to await, or not.
@@ -166,188 +142,32 @@ class PromptStream:
     behind it with OpCancelledError.
     """
 
-    __slots__ = ("__weakref__", "_queue")
+    __slots__ = ()
 
-    def __init__(self, queue: OpQueue) -> None:
-        self._queue = queue
-        queue.stream = self
-
-    # --- ops
-
-    @overload
-    def submit(self, content: Extend) -> Handle[None]: ...
-    @overload
-    def submit(self, content: TypedGen[T]) -> Handle[T]: ...  # pyright: ignore[reportOverlappingOverload]
-    @overload
-    def submit(self, content: Gen | Role) -> Handle[str]: ...
-    @overload
-    def submit(self, content: Select) -> SelectHandle: ...
-    @overload
-    def submit(self, content: Content | str) -> Handle[Any]: ...
-    def submit(self, content: Content | str) -> Handle[Any]:
-        """Queues an op, or several that were added up; the handle of the last."""
-        handle: Handle[Any] | None = None
-        for op in ops.ops_of(content):
-            handle = self._queue.handle(self._queue.submit(op))
-        if handle is None:
-            raise ConfigError("there is nothing to submit")
-        return handle
-
-    def __iadd__(self, content: Content | str) -> Self:
-        """`s += content` is `s.append(content)`."""
-        self.append(content)
-        return self
-
-    def append(self, content: Content | str) -> None:
-        """Appends text, the text of another stream's handle, or ops: `s += content`. Nothing is
-        computed until needed."""
-        for op in ops.ops_of(content):
-            self._queue.submit(op)
-
-    def extend(self, content: str | Content) -> Handle[None]:
-        """Appends text and computes its KV; awaiting it waits for that. `await s.extend("")`
-        computes what is there."""
-        return self.submit(ops.extend(content))
-
-    @overload
-    def gen(
-        self, name: str | None = None, *, dtype: type[ScalarT], **options: Unpack[GenOptions]
-    ) -> Handle[ScalarT]: ...
-    @overload
-    def gen(
-        self,
-        name: str | None = None,
-        *,
-        json_schema: ValueType[ValueT],
-        **options: Unpack[GenOptions],
-    ) -> Handle[ValueT]: ...
-    @overload
-    def gen(
-        self,
-        name: str | None = None,
-        *,
-        json_schema: JsonSchema | None = None,
-        **options: Unpack[GenOptions],
-    ) -> Handle[str]: ...
-    @overload
-    def gen(
-        self, name: str | None = None, *, json_schema: object, **options: Unpack[GenOptions]
-    ) -> Handle[Any]: ...
-    def gen(self, name: str | None = None, **options: Any) -> Handle[Any]:
-        """Generates text; the handle's value is the text, or what the text stands for (`dtype`,
-        `json_schema`: see `asgl.gen`).
-
-        The variable `name` is set to the value.
-        """
-        return self._queue.handle(self._queue.make(ops.gen, name, options))
-
-    def select(
-        self,
-        name: str | None,
-        choices: Sequence[str],
-        *,
-        method: SelectMethod = "token_length_normalized",
-        token_healing: bool = False,
-    ) -> SelectHandle:
-        """Appends the likeliest of `choices`; the handle's value is that option, and the variable
-        `name` is set to it.
-
-        `asgl.language.choices` explains the methods.
-        """
-        options = {"choices": choices, "method": method, "token_healing": token_healing}
-        handle: Any = self._queue.handle(self._queue.make(ops.select, name, options))
-        return handle
-
-    @overload
-    async def sample(
-        self,
-        name: str | None = None,
-        *,
-        n: int,
-        dtype: type[ScalarT],
-        **options: Unpack[GenOptions],
-    ) -> list[ScalarT]: ...
-    @overload
-    async def sample(
-        self,
-        name: str | None = None,
-        *,
-        n: int,
-        json_schema: ValueType[ValueT],
-        **options: Unpack[GenOptions],
-    ) -> list[ValueT]: ...
-    @overload
-    async def sample(
-        self,
-        name: str | None = None,
-        *,
-        n: int,
-        json_schema: JsonSchema | None = None,
-        **options: Unpack[GenOptions],
-    ) -> list[str]: ...
-    @overload
-    async def sample(
-        self,
-        name: str | None = None,
-        *,
-        n: int,
-        json_schema: object,
-        **options: Unpack[GenOptions],
-    ) -> list[Any]: ...
-    async def sample(self, name: str | None = None, *, n: int, **options: Any) -> list[Any]:
-        """`n` different continuations from this point, by forking. Appends nothing; sets the
-        variable `name` to the list.
-
-        With a `seed`, each derives its own from it. If one fails the others are cancelled, and its
-        error is raised.
-        """
-        return await self._queue.sample(name, integer("n", n, 1), options)
-
-    # --- roles
-
-    def system(
-        self, content: str | Content, *, tools: Sequence[Tool[..., Any]] = ()
-    ) -> Handle[str]:
-        """A whole system message, which tells the model of `tools`; the handle's value is its
-        content."""
-        return self.submit(ops.system(content, tools=tools))
-
-    def user(self, content: str | Content) -> Handle[str]:
-        """A whole message of the user; the handle's value is its content."""
-        return self.submit(ops.user(content))
-
-    def assistant(self, content: str | Content) -> Handle[str]:
-        """A whole message of the assistant; the handle's value is its content."""
-        return self.submit(ops.assistant(content))
-
-    def role(self, role: str) -> RoleBlock:
-        """`with s.role("assistant"):` what is submitted inside is the content of one message."""
-        if not isinstance(role, str) or not role:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"a role must be a string such as 'user', not {role!r}")
-        return RoleBlock(self, role)
-
-    def messages(self) -> list[Message]:
-        """The whole messages so far. A system message that the template adds by itself is not among
-        them."""
-        messages = self._queue.messages
-        return [Message(role=message["role"], content=message["content"]) for message in messages]
+    # --- tools
 
     async def call_tools(
         self,
-        tools: Sequence[Tool[..., Any]],
+        tools: Sequence[AnyTool],
         *,
+        choice: ToolChoice = "required",
         on_error: OnToolError = "model",
         timeout: float | None = None,
         parallel: bool = False,
+        on_text: Callable[[str], object] | None = None,
         **options: Unpack[GenOptions],
-    ) -> list[ToolCall]:
+    ) -> ToolCalls:
         """Lets the model call a tool, runs it, and appends the result: see `asgl.language.tools`.
-        Returns the calls.
+        Returns the calls, a list whose `text` is what the model said beside them.
 
         The call is generated after all that is submitted, constrained to the tools' schemas, in a
         message of the assistant if the stream has messages. `options` are those of `gen`;
         `max_tokens` must be enough for the call. With parallel=True the model may make up to 8
         calls, which run at once.
+
+        choice: "required", the model calls one of the tools; a tool, this one; "auto", it calls or
+        answers, as its own tokens say, and an answer, which makes no calls, is a message of its
+        own; "none", it answers. `on_text` is called with each piece of an answer as it comes.
 
         What a tool raises, also TimeoutError after `timeout` seconds, the model is told instead of
         a result, and is in `ToolCall.error`. With on_error="program" it is raised as ToolError,
@@ -356,84 +176,31 @@ class PromptStream:
         submitted to the stream meanwhile. Raises OutputError for a call that max_tokens cut short.
         """
         executor = self._queue.executor("call_tools")
-        return await call_tools(executor, tools, on_error, timeout, parallel, options)
+        how = checked(tools, choice, on_error, timeout, parallel, on_text, options)
+        return await call_tools(executor, how)
 
-    # --- what is there
+    def agent(
+        self,
+        tools: Sequence[AnyTool],
+        *,
+        max_turns: int = 8,
+        on_error: OnToolError = "model",
+        timeout: float | None = None,
+        parallel: bool = False,
+        on_text: Callable[[str], object] | None = None,
+        **options: Unpack[GenOptions],
+    ) -> AsyncIterator[Turn]:
+        """`async for turn in s.agent(tools):` lets the model call tools until it answers, or has
+        made `max_turns` turns: `turn.end` of the last says which.
 
-    def __getitem__(self, name: str) -> Any:
-        """`s["name"]` is the value of a finished variable. VariableError if there is none of that
-        name, or it is not finished."""
-        return self._queue.variable(name)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        """`s["name"] = value` sets a variable, in its turn: of ops that were submitted for one name
-        the last wins."""
-        if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"a variable's name must be a string, not {name!r}")
-        self._queue.submit(SetVariable(name, value))
-
-    def __contains__(self, name: object) -> bool:
-        """Whether `s["name"]` is there by now."""
-        try:
-            self._queue.variable(name)  # pyright: ignore[reportArgumentType]
-        except VariableError:
-            return False
-        return True
-
-    async def get(self, name: str) -> Any:
-        """The variable's value; waits if an op that sets it was submitted. Cancelling this does not
-        cancel the op."""
-        return await self._queue.get(name)
-
-    @property
-    def text(self) -> str:
-        """What the stream says so far, role headers included; what still runs is not in it."""
-        return self._queue.text
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The tokens of `text`. Those of text that no op has sealed yet may change as text is
-        appended."""
-        return self._queue.token_ids
-
-    @property
-    def variables(self) -> Mapping[str, Any]:
-        """The finished variables, as they are now."""
-        return MappingProxyType(dict(self._queue.variables))
-
-    @property
-    def name(self) -> str | None:
-        """What `Runtime.prompt(name=...)` called it; forks have the name of their parent."""
-        return self._queue.context.options.name
-
-    @property
-    def cache_salt(self) -> str | None:
-        """The streams that this one shares cached prefixes with are those of the same salt."""
-        return self._queue.context.options.cache_salt
-
-    @property
-    def error(self) -> BaseException | None:
-        """Of a branch of `fork(on_error="keep")`: the failure that nobody awaited, or None."""
-        return self._queue.error
-
-    def pieces(self) -> AsyncIterator[str]:
-        """All text of the stream from its beginning, as it comes, until nothing that was submitted
-        is left.
-
-        Raises the error of an op that fails. Text that a failed op had shown is taken back from the
-        stream, not from here.
+        A turn is a `call_tools` with choice="auto", with its other arguments, and like that it
+        happens wholly or not at all: what it raises leaves the stream as the turn before left it.
+        To break out of the loop is to leave it at the end of a turn. A budget that is open bounds
+        the turns. What else the program submits between them, a word of the user, say, they see.
         """
-        return self._queue.executor("pieces").pieces()
-
-    async def sync(self) -> None:
-        """Waits for all that is submitted. Raises the failure that nobody has seen yet. Cancelling
-        it only stops waiting."""
-        await self._queue.sync()
-
-    async def prefetch(self) -> list[int]:
-        """Computes the KV of all that is submitted by now; the tokens. It only reads the stream:
-        seeds do not depend on it."""
-        return list((await self._queue.executor("prefetch").prefetch()).tokens)
+        executor = self._queue.executor("call_tools")
+        how = checked(tools, "auto", on_error, timeout, parallel, on_text, options)
+        return agent(executor, how, integer("max_turns", max_turns, 1))
 
     # --- going back, going apart
 

@@ -4,180 +4,122 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import anyio
 
 from asgl.checks import number
-from asgl.errors import ConfigError, ModelError, OutputError, StreamError, ToolError
+from asgl.errors import ConfigError, OutputError, StreamError, ToolError
 from asgl.language import ops
-from asgl.language.backend import ChatTemplate, Engine
 from asgl.language.context import StreamContext
 from asgl.language.executor import Executor
 from asgl.language.failures import cancelled
 from asgl.language.handle import Handle
 from asgl.language.internal_ops import AppendTurn, Rewind, TakeSnapshot, TurnText
 from asgl.language.operation import Operation
+from asgl.language.tool_styles import Answered, Style, calls_in, style_of
 from asgl.language.tools import (
-    Tool,
+    AnyTool,
     ToolCall,
     by_name,
-    call_schema,
-    json_value,
-    list_schema,
     result_text,
 )
+from asgl.sampling import SamplingParams
 from asgl.trace import ToolEvent
-from asgl.types import Message, ToolParts
 
 OnToolError: TypeAlias = Literal["model", "program"]
-MOST_CALLS = 8
-"""So many calls are made at once at most, if more than one may be."""
+ToolChoice: TypeAlias = Literal["auto", "required", "none"] | AnyTool
 
 
 class _Asked(NamedTuple):
     """A call as it was generated."""
 
-    tool: Tool[..., Any]
+    tool: AnyTool
     arguments: dict[str, Any]
 
 
-class _Style:
-    """How calls and results are written into one stream. This one: as lines of text."""
+class ToolCalls(list[ToolCall]):
+    """The calls that a model made, in order. `text` is what it said beside them: without a call,
+    its answer."""
 
-    name_key, arguments_key = "name", "arguments"
-
-    def __init__(self, tools: Mapping[str, Tool[..., Any]], parallel: bool) -> None:
-        self.tools, self.parallel = tools, parallel
-
-    @property
-    def constraint(self) -> dict[str, Any]:
-        """Of the generation, as an argument of `gen`."""
-        schema = call_schema(list(self.tools.values()), self.name_key, self.arguments_key)
-        return {"json_schema": list_schema(schema, MOST_CALLS) if self.parallel else schema}
-
-    def opening(self) -> AppendTurn:
-        return AppendTurn(())
-
-    def calls_of(self, text: str) -> list[Any]:
-        value = json.loads(text)
-        return value if self.parallel else [value]
-
-    def answer(self, text: str, calls: Sequence[ToolCall]) -> AppendTurn:
-        """What is written after the calls, which were `text`."""
-        return AppendTurn((TurnText("\n" + "".join(f"{_plain(call)}\n" for call in calls), False),))
+    text: str = ""
+    """What the model said beside its calls, or instead of any."""
 
 
-class _ChatStyle(_Style):
-    """As messages, each result one of its own."""
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn of an agent: see `PromptStream.agent`."""
 
-    def __init__(
-        self,
-        tools: Mapping[str, Tool[..., Any]],
-        parallel: bool,
-        template: ChatTemplate,
-        roles: list[str],
-    ) -> None:
-        super().__init__(tools, parallel)
-        self._template, self._roles = template, roles
-        try:
-            self._template.parts([*roles, "assistant"], "tool")
-            self._role = "tool"
-        except ModelError:
-            self._role = "user"
-
-    def opening(self) -> AppendTurn:
-        return AppendTurn((TurnText(self._template.generation(self._roles), True),), opens=True)
-
-    def answer(self, text: str, calls: Sequence[ToolCall]) -> AppendTurn:
-        roles = [*self._roles, "assistant"]
-        pieces = [TurnText(self._template.parts(self._roles, "assistant").suffix, True)]
-        spoken = [Message(role="assistant", content=text)]
-        for call in calls:
-            around = self._template.parts(roles, self._role)
-            pieces += [
-                TurnText(around.prefix, True),
-                TurnText(_plain(call), False),
-                TurnText(around.suffix, True),
-            ]
-            roles.append(self._role)
-            spoken.append(Message(role=self._role, content=_plain(call)))
-        return AppendTurn(tuple(pieces), tuple(spoken), tuple(roles[len(self._roles) :]))
+    index: int
+    """0 for the first."""
+    text: str
+    """What the model said: its answer, or what it said before its calls."""
+    calls: tuple[ToolCall, ...]
+    """The calls that it made, with their results; none in the last turn, if it ended by itself."""
+    end: Literal["answer", "max_turns"] | None
+    """Why this turn is the last: the model answered, or so many turns were made; None if it is
+    not."""
 
 
-class _OwnStyle(_Style):
-    """As the model's own template writes them."""
+class How(NamedTuple):
+    """The arguments of `call_tools`, checked."""
 
-    def __init__(
-        self,
-        tools: Mapping[str, Tool[..., Any]],
-        parallel: bool,
-        engine: Engine,
-        parts: ToolParts,
-    ) -> None:
-        super().__init__(tools, parallel)
-        self._parts = parts
-        self.name_key, self.arguments_key = parts.name_key, parts.arguments_key
-        special = engine.tokenizer.special_tokens
-        if parallel and (
-            parts.between_calls is None or any(token in parts.between_calls for token in special)
-        ):
-            raise ModelError(
-                "the model's chat template writes one call in a message: leave out parallel=True"
-            )
-
-    @property
-    def constraint(self) -> dict[str, Any]:
-        if not self.parallel:
-            return super().constraint
-        schema = call_schema(list(self.tools.values()), self.name_key, self.arguments_key)
-        spacing = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-        call = json.dumps(schema | {"x-guidance": spacing})
-        more = f"({json.dumps(self._parts.between_calls)} call){{0,{MOST_CALLS - 1}}}"
-        return {"grammar": f"start: call {more}\ncall: %json {call}"}
-
-    def opening(self) -> AppendTurn:
-        return AppendTurn((TurnText(self._parts.before, True),), opens=True)
-
-    def calls_of(self, text: str) -> list[Any]:
-        calls: list[Any] = []
-        at = 0
-        while at < len(text):
-            call, end = json.JSONDecoder().raw_decode(text, at)
-            calls.append(call)
-            at = end + (len(self._parts.between_calls or "") if end < len(text) else 0)
-        return calls
-
-    def answer(self, text: str, calls: Sequence[ToolCall]) -> AppendTurn:
-        pieces: list[TurnText] = [TurnText(self._parts.middle, True)]
-        spoken = [Message(role="assistant", content=text)]
-        for index, call in enumerate(calls):
-            content = result_text(
-                call.result if call.error is None else {"error": _told(call.error)}
-            )
-            pieces += [TurnText(self._parts.between_results, True)] if index else []
-            text = json.dumps(content, ensure_ascii=False) if self._parts.quoted else content
-            pieces.append(TurnText(text, False))
-            spoken.append(Message(role="tool", content=content))
-        return AppendTurn((*pieces, TurnText(self._parts.after, True)), tuple(spoken))
+    tools: dict[str, AnyTool]
+    choice: Literal["auto", "required", "none"]
+    on_error: OnToolError
+    timeout: float | None
+    parallel: bool
+    on_text: Callable[[str], object] | None
+    options: Mapping[str, Any]
 
 
-async def call_tools(
-    executor: Executor,
-    tools: Sequence[Tool[..., Any]],
+def checked(
+    tools: Sequence[AnyTool],
+    choice: ToolChoice,
     on_error: OnToolError,
     timeout: float | None,
     parallel: bool,
+    on_text: Callable[[str], object] | None,
     options: Mapping[str, Any],
-) -> list[ToolCall]:
-    """See `PromptStream.call_tools`."""
+) -> How:
+    """ConfigError for an argument that is none."""
     named = by_name(tools)
+    if isinstance(choice, AnyTool):
+        if choice not in named.values():
+            raise ConfigError(f"the choice {choice!r} is none of the tools: {', '.join(named)}")
+        named, choice = {choice.name: choice}, "required"
+    if choice not in ("auto", "required", "none"):
+        raise ConfigError(f"choice must be 'auto', 'required', 'none' or a tool, not {choice!r}")
     if on_error not in get_args(OnToolError):
         raise ConfigError(f"on_error must be 'model' or 'program', not {on_error!r}")
     if timeout is not None:
         number("timeout", timeout, 0, above=True, finite=False)
+    if on_text is not None and not callable(on_text):  # pyright: ignore[reportUnnecessaryComparison]
+        raise ConfigError(f"on_text must be a function of a piece of text, not {on_text!r}")
+    if choice == "auto" and options.get("keep_stop"):
+        raise ConfigError("keep_stop has no meaning where a stop tells that a call begins")
+    ops.gen(None, **options)
+    return How(named, choice, on_error, timeout, parallel, on_text, options)
+
+
+async def agent(executor: Executor, how: How, max_turns: int) -> AsyncIterator[Turn]:
+    """See `PromptStream.agent`."""
+    for index in range(max_turns):
+        calls = await call_tools(executor, how)
+        end: Literal["answer", "max_turns"] | None = None
+        if not calls:
+            end = "answer"
+        elif index == max_turns - 1:
+            end = "max_turns"
+        yield Turn(index, calls.text, tuple(calls), end)
+        if end is not None:
+            return
+
+
+async def call_tools(executor: Executor, how: How) -> ToolCalls:
+    """See `PromptStream.call_tools`."""
     if executor.message is not None:
         raise ConfigError(
             f"call_tools writes messages of its own, and a {executor.message.role!r} message is "
@@ -186,33 +128,71 @@ async def call_tools(
     await executor.sync()
     before = executor.submit(TakeSnapshot(), grows=False)
     await executor.ended(before)
-    style = _style_of(executor.context, list(before.result().roles), named, parallel)
+    style = style_of(executor.context, list(before.result().roles), how.tools, how.parallel)
+    made, called = ToolCalls(), None
     try:
-        executor.submit(style.opening())
-        op = executor.make(ops.gen, None, {**options, **style.constraint})
-        handle = Handle[str](op)
-        await handle
-        asked = _asked(handle.text, handle.finish_reason or "", style)
-        calls = await _run(asked, on_error, timeout, _Telling(executor.context, op))
-        executor.submit(style.answer(handle.text, calls))
+        if how.choice == "required":
+            executor.submit(style.opening())
+        else:
+            said = await _say(executor, style, how)
+            if how.choice == "none" or not style.is_call(said.text, said.matched_stop):
+                executor.submit(style.ending(said.text))
+                made.text = said.text
+                return made
+            if style.marker:
+                executor.submit(AppendTurn((TurnText(style.marker, True),), opens=True))
+                made.text = said.text
+            else:
+                called = said
+        if called is None:
+            called = _gen(executor, {**how.options, **style.constraint})
+            await called
+        asked = _asked(called.text, called.finish_reason or "", style)
+        made += await _run(asked, how.on_error, how.timeout, _Telling(executor.context, called._op))
+        first = calls_in(executor.messages)
+        executor.submit(style.answer(list(map(_answered, made)), first, made.text))
     except BaseException:
         _take_back(executor, before)
         raise
-    return calls
+    return made
 
 
-def _style_of(
-    context: StreamContext, roles: list[str], tools: Mapping[str, Tool[..., Any]], parallel: bool
-) -> _Style:
-    if not roles:
-        return _Style(tools, parallel)
-    template = context.chat_template
-    if (parts := template.tool_parts) is None:
-        return _ChatStyle(tools, parallel, template, roles)
-    return _OwnStyle(tools, parallel, context.engine, parts)
+async def _say(executor: Executor, style: Style, how: How) -> Handle[str]:
+    """Lets the model say what it will; the call that it begins, if it begins one, is whole only
+    where no marker comes before it."""
+    executor.submit(style.beginning())
+    options: dict[str, Any] = dict(how.options)
+    if how.choice == "auto" and style.trigger is not None:
+        name = "stop" if isinstance(style.trigger, str) else "stop_token_ids"
+        options[name] = [*_inherited(executor, options, name), style.trigger]
+    elif how.choice == "auto":
+        options |= style.choice
+    said = _gen(executor, options)
+    if how.on_text is None:
+        await said
+        return said
+    text, shown = "", 0
+    async for piece in said:
+        text += piece
+        called = how.choice == "auto" and style.is_call(text, None)
+        if text.strip() and not called:
+            how.on_text(text[shown:])
+            shown = len(text)
+    return said
 
 
-def _asked(text: str, finish_reason: str, style: _Style) -> list[_Asked]:
+def _gen(executor: Executor, options: Mapping[str, Any]) -> Handle[str]:
+    return Handle[str](executor.make(ops.gen, None, options))
+
+
+def _inherited(executor: Executor, options: Mapping[str, Any], name: str) -> Sequence[Any]:
+    """The stops of a generation, by the levels that it has them from."""
+    given = SamplingParams(**{name: options.get(name)})
+    params = given.over(executor.context.options.sampling).over(executor.engine.defaults)
+    return getattr(params, name) or ()
+
+
+def _asked(text: str, finish_reason: str, style: Style) -> list[_Asked]:
     """OutputError for what is no call: only where the constraint was not kept (a scripted Runtime,
     say)."""
     try:
@@ -240,7 +220,7 @@ class _Telling:
         self,
         kind: Literal["started", "finished", "failed", "cancelled"],
         index: int,
-        tool: Tool[..., Any],
+        tool: AnyTool,
         arguments: dict[str, Any],
         *,
         result: Any = None,
@@ -274,12 +254,11 @@ async def _run(
     calls: dict[int, ToolCall] = {}
     failures: list[ToolError] = []
 
-    async def run(index: int, tool: Tool[..., Any], arguments: dict[str, Any]) -> None:
+    async def run(index: int, tool: AnyTool, arguments: dict[str, Any]) -> None:
         tell("started", index, tool, arguments)
         try:
-            values = tool.arguments(arguments)
             with anyio.move_on_after(timeout):
-                result = await tool.function(**values)
+                result = await tool.run(arguments)
                 result_text(result)  # what is no JSON fails here
                 calls[index] = ToolCall(tool, arguments, result)
                 tell("finished", index, tool, arguments, result=result)
@@ -303,7 +282,7 @@ async def _run(
 
     def failed(
         index: int,
-        tool: Tool[..., Any],
+        tool: AnyTool,
         arguments: dict[str, Any],
         error: Exception,
         what: str = "",
@@ -337,13 +316,9 @@ def _take_back(executor: Executor, before: Operation) -> None:
             executor.transcript.restore(before.result())
 
 
-def _plain(call: ToolCall) -> str:
-    said = (
-        {"error": _told(call.error)}
-        if call.error is not None
-        else {"result": json_value(call.result)}
-    )
-    return json.dumps({"name": call.tool.name, **said}, ensure_ascii=False)
+def _answered(call: ToolCall) -> Answered:
+    error = None if call.error is None else _told(call.error)
+    return Answered(call.tool.name, call.arguments, call.result, error)
 
 
 def _told(error: Exception) -> str:

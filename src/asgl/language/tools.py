@@ -1,4 +1,4 @@
-"""Tools: coroutines that a model may call.
+"""Tools: functions that a model may call.
 
     @asgl.tool
     async def weather(city: str, days: int = 1) -> str:
@@ -28,15 +28,28 @@ text.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 import json
 import re
 import typing
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any, Generic, ParamSpec, TypeVar, get_args, get_origin, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import (
+    Annotated,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Self,
+    TypeVar,
+    get_args,
+    get_origin,
+    overload,
+)
 
+import anyio.to_thread
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
@@ -45,7 +58,10 @@ from asgl.errors import ConfigError
 from asgl.language.constraint import first_line, schema_of, with_member_values
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+OwnerT = TypeVar("OwnerT")
 Json = dict[str, Any]
 
 _SECTION = re.compile(
@@ -57,21 +73,37 @@ _ARGUMENT = re.compile(r"^[ \t]{1,4}(\w+)\s*(?:\([^)]*\))?:", re.MULTILINE)
 """What a text on an argument begins with, in an `Args:` section."""
 
 
-class Tool(Generic[P, T]):
-    """A coroutine function that a model may call; a program still can, as before. Made by
-    `asgl.tool`.
+class AnyTool:
+    """A tool, whatever its function takes and gives: see `Tool`."""
+
+    name: str
+    """What models call it by."""
+    schema: Json
+    """What models are told of it: {"name", "description", "parameters"}."""
+    function: Callable[..., Any]
+    """The function itself."""
+
+    async def run(self, arguments: Mapping[str, Any]) -> Any:
+        """Calls the function with the arguments of a call, as JSON; a plain function in a thread.
+        ValueError or TypeError if they do not fit, else whatever it raises."""
+        raise NotImplementedError
+
+
+class Tool(AnyTool, Generic[P, T_co]):
+    """A function that a model may call; a program still can, as before. Made by `asgl.tool`.
 
     `schema` is what models are told: {"name", "description", "parameters"}, the parameters as a
     JSON schema.
     """
 
+    function: Callable[P, T_co]
+    """The function itself."""
+
     def __init__(
-        self, function: Callable[P, Awaitable[T]], name: str | None, description: str | None
+        self, function: Callable[P, T_co], name: str | None, description: str | None
     ) -> None:
-        if not inspect.iscoroutinefunction(function):
-            raise ConfigError(
-                f"a tool must be a coroutine function: write `async def`, not {function!r}"
-            )
+        if not (inspect.isroutine(function) or isinstance(function, functools.partial)):
+            raise ConfigError(f"a tool must be a function, not {function!r}")
         written, fixed = _written(function)
         self.function = function
         self.name = name if name is not None else written.__name__
@@ -84,6 +116,9 @@ class Tool(Generic[P, T]):
         text, told = _documented(inspect.getdoc(written) or "")
         self._signature = inspect.signature(function)
         open_ones = [one for name, one in self._signature.parameters.items() if name not in fixed]
+        self._is_method = _is_method(written, open_ones)
+        if self._is_method:
+            del open_ones[0]
         self._parameters = _hinted(open_ones, written, what)
         self._arguments = _adapter(self._parameters, told, what)
         self.schema: Json = {
@@ -98,7 +133,34 @@ class Tool(Generic[P, T]):
             }
         self.__doc__ = written.__doc__
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(
+        self: Tool[Concatenate[OwnerT, Q], T], instance: OwnerT, owner: type | None = None, /
+    ) -> Tool[Q, T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
+    def __get__(self, instance: object, owner: type | None = None, /) -> Any:
+        """A tool that was written as a method, of an instance."""
+        if instance is None or not self._is_method:
+            return self
+        bound = copy.copy(self)
+        bound.function = self.function.__get__(instance, owner)
+        bound._signature = inspect.signature(bound.function)
+        bound._is_method = False
+        return bound
+
+    def __eq__(self, other: object) -> bool:
+        """Tools of one function are equal, as its bound methods are."""
+        if not isinstance(other, Tool):
+            return NotImplemented
+        return (self.name, self.function) == (other.name, other.function)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.function))
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co:
         given = self._signature.bind_partial(*args, **kwargs).arguments
         for one in self._parameters:
             if isinstance(one.default, FieldInfo) and one.name not in given:
@@ -111,6 +173,13 @@ class Tool(Generic[P, T]):
 
     def __repr__(self) -> str:
         return f"<Tool {self.name}({', '.join(one.name for one in self._parameters)})>"
+
+    async def run(self, arguments: Mapping[str, Any]) -> Any:
+        call: Any = functools.partial(self.function, **self.arguments(arguments))
+        if inspect.iscoroutinefunction(self.function):
+            return await call()
+        result = await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
+        return await result if inspect.isawaitable(result) else result
 
     def arguments(self, given: Mapping[str, Any]) -> Json:
         """The arguments of a call, from JSON to what the type hints say, with the defaults of those
@@ -128,7 +197,7 @@ class Tool(Generic[P, T]):
 class ToolCall:
     """A call that a model made."""
 
-    tool: Tool[..., Any]
+    tool: AnyTool
     """The tool that was called."""
     arguments: Mapping[str, Any]
     """As the model wrote them."""
@@ -140,20 +209,21 @@ class ToolCall:
 
 @overload
 def tool(
-    function: Callable[P, Awaitable[T]], *, name: str | None = None, description: str | None = None
+    function: Callable[P, T], *, name: str | None = None, description: str | None = None
 ) -> Tool[P, T]: ...
 @overload
 def tool(
     *, name: str | None = None, description: str | None = None
-) -> Callable[[Callable[P, Awaitable[T]]], Tool[P, T]]: ...
+) -> Callable[[Callable[P, T]], Tool[P, T]]: ...
 def tool(
-    function: Callable[..., Awaitable[Any]] | None = None,
+    function: Callable[..., Any] | None = None,
     *,
     name: str | None = None,
     description: str | None = None,
 ) -> Any:
-    """Makes a coroutine function a tool, as a decorator: `@asgl.tool`, or `@asgl.tool(name=...,
-    description=...)`.
+    """Makes a function a tool, as a decorator: `@asgl.tool`, or `@asgl.tool(name=...,
+    description=...)`. What a model calls runs as a coroutine if it is one, else in a thread, where
+    it goes on to its end if the call is cancelled or timed out. In a class it may be a method.
 
     Each parameter needs a type hint, of any type that pydantic makes of JSON, with what pydantic's
     `Field` says of it. What the model is told of it is `Field(description=...)`, or the text in
@@ -166,10 +236,10 @@ def tool(
     return lambda decorated: Tool(decorated, name, description)
 
 
-def by_name(tools: Sequence[Tool[..., Any]]) -> dict[str, Tool[..., Any]]:
+def by_name(tools: Sequence[AnyTool]) -> dict[str, AnyTool]:
     """ConfigError if there are none, or two of one name."""
     named = (
-        {one.name: one for one in tools if isinstance(one, Tool)}
+        {one.name: one for one in tools if isinstance(one, AnyTool)}
         if isinstance(tools, Sequence)
         else {}
     )
@@ -182,7 +252,7 @@ def by_name(tools: Sequence[Tool[..., Any]]) -> dict[str, Tool[..., Any]]:
 
 
 def call_schema(
-    tools: Sequence[Tool[..., Any]], name_key: str = "name", arguments_key: str = "arguments"
+    tools: Sequence[AnyTool], name_key: str = "name", arguments_key: str = "arguments"
 ) -> Json:
     """The JSON schema of a call of one of the tools."""
     calls, definitions = list[Json](), Json()
@@ -208,7 +278,7 @@ def list_schema(schema: Json, most: int) -> Json:
     return listed | ({"$defs": schema["$defs"]} if "$defs" in schema else {})
 
 
-def described(tools: Sequence[Tool[..., Any]]) -> str:
+def described(tools: Sequence[AnyTool]) -> str:
     """What a system message tells of the tools where the model's template has no way of its own."""
     lines = [json.dumps(one.schema, ensure_ascii=False) for one in tools]
     return (
@@ -218,7 +288,7 @@ def described(tools: Sequence[Tool[..., Any]]) -> str:
     )
 
 
-def function_schemas(tools: Sequence[Tool[..., Any]]) -> list[Json]:
+def function_schemas(tools: Sequence[AnyTool]) -> list[Json]:
     """As chat templates expect them."""
     return [{"type": "function", "function": one.schema} for one in tools]
 
@@ -245,6 +315,15 @@ def _written(function: Callable[..., Any]) -> tuple[Callable[..., Any], set[str]
         fixed |= function.keywords.keys()
         function = function.func
     return function, fixed
+
+
+def _is_method(written: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> bool:
+    """Whether the function was written in the body of a class, with an instance as its first
+    parameter, and is not bound to one yet."""
+    enclosing = getattr(written, "__qualname__", "").rpartition(".")[0]
+    if inspect.ismethod(written) or not enclosing or enclosing.endswith("<locals>"):
+        return False
+    return bool(parameters) and parameters[0].name == "self"
 
 
 def _hinted(

@@ -11,12 +11,13 @@ together, once, when an op seals the run. Control tokens stand between runs:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from asgl.errors import StreamError
 from asgl.language.backend import Tokenizer
+from asgl.language.op_info import OpInfo
 from asgl.types import Message
 
 Part: TypeAlias = str | int
@@ -147,6 +148,7 @@ class Snapshot:
     roles: tuple[str, ...] = ()
     bos_added: bool = False
     origins: tuple[Origin, ...] = ()
+    infos: dict[str, OpInfo] = field(default_factory=dict[str, OpInfo])
 
 
 class Transcript:
@@ -157,6 +159,7 @@ class Transcript:
         "_texts",
         "_tokenizer",
         "bos_added",
+        "infos",
         "messages",
         "origins",
         "roles",
@@ -260,6 +263,13 @@ class Transcript:
             self.bos_added = True
         return self.tokens
 
+    def set_variables(self, values: Mapping[str, Any], infos: Mapping[str, OpInfo]) -> None:
+        """Sets variables; `infos`: of those among them that were generated."""
+        self.variables.update(values)
+        for name in values:
+            self.infos.pop(name, None)
+        self.infos.update(infos)
+
     # --- going back
 
     def savepoint(self) -> Savepoint:
@@ -296,6 +306,7 @@ class Transcript:
             tuple(self.roles),
             self.bos_added,
             tuple(self.origins),
+            dict(self.infos),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -308,6 +319,8 @@ class Transcript:
         """Of all of the text; of what is not in it, because a file did not have it, it is not
         known."""
         self.variables = dict(snapshot.variables)
+        self.infos = dict(snapshot.infos)
+        """How those variables that were generated came about."""
         self.messages = list(snapshot.messages)
         self.turn = snapshot.turn
         self.roles = list(snapshot.roles)

@@ -7,7 +7,7 @@ be thrown into it, wherever it waits: what it has under way is stopped in `final
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from asgl.completion import Completion
@@ -101,7 +101,33 @@ def request(
             timer.cancel()
         if not ticket.settled:
             context.engine.cancel(ticket)
-        op.live = None
+        op.live = op.live_name = None
+
+
+def requests(
+    op: Operation, context: StreamContext, submits: Sequence[Callable[..., Ticket]]
+) -> Steps[list[Ticket]]:
+    """Makes several requests of the engine at once, and waits for all of them. If one fails the
+    others are cancelled."""
+    options, deadline, timer = context.options, context.options.deadline, None
+    tickets = [
+        submit(namespace=options.cache_salt, priority=options.priority) for submit in submits
+    ]
+    op.ticket = tickets[0]
+    try:
+        if deadline is not None:
+            timer = context.session.loop.call_later(deadline, _expire, op, deadline)
+        for ticket in tickets:
+            if not ticket.settled:
+                yield ticket
+            ticket.result()
+        return tickets
+    finally:
+        if timer is not None:
+            timer.cancel()
+        for ticket in tickets:
+            if not ticket.settled:
+                context.engine.cancel(ticket)
 
 
 def _expire(op: Operation, deadline: float) -> None:

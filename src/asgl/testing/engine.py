@@ -18,7 +18,7 @@ from asgl.sampling import SamplingParams
 from asgl.scheduling.request import Request
 from asgl.testing.constraints import ByteVocabulary
 from asgl.testing.saved import SavedAsJson
-from asgl.testing.script import ScriptedAnswers
+from asgl.testing.script import ScriptedAnswers, ScriptError
 from asgl.testing.words import EOS, ChatML, Words, WordTokenizer
 from asgl.trace import StepEvent, Tracers
 from asgl.types import EngineStatistics, FinishReason
@@ -85,7 +85,9 @@ class ScriptedEngine:
         ticket = self._ticket(prompt, asked, output, min(params.max_tokens, room), matcher)
         if not room:
             return self._refuse(ticket, self._too_long(prompt))
-        assert isinstance(asked, Gen)
+        if not isinstance(asked, Gen):
+            error = ScriptError("a script has no distribution of tokens: use a model for this")
+            return self._refuse(ticket, error)
         try:
             answer = self._answers.next(asked, self.tokenizer.decode(prompt), grammar)
         except Exception as error:  # ScriptError, or what a function of the script raised

@@ -25,6 +25,10 @@ class WordTokenizer:
         self._words = list(CONTROL)
         self._ids: dict[str, int] = {}
 
+    @property
+    def vocabulary(self) -> int:
+        return len(self._words)
+
     def encode(self, text: str) -> list[int]:
         return [self.id_of(word) for word in _WORDS.findall(text)]
 

@@ -52,9 +52,9 @@ async def ops(s: asgl.PromptStream) -> None:
     verdict = s.select("verdict", ["yes", "no"])
     assert_type(verdict, asgl.SelectHandle)
     assert_type(await verdict, str)
-    assert_type(verdict.index, int | None)
-    assert_type(verdict.scores, list[float] | None)
-    assert_type(verdict.token_logprobs, list[list[float]] | None)
+    assert_type(verdict.index, int)
+    assert_type(verdict.scores, list[float])
+    assert_type(verdict.token_logprobs, list[list[float]])
     assert_type(await s.select(None, ("a", "b"), method="sum", token_healing=True), str)
     assert_type(
         verdict.finish_reason, Literal["stop", "eos", "length", "grammar", "stopped"] | None
@@ -81,6 +81,14 @@ async def values(s: asgl.PromptStream) -> None:
     assert_type(await s.gen("n", dtype=int), int)
     assert_type(await s.gen("n", dtype=float), float)
     assert_type(await s.gen("n", dtype=bool), bool)
+    assert_type(await s.gen("t", dtype=str), str)
+    assert_type(await s.gen("who", dtype=Person), Person)
+    assert_type(await s.gen("who", dtype=list[Person]), list[Person])
+    assert_type(await s.gen("who", dtype=Literal["a", "b"]), Any)
+    assert_type(await s.gen("day", dtype=date), date)
+    assert_type(await s.sample("x", n=2, dtype=Color), list[Color])
+    async for part in s.gen("who", dtype=Person).partials():
+        assert_type(part, Any)
     assert_type(await s.gen("who", json_schema=Person), Person)
     assert_type(s.gen("who", json_schema=Person, max_tokens=64), asgl.Handle[Person])
     assert_type(await s.gen("people", json_schema=list[Person]), list[Person])
@@ -117,6 +125,17 @@ async def search(query: str) -> str:
     return query
 
 
+@asgl.tool
+def plain(query: str) -> int:
+    return len(query)
+
+
+class Shop:
+    @asgl.tool
+    async def price(self, item: str) -> float:
+        return len(item) / 2
+
+
 async def tools(s: asgl.PromptStream) -> None:
     s.system("Be brief.", tools=[weather, search])
     s += asgl.system("Be brief.", tools=[weather])
@@ -128,7 +147,21 @@ async def tools(s: asgl.PromptStream) -> None:
         max_tokens=60,
         temperature=0,
     )
-    assert_type(calls, list[asgl.ToolCall])
+    assert_type(calls, asgl.ToolCalls)
+    assert_type([one.result for one in calls], list[Any])
+    assert_type((await s.call_tools([weather], choice="auto")).text, str)
+    await s.call_tools([weather, search], choice=search)
+    await s.call_tools([weather, search, plain])
+    both: list[asgl.AnyTool] = [weather, search, plain]
+    await s.call_tools(both)
+    assert_type(plain("x"), int)
+    async for turn in s.agent(both, max_turns=3, on_text=print, max_tokens=60):
+        assert_type(turn, asgl.Turn)
+        assert_type(turn.calls, tuple[asgl.ToolCall, ...])
+        assert_type(turn.end, Literal["answer", "max_turns"] | None)
+    shop = Shop()
+    assert_type(await shop.price("tea"), float)
+    await s.call_tools([shop.price, weather])
     (call,) = await s.call_tools([weather])
     assert_type(call.arguments, Mapping[str, Any])
     assert_type(call.error, Exception | None)
@@ -145,6 +178,10 @@ async def length(s: asgl.PromptStream, topic: str) -> int:
 async def forks(s: asgl.PromptStream) -> None:
     async with s.fork(3) as branches:
         assert_type(branches, asgl.Branches)
+        branches += "text" + asgl.gen("x")
+        assert_type(branches, asgl.Branches)
+        assert_type(branches.gather("x"), list[Any])
+        assert_type(branches.gather("x", "y"), list[dict[str, Any]])
         assert_type(branches[0], asgl.PromptStream)
         task = branches[0].start_soon(length, "topic")
         assert_type(task, asgl.TaskHandle[int])
@@ -247,3 +284,55 @@ async def check() -> None:
     async with ScriptedRuntime({"x": ["a", "b"], None: "c", "f": lambda prompt: prompt}) as rt:
         assert_type(rt, ScriptedRuntime)
         await programs(rt, rt.prompt())
+
+
+class Teller:
+    @asgl.function
+    async def tell(self, s: asgl.PromptStream, topic: str, n: int = 3) -> float:
+        return n * 0.5 + len(topic)
+
+    @asgl.function()
+    async def again(self, s: asgl.PromptStream) -> str:
+        return await s.gen()
+
+
+@asgl.function()
+async def short(s: asgl.PromptStream, topic: str) -> int:
+    return len(topic)
+
+
+async def runs(rt: asgl.Runtime, s: asgl.PromptStream) -> None:
+    run = short.start(rt, "x")
+    assert_type(run, asgl.Run[int])
+    assert_type(await run, asgl.ProgramStream[int])
+    assert_type((await run).returned, int)
+    async for piece in run:
+        assert_type(piece, str)
+    async for piece in run.stream("reply"):
+        assert_type(piece, str)
+    info = run.info("reply")
+    assert_type(info, asgl.OpInfo)
+    assert_type(info.logprobs, list[asgl.TokenLogprob] | None)
+    assert_type(s.info("x").scores, tuple[float, ...])
+    greedy = asgl.SamplingParams(temperature=0)
+    assert_type(await short(rt, "x", sampling=greedy, name="a"), asgl.ProgramStream[int])
+    assert_type(await short(rt, topic="x", priority=1), asgl.ProgramStream[int])
+    assert_type(short.start(rt, "x", budget=asgl.budget(tokens=3)), asgl.Run[int])
+    assert_type(
+        await short.batch(rt, ["x"], sampling=greedy, budget=None), list[asgl.ProgramStream[int]]
+    )
+    teller = Teller()
+    assert_type(await teller.tell(rt, "x", n=2), asgl.ProgramStream[float])
+    assert_type(await teller.tell(s, "x"), float)
+    assert_type(teller.tell.start(rt, "x"), asgl.Run[float])
+    assert_type(await teller.again(s), str)
+
+
+async def message_lists(rt: asgl.Runtime) -> None:
+    s = rt.prompt([{"role": "user", "content": "hi"}])
+    history = s.messages()
+    s = rt.prompt(history, name="again")
+    s += asgl.messages(history, tools=[weather])
+    for message in history:
+        for call in message.get("tool_calls", []):
+            assert_type(call["function"]["arguments"], str)
