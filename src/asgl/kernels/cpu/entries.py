@@ -33,7 +33,7 @@ FIELDS = {
     "wanted at kept_attended kept_hidden out inputs scratch room",
     "silu_and_mul": "job gate_up rows width out",
     "log_softmax": "job logits m n out",
-    "sample": "job logits m n temperature top_k top_p min_p uniform greedy ranks out",
+    "sample": "job logits m n temperature top_k top_p min_p keys ids greedy ranks out",
 }
 """The entries, and the fields of their records."""
 
