@@ -139,21 +139,23 @@ def _content(
 ) -> Steps[Any]:
     """Appends what `spec`, the op or a part of it, stands for."""
     if isinstance(spec, Text):
-        transcript.append(spec.text)
+        messages.append_content(transcript, spec.text)
         return None
+    if spec.kind in ("gen", "select"):
+        messages.check_place(transcript, spec.kind)
     return (yield from _CONTENT[spec.kind](op, spec, transcript, context))
 
 
 def _text_of(
     op: Operation, spec: TextOf, transcript: Transcript, context: StreamContext
 ) -> Steps[None]:
-    transcript.append((yield from other_op(op, spec.source)).text)
+    messages.append_content(transcript, (yield from other_op(op, spec.source)).text)
 
 
 def _append_computed(
     op: Operation, spec: Computed, transcript: Transcript, context: StreamContext
 ) -> Steps[None]:
-    transcript.append((yield from _computed(op, spec)))
+    messages.append_content(transcript, (yield from _computed(op, spec)))
 
 
 def _computed(op: Operation, spec: Computed) -> Steps[Any]:
@@ -201,6 +203,8 @@ def _join(op: Operation, spec: Join, transcript: Transcript, context: StreamCont
             completes = transcript.tokens[-4:] == base.tokens[-4:]
             text = branch.text[len(base.text) - 1 :]
             text = text if completes else context.engine.tokenizer.decode(tokens)
+        if branch.roles == base.roles:  # it wrote no messages of its own
+            messages.check_text(transcript, text)
         transcript.append_tokens(tokens, text, completes=completes)
         transcript.messages += branch.messages[len(base.messages) :]
         transcript.roles += branch.roles[len(base.roles) :]
