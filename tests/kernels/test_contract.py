@@ -59,6 +59,39 @@ def test_attention(backend, kernels: Kernels, name: str, shape: tuple[int, int, 
     close(out, attention_oracle(q, k_cache, v_cache, batch, head_dim**-0.5), backend.attention)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", ["key", "value"])
+def test_a_token_that_is_not_finite_spoils_who_attends_to_it(
+    kernels: Kernels, where: str, bad: float
+) -> None:
+    """And nobody else: neither tokens before it, in the same row and tile, nor other rows."""
+    heads, kv_heads, head_dim = shape = (4, 2, 32)
+    batch = make_batch(kernels, [(40, 1), (3, 20), (0, 30)])
+    n, poisoned, head = len(batch.input_ids), 1 + 8, 1
+    qkv = random_qkv(kernels, n, shape)
+    k_cache, v_cache = caches(kernels, batch, kv_heads, head_dim)
+    rope = rope_table(kernels, 512, head_dim)
+
+    def attended(qkv: Tensor) -> Tensor:
+        keys, values = k_cache.clone(), v_cache.clone()
+        q = kernels.rope_and_store(qkv.clone(), batch, rope, keys, values).clone()
+        slot = int(batch.slots[poisoned])
+        assert values[batch.slots].isfinite().all()
+        assert keys[slot, 1 - head].isfinite().all()
+        assert bool(keys[slot, head].isnan().all()) != bool(qkv.isfinite().all())
+        return kernels.attention(q, keys, values, batch, head_dim**-0.5).clone()
+
+    expected = attended(qkv).unflatten(1, (heads, head_dim))
+    broken = qkv.clone()
+    place = heads + head + (kv_heads if where == "value" else 0)
+    broken.view(n, -1, head_dim)[poisoned, place, 5] = bad
+    found = attended(broken).unflatten(1, (heads, head_dim))
+    spoiled = torch.zeros(n, heads, dtype=torch.bool)
+    spoiled[poisoned : 1 + 20, 2 * head :] = True
+    assert found[spoiled].isnan().all()
+    assert torch.equal(found[~spoiled], expected[~spoiled])
+
+
 def test_attention_is_exact_where_one_score_dominates(backend, kernels: Kernels) -> None:
     """Scores of several hundred must neither overflow nor lose the greatest."""
     batch = make_batch(kernels, [(150, 1), (70, 9)])

@@ -228,7 +228,7 @@ class Kernels(Protocol):
 
         Where a key or a value is not finite, NaN goes into the key and zeros into the value: who
         attends to the token gets NaN, and who must not see it does not, for a weight of 0 times NaN
-        would be NaN. (Not in Triton yet.)
+        would be NaN.
         """
         ...
 
