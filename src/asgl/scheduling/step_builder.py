@@ -166,6 +166,8 @@ def _ask(row: Row, first: int, samples: list[SampleRow], scores: list[ScoreRow])
         scores.append(ScoreRow(last, tree.targets()))
     elif sequence.request.max_tokens > 0:
         samples.append(_sample_row(sequence, last))
+    else:
+        scores.append(ScoreRow(last, (0,)))  # of a prefetch: to hear whether it is a number
 
 
 def _sample_row(sequence: SequenceState, index: int) -> SampleRow:
