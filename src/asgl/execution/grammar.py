@@ -153,17 +153,18 @@ class Matcher:
 
     def _checked(self, forced: list[int]) -> list[int]:
         """The forced tokens before the first byte that the vocabulary lacks, which tokenizers leave
-        out."""
-        text = b"".join([self._texts[token] for token in forced])
+        out. A control token, which has no text, is named among llguidance's forced bytes."""
+        texts = [self._texts[token] or b"\xff[%d]" % token for token in forced]
+        text = b"".join(texts)
         left = self._matcher.compute_ff_bytes() if forced else b""
         if left.startswith(text):
             return forced
-        for count, token in enumerate(forced):
-            if not left.startswith(self._texts[token]):
+        for count, expected in enumerate(texts):
+            if not left.startswith(expected):
                 if not count:
                     self._fail(_LACKING)
                 return forced[:count]
-            left = left[len(self._texts[token]) :]
+            left = left[len(expected) :]
         return forced
 
     def mask(self, banned: Iterable[int] = ()) -> bytes:
@@ -394,7 +395,7 @@ def _definition(source: GrammarSource) -> str:
     if source.kind == "regex":
         return LLMatcher.grammar_from_regex(source.text)
     if source.kind == "grammar":
-        return LLMatcher.grammar_from_lark(lark_grammar(source.text))
+        return LLMatcher.grammar_from_lark(lark_grammar(source.text, source.control))
     if source.kind == "choices":
         options: list[str] = json.loads(source.text)
         return LLMatcher.grammar_from_regex("|".join(map(_literal, options)))

@@ -73,7 +73,7 @@ class Constraint:
 def constraint(
     regex: str | None,
     json_schema: object,
-    grammar: str | None,
+    grammar: str | GrammarSource | None,
     choices: Sequence[str] | None,
     dtype: type | None,
 ) -> Constraint | None:
@@ -88,6 +88,8 @@ def constraint(
         )
     if regex is not None:
         return Constraint(GrammarSource("regex", _checked_text("regex", regex)))
+    if isinstance(grammar, GrammarSource):  # of calls of tools
+        return Constraint(grammar)
     if grammar is not None:
         return Constraint(GrammarSource("grammar", _checked_text("grammar", grammar)))
     if choices is not None:

@@ -28,7 +28,7 @@ from asgl.language.tools import (
     list_schema,
     result_text,
 )
-from asgl.types import Message, ToolParts
+from asgl.types import GrammarSource, Message, ToolParts
 
 OnToolError: TypeAlias = Literal["model", "program"]
 MOST_CALLS = 8
@@ -114,13 +114,11 @@ class _OwnStyle(_Style):
         super().__init__(tools, parallel)
         self._parts = parts
         self.name_key, self.arguments_key = parts.name_key, parts.arguments_key
-        special = engine.tokenizer.special_tokens
-        if parallel and (
-            parts.between_calls is None or any(token in parts.between_calls for token in special)
-        ):
+        if parallel and parts.between_calls is None:
             raise ModelError(
                 "the model's chat template writes one call in a message: leave out parallel=True"
             )
+        self._between = engine.tokenizer.split(parts.between_calls or "")
 
     @property
     def constraint(self) -> dict[str, Any]:
@@ -129,8 +127,12 @@ class _OwnStyle(_Style):
         schema = call_schema(list(self.tools.values()), self.name_key, self.arguments_key)
         spacing = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         call = json.dumps(schema | {"x-guidance": spacing})
-        more = f"({json.dumps(self._parts.between_calls)} call){{0,{MOST_CALLS - 1}}}"
-        return {"grammar": f"start: call {more}\ncall: %json {call}"}
+        between = [
+            f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in self._between
+        ]
+        text = f"start: call ({' '.join(between)} call){{0,{MOST_CALLS - 1}}}\ncall: %json {call}"
+        control = tuple(part for part in self._between if isinstance(part, int))
+        return {"grammar": GrammarSource("grammar", text, control=control)}
 
     def opening(self) -> AppendTurn:
         return AppendTurn((TurnText(self._parts.before, True),), opens=True)
