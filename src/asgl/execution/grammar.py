@@ -331,7 +331,7 @@ class Compiler:
             try:
                 adapter = _Adapter(self._vocabulary)
                 tokenizer = LLTokenizer(TokenizerWrapper(adapter), eos_token=adapter.eos_token_id)
-                future.set_result((tokenizer, adapter.tokens[: adapter.eos_token_id]))
+                future.set_result((tokenizer, adapter.texts))
             except BaseException as error:
                 self._tokenizer = None
                 future.set_exception(error)
@@ -339,18 +339,22 @@ class Compiler:
 
 
 class _Adapter:
-    """The vocabulary as llguidance reads it: control tokens and the like have no text, and the end
-    is one more token."""
+    """The vocabulary as llguidance reads it: control tokens and the like are special ones, and the
+    end is one more token.
+
+    Special tokens have no text, but a name each: those of one name would be taken for each other.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.tokens = [
+        self.texts = [
             b"" if token in vocabulary.control_tokens else vocabulary.token_bytes(token)
             for token in range(vocabulary.vocabulary)
         ]
-        self.tokens.append(b"<|end of the text|>")
         self.eos_token_id = vocabulary.vocabulary
         self.bos_token_id = None
-        self.special_token_ids = [token for token, text in enumerate(self.tokens) if not text] + [
+        self.tokens = [text or b"<|%d|>" % token for token, text in enumerate(self.texts)]
+        self.tokens.append(b"<|end of the text|>")
+        self.special_token_ids = [token for token, text in enumerate(self.texts) if not text] + [
             self.eos_token_id
         ]
         self._encode = vocabulary.encode
