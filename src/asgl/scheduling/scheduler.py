@@ -233,7 +233,7 @@ class Scheduler:
             if sequence.request.max_tokens > 0:
                 token = samples.get(sequence.id)
                 sound = token is not None or sequence.id not in samples
-            elif row.edge is not None or not sequence.remaining:
+            elif row.edge is not None or row.ends_prompt:
                 sound = _record_scores(row, scores)
             if sequence.state != "running":
                 continue
