@@ -68,7 +68,8 @@ class StepEvent:
 
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
-    """A prompt stream was made, forked, joined or closed."""
+    """A prompt stream was made, forked, joined or closed. Leaving the Runtime closes those that are
+    still referred to; one that nobody refers to any more is gone without an event."""
 
     kind: Literal["opened", "forked", "joined", "closed"]
     """What happened."""

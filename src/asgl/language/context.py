@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
+from weakref import WeakSet
 
 from asgl.errors import ConfigError
 from asgl.language.backend import Engine
@@ -47,6 +48,8 @@ class SessionContext:
         """Why no stream accepts ops any more."""
         self.busy: set[Any] = set()
         """The executors that have ops queued."""
+        self.open: WeakSet[Any] = WeakSet()
+        """The executors that are not closed, as long as somebody refers to them."""
         self.lost_failures = 0
         """How many failures were dropped, because a thousand others had not been seen."""
         self._failures: list[Failure] = []

@@ -67,6 +67,7 @@ class Executor:
         """`ops`: how many numbered ops the stream has had before, if it was loaded."""
         root = parent.context.root if parent is not None else None
         self.context = StreamContext(session, options, path, root)
+        session.open.add(self)
         self.parent: OpQueue | None = parent
         self.message: OpenMessage | None = parent.message if parent is not None else None
         self.transcript = Transcript(session.engine.tokenizer)
@@ -373,6 +374,7 @@ class Executor:
         if self.closed is None:
             self.cancel_all(f"{self.context.describe()} was closed: {why}")
             self.closed = why
+            self.context.session.open.discard(self)
             self.context.emit_stream("closed")
 
     def _drop(self, ops: list[Operation], why: str, failure: Failure | None = None) -> None:

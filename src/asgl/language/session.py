@@ -85,7 +85,8 @@ class Session:
     async def aclose(self) -> None:
         """Closes all streams and cancels what runs on them. Idempotent."""
         self.context.closed = "the Runtime was left"
-        for executor in list(self.context.busy):
+        executors = {*self.context.busy, *self.context.open}
+        for executor in sorted(executors, key=lambda executor: executor.context.id):
             executor.close(self.context.closed)
         await asyncio.sleep(0)
 
