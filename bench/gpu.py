@@ -123,7 +123,7 @@ def sampling(m: int, device: torch.device, *, greedy: bool) -> SamplingBatch:
         column(0.9),
         column(50, torch.int32),
         column(0.01),
-        column(0.5, torch.float64),
+        torch.arange(m, device=device),
         all_greedy=greedy,
         unfiltered=False,
     )

@@ -103,12 +103,12 @@ def work(model: Model) -> list[Work]:
             LOGITS * model.vocabulary,
             False,
         ),
-        # read again from the L2 cache in each of ten passes of three searches; memory is read once
+        # read again from the L2 cache in each of eleven passes of two searches; memory is read once
         Work(
             "sample, filtered",
             f"{LOGITS} rows",
             LOGITS * model.vocabulary * 4,
-            LOGITS * model.vocabulary * 36 * 20,
+            LOGITS * model.vocabulary * 25 * 20,
             False,
         ),
     ]

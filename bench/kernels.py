@@ -230,17 +230,15 @@ def sampling(kernels: CpuKernels, report: Report) -> None:
     for rows in (1, 32):
         logits = torch.randn(rows, VOCABULARY) * 3
         ones, zeros = torch.ones(rows), torch.zeros(rows)
-        uniform = torch.rand(rows, dtype=torch.float64)
+        key = torch.arange(rows) * 0x1E3779B97F4A7C15
         ways = {
             "greedy": SamplingBatch(
-                zeros, ones, zeros.int(), zeros, uniform, all_greedy=True, unfiltered=True
+                zeros, ones, zeros.int(), zeros, key, all_greedy=True, unfiltered=True
             ),
-            "temperature 1": SamplingBatch(
-                ones, ones, zeros.int(), zeros, uniform, unfiltered=True
-            ),
-            "top_p 0.9, top_k 50": SamplingBatch(
-                ones, ones * 0.9, zeros.int() + 50, zeros, uniform
-            ),
+            "temperature 1": SamplingBatch(ones, ones, zeros.int(), zeros, key, unfiltered=True),
+            "min_p 0.05": SamplingBatch(ones, ones, zeros.int(), zeros + 0.05, key),
+            "top_p 0.9": SamplingBatch(ones, ones * 0.9, zeros.int(), zeros, key),
+            "top_p 0.9, top_k 50": SamplingBatch(ones, ones * 0.9, zeros.int() + 50, zeros, key),
         }
         for name, how in ways.items():
             work = torch.empty_like(logits)
@@ -309,7 +307,7 @@ def steps(kernels: CpuKernels, report: Report) -> None:
             torch.ones(rows),
             torch.zeros(rows, dtype=torch.int32),
             torch.zeros(rows),
-            torch.rand(rows, dtype=torch.float64),
+            torch.arange(rows),
             all_greedy=True,
             unfiltered=True,
         )

@@ -147,3 +147,29 @@ async def test_the_same_bits_whatever_else_is_computed(model, options, threads, 
 @pytest.mark.timeout(300)
 async def test_the_same_bits_on_the_real_model():
     await same_bits("smollm2-135m", STORY * 8, 420, kernels="cpu")
+
+
+@pytest.mark.model
+async def test_by_default_most_seeded_texts_are_as_when_drawn_alone():
+    """Where they differ, it is from one token on. Of all tokens, far more than half come before."""
+    length, seeds = 30, range(10)
+
+    async def text(seed: int) -> list[int]:
+        handle = rt.prompt(STORY).gen(
+            max_tokens=length, ignore_eos=True, seed=seed, temperature=1.0, top_p=1.0
+        )
+        await handle
+        return handle.token_ids
+
+    async with asgl.Runtime("smollm2-135m", kernels="cpu", kv_cache_tokens=4000) as rt:
+        alone = []
+        for seed in seeds:
+            await rt.flush_cache()
+            alone.append(await text(seed))
+        together = await asyncio.gather(*map(text, seeds))
+    assert len({tuple(tokens) for tokens in alone}) == len(seeds)
+    agree = 0
+    for one, other in zip(alone, together, strict=True):
+        pairs = zip(one, other, strict=True)
+        agree += next((at for at, pair in enumerate(pairs) if pair[0] != pair[1]), length)
+    assert agree > 0.5 * length * len(seeds)

@@ -197,7 +197,8 @@ async def reasons(s: asgl.PromptStream, topic: str) -> list[str]:
             branch.user(f"You said {first!r}. Give reason {number}.")
             branch += asgl.assistant(asgl.gen("reason", max_tokens=8))
     s.join(branches)
-    await s.select("sure", ["Yes", f"Not of {topic}"])
+    with s.role("assistant"):
+        await s.select("sure", ["Yes", f"Not of {topic}"])
     return [first, *branches.gather("reason")]
 
 

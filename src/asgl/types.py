@@ -21,6 +21,9 @@ class GrammarSource(NamedTuple):
     open_end: bool = False
     """Where the text may end, it ends with any token that it cannot go on with: a number ends where
     another word begins."""
+    control: tuple[int, ...] = ()
+    """The control tokens that the grammar may write, as `<[7]>` for token 7. Those of calls of
+    tools write what the model's chat template does; what a program gives has none."""
 
 
 class FunctionCall(TypedDict):

@@ -49,11 +49,12 @@ async def chat(s: asgl.PromptStream, topic: str) -> list[str]:
             branch.user(f"And {index}, after {first}?")
             branch.assistant(asgl.gen("more"))
     s.join(branches)
-    await s.select("choice", ["yes", f"no {topic}", "yes and no"])
-    other = s.copy()
-    other += f"Quote {first}: "
-    s += other.gen("last") + "."
-    return [first, *branches.gather("more"), *await s.sample(n=2)]
+    with s.role("user"):
+        await s.select("choice", ["yes", f"no {topic}", "yes and no"])
+        other = s.copy()
+        other += f"Quote {first}: "
+        s += other.gen("last") + "."
+        return [first, *branches.gather("more"), *await s.sample(n=2)]
 
 
 @asgl.function

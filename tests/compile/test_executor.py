@@ -31,31 +31,28 @@ from asgl.trace import StreamEvent
 # --- random programs against their graphs
 
 TEXTS = st.sampled_from(["a", "bc ", "\n", "é😀", "{topic}", "<|end|>", ""])
+CONTENT = (
+    "topic",
+    "formatted",
+    "padded",
+    "number",
+    "quote",
+    "gen",
+    "unawaited",
+    "typed",
+    "limited",
+    "select",
+    "extend",
+    "sample",
+    "copy",
+    "later",
+    "text",
+)
+"""What stands inside of messages where there are any."""
 LEAVES = st.one_of(
     st.tuples(st.just("text"), TEXTS),
     st.tuples(
-        st.sampled_from(
-            [
-                "topic",
-                "formatted",
-                "padded",
-                "number",
-                "quote",
-                "gen",
-                "unawaited",
-                "typed",
-                "limited",
-                "select",
-                "message",
-                "extend",
-                "mark",
-                "rewind",
-                "set",
-                "sample",
-                "copy",
-                "later",
-            ]
-        ),
+        st.sampled_from([*CONTENT[:-1], "message", "mark", "rewind", "set"]),
         st.none(),
     ),
 )
@@ -78,10 +75,14 @@ PROGRAMS = st.recursive(
 
 
 class Writer:
-    """Carries out a plan on streams: a program whose control flow is all constant."""
+    """Carries out a plan on streams: a program whose control flow is all constant.
 
-    def __init__(self, topic: str, n: int) -> None:
-        self.topic, self.n = topic, n
+    chat: that has messages. What stands in no block of the plan is then in one of its own, since
+    there is no text between messages.
+    """
+
+    def __init__(self, topic: str, n: int, chat: bool) -> None:
+        self.topic, self.n, self.chat = topic, n, chat
 
     async def run(
         self, s: PromptStream, plan: Sequence[tuple[str, Any]], inside: bool = False
@@ -89,7 +90,11 @@ class Writer:
         self_marks: list[asgl.Mark] = []
         values: list[Any] = []
         for kind, inner in plan:
-            await self.step(s, kind, inner, inside, self_marks, values)
+            if self.chat and not inside and kind in CONTENT:
+                with s.role("user"):
+                    await self.step(s, kind, inner, True, self_marks, values)
+            elif self.chat or kind not in ("message", "role"):
+                await self.step(s, kind, inner, inside, self_marks, values)
         return values
 
     async def step(
@@ -181,8 +186,9 @@ async def called(s: PromptStream, writer: Writer, plan: Any, inside: bool) -> li
 
 
 @asgl.function
-async def program(s: PromptStream, plan: Any, topic: str, n: int = 2) -> list[Any]:
-    return await Writer(topic, n).run(s, plan)
+async def program(s: PromptStream, plan: Any, chat: bool, topic: str, n: int = 2) -> list[Any]:
+    s += "> "
+    return await Writer(topic, n, chat).run(s, plan)
 
 
 def answer(prompt: str) -> str:
@@ -206,12 +212,13 @@ async def everything(run: Any, *args: Any) -> tuple[Any, ...]:
     plan=PROGRAMS,
     topics=st.lists(st.text(max_size=8).filter(lambda text: text != ""), min_size=1, max_size=2),
     n=st.integers(1, 4),
+    chat=st.booleans(),
 )
-def test_random_programs(plan: Any, topics: list[str], n: int) -> None:
-    graph = program.graph(plan, topic=asgl.arg, n=asgl.arg)
+def test_random_programs(plan: Any, topics: list[str], n: int, chat: bool) -> None:
+    graph = program.graph(plan, chat, topic=asgl.arg, n=asgl.arg)
     for topic in topics:
         assert asyncio.run(everything(graph, topic, n)) == asyncio.run(
-            everything(program, plan, topic, n)
+            everything(program, plan, chat, topic, n)
         )
 
 
@@ -240,7 +247,7 @@ async def test_on_a_stream_it_is_a_part_of_it() -> None:
     with s.role("user"):
         assert await GRAPH(s, "x") == ["one"] * 3
     assert s.text == "> <|start|>user\nOn x: oneone, again: one<|end|>\n"
-    assert await s.gen() == "one"
+    assert await s.assistant(asgl.gen()) == "one"
     engine.check()
 
 
@@ -312,7 +319,8 @@ async def test_a_run_leaves_nothing_behind() -> None:
         s += asgl.user(f"On {topic}") + asgl.assistant(asgl.gen(f"on {topic}"))
         first = await s.get(f"on {topic}")
         s["first"] = [first]
-        return [first, *await tips(s, f"{first}")]
+        with s.role("user"):
+            return [first, *await tips(s, f"{first}")]
 
     graph = program.graph(asgl.arg)
     s = await graph(source, "x")
@@ -423,7 +431,8 @@ async def test_generated_text_in_messages_is_trimmed_as_in_the_program() -> None
         value = await s.get("x")
         s.user(f" {value} ")
         s += asgl.user(f" {value} " + asgl.gen("y", stop=[f"{topic}!"]) + f" {value} ")
-        await s.extend(f" {value} and {topic}")
+        with s.role("user"):
+            await s.extend(f" {value} and {topic}")
         return value
 
     seen: list[Any] = []
@@ -522,10 +531,10 @@ async def test_a_message_that_an_op_fails_in_at_once_is_ended() -> None:
         s = Source(FakeEngine(context_length=5, template=FakeTemplate())).prompt("> ")
         with pytest.raises(ContextLengthError):
             await run(s)
-        s += " on"
+        s.user("on")
         seen.append((s.text, s.messages()))
     assert seen[0] == seen[1]
-    assert seen[0][0].endswith("<|end|>\n on")
+    assert seen[0][0].endswith("long<|end|>\n<|start|>user\non<|end|>\n")
 
 
 async def test_a_value_that_cannot_be_formatted_fails_its_text() -> None:

@@ -87,14 +87,18 @@ async def test_it_runs_any_number_of_times_on_any_runtime() -> None:
     @asgl.function
     async def greet(s: PromptStream, name: str) -> str:
         s.user(f"I am {name}.")
-        return await s.gen("greeting")
+        with s.role("assistant"):
+            return await s.gen("greeting")
 
     graph = greet.graph(name=asgl.arg)
     for name in ("Ann", "Bo"):
         engine = FakeEngine(
-            lambda prompt: prompt.split()[-1].split(".")[0], template=FakeTemplate()
+            lambda prompt: prompt.split("I am ")[1].split(".")[0], template=FakeTemplate()
         )
         runs = [await graph(Source(engine), name) for _ in range(2)]
         assert [(s.returned, s["greeting"], s.name) for s in runs] == [(name, name, "greet")] * 2
-        assert runs[0].messages() == [{"role": "user", "content": f"I am {name}."}]
+        assert runs[0].messages() == [
+            {"role": "user", "content": f"I am {name}."},
+            {"role": "assistant", "content": name},
+        ]
         engine.check()

@@ -35,11 +35,19 @@ def model(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     return folder
 
 
-def opened(model: Path, kernels: str, **options: Any) -> asgl.Runtime:
+def opened(
+    model: Path, kernels: str, max_batch_tokens: int | None = None, **options: Any
+) -> asgl.Runtime:
     sampling = asgl.SamplingParams(
         max_tokens=6, ignore_eos=True, logit_bias={ord(POISON): -1e30}, **options
     )
-    return asgl.Runtime(model, kernels=kernels, kv_cache_tokens=400, sampling=sampling)
+    return asgl.Runtime(
+        model,
+        kernels=kernels,
+        kv_cache_tokens=400,
+        max_batch_tokens=max_batch_tokens,
+        sampling=sampling,
+    )
 
 
 async def said(rt: asgl.Runtime, prompts: list[str], **options: Any) -> list[str | BaseException]:
@@ -105,6 +113,20 @@ async def test_what_is_repaired_is_computed_anew(model: Path, kernels: str) -> N
         (error,) = await said(rt, ["the other thing q on and on"])
         assert isinstance(error, asgl.NumericalError)
         assert rt.statistics().evictable == 0
+
+
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+@pytest.mark.parametrize("batch", [None, 4], ids=["at once", "in parts"])
+async def test_prefetch(model: Path, kernels: str, batch: int | None) -> None:
+    async with opened(model, kernels, max_batch_tokens=batch) as rt:
+        found = await asyncio.gather(
+            *(rt.prompt().extend(prompt) for prompt in ALL), return_exceptions=True
+        )
+        assert found[1::2] == [None] * len(SOUND)
+        assert all(isinstance(error, asgl.NumericalError) for error in found[::2])
+        with pytest.raises(asgl.NumericalError):
+            await rt.prompt(POISONED[1]).prefetch()
+        await rt.prompt(SOUND[1]).prefetch()
 
 
 async def test_a_stream_goes_on_after_the_failure(model: Path) -> None:

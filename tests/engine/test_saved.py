@@ -36,7 +36,9 @@ async def opened(model: Path, **options: Any) -> AsyncIterator[asgl.Runtime]:
         **{"kv_cache_tokens": 1000, "dtype": "float32", **options},
     ) as rt:
         yield rt
-        rt._running.engine.scheduler.check()  # type: ignore[attr-defined]
+        seen = rt.statistics()
+        assert seen.free + seen.evictable + seen.pinned == seen.capacity
+        assert seen.running == seen.waiting == 0
 
 
 def names(folder: Path) -> list[str]:

@@ -459,6 +459,26 @@ def test_no_text_becomes_a_control_token(tokenizer):
     assert control not in matcher.forced()
 
 
+def test_control_tokens_that_a_grammar_of_our_own_may_write(compiler, tokenizer):
+    """Those alone, and exactly there."""
+    one, two = sorted(tokenizer.control_tokens - set(ENDS))[:2]
+    text = f'start: "a" (<[{one}]> "b" <[{two}]> "a")*'
+    matcher = compiler.compile(GrammarSource("grammar", text, control=(one, two))).matcher(ENDS)
+    assert list(matcher.forced())[:1] == [ord("a")]
+    matcher.push(ord("a"))
+    assert allowed(matcher) == {one, *ENDS}
+    matcher.push(one)
+    assert list(matcher.forced())[:3] == [ord("b"), two, ord("a")]
+    for token in (ord("b"), two, ord("a")):
+        assert not matcher.accepting
+        matcher.push(token)
+    assert matcher.accepting
+    assert matcher.error is None
+    for control in ((), (one,)):
+        with pytest.raises(GrammarError, match="asks for a token by its name or number"):
+            compiler.compile(GrammarSource("grammar", text, control=control))
+
+
 def test_before_min_tokens_the_text_ends_only_where_nothing_may_follow(compiler, tokenizer):
     matcher = compiler.compile(regex("[ab]{1,3}")).matcher(ENDS, min_tokens=2)
     matcher.push(ord("a"))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from asgl.execution.sampler import sample, sampling_batch, score, uniforms
+from asgl.execution.sampler import keys, sample, sampling_batch, score
+from asgl.kernels import noise
 from asgl.kernels.reference import ReferenceKernels
 from asgl.plan import INT, SampleRow, ScoreRow
 from asgl.sampling import SamplingSpec
@@ -56,28 +57,33 @@ def test_the_finaliser_is_splitmix64s() -> None:
 @pytest.mark.parametrize(
     ("seed", "draw"), [(0, 0), (1, 0), (0, 1), (2**64 - 1, 2**31), (123456789, 77)]
 )
-def test_uniforms_by_their_definition(seed: int, draw: int) -> None:
+def test_keys_by_their_definition(seed: int, draw: int) -> None:
     place = splitmix(seed) + (draw + 1) * 0x9E3779B97F4A7C15
-    assert uniforms([seed], [draw])[0] == (splitmix(place % 2**64) >> 11) / 2**53
+    assert int(keys([seed], [draw])[0]) % 2**64 == splitmix(place % 2**64)
 
 
-def test_uniforms_are_uniform_and_independent() -> None:
-    count = 20_000
-    for numbers in (uniforms([5] * count, range(count)), uniforms(range(count), [3] * count)):
-        assert numbers.min() >= 0
-        assert numbers.max() < 1
-        observed, _ = np.histogram(numbers, bins=100, range=(0, 1))
-        assert (
-            (observed - count / 100) ** 2 / (count / 100)
-        ).sum() < 160  # 99 degrees of freedom: p < 1e-4
-        pairs, _, _ = np.histogram2d(numbers[:-1], numbers[1:], bins=10, range=((0, 1), (0, 1)))
-        expected = (count - 1) / 100
-        assert ((pairs - expected) ** 2 / expected).sum() < 160
+def times_of(found: np.ndarray, tokens: list[int]) -> np.ndarray:
+    """In (0, 1), if all is well uniformly: [keys, tokens]."""
+    return -np.expm1(-noise.times(torch.from_numpy(found), torch.tensor(tokens)).numpy())
+
+
+@pytest.mark.parametrize("apart", [1, 2, 16, 1024, 4096, 32768])
+def test_random_numbers_are_uniform_and_independent(apart: int) -> None:
+    """Over seeds, over draws, and between tokens: a chi-square of pairs."""
+    count = 100_000
+    by_draw, by_seed = keys([5] * count, range(count)), keys(range(count), [3] * count)
+    for found in (by_draw, by_seed):
+        numbers = times_of(found, [7, 7 + apart])
+        for first, second in ((numbers[:-1, 0], numbers[1:, 0]), (numbers[:, 0], numbers[:, 1])):
+            pairs, _, _ = np.histogram2d(first, second, bins=16, range=((0, 1), (0, 1)))
+            expected = len(first) / 256
+            # 255 degrees of freedom: p < 1e-5
+            assert ((pairs - expected) ** 2 / expected).sum() < 360
 
 
 def test_seeds_an_increment_apart_give_unrelated_draws() -> None:
-    first = uniforms([9] * 50, range(50))
-    second = uniforms([(9 + 0x9E3779B97F4A7C15) % 2**64] * 50, range(50))
+    first = keys([9] * 50, range(50))
+    second = keys([(9 + 0x9E3779B97F4A7C15) % 2**64] * 50, range(50))
     assert not set(first) & set(second)
 
 

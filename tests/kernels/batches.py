@@ -3,6 +3,7 @@ float64."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -134,7 +135,8 @@ def how_to_sample(kernels: Kernels, m: int, **fields: object) -> SamplingBatch:
         top_p=column("top_p", 1.0, torch.float32),
         top_k=column("top_k", 0, torch.int32),
         min_p=column("min_p", 0.0, torch.float32),
-        uniform=column("uniform", 0.5, torch.float64),
+        key=column("key", 1, torch.int64),
+        ids=fields.get("ids"),  # type: ignore[arg-type]
         edits=fields.get("edits"),  # type: ignore[arg-type]
         repetition=fields.get("repetition"),  # type: ignore[arg-type]
         all_greedy=bool((column("temperature", 1.0, torch.float32) == 0).all()),
@@ -148,3 +150,19 @@ def rotate(
     """`rotate_and_store` of whole heads, without norms."""
     rotation = Rotation(k_cache.shape[1], k_cache.shape[2], rope)
     return kernels.rotate_and_store(qkv, batch, rotation, k_cache, v_cache)
+
+
+def arrival(token: int, key: int) -> float:
+    """-log(1 - u) of a token under a key, as `asgl.kernels.noise` defines it, in Python's
+    integers."""
+    word = 2**32 - 1
+    x = (token * 0x9E3779B9 + (key & word)) & word
+    x = (x ^ x >> 16) * 0x21F0AAAD & word
+    x = (x ^ x >> 15 ^ (key >> 32 & word)) * 0x735A2D97 & word
+    x ^= x >> 15
+    return -math.log1p(-((x >> 1) + 0.5) / 2**31)
+
+
+def random_keys(count: int, seed: int) -> list[int]:
+    """Keys of int64."""
+    return torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator(seed)).tolist()

@@ -17,12 +17,13 @@ from asgl.kernels.reference import ReferenceKernels
 @dataclass(frozen=True)
 class Backend:
     """`product` and `attention` are tolerances, relative and absolute, for values of size about
-    1."""
+    1. Tests of frequencies draw `slowness` times fewer samples."""
 
     name: str
     make: Callable[[], Kernels]
     product: float
     attention: float
+    slowness: int = 1
 
 
 BACKENDS = [
@@ -50,7 +51,8 @@ _TRITON = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else os.environ.get
 if _TRITON is not None:
     from tests.kernels.triton_backends import triton_backends
 
-    BACKENDS = [Backend(*fields) for fields in triton_backends(_TRITON)]
+    slowness = 10 if _TRITON == "cpu" else 1
+    BACKENDS = [Backend(*fields, slowness) for fields in triton_backends(_TRITON)]
 
 
 @pytest.fixture(scope="session", params=BACKENDS, ids=lambda backend: backend.name)

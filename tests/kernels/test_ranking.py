@@ -25,7 +25,7 @@ def how(m: int, seed: int) -> SamplingBatch:
         top_p=pick([1.0, 1.0, 0.95, 0.3], torch.float32),
         top_k=pick([0, 0, 1, 20, 1023, 1024, 1025, 3000], torch.int32),
         min_p=pick([0.0, 0.0, 1e-4, 0.2], torch.float32),
-        uniform=torch.rand(m, dtype=torch.float64, generator=generator),
+        key=torch.arange(m) * 0x1E3779B97F4A7C15,
     )
 
 
@@ -44,7 +44,7 @@ def test_candidates_give_what_the_whole_ranking_gives(
     assert torch.equal(short, whole)
 
 
-def test_most_draws_need_no_complete_ranking(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_rows_need_no_complete_ranking(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
     sort = torch.Tensor.sort
 
@@ -55,8 +55,11 @@ def test_most_draws_need_no_complete_ranking(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.Tensor, "sort", counting)
     logits = 3 * torch.randn(100, 4000, generator=torch.Generator().manual_seed(1))
     off = torch.zeros(100)
-    uniform = torch.linspace(0, 0.999, 100, dtype=torch.float64)
+    key = torch.arange(100) * 0x1E3779B97F4A7C15
     ranking.sample(
-        logits, SamplingBatch(off + 0.7, off + 1, off.int(), off, uniform, unfiltered=True)
+        logits.clone(), SamplingBatch(off + 1, off + 1, off.int(), off, key, unfiltered=True)
     )
+    assert not lengths
+    ranking.sample(logits, SamplingBatch(off + 1, off + 0.9, off.int() + 900, off + 1e-3, key))
+    assert lengths
     assert lengths.count(4000) < 10

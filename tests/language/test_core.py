@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -450,3 +451,27 @@ async def test_events() -> None:
         ("joined", 1, 0, "p"),
         ("closed", 0, None, "p"),
     ]
+
+
+async def test_leaving_the_runtime_closes_idle_streams() -> None:
+    events: list[StreamEvent] = []
+    tracer = SimpleNamespace(
+        event=lambda event: events.append(event) if isinstance(event, StreamEvent) else None
+    )
+    session = Session(FakeEngine(manual=True, tracers=[tracer]))
+    idle, busy, closed = (session.prompt("x", name=name) for name in ("idle", "busy", "closed"))
+    busy.gen()
+    await closed.aclose()
+    async with idle.fork(1) as (branch,):
+        branch += "y"
+    del events[:]
+    for _ in range(2):
+        await session.aclose()
+    assert [(event.kind, event.stream_id, event.name) for event in events] == [
+        ("closed", 0, "idle"),
+        ("closed", 1, "busy"),
+        ("closed", 3, "idle"),
+    ]
+    for stream in (idle, busy, branch):
+        with pytest.raises(StreamClosedError, match="the Runtime was left"):
+            stream += "more"

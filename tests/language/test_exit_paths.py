@@ -317,7 +317,7 @@ async def goes_on(world: World, before: tuple[Any, ...]) -> None:
     assert world.state() == before
     assert world.session.unseen_failures() == []
     world.engine.check()
-    handle = world.s.gen("after")
+    handle = world.s.assistant(asgl.gen("after"))
     world.run_engine()
     assert await handle == world.answer
     world.engine.check()

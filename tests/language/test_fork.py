@@ -432,13 +432,13 @@ async def test_join_appends_new_tokens_in_order() -> None:
         branches[1] += user("Hi")
     s += "-"
     s.join(branches)
-    s += "d"
-    assert await s.gen() == "end"
+    assert await s.assistant("d" + gen()) == "dend"
     encode = engine.tokenizer.encode
     expected = [*encode("ab"), 45, *encode("one"), 99, *encode("two")]
-    assert s.text == "ab-onectwo<|start|>user\nHi<|end|>\ndend"
+    message = "<|start|>user\nHi<|end|>\n"
+    assert s.text == f"ab-onectwo{message}<|start|>assistant\ndend<|end|>\n"
     assert engine.prompts[-1][: len(expected)] == expected
-    assert s.messages() == [{"role": "user", "content": "Hi"}]
+    assert [said["content"] for said in s.messages()] == ["Hi", "dend"]
 
 
 async def test_join_keeps_one_bos() -> None:

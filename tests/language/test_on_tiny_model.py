@@ -46,17 +46,18 @@ async def chat(rt: asgl.Runtime) -> str:
             branch.user(f"And {index}?")
             branch.assistant(asgl.gen("more"))
     s.join(branches)
-    await s.select(
-        "choice", ["yes", "no", "yes and no"], method="unconditional_likelihood_normalized"
-    )
-    values = await s.sample(n=2)
-    other = rt.prompt("Quote: ")
-    other += s.gen("last") + "."
+    with s.role("assistant"):
+        await s.select(
+            "choice", ["yes", "no", "yes and no"], method="unconditional_likelihood_normalized"
+        )
+        values = await s.sample(n=2)
+        other = rt.prompt("Quote: ")
+        other += s.gen("last") + "."
     await other.sync()
     assert [said["role"] for said in s.messages()] == ["system", "user", "assistant"] + [
         "user",
         "assistant",
-    ] * 3
+    ] * 3 + ["assistant"]
     assert other.text == f"Quote: {s['last']}."
     return s.text + repr(values)
 

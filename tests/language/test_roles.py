@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from fake_engine import BOS, END, EOS, START, FakeEngine, FakeTemplate, FakeTokenizer
 
-from asgl.errors import ConfigError, ContextLengthError, ModelError, StreamClosedError
+from asgl.errors import (
+    ConfigError,
+    ContextLengthError,
+    ModelError,
+    StreamClosedError,
+    StreamError,
+)
 from asgl.language import PromptStream, Session, assistant, gen, role, select, system, user
 
 SYSTEM = "<|start|>system\nBe good.<|end|>\n"
@@ -81,9 +90,8 @@ async def test_end_of_turn_is_an_end_in_a_turn_even_where_eos_is_ignored() -> No
         await s.gen()
         await s.gen(ignore_eos=True)
     await s.assistant(gen(ignore_eos=True))
-    await s.gen(ignore_eos=True)
     ends = [details["end_tokens"] for _, _, details in engine.requests]
-    assert ends == [(EOS,), (EOS, END), (END,), (END,), ()]
+    assert ends == [(EOS,), (EOS, END), (END,), (END,)]
 
 
 async def test_the_default_system_message_comes_exactly_once_and_only_if_there_is_none() -> None:
@@ -268,3 +276,80 @@ async def test_other_roles() -> None:
     _, s = chat()
     s += role("tool", "42")
     assert s.messages() == [{"role": "tool", "content": "42"}]
+
+
+async def raw_branch(s: PromptStream) -> None:
+    early = s.copy()
+    early += "stray"
+    s.user("a")
+    s.join([early])
+    await s.sync()
+
+
+async def raw_text_in_a_branch(s: PromptStream) -> None:
+    s.user("a")
+    async with s.fork(1) as (branch,):
+        branch += "stray"
+        await branch.sync()
+
+
+async def a_handle_of_another_stream(s: PromptStream) -> None:
+    other = s.copy()
+    s.user("a")
+    s += other.select("x", ["one"])
+    await s.sync()
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (lambda s: (s.user("a"), s.append("stray"), s.sync())[-1], "the text 'stray' was appended"),
+        (lambda s: (s.user("a"), s.extend("stray"))[-1], "the text 'stray' was appended"),
+        (lambda s: (s.user("a"), s.extend("x" * 99))[-1], "the text 'x{60}[.]{3}' was appended"),
+        (lambda s: (s.user("a"), s.gen("x"))[-1], "a gen was submitted"),
+        (lambda s: (s.user("a"), s.select("x", ["b", "c"]))[-1], "a select was submitted"),
+        (lambda s: (s.user("a"), s.sample("x", n=1))[-1], "a gen was submitted"),
+        (a_handle_of_another_stream, "the text 'one' was appended"),
+        (raw_branch, "the text 'stray' was appended"),
+        (raw_text_in_a_branch, "the text 'stray' was appended"),
+    ],
+)
+async def test_what_stands_between_messages_is_refused(write: Any, says: str) -> None:
+    """There the template alone writes. The error says what to do; nothing was asked of the model,
+    and the stream goes on."""
+    engine, s = chat("reply")
+    says += " after a message and outside of one, .*: write s[.]"
+    with pytest.raises((StreamError, ExceptionGroup)) as caught:
+        await write(s)
+    error = caught.value
+    if isinstance(error, ExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, StreamError)
+    assert re.match(says, str(error))
+    assert error.stream is not None
+    assert {kind for kind, _, _ in engine.requests} <= {"score"}
+    assert await s.assistant(gen()) == "reply"
+    assert s.text == message("user", "a") + message("assistant", "reply")
+    engine.check()
+
+
+async def test_white_space_between_messages_is_the_templates() -> None:
+    _, s = chat("fine")
+    s += user("a")
+    s += "\n\n"
+    s += user("b") + " "
+    await s.extend("\n")
+    await s.assistant(gen())
+    s += "\n"
+    _, plain = chat("fine")
+    await plain.submit(user("a") + user("b") + assistant(gen()))
+    assert (s.text, s.token_ids) == (plain.text, plain.token_ids)
+
+
+async def test_text_before_the_first_message_is_no_message() -> None:
+    engine, s = chat("fine", default_system=SYSTEM)
+    s += "before "
+    s += user("a")
+    assert s.text == "before " + SYSTEM + message("user", "a")
+    assert s.messages() == [{"role": "user", "content": "a"}]
+    assert engine.tokenizer.decode(s.token_ids) == s.text

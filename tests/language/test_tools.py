@@ -8,7 +8,7 @@ import inspect
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -644,8 +644,16 @@ async def rest() -> None:
 
 
 @asynccontextmanager
-async def opened(path: Path, template: str | None = None) -> AsyncIterator[asgl.Runtime]:
+async def opened(
+    path: Path, template: str | None = None, markers: Sequence[str] = ()
+) -> AsyncIterator[asgl.Runtime]:
+    """markers: are control tokens of the model, though not called special, as in Qwen2.5."""
     model = tiny_directory(path, chat_template=template or CHATML, max_position_embeddings=8192)
+    definition = json.loads((model / "tokenizer.json").read_text())
+    spare = [token for token in definition["added_tokens"] if "spare" in token["content"]]
+    for token, marker in zip(spare, markers, strict=False):
+        token |= {"content": marker, "special": False}
+    (model / "tokenizer.json").write_text(json.dumps(definition))
     async with asgl.Runtime(
         model,
         kernels="reference",
@@ -672,8 +680,9 @@ async def test_whatever_a_model_says_is_a_call(tmp_path: Path) -> None:
         assert seen <= {"turn", "rest"}
 
 
-async def test_calls_in_the_model_s_own_format(tmp_path: Path) -> None:
-    async with opened(tmp_path, WRAPPED) as rt:
+@pytest.mark.parametrize("markers", [(), ("<tool_call>", "</tool_call>")], ids=["text", "control"])
+async def test_calls_in_the_model_s_own_format(tmp_path: Path, markers: Sequence[str]) -> None:
+    async with opened(tmp_path, WRAPPED, markers) as rt:
         s = rt.prompt()
         s.system("Be good.", tools=[turn, rest])
         s.user("go")
@@ -683,7 +692,8 @@ async def test_calls_in_the_model_s_own_format(tmp_path: Path) -> None:
             '"turn"'
         )
         (first,) = await s.call_tools([turn, rest])
-        many = await s.call_tools([turn, rest], parallel=True)
+        goes_on = {ord("\n"): 100.0}  # rather than to end after a call
+        many = await s.call_tools([turn, rest], parallel=True, logit_bias=goes_on)
         said = [
             json.dumps({"name": made.tool.name, "arguments": made.arguments})
             for made in [first, *many]
@@ -701,6 +711,10 @@ async def test_calls_in_the_model_s_own_format(tmp_path: Path) -> None:
             + "\n</tool_response><|im_end|>\n"
         )
         assert s.token_ids.count(rt.tokenizer.special_tokens["<|im_start|>"]) == 6
+        for marker in markers:
+            assert s.token_ids.count(rt.tokenizer.special_tokens[marker]) == 1 + len(many)
+        assert len(many) == 8
+        assert rt.tokenizer.decode(s.token_ids) == s.text
         assert [message["role"] for message in s.messages()] == [
             "system",
             "user",

@@ -481,21 +481,20 @@ def test_who_was_retracted_is_admitted_only_where_all_of_it_fits():
     harness.verify_idle()
 
 
-def test_of_equal_priority_the_one_admitted_last_gives_way_and_none_that_did_before():
+@pytest.mark.parametrize(("before", "victim"), [((), 2), ((2,), 1), ((2, 1), 0), ((2, 1, 0), 2)])
+def test_of_equal_priority_the_one_admitted_last_gives_way_and_none_that_did_before(before, victim):
     harness = Harness(100)
     requests = [harness.submit(tokens(8, number), max_tokens=60) for number in range(3)]
     harness.scheduler.admission.reserve_share = 0.1
     harness.step()
-    assert all(request.state == "running" for request in requests)
-    assert harness.scheduler._victim() is requests[2]
-    requests[2].retracted = True
-    assert harness.scheduler._victim() is requests[1]
+    for number in before:
+        requests[number].retracted = True
     while not harness.scheduler.counters.retractions:
-        before = harness.scheduler.admission.reserve_share
+        share = harness.scheduler.admission.reserve_share
+        assert all(request.state == "running" for request in requests)
         harness.step()
-    assert requests[1].retracted
-    assert not requests[0].retracted
-    assert harness.scheduler.admission.reserve_share > 1.5 * before  # more is set aside from now on
+    assert [request.state for request in requests].index("waiting") == victim
+    assert harness.scheduler.admission.reserve_share > 1.5 * share  # more is set aside from now on
     harness.run()
     harness.verify_ended()
     harness.verify_idle()
@@ -695,3 +694,32 @@ def test_a_request_without_logits_fails_alone_and_leaves_nothing_in_the_cache(st
     harness.verify_ended()
     harness.verify_idle()
     assert harness.scheduler.kv_cache.cache.size == len(sound.tokens) - 1
+
+
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+def test_a_prefetch_without_logits_fails_whoever_computes_it(steps_in_flight):
+    """Also one whose tokens another one computes, in the same step or before it has failed."""
+    harness = Harness(1000, max_batch_tokens=16, steps_in_flight=steps_in_flight)
+    poisoned = [*tokens(10), POISON]
+    requests = [harness.submit(poisoned), harness.submit(poisoned)]
+    requests.append(harness.submit([*poisoned, *tokens(40, 1)]))
+    harness.step()
+    requests.append(harness.submit(poisoned))
+    sound = harness.submit(tokens(10))
+    harness.run()
+    assert set(harness.failed) == {request.id for request in requests}
+    assert sound.id in harness.ended
+    harness.verify_ended()
+    harness.verify_idle()
+
+
+def test_a_select_without_logits_leaves_the_scores_of_others_as_they_are():
+    """Where it has failed by the row of an option, of one token, before that of its prompt."""
+    harness = Harness(1000)
+    first = harness.submit([*tokens(10), POISON], options=[[1, 2], [1]])
+    second = harness.submit(tokens(12, 1), options=[[4, 5], [4, 6], [7]])
+    harness.run()
+    assert set(harness.failed) == {first.id}
+    assert second.id in harness.ended
+    harness.verify_ended()
+    harness.verify_idle()

@@ -116,7 +116,7 @@ class Harness:
     def verify_ended(self) -> None:
         for number in self.ended:
             sequence, request = self.requests[number], self.requests[number].request
-            poisoned = POISON in request.prompt and sequence.wants_logits
+            poisoned = POISON in request.prompt
             assert (type(self.failed.get(number)) is NumericalError) == poisoned
             if poisoned:
                 continue

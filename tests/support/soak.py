@@ -91,6 +91,7 @@ class Life:
     cancelled: int = 0
     steps: int = 0
     at_step: dict[int, list[asyncio.Task[None]]] = field(default_factory=dict)
+    engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
         self.generator = random.Random(self.seed)
@@ -131,6 +132,7 @@ class Life:
             tracers=Tracers([self]),
         )
         engine.start()
+        self.engine = engine
         session = Session(engine)
         tasks = [asyncio.create_task(self._program(session)) for _ in range(draw.randint(5, 40))]
         for task in tasks:
@@ -203,9 +205,9 @@ class Life:
             elif act < 0.98:
                 await s.extend("")
                 if draw.random() < 0.5:  # a pin that lasts until it yields, or the engine is closed
-                    s._queue.engine.pin(s.token_ids, namespace=s.cache_salt, seconds=3600)
+                    self.engine.pin(s.token_ids, namespace=s.cache_salt, seconds=3600)
             else:
-                s._queue.engine.flush_cache()
+                self.engine.flush_cache()
 
     async def _generate(self, s: asgl.PromptStream) -> None:
         prompt = list(s.token_ids)

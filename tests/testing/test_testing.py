@@ -270,16 +270,23 @@ async def test_cancelling_and_leaving_end_what_runs() -> None:
 async def test_saved_prompts(tmp_path) -> None:
     async with ScriptedRuntime({"x": "one two"}) as rt:
         s = rt.prompt()
-        s += asgl.user("hello there")
-        await s.gen("x")
+        s += asgl.user("hello there") + asgl.assistant(asgl.gen("x"))
+        await s.get("x")
         await s.save(tmp_path / "s.json")
         await rt.save_cache(tmp_path / "cache")
         with pytest.raises(asgl.ConfigError):
             await s.save(tmp_path / "no" / "where")
     async with ScriptedRuntime({"y": "three"}) as rt:
         again = rt.load(tmp_path / "s.json")
-        await again.gen("y")
-        assert again.text == "<|im_start|>user\nhello there<|im_end|>\none twothree"
+        await again.assistant(asgl.gen("y"))
+        assert again.text == "".join(
+            f"<|im_start|>{role}\n{content}<|im_end|>\n"
+            for role, content in (
+                ("user", "hello there"),
+                ("assistant", "one two"),
+                ("assistant", "three"),
+            )
+        )
         assert again["x"] == "one two"
         assert rt.tokenizer.decode(again.token_ids) == again.text
         assert await rt.load_cache(tmp_path / "cache") == 0

@@ -97,7 +97,7 @@ class Outputs:
             [replace(row, mask=None) for row in rows], self._vocabulary, torch.device("cpu")
         )
         fields: dict[str, list[int]] = {}
-        for name in ("temperature", "top_p", "top_k", "min_p", "uniform"):
+        for name in ("temperature", "top_p", "top_k", "min_p", "key"):
             fields[name] = [self._add(getattr(how, name))]
         for name in ("edits", "repetition"):
             if (triple := getattr(how, name)) is not None:

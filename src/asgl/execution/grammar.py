@@ -153,17 +153,18 @@ class Matcher:
 
     def _checked(self, forced: list[int]) -> list[int]:
         """The forced tokens before the first byte that the vocabulary lacks, which tokenizers leave
-        out."""
-        text = b"".join([self._texts[token] for token in forced])
+        out. A control token, which has no text, is named among llguidance's forced bytes."""
+        texts = [self._texts[token] or b"\xff[%d]" % token for token in forced]
+        text = b"".join(texts)
         left = self._matcher.compute_ff_bytes() if forced else b""
         if left.startswith(text):
             return forced
-        for count, token in enumerate(forced):
-            if not left.startswith(self._texts[token]):
+        for count, expected in enumerate(texts):
+            if not left.startswith(expected):
                 if not count:
                     self._fail(_LACKING)
                 return forced[:count]
-            left = left[len(self._texts[token]) :]
+            left = left[len(expected) :]
         return forced
 
     def mask(self, banned: Iterable[int] = ()) -> bytes:
@@ -330,7 +331,7 @@ class Compiler:
             try:
                 adapter = _Adapter(self._vocabulary)
                 tokenizer = LLTokenizer(TokenizerWrapper(adapter), eos_token=adapter.eos_token_id)
-                future.set_result((tokenizer, adapter.tokens[: adapter.eos_token_id]))
+                future.set_result((tokenizer, adapter.texts))
             except BaseException as error:
                 self._tokenizer = None
                 future.set_exception(error)
@@ -338,18 +339,22 @@ class Compiler:
 
 
 class _Adapter:
-    """The vocabulary as llguidance reads it: control tokens and the like have no text, and the end
-    is one more token."""
+    """The vocabulary as llguidance reads it: control tokens and the like are special ones, and the
+    end is one more token.
+
+    Special tokens have no text, but a name each: those of one name would be taken for each other.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.tokens = [
+        self.texts = [
             b"" if token in vocabulary.control_tokens else vocabulary.token_bytes(token)
             for token in range(vocabulary.vocabulary)
         ]
-        self.tokens.append(b"<|end of the text|>")
         self.eos_token_id = vocabulary.vocabulary
         self.bos_token_id = None
-        self.special_token_ids = [token for token, text in enumerate(self.tokens) if not text] + [
+        self.tokens = [text or b"<|%d|>" % token for token, text in enumerate(self.texts)]
+        self.tokens.append(b"<|end of the text|>")
+        self.special_token_ids = [token for token, text in enumerate(self.texts) if not text] + [
             self.eos_token_id
         ]
         self._encode = vocabulary.encode
@@ -394,7 +399,7 @@ def _definition(source: GrammarSource) -> str:
     if source.kind == "regex":
         return LLMatcher.grammar_from_regex(source.text)
     if source.kind == "grammar":
-        return LLMatcher.grammar_from_lark(lark_grammar(source.text))
+        return LLMatcher.grammar_from_lark(lark_grammar(source.text, source.control))
     if source.kind == "choices":
         options: list[str] = json.loads(source.text)
         return LLMatcher.grammar_from_regex("|".join(map(_literal, options)))

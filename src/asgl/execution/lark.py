@@ -8,7 +8,7 @@ Its `%json` becomes rules of our own, which are exact.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from asgl.errors import GrammarError
@@ -45,17 +45,19 @@ _TOKENS = re.compile(
 )
 
 
-def lark_grammar(text: str) -> str:
-    """The grammar in llguidance's notation, with its JSON schemas as rules.
+def lark_grammar(text: str, control: Collection[int] = ()) -> str:
+    """The grammar in llguidance's notation, with its JSON schemas as rules. It may name the tokens
+    `control` by number.
 
     GrammarError for what a generation cannot do: it says what, and what to write instead.
     """
-    return "".join(_Reader(text).pieces())
+    return "".join(_Reader(text, control).pieces())
 
 
 class _Reader:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, control: Collection[int]) -> None:
         self._text = text
+        self._control = {f"<[{token}]>" for token in control}
         self._at = 0
         self._definitions = 0
         self._bodies: dict[str, list[str]] = {}
@@ -76,7 +78,7 @@ class _Reader:
             assert found.lastgroup is not None
             kind, token = found.lastgroup, found[0]
             start, self._at = self._at, found.end()
-            if kind == "special":
+            if kind == "special" and token not in self._control:
                 raise self._wrong(
                     start,
                     f"{token} asks for a token by its name or number. A grammar is about text: "

@@ -1,9 +1,9 @@
 """From logits to tokens: what requests ask for, as tensors for the sampling kernel, and
 log-probabilities.
 
-Randomness is counter-based: the number that draws a token is a hash of the request's seed and of
-how many tokens it drew before. No generator has a state, so that a request's draws do not depend on
-the batch it rides in.
+Randomness is counter-based: each token's random number is a hash of the request's seed, of how many
+tokens it has before, and of the token's own id. No generator has a state, so that a request's draws
+do not depend on the batch it rides in, and hardly on the last digits of its logits.
 """
 
 from __future__ import annotations
@@ -30,17 +30,15 @@ _LEAST = 1e-30
 _Edits = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]
 
 
-def uniforms(seeds: Sequence[int], draws: Sequence[int]) -> NDArray[np.float64]:
-    """For each pair of a seed and a count of draws below 2**64 a number in [0, 1), of 53 random
-    bits.
+def keys(seeds: Sequence[int], draws: Sequence[int]) -> NDArray[np.int64]:
+    """For each pair of a seed and a count of draws below 2**64 a number of 64 random bits.
 
     The SplitMix64 sequence (Steele, Lea and Flood, OOPSLA 2014) that starts at the seed's own hash,
     at place draw + 1. The seed is hashed first, lest seeds that are a multiple of the sequence's
     increment apart give shifted sequences.
     """
     place = (np.array(draws, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GAMMA)
-    mixed = _mix(_mix(np.array(seeds, dtype=np.uint64)) + place)
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _mix(_mix(np.array(seeds, dtype=np.uint64)) + place).view(np.int64)
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -65,7 +63,7 @@ def sampling_batch(
     specs = [sample.spec for sample in samples]
     logits = vocabulary if columns is None else len(columns)
 
-    def column(values: list[float] | list[int] | NDArray[np.float64], dtype: torch.dtype) -> Tensor:
+    def column(values: list[float] | list[int] | NDArray[np.int64], dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(values, dtype=dtype).to(device)
 
     edits: list[_Edits] = []
@@ -78,10 +76,10 @@ def sampling_batch(
         top_p=column([max(spec.top_p, _LEAST) for spec in specs], torch.float32),
         top_k=column([min(spec.top_k, logits) for spec in specs], torch.int32),
         min_p=column([spec.min_p for spec in specs], torch.float32),
-        uniform=column(
-            uniforms([spec.seed for spec in specs], [sample.draw for sample in samples]),
-            torch.float64,
+        key=column(
+            keys([spec.seed for spec in specs], [sample.draw for sample in samples]), torch.int64
         ),
+        ids=None if columns is None else column(columns, torch.int32),
         edits=_triples(edits, device),
         repetition=_triples(repetitions, device),
         all_greedy=all(spec.temperature == 0.0 for spec in specs),

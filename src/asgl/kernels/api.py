@@ -70,15 +70,16 @@ class SamplingBatch:
     """int32; 0 is off."""
     min_p: Tensor
     """float32; 0 is off."""
-    uniform: Tensor
-    """float64 in [0, 1): the row's random number. Sampling inverts the distribution, tokens taken
-    likeliest first."""
+    key: Tensor
+    """int64: the row's random number, from which `asgl.kernels.noise` makes those of its tokens."""
+    ids: Tensor | None = None
+    """int32 [k]: the tokens that there are logits of, in rising order. None: a column's number is
+    its token's id."""
     edits: tuple[Tensor, Tensor, Tensor] | None = None
-    """(row int64, token int64, added float32), triples without repetition: logit_bias and penalties
-    as additions,
-    -inf for banned tokens. None: nothing to add."""
+    """(row int64, column int64, added float32), triples without repetition: logit_bias and
+    penalties as additions, -inf for banned tokens. None: nothing to add."""
     repetition: tuple[Tensor, Tensor, Tensor] | None = None
-    """(row int64, token int64, penalty float32): before `edits`, positive logits are divided,
+    """(row int64, column int64, penalty float32): before `edits`, positive logits are divided,
     negative multiplied."""
     all_greedy: bool = False
     """All temperatures are 0."""
@@ -210,7 +211,7 @@ class Kernels(Protocol):
 
         Where a key or a value is not finite, NaN goes into the key and zeros into the value: who
         attends to the token gets NaN, and who must not see it does not, for a weight of 0 times NaN
-        would be NaN. (Not in Triton yet.)
+        would be NaN.
         """
         ...
 
@@ -238,15 +239,16 @@ class Kernels(Protocol):
         ...
 
     def sample(self, logits: Tensor, how: SamplingBatch) -> Tensor:
-        """int64 [m]: a token for each row of float32 logits [m, vocabulary]. May overwrite
+        """int64 [m]: a column for each row of float32 logits [m, vocabulary]. May overwrite
         `logits`.
 
         In this order: `repetition`, `edits`, temperature; tokens are ranked likeliest first, of
         equals the lower id; `top_k` keeps the first k, `top_p` the fewest of those that hold the
         share top_p of *their* probability (at least one), `min_p` those with at least min_p times
-        the probability of the likeliest; of what is left the first token whose cumulative share
-        passes `uniform` is taken. Greedy rows take the first of the ranking. A row that is no
-        distribution gives -1: after `edits` one of its logits is NaN or +inf, or all are -inf.
+        the probability of the likeliest. Of what is left the token is taken whose time
+        (`asgl.kernels.noise`) divided by its probability is least. Greedy rows take the first of
+        the ranking. A row that is no distribution gives -1: after `edits` one of its logits is NaN
+        or +inf, or all are -inf.
         """
         ...
 

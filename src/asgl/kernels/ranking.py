@@ -1,11 +1,12 @@
-"""Sampling by rank: tokens from logits, in plain torch. Each row's draw depends on that row
-alone."""
+"""Sampling in plain torch: what filters keep by rank, then an exponential race among it. Each row's
+draw depends on that row alone."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from asgl.kernels import noise
 from asgl.kernels.api import SamplingBatch
 
 CANDIDATES = 1024
@@ -34,47 +35,49 @@ def sample(logits: Tensor, how: SamplingBatch) -> Tensor:
         (logits - logits.gather(1, best.clamp_min(0).unsqueeze(1))) / temperature, dim=1
     )
     rows = random.nonzero().squeeze(1)
-    best[rows] = _draw(
-        probabilities[rows],
-        *(part[rows] for part in (how.uniform, how.top_k, how.top_p, how.min_p)),
-    )
+    kept = probabilities[rows]
+    if not how.unfiltered:
+        kept = _filter(kept, *(part[rows] for part in (how.top_k, how.top_p, how.min_p)))
+    ids = how.ids if how.ids is not None else torch.arange(logits.shape[1], device=logits.device)
+    # what was filtered out, or has no probability in float32, arrives at infinity
+    best[rows] = (noise.times(how.key[rows], ids) / kept).argmin(dim=1)
     return best
 
 
-def _draw(
-    probabilities: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> Tensor:
-    """Ranks the likeliest tokens, and all of them for rows where those did not decide."""
-    filters = (uniform, top_k, top_p, min_p)
-    if probabilities.shape[1] <= CANDIDATES:
-        values, tokens = probabilities.sort(dim=1, descending=True, stable=True)
-        return tokens.gather(1, _invert(values, *filters)[0]).squeeze(1)
-    values, tokens = probabilities.topk(CANDIDATES + 1, dim=1)
-    tokens, by_token = tokens.sort(dim=1)
-    values, by_value = values.gather(1, by_token).sort(dim=1, descending=True, stable=True)
-    rank, decided = _invert(values[:, :-1], *filters)
-    # of tokens as likely as the first one left out, topk took any
-    decided &= values.gather(1, rank) > values[:, -1:]
-    drawn = tokens.gather(1, by_value).gather(1, rank).squeeze(1)
-    if not bool(decided.all()):
-        rest = (~decided).nonzero()[:, 0]
+def _filter(probabilities: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """The probabilities [m, vocabulary] with 0 for all tokens that are not kept. Ranks the
+    likeliest tokens, and all of them for rows where those did not decide."""
+    filters = (top_k, top_p, min_p)
+    kept = torch.zeros_like(probabilities)
+    rest = torch.arange(len(kept), device=kept.device)
+    if probabilities.shape[1] > CANDIDATES:
+        values, tokens = probabilities.topk(CANDIDATES + 1, dim=1)
+        tokens, by_token = tokens.sort(dim=1)
+        values, by_value = values.gather(1, by_token).sort(dim=1, descending=True, stable=True)
+        tokens = tokens.gather(1, by_value)
+        last = values[:, -1:]
+        keep, decided = _keep(values[:, :-1], *filters)
+        values, tokens = values[:, :-1], tokens[:, :-1]
+        # of tokens as likely as the first one left out, topk took any
+        decided &= ~(keep & (values == last)).any(dim=1)
+        kept.scatter_(1, tokens, torch.where(keep & decided.unsqueeze(1), values, 0.0))
+        rest = rest[~decided]
+    if len(rest):
         values, tokens = probabilities[rest].sort(dim=1, descending=True, stable=True)
-        rank, _ = _invert(values, *(part[rest] for part in filters))
-        drawn[rest] = tokens.gather(1, rank).squeeze(1)
-    return drawn
+        keep, _ = _keep(values, *(part[rest] for part in filters))
+        kept[rest] = kept[rest].scatter_(1, tokens, torch.where(keep, values, 0.0))
+    return kept
 
 
-def _invert(
-    values: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Draws ranks [m, 1] from probabilities [m, c] in descending order: all there are, or the first
-    of them.
+def _keep(values: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the probabilities [m, c] are kept, bool [m, c]. They are in descending order: all
+    there are, or the first of them.
 
-    Also returns bool [m, 1]: whether the draw is what the complete ranking would give, if it was
-    not complete.
+    Also returns bool [m]: whether the complete ranking would keep no others, if it was not
+    complete.
     """
     candidates = values.shape[1]
-    uniform, top_k, top_p, min_p = (part.unsqueeze(1) for part in (uniform, top_k, top_p, min_p))
+    top_k, top_p, min_p = (part.unsqueeze(1) for part in (top_k, top_p, min_p))
     exact = values.double()
     mass = exact.cumsum(dim=1)
     limited = (top_k > 0) & (top_k <= candidates)
@@ -87,16 +90,6 @@ def _invert(
         & ((top_p >= 1) | (mass - exact < top_p * total))
     )
     keep &= ~limited | (torch.arange(candidates, device=values.device) < top_k)
-    mass = torch.where(keep, exact, 0.0).cumsum(dim=1)
-    ends = limited | ~keep[:, -1:]
-    open_end = (
-        ~ends & (top_k == 0) & (top_p >= 1) & (min_p <= 0)
-    )  # nothing is filtered: the total is known to be 1
-    held = torch.where(open_end, 1.0, mass[:, -1:])
-    rank = (mass <= uniform * held).sum(dim=1, keepdim=True)
-    inside = rank < candidates
-    rank = torch.minimum(rank, keep.sum(dim=1, keepdim=True) - 1)
-    known = (top_k <= candidates) | (
-        top_p >= 1
-    )  # else the share top_p is of a mass that is not in sight
-    return rank, known & (ends | (open_end & inside))
+    # else the share top_p is of a mass that is not in sight
+    known = (top_k <= candidates) | (top_p >= 1)
+    return keep, (known & (limited | ~keep[:, -1:])).squeeze(1)

@@ -83,7 +83,7 @@ def partial_value(text: str) -> Any:
 def constraint(
     regex: str | None,
     json_schema: object,
-    grammar: str | None,
+    grammar: str | GrammarSource | None,
     choices: Sequence[str] | None,
     dtype: object,
 ) -> Constraint | None:
@@ -98,6 +98,8 @@ def constraint(
         )
     if regex is not None:
         return Constraint(GrammarSource("regex", _checked_text("regex", regex)))
+    if isinstance(grammar, GrammarSource):  # of calls of tools
+        return Constraint(grammar)
     if grammar is not None:
         return Constraint(GrammarSource("grammar", _checked_text("grammar", grammar)))
     if choices is not None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
+from weakref import WeakSet
 
 from asgl.errors import ConfigError, ModelError
 from asgl.language.backend import ChatTemplate, Engine
@@ -62,6 +63,8 @@ class SessionContext:
         """The runs of programs."""
         self.busy: set[Any] = set()
         """The executors that have ops queued."""
+        self.open: WeakSet[Any] = WeakSet()
+        """The executors that are not closed, as long as somebody refers to them."""
         self.lost_failures = 0
         """How many failures were dropped, because a thousand others had not been seen."""
         self._failures: list[Failure] = []

@@ -320,6 +320,7 @@ class Executor(ExecutorState):
         if self.closed is None:
             self.cancel_all(f"{self.context.describe()} was closed: {why}")
             self.closed = why
+            self.context.session.open.discard(self)
             self.context.emit_stream("closed")
 
     def _drop(self, ops: list[Operation], why: str, failure: Failure | None = None) -> None:

@@ -40,6 +40,7 @@ class ExecutorState:
         """`ops`: how many numbered ops the stream has had before, if it was loaded."""
         root = parent.context.root if parent is not None else None
         self.context = StreamContext(session, options, path, root)
+        session.open.add(self)
         self.parent: Any = parent
         self.message: OpenMessage | None = parent.message if parent is not None else None
         self.transcript = Transcript(session.engine.tokenizer)

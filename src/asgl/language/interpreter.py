@@ -156,21 +156,23 @@ def _content(
 ) -> Steps[Any]:
     """Appends what `spec`, the op or a part of it, stands for."""
     if isinstance(spec, Text):
-        transcript.append(spec.text)
+        messages.append_content(transcript, spec.text)
         return None
+    if spec.kind in ("gen", "select"):
+        messages.check_place(transcript, spec.kind)
     return (yield from _CONTENT[spec.kind](op, spec, transcript, context))
 
 
 def _text_of(
     op: Operation, spec: TextOf, transcript: Transcript, context: StreamContext
 ) -> Steps[None]:
-    transcript.append((yield from other_op(op, spec.source)).text)
+    messages.append_content(transcript, (yield from other_op(op, spec.source)).text)
 
 
 def _append_computed(
     op: Operation, spec: Computed, transcript: Transcript, context: StreamContext
 ) -> Steps[None]:
-    transcript.append((yield from _computed(op, spec)))
+    messages.append_content(transcript, (yield from _computed(op, spec)))
 
 
 def _tokens(
@@ -193,6 +195,7 @@ def _tokens(
     if transcript.cut:
         raise StreamError("tokens cannot be appended in the middle of a character")
     text = tokenizer.decode(ids)
+    messages.check_text(transcript, text)
     transcript.append_tokens(ids, text, "given")
     context.emit_text("prompt", transcript.tokens, len(ids))
     op.token_ids += ids
@@ -243,6 +246,8 @@ def _join(op: Operation, spec: Join, transcript: Transcript, context: StreamCont
             completes = transcript.tokens[-4:] == base.tokens[-4:]
             text = branch.text[len(base.text) - 1 :]
             text = text if completes else context.engine.tokenizer.decode(tokens)
+        if branch.roles == base.roles:  # it wrote no messages of its own
+            messages.check_text(transcript, text)
         transcript.append_tokens(tokens, text, "joined", completes=completes)
         context.emit_text("joined", transcript.tokens, len(tokens))
         transcript.messages += branch.messages[len(base.messages) :]

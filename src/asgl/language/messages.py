@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from asgl.errors import ModelError
+from asgl.errors import ModelError, StreamError
 from asgl.language.backend import ChatTemplate, Engine
 from asgl.language.context import StreamContext
 from asgl.language.tools import AnyTool, described, function_schemas
 from asgl.language.transcript import Transcript, Turn
 from asgl.types import Message, RoleParts
+
+_SHOWN = 60
+"""Characters of a text in an error."""
 
 
 def begin_turn(
@@ -85,6 +88,35 @@ def end_of_turn(transcript: Transcript, engine: Engine) -> tuple[int, ...]:
         return ()
     suffix = engine.tokenizer.split(transcript.turn.suffix)
     return tuple(part for part in suffix if isinstance(part, int))[:1]
+
+
+def append_content(transcript: Transcript, text: str) -> None:
+    """Appends text of a program. Between messages white space is left out, since the template
+    writes what belongs there; StreamError for other text."""
+    check_text(transcript, text)
+    if not transcript.between_messages:
+        transcript.append(text)
+
+
+def check_text(transcript: Transcript, text: str) -> None:
+    """StreamError for text between messages that is not mere white space."""
+    if transcript.between_messages and text.strip():
+        shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+        raise _misplaced(f"the text {shown!r} was appended")
+
+
+def check_place(transcript: Transcript, kind: str) -> None:
+    """StreamError for a gen or a select between messages."""
+    if transcript.between_messages:
+        raise _misplaced(f"a {kind} was submitted", f"s.assistant(asgl.{kind}(...))")
+
+
+def _misplaced(what: str, instead: str = "s.user(...)") -> StreamError:
+    return StreamError(
+        f"{what} after a message and outside of one, where the model's chat template has no place "
+        f"for it, and messages() would not show it: write {instead}, or do it inside of a block "
+        '`with s.role("assistant"):`'
+    )
 
 
 def write(transcript: Transcript, engine: Engine, text: str) -> None:

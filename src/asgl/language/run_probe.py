@@ -98,6 +98,7 @@ def run_score(
         asked = yield from _next(op, places, spec.top, context)
         tops = [with_texts(one.tokens, tokenizer.decode)[0].top for one in asked]
     if spec.appends:
+        messages.check_text(transcript, spec.text)
         transcript.append_tokens(tokens, spec.text, "given")
         context.emit_text("prompt", transcript.tokens, len(tokens))
         op.token_ids += tokens

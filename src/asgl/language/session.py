@@ -103,7 +103,8 @@ class Session:
             while tasks := self.context.tasks:
                 await asyncio.wait(tasks)
         finally:
-            for executor in list(self.context.busy):
+            executors = {*self.context.busy, *self.context.open}
+            for executor in sorted(executors, key=lambda executor: executor.context.id):
                 executor.close(self.context.closed)
         await asyncio.sleep(0)
 

@@ -12,7 +12,7 @@ from asgl.errors import ModelError
 from asgl.language.context import StreamContext
 from asgl.language.internal_ops import AppendTurn, TurnText
 from asgl.language.tools import AnyTool, call_schema, json_value, list_schema, result_text
-from asgl.types import FunctionCall, Message, MessageToolCall, ToolParts
+from asgl.types import FunctionCall, GrammarSource, Message, MessageToolCall, ToolParts
 
 MOST_CALLS = 8
 """So many calls are made at once at most, if more than one may be."""
@@ -199,13 +199,11 @@ class _OwnStyle(_InMessages):
         if parts.before.startswith(header):
             self.marker = parts.before[len(header) :]
         self.name_key, self.arguments_key = parts.name_key, parts.arguments_key
-        special = context.engine.tokenizer.special_tokens
-        if parallel and (
-            parts.between_calls is None or any(token in parts.between_calls for token in special)
-        ):
+        if parallel and parts.between_calls is None:
             raise ModelError(
                 "the model's chat template writes one call in a message: leave out parallel=True"
             )
+        self._between = self._tokenizer.split(parts.between_calls or "")
 
     @property
     def trigger(self) -> str | int | None:
@@ -223,8 +221,12 @@ class _OwnStyle(_InMessages):
         schema = self._call_schema
         spacing = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         call = json.dumps(schema | {"x-guidance": spacing})
-        more = f"({json.dumps(self._parts.between_calls)} call){{0,{MOST_CALLS - 1}}}"
-        return {"grammar": f"start: call {more}\ncall: %json {call}"}
+        between = [
+            f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in self._between
+        ]
+        text = f"start: call ({' '.join(between)} call){{0,{MOST_CALLS - 1}}}\ncall: %json {call}"
+        control = tuple(part for part in self._between if isinstance(part, int))
+        return {"grammar": GrammarSource("grammar", text, control=control)}
 
     def opening(self) -> AppendTurn:
         return AppendTurn((TurnText(self._parts.before, True),), opens=True)

@@ -197,6 +197,11 @@ class Transcript:
         return self.tokens[-1] if len(self.tokens) > self.bos_added else None
 
     @property
+    def between_messages(self) -> bool:
+        """Whether a message was written, and none is open: there only the chat template writes."""
+        return self.turn is None and bool(self.roles)
+
+    @property
     def cut(self) -> bool:
         """Whether the tokens end in the middle of a character."""
         return bool(self._tokenizer.cut_bytes(self.tokens[-_CHARACTER:]))

@@ -88,9 +88,16 @@ class KVCache:
 
     def match(self, sequence: SequenceState) -> None:
         """Locks the longest cached prefix of the request, of which it leaves at least one token to
-        be computed if logits are wanted."""
-        limit = len(sequence.tokens) - 1 if sequence.wants_logits else len(sequence.tokens)
-        node, slots = self.cache.match(sequence.tokens, sequence.namespace, limit)
+        be computed if logits are wanted.
+
+        A prefetch wants them unless all is cached by others that have ended well: while others run
+        it is not known whether what they cached are numbers.
+        """
+        tokens, namespace = sequence.tokens, sequence.namespace
+        limit = len(tokens) - 1 if sequence.wants_logits else len(tokens)
+        node, slots = self.cache.match(tokens, namespace, limit)
+        if len(slots) == len(tokens) and node.locks:
+            node, slots = self.cache.match(tokens, namespace, len(tokens) - 1)
         self.cache.lock(node)
         sequence.node, sequence.slots = node, slots
         sequence.computed = sequence.covered = len(slots)

@@ -238,10 +238,10 @@ class Scheduler:
         for row in rows:
             sequence = row.sequence
             sound, token = True, None
-            if sequence.tree is None:
+            if sequence.request.max_tokens > 0:
                 token = samples.get(sequence.id)
                 sound = token is not None or sequence.id not in samples
-            elif row.edge is not None or not sequence.remaining:
+            elif row.edge is not None or row.ends_prompt:
                 sound = _record_scores(row, scores)
             if sequence.state != "running":
                 continue
@@ -436,9 +436,11 @@ class Scheduler:
 
 
 def _record_scores(row: Row, scores: Iterator[tuple[float, ...] | None]) -> bool:
-    """Takes the scores of the row's tokens; False if some are no numbers."""
+    """Takes the scores of the row's tokens; False if some are no numbers. Of a prefetch nothing
+    else is wanted."""
     tree = row.sequence.tree
-    assert tree is not None
+    if tree is None:
+        return next(scores) is not None
     nodes = [0] if row.edge is None else row.edge.nodes[row.edge_offset :][: len(row.tokens)]
     sound = True
     for node in nodes:

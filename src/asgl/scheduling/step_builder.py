@@ -32,6 +32,12 @@ class Row(NamedTuple):
     continues: bool = False
     """Its one token is not known yet: the step in flight samples it."""
 
+    @property
+    def ends_prompt(self) -> bool:
+        """Whether no token of its sequence that is known comes after it. That stays so whatever
+        becomes of the sequence while the step runs, unless it generates."""
+        return self.position + len(self.tokens) >= len(self.sequence.tokens)
+
 
 class StepInFlight:
     """A step between its plan and its commit. From now until `land`, what it samples is pending."""
@@ -160,12 +166,14 @@ def _ask(row: Row, first: int, samples: list[SampleRow], scores: list[ScoreRow])
         scores.extend(
             ScoreRow(first + offset, tree.targets(node)) for offset, node in enumerate(nodes)
         )
-    elif row.position + len(row.tokens) < len(sequence.tokens):
+    elif not row.ends_prompt:
         return  # a chunk that is not the prompt's last
     elif tree is not None:
         scores.append(ScoreRow(last, tree.targets()))
     elif sequence.request.max_tokens > 0:
         samples.append(_sample_row(sequence, last))
+    else:
+        scores.append(ScoreRow(last, (0,)))  # of a prefetch: to hear whether it is a number
 
 
 def _sample_row(sequence: SequenceState, index: int) -> SampleRow:

@@ -3,9 +3,13 @@ the reference gives."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tests.kernels.triton.access import Monitor
 
 import asgl
@@ -56,3 +60,26 @@ async def test_the_runtime_gives_what_the_reference_gives(tmp_path: Path, monito
         "head_kernel",
         "sample_kernel",
     }
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, of NaN
+async def test_a_poisoned_request_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    """Those as well that share a prefix with it, computed in the same step."""
+    folder = tiny_directory(tmp_path / "tiny", tie_word_embeddings=False)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][ord("q")] = torch.nan
+    save_file(tensors, folder / "model.safetensors")
+    sound = ["the other thing and", "the other thing on"]
+
+    async def said(*prompts: str) -> list[Any]:
+        async with asgl.Runtime(
+            folder, kernels="triton", device="cpu", dtype="float32", kv_cache_tokens=400
+        ) as rt:
+            options = {"max_tokens": 3, "temperature": 0, "logit_bias": {ord("q"): -1e30}}
+            handles = [rt.prompt(prompt).gen(**options) for prompt in prompts]
+            return await asyncio.gather(*handles, return_exceptions=True)
+
+    expected = await said(*sound)
+    error, *found = await said("the other thing q", *sound)
+    assert isinstance(error, asgl.NumericalError)
+    assert found == expected

@@ -139,9 +139,8 @@ def _sampling(m: int, *, greedy: bool) -> SamplingBatch:
         torch.ones(m),
         torch.ones(m, dtype=torch.int32),
         torch.ones(m),
-        torch.ones(m, dtype=torch.float64),
-        edits,
-        edits,
-        greedy,
-        False,
+        torch.ones(m, dtype=torch.int64),
+        edits=edits,
+        repetition=edits,
+        all_greedy=greedy,
     )

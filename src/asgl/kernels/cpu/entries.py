@@ -21,7 +21,7 @@ FIELDS = {
     "embed": "job ids rows d table tiled code formats out",
     "operations": "job program rows wanted at positions slots packed_only scratch room",
     "log_softmax": "job logits m n out",
-    "sample": "job logits m n temperature top_k top_p min_p uniform greedy ranks out",
+    "sample": "job logits m n temperature top_k top_p min_p keys ids greedy ranks out",
 }
 """The entries, and the fields of their records."""
 

@@ -14,6 +14,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
+from asgl.kernels import noise
 from asgl.kernels.cpu.target import TARGET
 
 LANES = 16
@@ -29,7 +30,6 @@ F32, I8, I16, I32, I64 = (
     ir.IntType(32),
     ir.IntType(64),
 )
-F64 = ir.DoubleType()
 FVEC, IVEC, HVEC = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES), ir.VectorType(I16, LANES)
 BVEC = ir.VectorType(I8, LANES)
 
@@ -192,6 +192,23 @@ def exp(builder: Any, x: Any) -> Any:
     exponent = builder.shl(builder.bitcast(shifted, IVEC), const(23))
     value = builder.bitcast(builder.add(builder.bitcast(value, IVEC), exponent), FVEC)
     return builder.select(tiny, const(0.0, FVEC), value)
+
+
+def uniform(builder: Any, tokens: Any, low: Any, high: Any) -> Any:
+    """float32 in (0, 1) for words that are the ids of tokens, and the halves of a key: see
+    `asgl.kernels.noise`, where it is u."""
+
+    def xor_shift(x: Any, count: int) -> Any:
+        return builder.xor(x, builder.lshr(x, const(count)))
+
+    x = builder.add(builder.mul(tokens, const(noise.WEYL)), low)
+    x = builder.mul(xor_shift(x, 16), const(noise.FIRST))
+    x = builder.mul(builder.xor(xor_shift(x, 15), high), const(noise.SECOND))
+    x = builder.lshr(xor_shift(x, 15), const(1))
+    halfway = builder.fadd(builder.sitofp(x, FVEC), const(0.5, FVEC))
+    u = builder.fmul(halfway, const(noise.STEP, FVEC))
+    below_one = const(1 - 2.0**-24, FVEC)  # what is above that was rounded to 1
+    return builder.select(builder.fcmp_ordered("<", u, below_one), u, below_one)
 
 
 def half_to_f32(builder: Any, halves: Any) -> Any:

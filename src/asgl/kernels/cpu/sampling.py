@@ -1,9 +1,10 @@
-"""Sampling: a token for each row of logits, by inverting the row's distribution with its tokens
-taken likeliest first.
+"""Sampling: a token for each row of logits, the winner of a race in which each one's time depends
+on its own weight and random number alone (see `asgl.kernels.noise`).
 
-Only tokens near the greatest are ranked at first, and all of them if those did not decide. Ranking
-is a counting sort by the leading 12 bits of a weight, exp((logit - greatest) / temperature), and
-the buckets that the draw reaches are sorted for good. Equal tokens keep the order of their ids.
+A weight is exp((logit - greatest) / temperature). Tokens are ranked for top-k and top-p only: those
+near the greatest at first, and all of them if those did not decide. Ranking is a counting sort by
+the leading 12 bits of a weight, and the bucket in which a filter cuts is sorted for good. Equal
+tokens keep the order of their ids.
 """
 
 from __future__ import annotations
@@ -18,24 +19,30 @@ from asgl.kernels.cpu import team
 from asgl.kernels.cpu.llvm import LANES
 from asgl.kernels.cpu.simd import (
     add,
+    any_less,
     div,
     exp,
     exp_scalar,
     fma,
     get_f32,
-    get_f64,
     get_i32,
+    get_i64,
     greatest,
     int64_at,
     kernel,
     load,
+    load_words,
     maximum,
+    mul,
     set_f32,
     set_i64,
     splat,
     store,
     sub,
     total,
+    uniform,
+    uniform_scalar,
+    words_from,
     zero,
 )
 
@@ -201,20 +208,50 @@ def _prefix(
 
 
 @kernel
-def _draw(
-    row: int,
-    n: int,
-    summed: float,
-    uniform: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    tokens: Ints,
-    spare: Ints,
-    ends: Ints,
+def _enter(
+    row: int, column: int, least: float, ids: int, key: int, winner: int, best: float
+) -> tuple[int, float]:
+    """(winner, its time) after a column of weights took part, if its weight is at least `least`."""
+    weight = get_f32(row + column * 4)
+    if weight > 0 and weight >= least:
+        u = uniform_scalar(get_i32(ids + column * 4) if ids != 0 else column, key)
+        # a time is no less than u / weight: most are out without a logarithm
+        if u < best * weight:
+            time = -np.log1p(-np.float64(u)) / weight
+            if time < best:
+                return column, time
+    return winner, best
+
+
+@kernel
+def _race(
+    row: int, n: int, top: float, temperature: float, least: float, ids: int, key: int
 ) -> int:
-    """A token of a row of weights whose sum is `summed`."""
-    most = n if top_k <= 0 else min(top_k, n)
+    """The column of logits that wins, of those with a weight of at least `least`. Overwrites the
+    row."""
+    high, heat = splat(top), splat(temperature)
+    winner, best = 0, np.inf
+    whole = n // LANES * LANES
+    for start in range(0, whole, LANES):
+        weights = exp(div(sub(load(row + start * 4), high), heat))
+        tokens = load_words(ids + start * 4) if ids != 0 else words_from(start)
+        if any_less(uniform(tokens, key), mul(weights, splat(np.float32(best)))):
+            store(row + start * 4, weights)
+            for i in range(start, start + LANES):
+                winner, best = _enter(row, i, least, ids, key, winner, best)
+    for i in range(whole, n):
+        set_f32(row + i * 4, exp_scalar((get_f32(row + i * 4) - top) / temperature))
+        winner, best = _enter(row, i, least, ids, key, winner, best)
+    return winner
+
+
+@kernel
+def _keep(
+    row: int, n: int, summed: float, most: int, top_p: float, min_p: float,
+    tokens: Ints, spare: Ints, ends: Ints,
+) -> int:  # fmt: skip
+    """Puts those that top-k (`most`, or n) and top-p keep first in `tokens`, of a row of weights
+    whose sum is `summed`; returns their number. Tokens below `min_p` may be missing."""
     for attempt in range(2):
         complete = attempt == 1
         count = _rank(row, n, 0.0 if complete else _NEAR, spare, tokens, ends)
@@ -224,22 +261,27 @@ def _draw(
                 continue
             within = _prefix(row, tokens, ends, most, np.inf, spare)[1]
         limit = top_p * within if top_p < 1 else np.inf
-        kept, held = _prefix(row, tokens, ends, most, limit, spare)
-        if min_p > 0:
-            likely = 0
-            for i in range(count):
-                likely += get_f32(row + tokens[i] * 4) >= min_p
-            if likely < kept:
-                kept, held = _prefix(row, tokens, ends, likely, np.inf, spare)
-        if (
-            not complete and kept == count and kept < most and min_p < _NEAR
-        ):  # others may be kept as well
-            if limit < np.inf or most < n or min_p > 0 or held <= uniform * summed:
-                continue
-            held = summed
-        drawn = _prefix(row, tokens, ends, kept, np.nextafter(uniform * held, np.inf), spare)[0]
-        return tokens[max(drawn, 1) - 1]
-    return tokens[0]
+        kept = _prefix(row, tokens, ends, most, limit, spare)[0]
+        if complete or kept < count or kept == most or min_p >= _NEAR:
+            return kept
+    return 0  # unreachable: the second attempt is complete
+
+
+@kernel
+def _draw(
+    row: int, n: int, top: float, temperature: float, top_k: int, top_p: float, min_p: float,
+    ids: int, key: int, tokens: Ints, spare: Ints, ends: Ints,
+) -> int:  # fmt: skip
+    """A column of a row of logits. Overwrites the row."""
+    most = n if top_k <= 0 else min(top_k, n)
+    if most == n and top_p >= 1:
+        return _race(row, n, top, temperature, min_p, ids, key)
+    summed = _weigh(row, n, top, temperature)
+    kept = _keep(row, n, summed, most, top_p, min_p, tokens, spare, ends)
+    winner, best = tokens[0], np.inf
+    for i in range(kept):
+        winner, best = _enter(row, tokens[i], min_p, ids, key, winner, best)
+    return winner
 
 
 @kernel
@@ -259,9 +301,9 @@ def sample_phase(a: Any, thread: int, number: int) -> None:
             token = _first(at, n, top)
         else:
             token = _draw(
-                at, n, _weigh(at, n, top, temperature), get_f64(a.uniform + row * 8),
+                at, n, top, temperature,
                 get_i32(a.top_k + row * 4), get_f32(a.top_p + row * 4), get_f32(a.min_p + row * 4),
-                tokens, spare, ends,
+                a.ids, get_i64(a.keys + row * 8), tokens, spare, ends,
             )  # fmt: skip
         set_i64(a.out + row * 8, token)
 

@@ -24,7 +24,7 @@ from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
 from asgl.kernels.cpu import llvm
-from asgl.kernels.cpu.llvm import F32, F64, FVEC, I16, I32, I64, IVEC, LANES, const
+from asgl.kernels.cpu.llvm import F32, FVEC, I16, I32, I64, IVEC, LANES, const
 from asgl.kernels.cpu.target import TARGET
 
 kernel = njit(nogil=True, error_model="numpy")
@@ -45,7 +45,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 f32x16, i32x16 = _Vector("f32x16", FVEC), _Vector("i32x16", IVEC)
-f32, f64, i64, void = types.float32, types.float64, types.int64, types.void
+f32, i64, void = types.float32, types.int64, types.void
 
 
 def operation(result: Any, *parameters: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -122,12 +122,6 @@ def get_i32(builder: Any, address: Any) -> Any:
 def get_i64(builder: Any, address: Any) -> Any:
     """The int64 at an address."""
     return llvm.load(builder, address, I64, 8)
-
-
-@operation(f64, i64)
-def get_f64(builder: Any, address: Any) -> Any:
-    """The float64 at an address."""
-    return llvm.load(builder, address, F64, 8)
 
 
 @operation(i64, i64)
@@ -333,6 +327,37 @@ def exp(builder: Any, x: Any) -> Any:
 def exp_scalar(builder: Any, x: Any) -> Any:
     """`exp` of one number, bit for bit what a lane would give."""
     return builder.extract_element(llvm.exp(builder, llvm.splat(builder, x)), ir.Constant(I32, 0))
+
+
+@operation(types.boolean, f32x16, f32x16)
+def any_less(builder: Any, a: Any, b: Any) -> Any:
+    """Whether a < b in some lane; NaN is not less."""
+    lanes = builder.bitcast(builder.fcmp_ordered("<", a, b), ir.IntType(LANES))
+    return builder.icmp_unsigned("!=", lanes, ir.Constant(lanes.type, 0))
+
+
+@operation(i32x16, i64)
+def words_from(builder: Any, first: Any) -> Any:
+    """The words first, first + 1, ..., first + 15."""
+    lanes = ir.Constant(IVEC, list(range(LANES)))
+    return builder.add(llvm.splat(builder, builder.trunc(first, I32)), lanes)
+
+
+@operation(f32x16, i32x16, i64)
+def uniform(builder: Any, tokens: Any, key: Any) -> Any:
+    """The random number of each token under a key: u of `asgl.kernels.noise`."""
+    low = builder.trunc(key, I32)
+    high = builder.trunc(builder.lshr(key, ir.Constant(I64, 32)), I32)
+    return llvm.uniform(builder, tokens, llvm.splat(builder, low), llvm.splat(builder, high))
+
+
+@operation(f32, i64, i64)
+def uniform_scalar(builder: Any, token: Any, key: Any) -> Any:
+    """`uniform` of one token, bit for bit what a lane would give."""
+    low = builder.trunc(key, I32)
+    high = builder.trunc(builder.lshr(key, ir.Constant(I64, 32)), I32)
+    words = (llvm.splat(builder, word) for word in (builder.trunc(token, I32), low, high))
+    return builder.extract_element(llvm.uniform(builder, *words), ir.Constant(I32, 0))
 
 
 # --- threads ---

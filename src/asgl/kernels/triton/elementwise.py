@@ -41,7 +41,8 @@ def rope_and_store_kernel(qkv, positions, slots, rope, k_cache, v_cache, q_out, 
     qkv [n, HEADS + 2 KV_HEADS, 2 HALF]; rope float32 [context, 2 HALF]: cosines, then sines;
     k_cache, v_cache [slots, KV_HEADS, 2 HALF]; q_out [n, HEADS, 2 HALF]. Grid (n, ceil((HEADS + 2
     KV_HEADS) / BLOCK_H)); BLOCK_D >= HALF. A token whose slot is negative is padding: its keys and
-    values are written nowhere.
+    values are written nowhere. A key that is not finite, or whose value is not, is stored as NaN,
+    and such a value as zeros: see `asgl.kernels.api.Kernels.rope_and_store`.
     """
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
@@ -65,13 +66,32 @@ def rope_and_store_kernel(qkv, positions, slots, rope, k_cache, v_cache, q_out, 
     tl.store(to_q, left.to(q_out.dtype.element_ty), mask=is_q)
     tl.store(to_q + HALF, right.to(q_out.dtype.element_ty), mask=is_q)
     is_k = inside & ((head >= HEADS) & (head < HEADS + KV_HEADS) & (slot >= 0))[:, None]
+    own = KV_HEADS * width  # from a key to its value
+    broken = _broken(left, right, k_cache.dtype.element_ty) | _broken(
+        tl.load(source + own, mask=is_k, other=0.0),
+        tl.load(source + own + HALF, mask=is_k, other=0.0),
+        v_cache.dtype.element_ty,
+    )
     to_k = k_cache + ((slot * KV_HEADS + head - HEADS) * width)[:, None] + d[None, :]
-    tl.store(to_k, left.to(k_cache.dtype.element_ty), mask=is_k)
-    tl.store(to_k + HALF, right.to(k_cache.dtype.element_ty), mask=is_k)
+    nan = float("nan")
+    tl.store(to_k, tl.where(broken, nan, left).to(k_cache.dtype.element_ty), mask=is_k)
+    tl.store(to_k + HALF, tl.where(broken, nan, right).to(k_cache.dtype.element_ty), mask=is_k)
     is_v = inside & ((head >= HEADS + KV_HEADS) & (slot >= 0))[:, None]
+    broken = _broken(left, right, v_cache.dtype.element_ty)
     to_v = v_cache + ((slot * KV_HEADS + head - HEADS - KV_HEADS) * width)[:, None] + d[None, :]
-    tl.store(to_v, left.to(v_cache.dtype.element_ty), mask=is_v)
-    tl.store(to_v + HALF, right.to(v_cache.dtype.element_ty), mask=is_v)
+    tl.store(to_v, tl.where(broken, 0.0, left).to(v_cache.dtype.element_ty), mask=is_v)
+    tl.store(to_v + HALF, tl.where(broken, 0.0, right).to(v_cache.dtype.element_ty), mask=is_v)
+
+
+@triton.jit
+def _broken(left, right, DTYPE: tl.constexpr):
+    """[heads, 1]: whether a head's halves [heads, BLOCK_D] hold something that is not finite in
+    `DTYPE`."""
+    limit = float("inf")
+    finite = (tl.abs(left.to(DTYPE).to(tl.float32)) < limit) & (
+        tl.abs(right.to(DTYPE).to(tl.float32)) < limit
+    )
+    return (tl.min(finite.to(tl.int32), 1) == 0)[:, None]
 
 
 @triton.jit

@@ -5,9 +5,9 @@ weight, of equals the lower id first, so what filters keep is a *cut*: all token
 and the first few of those that have it. Weights are positive floats, whose bits are ordered as they
 are; a cut is found by fixing three bits at a time from the highest down, with eight sums of the
 weights (or counts) of tokens above a candidate. Sums over fewer tokens in the same order are never
-greater, rounded or not, so that the search is exact with respect to its own sums. Top-k, top-p, and
-the draw (inversion of the cumulative weight at a uniform number) are the same search with different
-measures; min-p is a cut by itself.
+greater, rounded or not, so that the search is exact with respect to its own sums. Top-k and top-p
+are the same search with different measures; min-p is a cut by itself. Of what is kept, the token
+with the least time divided by its weight is drawn, in one pass: see `asgl.kernels.noise`.
 
 The filters are those of Fan et al. (top-k, arXiv 1805.04833), Holtzman et al. (top-p, arXiv
 1904.09751) and Nguyen et al. (min-p, arXiv 2407.01082); the search is radix selection (Alabi et
@@ -23,6 +23,13 @@ al., Fast k-selection algorithms for graphics processing units, 2012) with sums 
 
 import triton
 import triton.language as tl
+
+from asgl.kernels import noise
+
+WEYL = tl.constexpr(noise.WEYL)
+FIRST = tl.constexpr(noise.FIRST)
+SECOND = tl.constexpr(noise.SECOND)
+STEP = tl.constexpr(noise.STEP)
 
 
 @triton.jit
@@ -55,12 +62,11 @@ def _search(
     greatest,
     temperature,
     goal,
-    STRICT: tl.constexpr,
     COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The highest key so that tokens of at least that key weigh `goal` (more than it, if STRICT),
-    or are so many; 0 if all together do not. With it, the measure of all tokens above that key."""
+    """The highest key so that tokens of at least that key weigh `goal`, or are so many; 0 if all
+    together do not. With it, the measure of all tokens above that key."""
     digit = tl.arange(0, 8)
     found = 0
     for place in range(0, 10):
@@ -68,53 +74,73 @@ def _search(
         held = _measure(
             logits, vocabulary, greatest, temperature, found + (digit << shift), COUNT, BLOCK
         )
-        enough = held > goal if STRICT else held >= goal
         # the first candidate is what was found so far: enough, or else nothing is
-        found += tl.maximum(tl.sum(enough.to(tl.int32), 0) - 1, 0) << shift
+        found += tl.maximum(tl.sum((held >= goal).to(tl.int32), 0) - 1, 0) << shift
     above = _measure(logits, vocabulary, greatest, temperature, found + 1 + digit * 0, COUNT, BLOCK)
     return found, tl.max(above, 0)
 
 
 @triton.jit
 def _held(logits, vocabulary, greatest, temperature, cut, BLOCK: tl.constexpr):
-    """Of the tokens above the cut the weight, of those at it the number, and the lowest key of
-    either."""
+    """Of the tokens above the cut the weight, and of those at it the number."""
     above = tl.zeros([BLOCK], tl.float32)
     equal = tl.zeros([BLOCK], tl.int32)
-    lowest = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
     for begin in range(0, vocabulary, BLOCK):
         w = _weights(logits, begin, vocabulary, greatest, temperature, BLOCK)
         key = w.to(tl.int32, bitcast=True)
         above += tl.where(key > cut, w, 0.0)
         equal += (key == cut).to(tl.int32)
-        lowest = tl.minimum(lowest, tl.where(key >= cut, key, 0x7FFFFFFF))
-    return tl.sum(above, 0), tl.sum(equal, 0), tl.min(lowest, 0)
+    return tl.sum(above, 0), tl.sum(equal, 0)
 
 
 @triton.jit
-def _nth(logits, vocabulary, greatest, temperature, wanted, rank, BLOCK: tl.constexpr):
-    """The id of token number `rank`, from 0, of those whose key is `wanted`."""
+def _times(tokens, low, high):
+    """-log(1 - u) of tokens under a key, by the definition in `asgl.kernels.noise`."""
+    x = tokens.to(tl.uint32) * WEYL + low
+    x = (x ^ (x >> 16)) * FIRST
+    x = (x ^ (x >> 15) ^ high) * SECOND
+    x = x ^ (x >> 15)
+    u = ((x >> 1).to(tl.int32).to(tl.float32) + 0.5) * STEP
+    # near 0, 1 - u loses what the logarithm needs; what was rounded to 1 is put below it
+    series = u * (1.0 + u * (0.5 + u * (0.33333334 + u * (0.25 + u * 0.2))))
+    return tl.where(u < 0.03125, series, -tl.log(1.0 - tl.minimum(u, 0.99999994)))
+
+
+@triton.jit
+def _race(logits, vocabulary, greatest, temperature, cut, ties, ids, key,
+          FILTERED: tl.constexpr, NAMED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The column that wins, of all above the cut and the first `ties` of those at it."""
+    low, high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    best = tl.full([BLOCK], float("inf"), tl.float32)
+    winner = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
     seen = 0
-    token = -1
     for begin in range(0, vocabulary, BLOCK):
+        at = begin + tl.arange(0, BLOCK)
         w = _weights(logits, begin, vocabulary, greatest, temperature, BLOCK)
-        equal = (w.to(tl.int32, bitcast=True) == wanted).to(tl.int32)
-        order = seen + tl.cumsum(equal, 0) - 1
-        here = tl.where((equal > 0) & (order == rank), begin + tl.arange(0, BLOCK), -1)
-        token = tl.maximum(token, tl.max(here, 0))
-        seen += tl.sum(equal, 0)
-    return token
+        tokens = tl.load(ids + at, mask=at < vocabulary, other=0) if NAMED else at
+        if FILTERED:
+            bits = w.to(tl.int32, bitcast=True)
+            equal = (bits == cut).to(tl.int32)
+            kept = (bits > cut) | ((equal > 0) & (seen + tl.cumsum(equal, 0) <= ties))
+            seen += tl.sum(equal, 0)
+        else:
+            kept = w > 0.0
+        time = tl.where(kept, _times(tokens, low, high) / tl.where(kept, w, 1.0), float("inf"))
+        winner = tl.where(time < best, at, winner)
+        best = tl.minimum(best, time)
+    return tl.min(tl.where(best == tl.min(best, 0), winner, 0x7FFFFFFF), 0)
 
 
 @triton.jit
-def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens, vocabulary,
-                  stride, GREEDY: tl.constexpr, FILTERED: tl.constexpr,
+def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, keys, ids, tokens, vocabulary,
+                  stride, GREEDY: tl.constexpr, FILTERED: tl.constexpr, NAMED: tl.constexpr,
                   BLOCK: tl.constexpr):  # fmt: skip
     """Grid (m). logits float32 [m, vocabulary], `stride` from row to row; tokens int64 [m].
 
-    temperatures, top_ps, min_ps float32, top_ks int32, uniforms float64 [m]. GREEDY: no row is
-    random. FILTERED: top-k, top-p or min-p of some row is on. `asgl.kernels.api.Kernels.sample`
-    says what is drawn. The token is -1 if a logit is NaN or +inf, or all are -inf.
+    temperatures, top_ps, min_ps float32, top_ks int32, keys int64 [m]; ids int32 [vocabulary].
+    GREEDY: no row is random. FILTERED: top-k, top-p or min-p of some row is on. NAMED: columns have
+    the tokens `ids`, not their own numbers. `asgl.kernels.api.Kernels.sample` says what is drawn.
+    The token is -1 if a logit is NaN or +inf, or all are -inf.
     """
     row = tl.program_id(0)
     logits += row.to(tl.int64) * stride
@@ -144,35 +170,36 @@ def sample_kernel(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens
                 top_ks,
                 top_ps,
                 min_ps,
-                uniforms,
+                keys,
+                ids,
                 FILTERED,
+                NAMED,
                 BLOCK,
             )
     tl.store(tokens + row, token.to(tl.int64))
 
 
 @triton.jit
-def _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, uniforms,
-          FILTERED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The token of a row that is random: finds the cut of the filters, then the token at the row's
-    uniform number."""
+def _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, keys, ids,
+          FILTERED: tl.constexpr, NAMED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The column of a row that is random: finds the cut of the filters, then who wins the race."""
     cut = 1  # the lowest key of a weight above 0
     ties = 0x7FFFFFFF  # how many of the tokens at the cut are kept
     if FILTERED:
         top_k = tl.load(top_ks + row)
         if top_k > 0:
             found, above = _search(
-                logits, vocabulary, best, temperature, top_k.to(tl.float32), False, True, BLOCK
+                logits, vocabulary, best, temperature, top_k.to(tl.float32), True, BLOCK
             )
             if found > 0:
                 cut = found
                 ties = top_k - above.to(tl.int32)
         top_p = tl.load(top_ps + row)
         if top_p < 1.0:
-            above, equal, _ = _held(logits, vocabulary, best, temperature, cut, BLOCK)
+            above, equal = _held(logits, vocabulary, best, temperature, cut, BLOCK)
             edge = cut.to(tl.float32, bitcast=True)
             goal = top_p * (above + tl.minimum(equal, ties).to(tl.float32) * edge)
-            found, above = _search(logits, vocabulary, best, temperature, goal, False, False, BLOCK)
+            found, above = _search(logits, vocabulary, best, temperature, goal, False, BLOCK)
             if found >= cut:
                 needed = tl.ceil((goal - above) / found.to(tl.float32, bitcast=True))
                 needed = tl.maximum(tl.minimum(needed, 2.0e9), 1.0).to(tl.int32)
@@ -182,22 +209,8 @@ def _draw(logits, vocabulary, best, temperature, row, top_ks, top_ps, min_ps, un
         if least > cut:
             cut = least
             ties = 0x7FFFFFFF
-    above, equal, lowest = _held(logits, vocabulary, best, temperature, cut, BLOCK)
-    edge = cut.to(tl.float32, bitcast=True)
-    equal = tl.minimum(equal, ties)
-    # the number just below 1 of float64 must not become 1
-    uniform = tl.minimum(tl.load(uniforms + row).to(tl.float32), 0.99999994)
-    goal = uniform * (above + equal.to(tl.float32) * edge)
-    wanted, above = _search(logits, vocabulary, best, temperature, goal, True, False, BLOCK)
-    weight = wanted.to(tl.float32, bitcast=True)
-    rank = tl.floor((goal - above) / tl.maximum(weight, 1e-45))
-    rank = tl.maximum(tl.minimum(rank, 2.0e9), 0.0).to(tl.int32)
-    if wanted < cut:  # rounding went past the last token that is kept
-        wanted = lowest
-        rank = 0x7FFFFFFF
-    _, same, _ = _held(logits, vocabulary, best, temperature, wanted, BLOCK)
-    kept = tl.where(wanted == cut, tl.minimum(same, ties), same)
-    return _nth(logits, vocabulary, best, temperature, wanted, tl.minimum(rank, kept - 1), BLOCK)
+    key = tl.load(keys + row)
+    return _race(logits, vocabulary, best, temperature, cut, ties, ids, key, FILTERED, NAMED, BLOCK)
 
 
 @triton.jit(do_not_specialize=["count"])
