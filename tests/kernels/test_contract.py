@@ -74,12 +74,12 @@ def test_a_token_that_is_not_finite_spoils_who_attends_to_it(
 
     def attended(qkv: Tensor) -> Tensor:
         keys, values = k_cache.clone(), v_cache.clone()
-        q = kernels.rope_and_store(qkv.clone(), batch, rope, keys, values).clone()
+        q = rotate(kernels, qkv.clone(), batch, rope, keys, values).clone()
         slot = int(batch.slots[poisoned])
         assert values[batch.slots].isfinite().all()
         assert keys[slot, 1 - head].isfinite().all()
         assert bool(keys[slot, head].isnan().all()) != bool(qkv.isfinite().all())
-        return kernels.attention(q, keys, values, batch, head_dim**-0.5).clone()
+        return kernels.attention(q, keys, values, batch, Attending(head_dim**-0.5)).clone()
 
     expected = attended(qkv).unflatten(1, (heads, head_dim))
     broken = qkv.clone()

@@ -195,7 +195,6 @@ def _tokens(
     if transcript.cut:
         raise StreamError("tokens cannot be appended in the middle of a character")
     text = tokenizer.decode(ids)
-    messages.check_text(transcript, text)
     transcript.append_tokens(ids, text, "given")
     context.emit_text("prompt", transcript.tokens, len(ids))
     op.token_ids += ids
