@@ -45,8 +45,8 @@ class SampleRow:
     request_id: int
     spec: SamplingSpec
     draw: int
-    """How many tokens the request has sampled before: with `spec.seed`, all that the random draw
-    depends on."""
+    """How many tokens the request has sampled before: with `spec.seed`, all that its random numbers
+    depend on."""
     banned: tuple[int, ...] = ()
     """Tokens that may not be sampled now."""
     history: array[int] | None = None
