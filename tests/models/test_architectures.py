@@ -318,6 +318,26 @@ def test_a_key_that_is_not_known_stops_the_load(
     return None
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope_theta": 3e3},
+        {},
+        {"rope_scaling": {"rope_type": "linear", "factor": 3.0}, "rope_theta": 5e5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["olmo3", "gemma3_text"])
+def test_ropes_of_two_kinds_of_layers_as_old_files_have_them(
+    tmp_path: Path, name: str, settings: dict[str, Any]
+) -> None:
+    kinds = {"sliding_window": 16, "layer_types": WINDOWED}
+    path = saved(tmp_path / "model", tiny_model(name, **kinds), rope_parameters=..., **settings)
+    agrees(path)
+    with pytest.raises(ModelError, match="rope_parameters is .* a section for each kind"):
+        open_checkpoint(edited(path, rope_parameters={"rope_theta": 3e3}))
+
+
 def test_a_mistral_that_does_not_mention_its_window(tmp_path: Path) -> None:
     """transformers takes it for 4096."""
     path = saved(tmp_path / "model", tiny_model("mistral", sliding_window=None))

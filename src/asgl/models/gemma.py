@@ -52,6 +52,8 @@ def _gemma2(settings: Settings, tensors: Collection[str]) -> ModelConfig:
 def _gemma3(settings: Settings, tensors: Collection[str]) -> ModelConfig:
     ropes = settings.section("rope_parameters")
     nested = ropes.mentions("full_attention") or ropes.mentions("sliding_attention")
+    if ropes and not nested:
+        raise settings.error("rope_parameters", "a section for each kind of layers is needed")
     config = llama.hugging_face(
         settings, tensors, head_dim=256, theta=1_000_000.0, nested_rope=nested
     )

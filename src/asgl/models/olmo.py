@@ -13,6 +13,9 @@ from asgl.models.rope import section_rope
 from asgl.models.settings import Settings
 from asgl.models.windows import alternating, by_layer_types, of_gguf
 
+_THETA = 500_000.0
+"""The base of OLMo 3's rope where a config.json has none."""
+
 
 def _after(settings: Settings, config: ModelConfig) -> ModelConfig:
     return replace(
@@ -30,13 +33,15 @@ def _olmo2(settings: Settings, tensors: Collection[str]) -> ModelConfig:
 def _olmo3(settings: Settings, tensors: Collection[str]) -> ModelConfig:
     ropes = settings.section("rope_parameters")
     nested = ropes.mentions("full_attention") or ropes.mentions("sliding_attention")
-    config = llama.hugging_face(settings, tensors, eps=1e-5, nested_rope=nested)
-    # the layers with windows are not stretched
-    local_rope = replace(config.rope, divisors=None, magnitude=1.0)
+    if ropes and not nested:
+        raise settings.error("rope_parameters", "a section for each kind of layers is needed")
+    config = llama.hugging_face(settings, tensors, eps=1e-5, nested_rope=nested, theta=_THETA)
+    # the layers with windows are not stretched, nor does transformers give them another base
+    local_rope = replace(config.rope, theta=_THETA, divisors=None, magnitude=1.0)
     if nested:
         section = ropes.section("sliding_attention")
         local_rope = section_rope(
-            settings, section, config.head_dim, config.context_length, theta=config.rope.theta
+            settings, section, config.head_dim, config.context_length, theta=_THETA
         )
     window = settings.integer("sliding_window", 4096)
     default = alternating(window, config.layers, 4)

@@ -44,11 +44,11 @@ def _qwen3_gguf(settings: Settings, tensors: Collection[str]) -> ModelConfig:
     return replace(llama.gguf(settings, tensors), qk_norm="head")
 
 
-def _experts(settings: Settings, config: ModelConfig, shared: int) -> ModelConfig:
-    """With the experts of a config.json."""
+def _experts(settings: Settings, config: ModelConfig, shared: int, default: int) -> ModelConfig:
+    """With the experts of a config.json: so many by default."""
     step = settings.integer("decoder_sparse_step", 1)
     dense = settings.items("mlp_only_layers")
-    count = settings.integer("num_experts", settings.integer("num_local_experts", 0))
+    count = settings.integer("num_experts", settings.integer("num_local_experts", default))
     layers = range(config.layers)
     with_experts = frozenset(i for i in layers if i not in dense and (i + 1) % max(step, 1) == 0)
     if not count or not with_experts:
@@ -57,8 +57,8 @@ def _experts(settings: Settings, config: ModelConfig, shared: int) -> ModelConfi
         config,
         experts=Experts(
             count=count,
-            used=settings.integer("num_experts_per_tok"),
-            width=settings.integer("moe_intermediate_size"),
+            used=settings.integer("num_experts_per_tok", 4 if shared else 8),
+            width=settings.integer("moe_intermediate_size", 1408 if shared else 768),
             renormalized=settings.flag("norm_topk_prob", False),
             shared_width=shared,
             layers=with_experts,
@@ -78,7 +78,7 @@ def _qwen2_moe(settings: Settings, tensors: Collection[str]) -> ModelConfig:
         biases=QKV if settings.flag("qkv_bias", True) else frozenset[str](),
         windows=by_layer_types(settings, window, config.layers, every),
     )
-    return _experts(settings, config, settings.integer("shared_expert_intermediate_size", 5632))
+    return _experts(settings, config, settings.integer("shared_expert_intermediate_size", 5632), 60)
 
 
 def _qwen3_moe(settings: Settings, tensors: Collection[str]) -> ModelConfig:
@@ -92,7 +92,7 @@ def _qwen3_moe(settings: Settings, tensors: Collection[str]) -> ModelConfig:
         biases=QKV | {"o"} if settings.flag("attention_bias", False) else frozenset[str](),
         windows=() if window is None else (window,) * config.layers,
     )
-    return _experts(settings, config, 0)
+    return _experts(settings, config, 0, 128)
 
 
 def _moe_gguf(settings: Settings, config: ModelConfig, shared: int) -> ModelConfig:
