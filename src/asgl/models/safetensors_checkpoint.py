@@ -94,7 +94,7 @@ class SafetensorsCheckpoint:
         names = self._of_experts(stored)
         parts = [self._one(name, (shape[0] // len(names), *shape[1:])) for name in names]
         quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
-        if quantized and len({part.format for part in quantized}) == 1 and quantized == parts:
+        if len(quantized) == len(parts) and len({part.format for part in quantized}) == 1:
             return stacked(quantized)
         return torch.cat(
             [

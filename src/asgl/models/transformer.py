@@ -103,11 +103,6 @@ class Transformer:
             self.after_attention(verbs, layer, attended)
         return verbs.norm(self._norm)
 
-    @property
-    def recorded(self) -> bool:
-        """Whether all layers run in one call."""
-        return self._recorded is not None
-
     def queries(self, verbs: Verbs, layer: Layer) -> Any:
         """The queries of a layer, whose keys and values are stored."""
         x = verbs.norm(layer.attention_norm)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -413,3 +414,30 @@ def test_head_some_gives_the_very_columns_of_head(kernels, bits, rows):
     tokens = torch.tensor([0, 5, 31, 32, 250, 498, 499])
     together = kernels.head(x, head).clone()
     assert torch.equal(kernels.head_some(x, head, tokens), together[:, tokens])
+
+
+def test_a_layer_of_several_formats_computes_all_of_them() -> None:
+    """Also as the first thing that is asked of the kernels: each part is a phase of its own."""
+    kernels = CpuKernels(threads=1)
+    parts = [torch.randn(rows, 64, generator=generator(rows)) for rows in (64, 33, 32)]
+    held = [quantize(parts[0], 4), parts[1].bfloat16().float(), quantize(parts[2], 8)]
+    dense = [part if isinstance(part, Tensor) else part.dequantize(torch.float32) for part in held]
+    x, bias = torch.randn(3, 64, generator=generator(1)), torch.randn(129, generator=generator(2))
+    found = kernels.linear(x, kernels.pack_linear(*held, bias=bias))
+    torch.testing.assert_close(found, x @ torch.cat(dense).T + bias, rtol=0, atol=0.1)
+
+
+def test_tables_stay_while_a_late_helper_may_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = CpuKernels(threads=1)
+    weight = kernels.pack_linear(torch.ones(32, 32))
+    idle = False
+    monkeypatch.setattr(Team, "idle", property(lambda team: idle))
+    kernels.linear(torch.ones(1, 32), weight)
+    table = weakref.ref(weight.recorded)
+    del weight
+    other = kernels.pack_linear(torch.ones(32, 32))
+    kernels.linear(torch.ones(1, 32), other)
+    assert table() is not None
+    idle = True
+    kernels.linear(torch.ones(1, 32), other)
+    assert table() is None

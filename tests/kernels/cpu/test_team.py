@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -208,6 +209,22 @@ def test_at_no_moment_of_a_launch_a_late_helper_can_claim(monkeypatch) -> None:
         team.launch(job, 1, record, phases, values, 2)
     assert moments
     assert all(moments)
+
+
+def test_a_team_is_idle_when_no_helper_is_inside_a_job() -> None:
+    """Until then what earlier jobs read must stay, though the jobs are over."""
+    crew, stuck = Team(2, PHASES), np.zeros(3, np.int64)
+    crew.keep.append(stuck)
+    while not stuck[0]:  # a helper that was just going to sleep misses a job
+        crew.run(late.address, stuck.ctypes.data, 0)
+    assert not crew.idle
+    stuck[1] = 1
+    while not stuck[2]:
+        time.sleep(0)
+    deadline = time.monotonic() + 10
+    while not crew.idle and time.monotonic() < deadline:
+        time.sleep(0)
+    assert crew.idle
 
 
 def test_what_a_job_reads_outlives_the_team() -> None:

@@ -22,6 +22,7 @@ from asgl.kernels.cpu import team
 from asgl.kernels.cpu.linear import multiply_tile
 from asgl.kernels.cpu.llvm import LANES
 from asgl.kernels.cpu.simd import (
+    add,
     exp_scalar,
     fma,
     get_f32,
@@ -175,11 +176,10 @@ def expert_phase(
 
 @kernel
 def combine_phase(
-    job: int, phase: int, number: int, rows: int, x: int, routed: int, used: int, d: int,
-    factor: float, out: int,
-) -> None:  # fmt: skip
-    """out [rows, d] += factor * the shares of a row's experts times what they made of it, x [rows *
-    used, d]."""
+    job: int, phase: int, number: int, rows: int, x: int, routed: int, used: int, d: int, out: int
+) -> None:
+    """out [rows, d] += the shares of a row's experts times what they made of it, x [rows * used,
+    d]."""
     places, shares = _part(routed, 1, rows * used), _part(routed, 3, rows * used)
     for row in team.pieces(job, phase, number, GRAIN, rows):
         first = row * used * 8
@@ -190,18 +190,17 @@ def combine_phase(
                 share = splat(get_f32(shares + first + j * 8))
                 value = fma(load(at + i * 4), share, value)
             target = out + (row * d + i) * 4
-            store(target, fma(value, splat(factor), load(target)))
+            store(target, add(load(target), value))
 
 
 @kernel
 def add_share_phase(
-    job: int, phase: int, number: int, rows: int, x: int, share: int, d: int, factor: float,
-    out: int,
-) -> None:  # fmt: skip
-    """out [rows, d] += factor * sigmoid(share [rows, 1]) * x [rows, d], all float32."""
+    job: int, phase: int, number: int, rows: int, x: int, share: int, d: int, out: int
+) -> None:
+    """out [rows, d] += sigmoid(share [rows, 1]) * x [rows, d], all float32."""
     for row in team.pieces(job, phase, number, GRAIN, rows):
         one = np.float32(1)
-        by = splat(np.float32(factor) * one / (one + exp_scalar(-get_f32(share + row * 4))))
+        by = splat(one / (one + exp_scalar(-get_f32(share + row * 4))))
         for i in range(0, d, LANES):
             target = out + (row * d + i) * 4
             store(target, fma(load(x + (row * d + i) * 4), by, load(target)))

@@ -280,7 +280,6 @@ class CpuKernels:
         if recorder.phases > _MOST_PHASES:
             return None
         assert isinstance(result, Value)
-        self._compiled.operations.need(recorder.phases)
         return Recorded(recorder, result)
 
     def run(
@@ -303,6 +302,7 @@ class CpuKernels:
         recorded.use_caches(caches)
         scratch, room = self._scratch(recorded.scratch)
         self._running.append(recorded)
+        self._compiled.operations.need(recorded.phases)
         self._compiled.operations(
             program=recorded.address,
             rows=rows,
@@ -343,18 +343,28 @@ class CpuKernels:
     def head_some(self, x: Tensor, weight: Linear, token_ids: Tensor) -> Tensor:
         """The very numbers of `head`: the tiles that have these tokens are put together to a weight
         of their own."""
-        (whole,) = weight.parts
         tiles, place = torch.unique(token_ids // OUTPUTS, return_inverse=True)
+        some = self._tiles_of(weight, len(tiles))
+        (whole,), (part,) = weight.parts, some.parts
         held = whole.memory.view(-(-whole.outputs // OUTPUTS), -1)
-        memory = self._buffer("some tiles", (len(tiles), held.shape[1]), torch.uint8)
+        room = part.memory.view(-1, held.shape[1])[: len(tiles)]
         np.take(
-            held.numpy(), tiles.numpy(), axis=0, out=memory.numpy(), mode="clip"
+            held.numpy(), tiles.numpy(), axis=0, out=room.numpy(), mode="clip"
         )  # torch would wake threads of its own
-        some = replace(
-            whole, memory=memory, address=memory.data_ptr(), outputs=len(tiles) * OUTPUTS
-        )
-        product = self._product(x, Linear((some,), None), exact=True)
+        product = self._product(x, some, exact=True)
         return product[:, place * OUTPUTS + token_ids % OUTPUTS]
+
+    def _tiles_of(self, weight: Linear, count: int) -> Linear:
+        """A weight with room for that many tiles of another one, or up to twice as many, so that
+        there are few of them; kept, since to record a product takes longer than to compute it."""
+        rooms = 1 << (count - 1).bit_length()
+        if (some := weight.some.get(rooms)) is None:
+            (whole,) = weight.parts
+            size = len(whole.memory) // -(-whole.outputs // OUTPUTS)
+            memory = torch.zeros(rooms * size, dtype=torch.uint8)
+            part = replace(whole, memory=memory, address=memory.data_ptr(), outputs=rooms * OUTPUTS)
+            some = weight.some[rooms] = Linear((part,), None)
+        return some
 
     # --- logits ---
 

@@ -43,8 +43,8 @@ FIELDS = {
     "route": "wanted x out experts used over_used renormalized",
     "gather": "wanted x out routed used d",
     "experts": "wanted x out routed weights tile_bytes groups outputs mode activation used ldx",
-    "combine": "wanted x out routed used d factor:float",
-    "add_share": "wanted x out share d factor:float",
+    "combine": "wanted x out routed used d",
+    "add_share": "wanted x out share d",
 }
 """What there is to do, and with what: int64 numbers, but for those marked `:float`. `wanted` is 0
 for all new tokens, 1 for those that are wanted; `x`, `out` and what comes of others are
@@ -101,8 +101,8 @@ _GATHER_ROUTED, _GATHER_USED, _GATHER_D = _places("gather")
     _EXPERTS_ROUTED, _EXPERTS_WEIGHTS, _EXPERTS_TILE_BYTES, _EXPERTS_GROUPS, _EXPERTS_OUTPUTS,
     _EXPERTS_MODE, _EXPERTS_ACTIVATION, _EXPERTS_USED, _EXPERTS_LDX,
 ) = _places("experts")  # fmt: skip
-_COMBINE_ROUTED, _COMBINE_USED, _COMBINE_D, _COMBINE_FACTOR = _places("combine")
-_ADD_SHARE_SHARE, _ADD_SHARE_D, _ADD_SHARE_FACTOR = _places("add_share")
+_COMBINE_ROUTED, _COMBINE_USED, _COMBINE_D = _places("combine")
+_ADD_SHARE_SHARE, _ADD_SHARE_D = _places("add_share")
 
 
 @kernel
@@ -244,9 +244,8 @@ def run_operations(a: Any, thread: int, number: int) -> None:
         elif kind == _COMBINE:
             routed = _held(registers, op + _COMBINE_ROUTED)
             used, d = get_i64(op + _COMBINE_USED), get_i64(op + _COMBINE_D)
-            factor = get_f32(op + _COMBINE_FACTOR)
-            combine_phase(job, phase, number, rows, x, routed, used, d, factor, out)
+            combine_phase(job, phase, number, rows, x, routed, used, d, out)
         else:
             share = _held(registers, op + _ADD_SHARE_SHARE)
-            d, factor = get_i64(op + _ADD_SHARE_D), get_f32(op + _ADD_SHARE_FACTOR)
-            add_share_phase(job, phase, number, rows, x, share, d, factor, out)
+            d = get_i64(op + _ADD_SHARE_D)
+            add_share_phase(job, phase, number, rows, x, share, d, out)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class Linear:
     bias: Tensor | None
     recorded: Recorded | None = None
     """The product alone, once it was asked for."""
+    some: dict[int, Linear] = field(default_factory=dict[int, "Linear"])
+    """Weights with room for so many of its tiles."""
 
     @property
     def outputs(self) -> int:
@@ -179,7 +181,8 @@ class Recorder:
         width, hidden = weights.gate_up[0].outputs // 2, Value(self.hidden, d)
         if width % OUTPUTS:
             raise Unrecordable(f"experts of width {width}")
-        logits = self.write_linear(x, weights.router, self.value("logits", count))
+        # exactly: what is rounded here may choose another expert
+        logits = self.write_linear(x, weights.router, self.value("logits", count), exact=True)
         routed = self.register("routed")
         self.rooms[routed] = max(self.rooms.get(routed, 0), 8 * experts.routed_words(1, 0, used))
         self.fixed[routed] = 8 * experts.routed_words(0, count, used)
@@ -195,14 +198,14 @@ class Recorder:
             CODES[weights.activation],
         )  # fmt: skip
         self._write_experts(Value(inner.register, width), weights.down, outer, used, routed)
-        self.write("combine", outer.register, hidden, routed=routed, used=used, d=d, factor=1.0)
+        self.write("combine", outer.register, hidden, routed=routed, used=used, d=d)
         if weights.shared is not None:
             gate_up, down, router = weights.shared
-            share = self.write_linear(x, router, self.value("share", 1))
+            share = self.write_linear(x, router, self.value("share", 1), exact=True)
             inner = self.gated(x, gate_up, weights.activation)
             delta = self.write_linear(inner, down, self.value("delta", d))
             own = share.register
-            self.write("add_share", delta.register, hidden, share=own, d=d, factor=1.0)
+            self.write("add_share", delta.register, hidden, share=own, d=d)
 
     # --- operations ---
 
@@ -225,8 +228,8 @@ class Recorder:
         kinds = {field: kind for field, _, kind in parts}
         if fields.keys() != kinds.keys():
             raise TypeError(f"{name} takes {', '.join(kinds)}, not {', '.join(fields)}")
-        for column, (field, kind) in enumerate(kinds.items(), operations.FIRST):
-            value = fields[field]
+        for column, (key, kind) in enumerate(kinds.items(), operations.FIRST):
+            value = fields[key]
             row[column] = _float_bits(value) if kind else int(value)
         self.rows.append(row)
         self.phases += operations.PHASES.get(name, 1)
@@ -271,7 +274,7 @@ class Recorder:
                 column=column, factor=factor,
             )  # fmt: skip
             column += part.outputs
-        self.kept.append(weight)
+        self.kept.append((weight.parts, weight.bias))  # not it: it may hold what is recorded
         return out
 
     def _write_experts(
@@ -387,9 +390,7 @@ class Recorded:
         """Memory of a register."""
         held = self._memory.get(number)
         if held is None or len(held) < size:
-            if (
-                number in self._fixed
-            ):  # a helper that comes late may read how many experts there are
+            if number in self._fixed:  # a late helper may read how many experts there are
                 self._kept.append(held)
             memory = torch.empty(size + size // 4 + 2 * _ALIGNED, dtype=torch.uint8)
             memory = memory[-memory.data_ptr() % _ALIGNED :]
